@@ -1,0 +1,111 @@
+"""The one door to OpenRLHF, and the one place for what exists only because a dependency assumes CUDA or has a quirk.
+
+Each workaround names its reason and the versions that it was checked with. Nothing else imports `openrlhf`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers.modeling_flash_attention_utils
+import transformers.modeling_utils
+from torch import nn
+
+
+def _flash_attn_modules() -> dict[str, types.ModuleType]:
+    """Stand-ins for the five flash-attn functions that OpenRLHF 0.11 imports at module level.
+
+    Only its sequence-packing and ring-attention paths call them, and this project uses neither; the padding functions
+    are transformers' own equivalents all the same.
+    """
+    from einops import rearrange
+    from torch.distributed.nn.functional import all_gather
+
+    hf = transformers.modeling_flash_attention_utils
+
+    def gather(tensor: torch.Tensor, group: Any) -> torch.Tensor:
+        return torch.cat(all_gather(tensor, group))
+
+    modules = {
+        name: types.ModuleType(name)
+        for name in ("flash_attn", "flash_attn.bert_padding", "flash_attn.utils", "flash_attn.utils.distributed")
+    }
+    padding = modules["flash_attn.bert_padding"]
+    padding.index_first_axis, padding.rearrange = hf._index_first_axis, rearrange  # type: ignore[attr-defined]
+    padding.pad_input, padding.unpad_input = hf._pad_input, hf._unpad_input  # type: ignore[attr-defined]
+    modules["flash_attn.utils.distributed"].all_gather = gather  # type: ignore[attr-defined]
+    return modules
+
+
+@contextmanager
+def openrlhf_importable() -> Iterator[None]:
+    """Lets `import openrlhf...` succeed where flash-attn is not installed (OpenRLHF 0.11.2 requires it).
+
+    The stand-ins are gone afterwards, since transformers detects flash-attn by its module. A real flash-attn is never
+    hidden: if one is installed but broken, its own error comes up.
+    """
+    if importlib.util.find_spec("flash_attn") is not None:
+        yield
+        return
+    # Its answer is cached, and must come before the stand-ins are there to be found.
+    transformers.modeling_flash_attention_utils.flash_attn_supports_top_left_mask()
+    modules = _flash_attn_modules()
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+
+
+# DeepSpeed logs each import and every setting at INFO; a run has its own log.
+os.environ.setdefault("DS_LOG_LEVEL", "warning")
+
+with openrlhf_importable():
+    from openrlhf.models.loss import PolicyLoss, ValueLoss
+    from openrlhf.models.utils import compute_approx_kl, compute_reward
+    from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
+    from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
+
+__all__ = [
+    "AdaptiveKLController",
+    "DeepspeedStrategy",
+    "FixedKLController",
+    "PolicyLoss",
+    "ValueLoss",
+    "alibi_positions",
+    "compute_approx_kl",
+    "compute_reward",
+    "openrlhf_importable",
+]
+
+
+@contextmanager
+def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[None]:
+    """Makes an ALiBi model (MPT) take its biases from `position_ids` of shape (1, L) for one forward.
+
+    transformers' MPT (checked with 5.15) ignores `position_ids` and counts key indices, which are not positions in a
+    packed row. Its bias is a row of slope * position, one for each key, so picking the entries by position is exact.
+    Models without ALiBi are left alone.
+    """
+    if not hasattr(decoder, "build_mpt_alibi_tensor"):
+        yield
+        return
+    build = decoder.build_mpt_alibi_tensor
+
+    def by_position(num_heads: int, sequence_length: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        bias = build(num_heads, int(position_ids.max()) + 1, *args, **kwargs)  # (heads, 1, positions)
+        return bias[..., position_ids[0]]
+
+    decoder.build_mpt_alibi_tensor = by_position  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del decoder.build_mpt_alibi_tensor

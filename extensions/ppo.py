@@ -1,0 +1,677 @@
+"""PPO on LoRA adapters with a rule-based reward: section 4.3 of the paper, step by step.
+
+    1 sample    one response for each prompt of the batch
+    2 reward    the rule on the text, given at the last token
+    3 reference logprobs with the adapters off; per-token KL penalty
+    4 advantage GAE, whitened over the batch
+    5 update    `epochs` passes of the clipped policy and value losses
+    6 log
+"""
+
+from __future__ import annotations
+
+
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions.compat import (
+    AdaptiveKLController,
+    FixedKLController,
+    PolicyLoss,
+    ValueLoss,
+    compute_approx_kl,
+    compute_reward,
+)
+from extensions.data import BatchOrder, Example, has_split, is_labelled, load_examples
+from extensions.errors import UserError
+from extensions.evaluate import Prediction, as_record, mean_main_metric, predict, score_all, shares, spread
+from extensions.numerics import gae, length_mask, pad_rows, td_targets, whiten
+from extensions.packing import Pack, Sample, pack
+from extensions.policy import Policy, load_policy, load_tokenizer
+from extensions.prompts import PromptEncoder, parse_answer
+from extensions.recipe import Ppo, Recipe, load_recipe
+from extensions.report import before_after_table, model_card, reward_curve
+from extensions.rewards import Reward, load_reward
+from extensions.rollout import Request, Sampler, random_numbers
+from extensions.run import (
+    CollapseWatch,
+    Reporter,
+    RunFolder,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_json,
+    read_jsonl,
+    write_json,
+)
+from extensions.strategy import Strategy, trainable_state
+
+TRAINING = 0  # purpose of its random numbers
+
+
+@dataclass
+class Experience:
+    """One rank's share of a batch: B samples, T response tokens in the longest."""
+
+    examples: list[Example]
+    samples: list[Sample]  # token ids of prompts and responses, as they are packed
+    texts: list[str]  # responses
+    prompts: list[str]
+    scores: Tensor  # (B,) the reward of each response
+    lengths: list[int]  # response tokens of each
+    mask: Tensor  # (B, T) bool, true at response tokens
+    logprobs: Tensor  # (B, T) log pi_old(a_t|s_t), 0 where mask is 0; so are all below
+    values: Tensor  # (B, T) V_old(s_t)
+    kl: Tensor  # (B, T) log pi_old - log pi_ref
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) whitened
+    targets: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) what the values are fitted to
+
+
+@dataclass
+class Clock:
+    """Seconds by phase of an iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Any:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+class PpoTrainer:
+    """The training loop over one batch order.
+
+    Args:
+        policy, engine: the policy, and the DeepSpeed engine around it.
+        order: which examples make up each batch.
+        ppo: recipe section `ppo`.
+        min_new_tokens, max_new_tokens: response budget.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Any,
+        strategy: Strategy,
+        sampler: Sampler,
+        encoder: PromptEncoder,
+        reward: Reward,
+        order: BatchOrder,
+        ppo: Ppo,
+        min_new_tokens: int,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
+        self.encoder, self.reward, self.order, self.ppo, self.seed = encoder, reward, order, ppo, seed
+        self.min_new_tokens, self.max_new_tokens = min_new_tokens, max_new_tokens
+        self.policy_loss = PolicyLoss(clip_eps_low=ppo.clip, clip_eps_high=ppo.clip)
+        self.value_loss = ValueLoss(clip_eps=ppo.value_clip)
+        kl = ppo.kl
+        self.kl_controller = (
+            AdaptiveKLController(kl.init, kl.target, kl.horizon) if kl.adaptive else FixedKLController(kl.init)
+        )
+        # Sampling and the packed forward agree to rounding in float32; in bfloat16 they do not, and the ratio of the
+        # first epoch would not be 1.
+        exact = policy.causal_lm.dtype == torch.float32
+        self.recompute = ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
+        self._packs: dict[tuple[int, ...], Pack] = {}
+
+    def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One PPO iteration. Returns its metrics and, for each sample of this batch, a record; same on all ranks."""
+        clock = Clock()
+        batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
+        with clock("rollout"):
+            experience = self.sample(batch, step)
+        with clock("reward"):
+            scores = self.reward(experience.texts, experience.prompts, experience.examples)
+            experience.scores = torch.tensor(scores, dtype=torch.float32, device=self.policy.device)
+        with clock("reference"):
+            mismatch = self.complete(experience)
+            self.estimate_advantages(experience)
+        with clock("update"):
+            losses = self.update(experience, step)
+        return self.summarise(experience, losses | mismatch, step, clock)
+
+    # ------------------------------------------------------------------------------------------- 1 sample
+
+    def sample(self, batch: Sequence[Example], step: int) -> Experience:
+        """Responses of the current policy, with the logprobs and values that sampling computed anyway."""
+        encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
+        requests = []
+        for slot, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
+            row = slot * self.strategy.world_size + self.strategy.rank
+            draw, uniforms = random_numbers(self.seed, TRAINING, step, row, self.max_new_tokens)
+            budget = self.min_new_tokens + int(draw * (self.max_new_tokens - self.min_new_tokens + 1))
+            requests.append(Request(ids, example.task.name, budget, uniforms))
+        responses = self.sampler.sample(requests)
+        lengths = [len(response.tokens) for response in responses]
+        width, device = max(lengths), self.policy.device
+        mask = length_mask(lengths, width, device)
+        self._packs.clear()
+        return Experience(
+            examples=list(batch),
+            samples=[Sample(q.prompt, r.tokens, q.group) for q, r in zip(requests, responses, strict=True)],
+            texts=[response.text for response in responses],
+            prompts=[text for _, text in encoded],
+            scores=torch.empty(0),
+            lengths=lengths,
+            mask=mask,
+            logprobs=pad_rows(torch.cat([response.logprobs for response in responses]), lengths, width),
+            values=pad_rows(torch.cat([response.values for response in responses]), lengths, width),
+            kl=torch.zeros(mask.shape, device=device),
+        )
+
+    # ---------------------------------------------------------------------------------------- 3 reference
+
+    @torch.no_grad()
+    def complete(self, experience: Experience) -> dict[str, Tensor]:
+        """Reference logprobs for the KL; old logprobs and values again where those of sampling are not exact.
+
+        Returns the summed absolute difference between sampled and recomputed logprobs, where both are known.
+        """
+        self.policy.eval()
+        sums: dict[str, Tensor] = {}
+        if self.recompute:
+            again = self._all_rows(experience, "actor", logprobs=True, values=self.ppo.critic == "shared")
+            sums["sampling_mismatch"] = (again["logprobs"] - experience.logprobs).abs().sum()
+            experience.logprobs = again["logprobs"]
+            experience.values = again.get("values", experience.values)
+        if self.ppo.critic == "adapter":
+            experience.values = self._all_rows(experience, "critic", logprobs=False, values=True)["values"]
+        if self.ppo.kl.init > 0:
+            reference = self._all_rows(experience, "reference", logprobs=True, values=False)["logprobs"]
+            experience.kl = compute_approx_kl(experience.logprobs, reference) * experience.mask
+        return sums
+
+    def _all_rows(self, experience: Experience, role: Any, logprobs: bool, values: bool) -> dict[str, Tensor]:
+        """A forward over all samples under `role`; results (B, T)."""
+        results: dict[str, Tensor] = {}
+        with self.policy.role(role):
+            for slots in self._micro_batches(experience, range(len(experience.samples))):
+                packed = self._pack(experience, slots)
+                for name, flat in self.policy(packed, logprobs=logprobs, values=values).items():
+                    rows = results.setdefault(name, torch.zeros(experience.mask.shape, device=flat.device))
+                    rows[list(slots)] = pad_rows(flat, packed.lengths, rows.shape[1])
+        return results
+
+    def _micro_batches(self, experience: Experience, slots: Sequence[int]) -> list[tuple[int, ...]]:
+        """Slots in chunks of at most `micro_batch_size`, those of a task together so that they share its prefix."""
+        ordered = sorted(slots, key=lambda slot: experience.samples[slot].group)
+        size = self.ppo.micro_batch_size
+        return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+
+    def _pack(self, experience: Experience, slots: tuple[int, ...]) -> Pack:
+        """The pack of some samples; made once an iteration, used by the reference and by every epoch."""
+        if slots not in self._packs:
+            self._packs[slots] = pack([experience.samples[slot] for slot in slots], self.policy.device)
+        return self._packs[slots]
+
+    # ---------------------------------------------------------------------------------------- 4 advantage
+
+    def estimate_advantages(self, experience: Experience) -> None:
+        """Token rewards (KL penalty everywhere, the score at the last token), then advantages and value targets."""
+        rewards = compute_reward(experience.scores, self.kl_controller.value, experience.kl, experience.mask)
+        advantages, returns = gae(rewards, experience.values, experience.mask, self.ppo.gamma, self.ppo.lam)
+        if self.ppo.value_target == "td":
+            returns = td_targets(rewards, experience.values, experience.mask, self.ppo.gamma)
+        if self.ppo.whiten:
+            advantages = whiten(advantages, experience.mask, self.strategy.sum)
+        experience.advantages, experience.targets = advantages, returns
+
+    # ------------------------------------------------------------------------------------------- 5 update
+
+    def update(self, experience: Experience, step: int) -> dict[str, Tensor]:
+        """Epochs of minibatch updates. Returns this rank's sums over response tokens, for the metrics."""
+        self.policy.train()
+        sums: dict[str, Tensor] = {}
+        for epoch in range(self.ppo.epochs):
+            for mini_batch in self._mini_batches(len(experience.samples), step, epoch):
+                self._optimizer_step(experience, mini_batch, (step, epoch, mini_batch[0]), sums)
+        return sums
+
+    def _mini_batches(self, count: int, step: int, epoch: int) -> list[list[int]]:
+        """This rank's slots, shuffled into minibatches; the whole batch is one by default."""
+        if self.ppo.mini_batch_size is None:
+            return [list(range(count))]
+        size = self.ppo.mini_batch_size // self.strategy.world_size
+        generator = torch.Generator().manual_seed(_seed(self.seed, step, epoch))
+        slots = torch.randperm(count, generator=generator).tolist()
+        return [slots[i : i + size] for i in range(0, count, size)]
+
+    def _optimizer_step(
+        self, experience: Experience, slots: list[int], moment: tuple[int, ...], sums: dict[str, Tensor]
+    ) -> None:
+        """Gradients over the micro-batches of a minibatch, then one update.
+
+        Every loss is a sum over this micro-batch's tokens over the number of tokens in the minibatch of all ranks, so
+        neither the micro-batches nor the ranks change the result.
+        """
+        tokens = self.strategy.sum(experience.mask[slots].sum().float())
+        scale = {"dp_size": self.strategy.world_size, "batch_num_tokens": tokens}
+        chunks = self._micro_batches(experience, slots)
+        shared = self.ppo.critic == "shared"
+        for k, chunk in enumerate(chunks):
+            packed, rows = self._pack(experience, chunk), list(chunk)
+            mask, width = experience.mask[rows], experience.mask.shape[1]
+            last = k == len(chunks) - 1
+            torch.manual_seed(_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
+            with self.policy.role("actor"):
+                out = self.engine(packed, entropy=True, values=shared)
+                logprobs, entropy = (pad_rows(out[name], packed.lengths, width) for name in ("logprobs", "entropy"))
+                policy_loss, clipped, *_ = self.policy_loss(
+                    logprobs, experience.logprobs[rows], experience.advantages[rows], mask, **scale
+                )
+                loss = policy_loss
+                if self.ppo.entropy_coef > 0:
+                    loss = loss - self.ppo.entropy_coef * (entropy * mask).sum() / tokens * self.strategy.world_size
+                if shared:
+                    value_loss = self._value_loss(experience, out, packed, rows, scale)
+                    loss = loss + self.ppo.value_coef * value_loss
+                self.strategy.update(self.engine, loss, last and shared)
+            if not shared:
+                with self.policy.role("critic"):
+                    out = self.engine(packed, logprobs=False)
+                    value_loss = self._value_loss(experience, out, packed, rows, scale)
+                    self.strategy.update(self.engine, self.ppo.value_coef * value_loss, last)
+            counted = mask.sum()
+            share = tokens / self.strategy.world_size
+            _add(sums, "tokens", counted)
+            _add(sums, "policy_loss", policy_loss * share)
+            _add(sums, "value_loss", value_loss * share)
+            _add(sums, "clip_fraction", clipped * counted)
+            _add(sums, "entropy", (entropy * mask).sum())
+            if moment[1] == 0 and k == 0 and not self.recompute:
+                # Before the first update of the batch the ratio is 1 but for rounding (and dropout).
+                sums.setdefault("sampling_mismatch", (logprobs.detach() - experience.logprobs[rows])[mask].abs().sum())
+                sums.setdefault("mismatch_tokens", counted)
+
+    def _value_loss(
+        self, experience: Experience, out: dict[str, Tensor], packed: Pack, rows: list[int], scale: dict[str, Any]
+    ) -> Tensor:
+        values = pad_rows(out["values"], packed.lengths, experience.mask.shape[1])
+        return self.value_loss(values, experience.values[rows], experience.targets[rows], experience.mask[rows], **scale)
+
+    # ---------------------------------------------------------------------------------------------- 6 log
+
+    def summarise(
+        self, experience: Experience, sums: dict[str, Tensor], step: int, clock: Clock
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Metrics over all ranks, and the samples' records in batch order; steers the KL coefficient."""
+        kl_coef = self.kl_controller.value
+        records: list[dict[str, Any]] = []
+        kl = experience.kl.sum(1).tolist()
+        for slot, example in enumerate(experience.examples):
+            answer = parse_answer(experience.texts[slot], example.task)
+            records.append(
+                {
+                    "task": example.task.name,
+                    "index": example.index,
+                    "prompt": experience.prompts[slot],
+                    "response": experience.texts[slot],
+                    "answer": answer,
+                    "gold": example.label,
+                    "reward": float(experience.scores[slot]),
+                    "kl": kl[slot],
+                    "tokens": experience.lengths[slot],
+                }
+            )
+        by_rank = self.strategy.gather(records)
+        records = [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(sum(map(len, by_rank)))]
+        names = sorted(sums)
+        totals = dict(zip(names, self.strategy.sum(torch.stack([sums[n].float() for n in names])).tolist(), strict=True))
+        mean_kl = sum(r["kl"] for r in records) / len(records)
+        if self.ppo.kl.init > 0:
+            self.kl_controller.update(mean_kl, len(records))
+        metrics = batch_metrics(records, {example.task.name: example.task for example in self.order.examples})
+        tokens = totals["tokens"]
+        response_tokens = sum(r["tokens"] for r in records)
+        mismatch_tokens = totals.get("mismatch_tokens", response_tokens)
+        seconds = sum(clock.seconds.values())
+        metrics |= {
+            "kl": mean_kl if self.ppo.kl.init > 0 else None,
+            "kl_coef": kl_coef,
+            "policy_loss": totals["policy_loss"] / tokens,
+            "value_loss": totals["value_loss"] / tokens,
+            "entropy": totals["entropy"] / tokens,
+            "clip_fraction": totals["clip_fraction"] / tokens,
+            "sampling_mismatch": totals["sampling_mismatch"] / mismatch_tokens,
+            "grad_norm": self.strategy.get_grad_norm(self.engine),
+            "lr": self.engine.get_lr()[0],
+            "response_tokens": response_tokens / len(records),
+            "seconds": clock.seconds,
+            "samples_per_s": len(records) / seconds,
+        }
+        return {"step": step + 1, "samples": (step + 1) * self.order.batch_size} | metrics, records
+
+
+def batch_metrics(records: Sequence[dict[str, Any]], tasks: dict[str, Any]) -> dict[str, Any]:
+    """Rewards, format errors, accuracy and label shares of a batch; accuracy is over the classification samples."""
+    rewards = torch.tensor([r["reward"] for r in records])
+    judged = [r for r in records if not tasks[r["task"]].is_regression]
+    present = sorted({r["task"] for r in records})
+    predicted: dict[str, float] = {}
+    for name in present:
+        own = [r["answer"] for r in judged if r["task"] == name]
+        if own:
+            prefix = f"{name}: " if len(tasks) > 1 else ""
+            predicted |= {f"{prefix}{word}": share for word, share in shares(tasks[name], own).items()}
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std(correction=0)),
+        "reward_by_task": {n: float(torch.tensor([r["reward"] for r in records if r["task"] == n]).mean()) for n in present},
+        "format_error_rate": sum(r["answer"] is None for r in records) / len(records),
+        "accuracy": sum(r["answer"] == r["gold"] for r in judged) / len(judged) if judged else None,
+        "predicted_shares": predicted,
+    }
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    value = value.detach().float()
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _seed(*parts: int) -> int:
+    """One seed from several numbers, by a fixed mixing."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed * 1_000_003 + part + 1) % (2**63)
+    return mixed
+
+
+# ----------------------------------------------------------------------------------------------------- a whole run
+
+
+def run(recipe: Recipe) -> None:
+    """Train, evaluate and write the run folder of a recipe, on this rank.
+
+    Everything that can be wrong in the recipe's data, reward or folder is found before the model is loaded.
+    """
+    strategy = Strategy(recipe.seed, recipe.deepspeed, recipe.ppo.max_grad_norm)
+    strategy.setup_distributed()
+    reporter = Reporter(active=strategy.is_rank_0())
+    _check_ranks(recipe.ppo, strategy.world_size)
+    reward = load_reward(recipe.reward)
+    data = RunData.load(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    folder = RunFolder(recipe.run_dir, recipe) if strategy.is_rank_0() else None
+    if folder is not None and folder.set_aside is not None:
+        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+    reporter.say(f"{recipe.name}: {data.describe()}; loading {recipe.model.path}")
+
+    policy = load_policy(recipe.model, recipe.lora, recipe.ppo.critic, recipe.rollout.temperature, strategy.device, recipe.seed)
+    encoder = PromptEncoder(tokenizer, _prompt_limit(recipe, policy), recipe.prompt.chat_template)
+    for example in (*data.train, *data.table, *data.validation):
+        encoder.encode(example.task, example.fields)  # a prompt that cannot fit stops the run here
+    updates = recipe.max_steps * recipe.ppo.epochs * (recipe.ppo.batch_size // (recipe.ppo.mini_batch_size or recipe.ppo.batch_size))
+    engine = strategy.wrap(policy, recipe.optimizer, recipe.schedule, updates)
+    sampler = Sampler(policy, tokenizer, recipe.ppo.micro_batch_size, lockstep=recipe.deepspeed.zero_stage == 3)
+    trainer = PpoTrainer(
+        policy,
+        engine,
+        strategy,
+        sampler,
+        encoder,
+        reward,
+        BatchOrder(data.train, recipe.ppo.batch_size, recipe.seed, recipe.data.balanced),
+        recipe.ppo,
+        recipe.rollout.min_new_tokens,
+        recipe.rollout.max_new_tokens,
+        recipe.seed,
+    )
+    Run(recipe, strategy, reporter, folder, data, trainer).go()
+    strategy.close()
+
+
+@dataclass
+class RunData:
+    """The examples of a run."""
+
+    train: list[Example]
+    table: list[Example]  # of the before/after table
+    split: str  # that it comes from
+    validation: list[Example]  # of the validations while training
+
+    @staticmethod
+    def load(recipe: Recipe) -> RunData:
+        train, table, validation, splits = [], [], [], set()
+        for task in recipe.data.tasks:
+            root = recipe.data.root
+            train += load_examples(task, "train", root)[: recipe.data.max_train_samples]
+            split = recipe.evaluation.split
+            if split == "auto":
+                split = "test" if is_labelled(task, "test") else "validation"
+            if not has_split(task, split) or not is_labelled(task, split):
+                raise UserError(f"task {task.name} has no labelled {split} split for the before/after table; give its file as source.files.{split}")
+            splits.add(split)
+            table += spread(load_examples(task, split, root), recipe.evaluation.max_samples)
+            if recipe.evaluation.every_steps:
+                validation += spread(load_examples(task, "validation", root), recipe.evaluation.validation_samples)
+        return RunData(train, table, " and ".join(sorted(splits)), validation)
+
+    def describe(self) -> str:
+        tasks = list(dict.fromkeys(example.task.display_name for example in self.train))
+        return f"{', '.join(tasks)}: {len(self.train)} training rows, {len(self.table)} {self.split} rows"
+
+
+def _check_ranks(ppo: Ppo, world_size: int) -> None:
+    for key, value in (("ppo.batch_size", ppo.batch_size), ("ppo.mini_batch_size", ppo.mini_batch_size)):
+        if value is not None and value % world_size:
+            raise UserError(f"{key}: {value} samples cannot be shared evenly by {world_size} ranks; use a multiple of {world_size}")
+
+
+def _prompt_limit(recipe: Recipe, policy: Policy) -> int:
+    """Most tokens of a prompt: the model's context less the response, or what the recipe says if that is less."""
+    config = policy.causal_lm.config
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
+    limit = context - recipe.rollout.max_new_tokens
+    if recipe.prompt.max_tokens is not None and recipe.prompt.max_tokens > limit:
+        raise UserError(
+            f"prompt.max_tokens: {recipe.prompt.max_tokens} and rollout.max_new_tokens: {recipe.rollout.max_new_tokens} "
+            f"exceed the model's context of {context} tokens"
+        )
+    return recipe.prompt.max_tokens or limit
+
+
+class Run:
+    """A run from its first evaluation to its model card. Rank 0 alone has a folder."""
+
+    def __init__(
+        self, recipe: Recipe, strategy: Strategy, reporter: Reporter, folder: RunFolder | None, data: RunData, trainer: PpoTrainer
+    ) -> None:
+        self.recipe, self.strategy, self.reporter, self.folder, self.data = recipe, strategy, reporter, folder, data
+        self.trainer, self.policy = trainer, trainer.policy
+        self.scores: dict[str, Any] = {"split": data.split}
+        self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
+        self.best_state: dict[str, Tensor] | None = None
+        self.collapse = CollapseWatch()
+        self.step = 0
+        self.seconds = 0.0  # of training, over all sessions
+
+    def go(self) -> None:
+        self.resume()
+        if self.folder is not None:
+            self.folder.start_trackers(self.recipe)
+        if self.recipe.evaluation.before and "before" not in self.scores:
+            self.scores["before"] = self.evaluate(self.data.table, f"before training, {self.data.split} split", "predictions_before.jsonl")
+            self._write_scores()
+        self.train()
+        if self.best_state is not None:
+            self._restore(self.best_state)
+            self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
+        self.scores["after"] = self.evaluate(self.data.table, f"after training, {self.data.split} split", "predictions_after.jsonl")
+        self.finish()
+
+    def train(self) -> None:
+        recipe = self.recipe
+        self.reporter.begin(recipe.max_steps, self.step)
+        while self.step < recipe.max_steps and not self._stopped_early():
+            start = time.monotonic()
+            metrics, records = self.trainer.iterate(self.step)
+            self.step += 1
+            self.seconds += time.monotonic() - start
+            self._record(metrics, records)
+            if recipe.evaluation.every_steps and self.step % recipe.evaluation.every_steps == 0:
+                self._validate()
+            if recipe.checkpoint.every_steps and self.step % recipe.checkpoint.every_steps == 0:
+                self.save_checkpoint()
+        self.reporter.end()
+
+    def _stopped_early(self) -> bool:
+        patience = self.recipe.evaluation.patience
+        return bool(patience) and self.best["since"] >= patience
+
+    def _record(self, metrics: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        if self.folder is None:
+            return
+        self.folder.metrics(metrics)
+        kept = records[: self.recipe.logging.rollout_samples]
+        self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
+        self.reporter.step(metrics)
+        for task in self.recipe.data.tasks:
+            if not task.is_regression:
+                own = [(task.answer(r["answer"]), task.answer(r["gold"])) for r in records if r["task"] == task.name and r["answer"] is not None]
+                warning = self.collapse.add(task.name, own)
+                if warning:
+                    self.reporter.warn(warning)
+
+    # --------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, examples: list[Example], title: str, file: str | None = None) -> dict[str, dict[str, Any]]:
+        """Scores by task, on every rank; each rank samples its share."""
+        strategy, recipe = self.strategy, self.recipe
+        self.reporter.say(f"evaluating {len(examples)} rows {title}")
+        own = examples[strategy.rank :: strategy.world_size]
+        if self.trainer.sampler.lockstep and len(examples) % strategy.world_size:
+            own = own + examples[: 1 if len(own) < -(-len(examples) // strategy.world_size) else 0]  # as many forwards on each
+        found = predict(own, self.trainer.encoder, self.trainer.sampler.sample, recipe.evaluation.batch_size, recipe.rollout.max_new_tokens, recipe.seed)
+        by_key: dict[tuple[str, int], Prediction] = {(p.task, p.index): p for part in strategy.gather(found) for p in part}
+        predictions = [by_key[example.task.name, example.index] for example in examples]
+        if self.folder is not None and file is not None:
+            (self.folder.root / file).unlink(missing_ok=True)
+            self.folder.append(file, [as_record(prediction) for prediction in predictions])
+        return score_all(recipe.data.tasks, predictions)
+
+    def _validate(self) -> None:
+        scores = self.evaluate(self.data.validation, f"at step {self.step}, validation split")
+        metric = mean_main_metric(scores)
+        better = self.best["metric"] is None or metric > self.best["metric"]
+        if better:
+            self.best = {"metric": metric, "step": self.step, "since": 0}
+            self.best_state = trainable_state(self.policy)
+        else:
+            self.best["since"] += 1
+        self.reporter.say(f"validation {100 * metric:.1f}" + (" (best so far)" if better else f" (best {100 * self.best['metric']:.1f} at step {self.best['step']})"))
+        if self.folder is not None:
+            self.folder.append("validation.jsonl", [{"step": self.step, "mean": metric, "tasks": scores}])
+
+    def _write_scores(self) -> None:
+        if self.folder is not None:
+            write_json(self.folder.root / "eval.json", self.scores)
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Write a resume point; its folder gets its final name only once it is complete."""
+        root = self.recipe.run_dir / "checkpoints"
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "kl_coef": self.trainer.kl_controller.value,
+            "best": self.best,
+            "world_size": self.strategy.world_size,
+        }
+        tag = f"writing-{self.step}"
+        self.trainer.engine.save_checkpoint(str(root), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        if self.folder is not None:
+            write_json(root / tag / "run.json", state)
+            if self.best_state is not None:
+                torch.save(self.best_state, root / tag / "best.pt")
+            (root / tag).replace(root / f"step-{self.step}")
+            prune_checkpoints(self.folder.root, self.recipe.checkpoint.keep)
+        self.strategy.barrier()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint in the run folder, if there is one."""
+        self.strategy.barrier()  # rank 0 has set up the folder
+        checkpoint = newest_checkpoint(self.recipe.run_dir)
+        if checkpoint is None:
+            return
+        state = read_json(checkpoint / "run.json")
+        if state["world_size"] != self.strategy.world_size:
+            raise UserError(
+                f"{checkpoint} was written by {state['world_size']} ranks, this run has {self.strategy.world_size}; "
+                "start as many, or choose another output_dir"
+            )
+        self.trainer.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_module_strict=False)
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.trainer.kl_controller.value = state["kl_coef"]
+        if (checkpoint / "best.pt").exists():
+            self.best_state = torch.load(checkpoint / "best.pt", weights_only=True)
+        if self.folder is not None:
+            self.folder.cut_back(self.step)
+        if (self.recipe.run_dir / "eval.json").exists():
+            self.scores = read_json(self.recipe.run_dir / "eval.json")
+        self.reporter.say(f"resuming after step {self.step} from {checkpoint}")
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        import deepspeed
+
+        named = self.policy.trainable
+        sharded = [p for p in named.values() if hasattr(p, "ds_id")]
+        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
+            if not sharded or self.strategy.is_rank_0():
+                for name, parameter in named.items():
+                    parameter.copy_(state[name])
+
+    # ------------------------------------------------------------------------------------------------- the end
+
+    def finish(self) -> None:
+        """Adapter, curve, card, table."""
+        state = trainable_state(self.policy)
+        if self.folder is None:
+            return
+        root, recipe = self.folder.root, self.recipe
+        self.policy.save_adapter(root / "adapter", state)
+        self.trainer.encoder.tokenizer.save_pretrained(str(root / "adapter"))
+        self.policy.save_critic(root / "critic", state)
+        self._write_scores()
+        metrics = read_jsonl(root / "metrics.jsonl")
+        reward_curve(metrics, root / "reward_curve.png", f"{recipe.name}: PPO, {recipe.model.path}")
+        model_card(recipe, self.scores, self.data.split, self.step * recipe.ppo.batch_size, self.step, self.seconds).save(root / "adapter" / "README.md")
+        self.folder.close()
+        self.reporter.say(f"{self.step * recipe.ppo.batch_size} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training")
+        self.reporter.console.print(before_after_table(recipe.data.tasks, self.scores.get("before"), self.scores["after"], self.data.split))
+        self.reporter.say(f"reward curve: {root / 'reward_curve.png'}\nadapter:      {root / 'adapter'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of launch/ppo.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
+    arguments = [a for a in (sys.argv[1:] if arguments is None else arguments) if not a.startswith("--local_rank")]
+    rank = os.environ.get("RANK", "0")
+    try:
+        if not arguments or arguments[0].startswith("-"):
+            raise UserError("usage: deepspeed launch/ppo.sh RECIPE [key.sub=value ...]")
+        run(load_recipe(arguments[0], arguments[1:]))
+    except UserError as error:
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except Exception:
+        print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return 1
+    return 0

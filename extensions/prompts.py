@@ -1,0 +1,225 @@
+"""Prompt text, truncation, and the one answer parser that rewards and evaluation share.
+
+A prompt has the four parts of the paper's section 4.1 and ends with the opening tag; the model writes the answer and
+the closing tag.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from extensions.errors import UserError
+from extensions.tasks import PLACEHOLDER, TASKS, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPEN, CLOSE = "<Judgement>", "</Judgement>"
+
+# ---------------------------------------------------------------------------------------------------- rendering
+
+
+def answer_format(task: Task) -> str:
+    """What the model is told to insert between the tags."""
+    if task.answer_format:
+        return task.answer_format
+    if task.score_range is not None:
+        return "Insert only a number between {:g} and {:g} here".format(*task.score_range)
+    quoted = [f'"{words[0]}"' for words in task.labels.values()]
+    return f"Insert only {', '.join(quoted[:-1])} or {quoted[-1]} here"
+
+
+def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
+    """The two halves of a prompt: what is the same for every example of the task, and the question.
+
+    Braces inside the data stay as they are: placeholders are replaced once, in one pass.
+    """
+    system = (
+        f"System_prompt:\n  {task.description}\n"
+        f"The result you give should have the following form:\n  {OPEN} {{{answer_format(task)}}} {CLOSE}\n"
+    )
+    question = PLACEHOLDER.sub(lambda match: fields[match[1]], task.question)
+    return system, f"Prompt:\n  {question}\n"
+
+
+def prompt_text(task: Task, fields: Mapping[str, str]) -> str:
+    """The whole prompt as plain text (section 4.1)."""
+    return "".join(render(task, fields)) + f"Assistant:\n{OPEN}"
+
+
+def chat_prompt_text(task: Task, fields: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same parts through the tokenizer's chat template; the assistant's turn begins with the opening tag."""
+    system, question = render(task, fields)
+    system, question = system.removeprefix("System_prompt:\n  "), question.removeprefix("Prompt:\n  ")
+    messages = [{"role": "system", "content": system.strip()}, {"role": "user", "content": question.strip()}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return f"{text}{OPEN}"
+
+
+class PromptEncoder:
+    """Turns the fields of an example into token ids that fit.
+
+    Args:
+        tokenizer: of the model.
+        max_tokens: longest prompt in tokens; a longer one loses the end of its task's `truncate` field, never the
+            question or the format.
+        chat_template: use the tokenizer's chat template instead of the paper's plain form.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, chat_template: bool) -> None:
+        if chat_template and not tokenizer.chat_template:
+            raise UserError("prompt.chat_template: true, but this model's tokenizer has no chat template; set it to false")
+        self.tokenizer, self.max_tokens, self.chat_template = tokenizer, max_tokens, chat_template
+
+    def text(self, task: Task, fields: Mapping[str, str]) -> str:
+        if self.chat_template:
+            return chat_prompt_text(task, fields, self.tokenizer)
+        return prompt_text(task, fields)
+
+    def encode(self, task: Task, fields: Mapping[str, str]) -> tuple[list[int], str]:
+        """Token ids and text of a prompt of at most `max_tokens` tokens.
+
+        Raises:
+            UserError: the question and the format alone are longer than that.
+        """
+        text = self.text(task, fields)
+        ids = self._ids(text)
+        if len(ids) <= self.max_tokens:
+            return ids, text
+        name = task.truncate or task.fields[0]
+        value = fields[name]
+        keep = len(value)
+        while len(ids) > self.max_tokens:
+            # Drop about as many characters as the excess tokens hold, then look again; always at least one.
+            share = len(value) / max(1, len(self._ids(value)))
+            keep -= max(1, int((len(ids) - self.max_tokens) * share))
+            if keep <= 0:
+                raise UserError(
+                    f"task {task.name}: a prompt needs more than the {self.max_tokens} tokens that it may have even "
+                    f"without its field {name!r}; raise prompt.max_tokens, lower rollout.max_new_tokens, or take a "
+                    "model with a longer context"
+                )
+            text = self.text(task, {**fields, name: value[:keep].rstrip()})
+            ids = self._ids(text)
+        return ids, text
+
+    def _ids(self, text: str) -> list[int]:
+        # A chat template writes its own special tokens; the plain form takes the tokenizer's (BOS for Llama).
+        return self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
+
+
+# ------------------------------------------------------------------------------------------------------ parsing
+
+# A letter, digit, combining mark or zero-width character beside a keyword makes it another word; so does a hyphen
+# or an apostrophe that joins it to one ("yes-man", "no's").
+_IN_WORD = r"[\w\u0300-\u036f\u200b-\u200f\u2060\ufeff]"
+_NOT_AFTER_WORD = rf"(?<!{_IN_WORD})(?<!{_IN_WORD}[-'\u2019])"
+_NOT_BEFORE_WORD = rf"(?!{_IN_WORD}|[-'\u2019]{_IN_WORD})"
+_NEGATION = r"(?:not|never|neither|nor|non|hardly|n['\u2019]t)"
+_FILLER = r"(?:a|an|the|be|at all|very|really|quite)"
+_NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
+_PART_OF_NUMBER = re.compile(r"\b(?:half|halves|thirds?|quarters?|fifths?|tenths?|point)\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=256)
+def _keyword_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds a keyword (group 1) or a negated keyword (group 1 empty), longest keyword first."""
+
+    def one(word: str) -> str:
+        spelled = r"\s+".join(re.escape(part) for part in word.split())
+        # Case folding stays within ASCII where it can: U+017F would otherwise match an "s", U+212A a "k".
+        return f"(?{'ai' if word.isascii() else 'i'}:{spelled})"
+
+    any_word = "|".join(one(word) for word in sorted(words, key=len, reverse=True))
+    keyword = rf"{_NOT_AFTER_WORD}({any_word}){_NOT_BEFORE_WORD}"
+    negated = rf"(?:(?<!\w)|(?=n['\u2019]))(?i:{_NEGATION})[\s\"'*:-]{{1,4}}(?:(?i:{_FILLER})\s{{1,4}}){{0,2}}(?:{any_word})"
+    return re.compile(f"{keyword}|{negated}{_NOT_BEFORE_WORD}")
+
+
+def parse_answer(text: str, task: Task) -> str | float | None:
+    """The answer in a model's response: a label of the task, a score, or None for a wrong format.
+
+    Rules (section 4.3): only the text before the first closing tag counts. A label needs one of its keywords as a
+    whole word in any case; words of two labels, a negated keyword, or none are a wrong format. A score needs exactly
+    one plain decimal number in the task's range. Never raises; linear in the length of `text`.
+    """
+    head, closed, _ = text.partition(CLOSE)
+    if not closed or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
+        return None
+    return _parse_score(head, *task.score_range) if task.score_range else _parse_label(head, task.labels)
+
+
+def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
+    label_of = {" ".join(word.lower().split()): label for label, words in labels.items() for word in words}
+    found: set[str] = set()
+    for match in _keyword_pattern(tuple(label_of)).finditer(head):
+        if match[1] is None:  # negated
+            return None
+        label = label_of.get(" ".join(match[1].lower().split()))
+        if label is None:  # matched by a case folding that lower() does not share
+            return None
+        found.add(label)
+        if len(found) > 1:
+            return None
+    return found.pop() if found else None
+
+
+def _parse_score(head: str, low: float, high: float) -> float | None:
+    found: set[float] = set()
+    for word in head.split():
+        if not any(map(str.isnumeric, word)):
+            continue
+        number = word.strip("\"'`*()[]{}:;,.!?=~")
+        if not _NUMBER.fullmatch(number):  # 3/5, 2,5, 1e400, -0, full-width digits, 4-5 ...
+            return None
+        found.add(float(number))
+    if len(found) != 1 or _PART_OF_NUMBER.search(head):
+        return None
+    score = found.pop()
+    return score if low <= score <= high else None
+
+
+# ------------------------------------------------------------------------------------- labels of the reward files
+
+
+def pack_label(task: Task, gold: str) -> str:
+    """Task and gold label in one string: the `label` of OpenRLHF's prompt format, read back by the built-in reward."""
+    packed: dict[str, Any] = {"task": task.name, "gold": gold}
+    if TASKS.get(task.name) != task:  # the user's own: the string must carry what the reward needs to know
+        packed |= {"labels": task.labels} if task.labels else {"score_range": task.score_range}
+    return json.dumps(packed, ensure_ascii=False)
+
+
+@lru_cache(maxsize=4096)
+def unpack_label(packed: str) -> tuple[Task, str]:
+    """The task and the gold label of `pack_label`'s string; ValueError if it is not one."""
+    try:
+        record = json.loads(packed)
+        task, gold = record["task"], record["gold"]
+        if "labels" in record or "score_range" in record:
+            kind = {key: record[key] for key in ("labels", "score_range") if key in record}
+            metrics = ["accuracy"] if "labels" in kind else ["spearman"]
+            return Task(name=task, description="-", question="{text}", metrics=metrics, **kind), gold  # type: ignore[arg-type]
+        return TASKS[task], gold
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"label {packed!r} is not of the form that extensions.prompts.pack_label writes "
+            '({"task": ..., "gold": ...})'
+        ) from error
+
+
+def response_text(query: str, prompt: str) -> str:
+    """The response in OpenRLHF's `query`, the decoded prompt and response with special tokens.
+
+    Decoding may add a BOS or change spaces before the prompt's end, so where the prompt is not found verbatim the
+    opening tags are counted: the response begins after as many as the prompt holds.
+    """
+    start = query.find(prompt)
+    if start >= 0:
+        return query[start + len(prompt) :]
+    parts = query.split(OPEN, prompt.count(OPEN))
+    return parts[-1] if len(parts) > prompt.count(OPEN) else query

@@ -1,0 +1,434 @@
+"""The recipe: everything that a run depends on, typed and checked. The one place where defaults live.
+
+A recipe is one self-contained YAML file; `key.sub=value` on the command line overrides it. Every error is reported at
+once, with its key, its value, what is allowed and the nearest valid key, before any model is loaded.
+
+Origins, as named in the descriptions: "paper" with a section; "authors" is the authors' public implementation or the
+PPO library that it used (TRL 0.11); "ours" is this project's choice.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from extensions.errors import UserError
+from extensions.tasks import Task, find_task
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-5 (no dot) as text; a number is what the user meant.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Model(Section):
+    path: str = Field(description="folder or hub name of a decoder-only LLM, or pip:PACKAGE for one inside a package")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the frozen base; auto: bfloat16 on GPU, float32 on CPU (ours)"
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa"] = Field(
+        "auto", description="auto: sdpa where the model has it, else eager (MPT); packed rows need a dense mask (ours)"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (ours)")
+    load_in_4bit: bool = Field(False, description="4-bit frozen base by bitsandbytes; GPU only (ours)")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model (ours: never by default)")
+    adapter: str | None = Field(None, description="folder of a PEFT adapter to start from (ours)")
+
+
+class Lora(Section):
+    rank: int = Field(16, ge=1, description="r of the LoRA matrices (paper 5.1)")
+    alpha: int = Field(32, ge=1, description="scaling numerator (authors)")
+    dropout: Number = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices (authors)")
+    rslora: bool = Field(True, description="rank-stabilised scaling alpha / sqrt(r) (authors)")
+    target_modules: Literal["auto"] | list[str] = Field(
+        "auto", description="modules that get LoRA; auto: query and value projections, MPT Wqkv (authors)"
+    )
+
+
+def _task(value: Any) -> Any:
+    return find_task(value) if isinstance(value, str) else value
+
+
+def _tasks(value: Any) -> Any:
+    """`data.tasks=cola,sst2` and `data.tasks=cola` are short for lists."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _task_to_yaml(task: Task) -> Any:
+    from extensions.tasks import TASKS
+
+    return task.name if TASKS.get(task.name) == task else task.model_dump(mode="json", exclude_defaults=True)
+
+
+RecipeTask = Annotated[Task, BeforeValidator(_task), PlainSerializer(_task_to_yaml)]
+
+
+class Data(Section):
+    tasks: Annotated[list[RecipeTask], BeforeValidator(_tasks)] = Field(
+        min_length=1, description="names of built-in tasks, or your own described by the keys of extensions/tasks.py"
+    )
+    root: str | None = Field(None, description="folder of the official download; own files are relative to it")
+    max_train_samples: int | None = Field(None, ge=1, description="first rows of each training set to use; null: all")
+    balanced: bool = Field(False, description="spread the labels of each task evenly over the batches (ours)")
+
+
+class Prompt(Section):
+    chat_template: bool = Field(False, description="use the tokenizer's chat template, not the plain form (paper 4.1)")
+    max_tokens: int | None = Field(
+        None, ge=16, description="longest prompt in tokens; null: the model's context less the response budget (ours)"
+    )
+
+
+class Rollout(Section):
+    engine: Literal["hf"] = Field("hf", description="what samples: hf is the policy itself (ours)")
+    min_new_tokens: int = Field(12, ge=1, description="low end of the response budget, in tokens (paper 5.1)")
+    max_new_tokens: int = Field(
+        32, ge=1, description="high end of the budget, drawn for each row; evaluation uses it for all (paper 5.1)"
+    )
+    temperature: Number = Field(1.0, gt=0, description="of the multinomial sampling in training and evaluation (paper 5.1)")
+
+
+class Kl(Section):
+    init: Number = Field(0.2, ge=0, description="coefficient of the per-token KL penalty at the start (authors)")
+    adaptive: bool = Field(True, description="steer the coefficient towards the target (authors)")
+    target: Number = Field(6.0, gt=0, description="KL of a response, in nats, that the controller aims for (authors)")
+    horizon: Number = Field(10000.0, gt=0, description="samples over which the coefficient adapts; larger is slower (authors)")
+
+
+class Ppo(Section):
+    batch_size: int = Field(16, ge=1, description="samples of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)")
+    epochs: int = Field(4, ge=1, description="passes over each batch (paper 5.1)")
+    mini_batch_size: int | None = Field(None, ge=1, description="samples of an optimizer step; null: the batch (paper 5.1)")
+    micro_batch_size: int = Field(16, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)")
+    clip: Number = Field(0.2, gt=0, description="clip range of the policy ratio (authors)")
+    gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
+    lam: Number = Field(0.95, ge=0, le=1, description="lambda of GAE (authors)")
+    whiten: bool = Field(True, description="advantages to zero mean and unit variance over the batch (authors)")
+    entropy_coef: Number = Field(0.0, ge=0, description="weight of an entropy bonus, in nats a token (ours: off)")
+    value_coef: Number = Field(0.1, ge=0, description="weight of the value loss (authors)")
+    value_clip: Number | None = Field(0.2, gt=0, description="clip range of the values; null: no clipping (authors)")
+    value_target: Literal["gae", "td"] = Field("gae", description="gae: GAE returns (authors); td: equation (1) (paper 3)")
+    critic: Literal["shared", "adapter"] = Field(
+        "shared", description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours)"
+    )
+    old_logprobs: Literal["auto", "sampled", "recomputed"] = Field(
+        "auto", description="auto: those of sampling in float32, a second forward in bfloat16, where they differ (ours)"
+    )
+    max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping; 0: off (ours, OpenRLHF's default)")
+    kl: Kl = Field(default_factory=Kl, description="penalty for leaving the reference model")
+
+
+class Optimizer(Section):
+    name: Literal["adafactor", "adamw"] = Field("adafactor", description="Adafactor for PPO (paper 5.1)")
+    lr: Number = Field(9e-6, gt=0, description="peak learning rate (paper 5.1)")
+    value_lr: Number | None = Field(None, gt=0, description="learning rate of the value head; null: lr (ours)")
+    weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay (authors)")
+    betas: list[Number] = Field([0.9, 0.999], min_length=2, max_length=2, description="of AdamW (PyTorch's defaults)")
+    eps: Number = Field(1e-8, gt=0, description="of AdamW (PyTorch's default)")
+
+
+class Schedule(Section):
+    name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warmup (paper 5.1)")
+    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (paper 5.1)")
+    min_lr_ratio: Number = Field(0.1, ge=0, le=1, description="final over peak learning rate; cosine only (paper 5.1)")
+
+
+class DeepSpeed(Section):
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; LoRA state is tiny, 3 shards the base (ours)")
+    offload: bool = Field(False, description="optimizer state, and under ZeRO 3 the base, in CPU memory (ours)")
+    config: str | None = Field(None, description="your own DeepSpeed JSON, merged over the one made here")
+
+
+class Evaluation(Section):
+    split: Literal["auto", "validation", "test"] = Field(
+        "auto", description="split of the before/after table; auto: test where it has labels, else validation (ours)"
+    )
+    max_samples: int | None = Field(None, ge=1, description="rows a task for the table, spread evenly; null: all")
+    batch_size: int = Field(64, ge=1, description="rows sampled together on a rank (ours)")
+    before: bool = Field(True, description="also evaluate before training (ours)")
+    every_steps: int = Field(0, ge=0, description="iterations between validations; 0: none (ours)")
+    validation_samples: int | None = Field(200, ge=1, description="rows a task for each validation; null: all (ours)")
+    patience: int = Field(
+        0, ge=0, description="validations without a new best before training stops, best kept; 0: never (paper 5.1)"
+    )
+
+
+class Logging(Section):
+    tensorboard: bool = Field(True, description="event files in the run folder")
+    wandb: bool = Field(False, description="Weights & Biases; needs the extra `track`")
+    trackio: bool = Field(False, description="Trackio; needs the extra `track`")
+    rollout_samples: int = Field(4, ge=0, description="responses a step in rollouts.jsonl; 0: none")
+
+
+class Checkpoint(Section):
+    every_steps: int = Field(0, ge=0, description="iterations between checkpoints; 0: only the final adapter")
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run: letters, digits, . _ -")
+    seed: int = Field(0, ge=0, description="of everything random")
+    output_dir: str | None = Field(None, description="run folder, exactly there; null: runs/NAME")
+    max_steps: int = Field(1000, ge=1, description="PPO iterations: each samples and learns from one batch")
+    model: Model = Field(description="the LLM")
+    lora: Lora = Field(default_factory=Lora, description="the trained layers (paper 4.4)")
+    data: Data = Field(description="tasks and files")
+    prompt: Prompt = Field(default_factory=Prompt, description="paper 4.1")
+    rollout: Rollout = Field(default_factory=Rollout, description="paper 5.1")
+    reward: str = Field("nlu", description="file in reward_fns/ by name, or path/to/my_reward.py with reward(text, label)")
+    ppo: Ppo = Field(default_factory=Ppo, description="paper 4.3")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="paper 5.1")
+    schedule: Schedule = Field(default_factory=Schedule, description="paper 5.1")
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="the training engine")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="validation and the before/after table")
+    logging: Logging = Field(default_factory=Logging, description="records and trackers; metrics.jsonl is always written")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="resume points")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir) if self.output_dir is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> Recipe:
+        errors = contradictions(self)
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+
+def contradictions(recipe: Recipe) -> list[str]:
+    """Keys that are each allowed but do not go together; one sentence each, naming the keys."""
+    errors = []
+    ppo, rollout, names = recipe.ppo, recipe.rollout, [task.name for task in recipe.data.tasks]
+    if recipe.optimizer.name == "adafactor" and recipe.deepspeed.zero_stage > 0:
+        errors.append(
+            f"deepspeed.zero_stage: {recipe.deepspeed.zero_stage} does not go with optimizer.name: adafactor. ZeRO "
+            "flattens parameters into partitions, so Adafactor loses its row and column factors and silently becomes "
+            "another optimizer. Use zero_stage: 0 (LoRA state is tiny), or optimizer.name: adamw"
+        )
+    if recipe.deepspeed.offload and recipe.deepspeed.zero_stage == 0:
+        errors.append("deepspeed.offload: true needs deepspeed.zero_stage: 1, 2 or 3; at stage 0 nothing is offloaded")
+    if rollout.min_new_tokens > rollout.max_new_tokens:
+        errors.append(
+            f"rollout.min_new_tokens: {rollout.min_new_tokens} is above rollout.max_new_tokens: {rollout.max_new_tokens}"
+        )
+    if ppo.mini_batch_size is not None and ppo.batch_size % ppo.mini_batch_size:
+        errors.append(f"ppo.mini_batch_size: {ppo.mini_batch_size} does not divide ppo.batch_size: {ppo.batch_size}")
+    if recipe.evaluation.patience and not recipe.evaluation.every_steps:
+        errors.append("evaluation.patience needs evaluation.every_steps: without validations nothing can stop early")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        errors.append(f"data.tasks: {name!r} is named twice")
+    return errors
+
+
+# ------------------------------------------------------------------------------------------------------- loading
+
+
+class _Loader(yaml.SafeLoader):
+    """safe_load that refuses a key given twice; PyYAML keeps the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UserError(f"{key.start_mark.name}, line {key.start_mark.line + 1}: key {key.value!r} is given twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.sub=value` strings; values are YAML.
+
+    Raises:
+        UserError: with every error in it, one a line.
+    """
+    raw, lines = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(raw, override)
+    errors, recipe = _check(raw)
+    if recipe is None:
+        shown = [f"  {lines.get(key.split('[')[0], '') or ''}{message}" for key, message in errors]
+        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+        raise UserError(f"{path}: {count} in the recipe\n" + "\n".join(shown))
+    return recipe
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The mapping in a file, and "line N: " of each dotted key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; recipes of the project are in recipes/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    loader = _Loader(text)
+    loader.name = str(path)
+    try:
+        node = loader.get_single_node()
+        raw = loader.construct_document(node) if node is not None else None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected keys and values (name:, model:, data:), got {type(raw).__name__}")
+    return raw, dict(_key_lines(node, ""))
+
+
+def _key_lines(node: yaml.Node | None, prefix: str) -> list[tuple[str, str]]:
+    found = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            found.append((name, f"line {key.start_mark.line + 1}: "))
+            found += _key_lines(value, f"{name}.")
+    return found
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {override!r}: expected key.sub=value, for example ppo.batch_size=8")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+    *parents, last = key.strip().split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else {}
+    if not isinstance(place, dict):
+        raise UserError(f"override {override!r}: {'.'.join(parents)} holds a value, not keys")
+    place[last] = value
+
+
+def _check(raw: dict[str, Any]) -> tuple[list[tuple[str, str]], Recipe | None]:
+    """Every error of a recipe at once: (key, message).
+
+    Cross-key rules can only be checked on a recipe whose single keys are right, so wrong keys are dropped and the
+    rest is checked again.
+    """
+    errors: list[tuple[str, str]] = []
+    try:
+        return [], Recipe.model_validate(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            if not item["loc"]:  # contradictions: one a line
+                errors += [("", message) for message in str(item["msg"]).removeprefix("Value error, ").split("\n")]
+            else:
+                errors.append((_dotted(item["loc"]), _message(item, raw)))
+        places = [tuple(item["loc"]) for item in error.errors() if item["loc"]]
+    if places:
+        try:
+            Recipe.model_validate(_without(raw, places))
+        except ValidationError as error:
+            for item in error.errors():
+                if not item["loc"]:
+                    errors += [("", message) for message in str(item["msg"]).removeprefix("Value error, ").split("\n")]
+    return errors, None
+
+
+def _without(raw: Any, places: list[tuple[int | str, ...]]) -> Any:
+    """`raw` less the values at `places` (a wrong list item takes its list along), required keys filled in."""
+    repaired = copy.deepcopy(raw)
+    for place in places:
+        keys = list(itertools.takewhile(lambda step: isinstance(step, str), place))
+        at = repaired
+        for step in keys[:-1]:
+            at = at.get(step) if isinstance(at, dict) else None
+        if isinstance(at, dict):
+            at.pop(keys[-1], None)
+    for key, filler in (("name", "x"), ("model", {"path": "x"}), ("data", {"tasks": ["cola"]})):
+        repaired.setdefault(key, filler)
+        if isinstance(filler, dict) and isinstance(repaired[key], dict):
+            for sub, value in filler.items():
+                repaired[key].setdefault(sub, value)
+    return repaired
+
+
+def _dotted(place: tuple[int | str, ...]) -> str:
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def _message(item: Any, raw: dict[str, Any]) -> str:
+    key = _dotted(item["loc"])
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        allowed = _keys_at(item["loc"][:-1])
+        name = str(item["loc"][-1])
+        near = _elsewhere(name) or difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{key}: unknown key{hint} Allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{key}: missing; it has no default"
+    text = str(item["msg"]).removeprefix("Value error, ")
+    if isinstance(item["input"], (dict, list)) and kind == "value_error":
+        return f"{key}: {text}"
+    value = repr(item["input"])
+    return f"{key}: got {value if len(value) < 80 else value[:77] + '...'}; {text[0].lower() + text[1:]}"
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the section at `place`."""
+    section: Any = Recipe
+    for step in place:
+        if isinstance(step, int):
+            section = Task
+            continue
+        field = section.model_fields.get(step) if isinstance(section, type) and issubclass(section, BaseModel) else None
+        if field is None:
+            return []
+        candidates = [field.annotation, *get_args(field.annotation)]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)
+    return list(section.model_fields)
+
+
+def all_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a recipe and its pydantic field."""
+    keys: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            keys |= all_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys[f"{prefix}{name}"] = field
+    return keys
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Full names of keys elsewhere in the recipe that end as the unknown one does; `name` itself is no help."""
+    return [key for key in all_keys() if key.rpartition(".")[2] == name and name not in ("name", "path")]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that loads back to the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,126 @@
+"""Loads a recipe's reward and calls it so that a faulty one stops the run and says why."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import reward_fns
+from extensions.data import Example
+from extensions.errors import UserError
+from extensions.prompts import pack_label
+
+BUILT_IN = Path(next(iter(reward_fns.__path__)))
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward file in use.
+
+    Calls `reward(text, label)` where the file has it, else OpenRLHF's `reward_func(queries, prompts, labels)`. A file
+    of the project gets labels that carry the task (`pack_label`); a user's file gets the label as it stands in the
+    data.
+    """
+
+    path: Path
+    function: Callable[..., Any]
+    batched: bool  # OpenRLHF's contract
+    packed_labels: bool
+
+    def label(self, example: Example) -> str:
+        assert example.label is not None, "a reward needs labelled examples"
+        return pack_label(example.task, example.label) if self.packed_labels else example.label
+
+    def __call__(self, texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """One finite number for each response.
+
+        Raises:
+            UserError: the function raised, or returned another type, length or a number that is not finite.
+        """
+        labels = [self.label(example) for example in examples]
+        if not self.batched:
+            return [self._one(text, label) for text, label in zip(texts, labels, strict=True)]
+        queries = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        try:
+            result = self.function(queries, list(prompts), labels)
+            rewards = result["rewards"]
+            values = rewards.tolist() if hasattr(rewards, "tolist") else list(rewards)
+        except Exception as error:
+            raise UserError(f"{self._name} failed on a batch of {len(texts)} samples: {_named(error)}") from error
+        if len(values) != len(texts):
+            raise UserError(f"{self._name} returned {len(values)} rewards for {len(texts)} samples; expected one each")
+        return [self._checked(value, text, label) for value, text, label in zip(values, texts, labels, strict=True)]
+
+    def _one(self, text: str, label: str) -> float:
+        try:
+            value = self.function(text, label)
+        except Exception as error:
+            raise UserError(
+                f"{self._name} raised {_named(error)}\n  on text {text[:200]!r} with label {label!r}"
+            ) from error
+        return self._checked(value, text, label)
+
+    def _checked(self, value: Any, text: str, label: str) -> float:
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            value = value.item()  # a numpy or torch scalar
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise UserError(
+                f"{self._name} returned {value!r} ({type(value).__name__}); expected one finite number\n"
+                f"  on text {text[:200]!r} with label {label!r}"
+            )
+        return float(value)
+
+    @property
+    def _name(self) -> str:
+        return f"reward function {self.function.__name__} of {self.path}"
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def load_reward(name: str) -> Reward:
+    """The reward of recipe key `reward`: a file of reward_fns/ by its name, or a path to a Python file.
+
+    Raises:
+        UserError: no such file, it does not import, or it has neither `reward` nor `reward_func`.
+    """
+    built_in = {path.stem: path for path in BUILT_IN.glob("*.py") if path.stem != "__init__"}
+    path = built_in.get(name, Path(name))
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"reward: {name!r} is neither a file of reward_fns/ ({', '.join(sorted(built_in))}) nor a path to a .py file"
+        )
+    module = _import_file(path)
+    own = name in built_in
+    for attribute, batched, arguments in (("reward", False, 2), ("reward_func", True, 3)):
+        function = getattr(module, attribute, None)
+        if callable(function):
+            _check_signature(function, arguments, path)
+            return Reward(path, function, batched, packed_labels=own)
+    raise UserError(f"{path}: defines neither reward(text, label) nor reward_func(queries, prompts, labels)")
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be imported: {_named(error)}") from error
+    return module
+
+
+def _check_signature(function: Callable[..., Any], arguments: int, path: Path) -> None:
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError as error:
+        raise UserError(f"{path}: {function.__name__} cannot be called with {arguments} arguments: {error}") from error

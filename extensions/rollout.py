@@ -1,0 +1,176 @@
+"""Sampling: prompts in; response tokens with their logprobs and values out.
+
+Decoding follows section 5.1 of the paper: multinomial at the recipe's temperature, a token budget for each row, the
+end at `</Judgement>`. Random numbers are a function of (seed, purpose, step, row), so a row's response does not depend
+on the batch or rank that it is sampled in, and a resumed run needs no generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from extensions.numerics import sample_tokens, token_logprobs
+from extensions.packing import Sample, pack
+from extensions.policy import Policy
+from extensions.prompts import CLOSE
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one row asks of the sampler."""
+
+    prompt: Sequence[int]
+    group: str  # rows of one group share their common prefix
+    budget: int  # most tokens to write
+    uniforms: np.ndarray  # (>= budget,) float64 in [0, 1): one for each token
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one row got."""
+
+    tokens: list[int]
+    logprobs: Tensor  # (len(tokens),) float32 under the policy that sampled
+    values: Tensor  # (len(tokens),) float32 of the state before each token, by the head on the actor's trunk
+    text: str
+
+
+def random_numbers(seed: int, purpose: int, step: int, row: int, max_new_tokens: int) -> tuple[float, np.ndarray]:
+    """A uniform number for the row's budget, and one for each of its tokens.
+
+    Philox is counter-based: any (seed, purpose, step, row) has its own stream, made on the spot.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, step]))
+    return rng.random(), rng.random(max_new_tokens)
+
+
+class Sampler:
+    """Engine `hf`: the policy itself samples.
+
+    Args:
+        micro_batch_size: rows of one packed forward over the prompts.
+        lockstep: ranks must do the same number of forwards (ZeRO 3 gathers weights in each): rows then stay until the
+            longest budget is spent.
+    """
+
+    def __init__(
+        self, policy: Policy, tokenizer: PreTrainedTokenizerBase, micro_batch_size: int, lockstep: bool = False
+    ) -> None:
+        self.policy, self.tokenizer = policy, tokenizer
+        self.micro_batch_size, self.lockstep = micro_batch_size, lockstep
+        self.eos = _eos_ids(policy, tokenizer)
+        self.may_close = _tokens_with(">", tokenizer)
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request]) -> list[Response]:
+        """One response for each request, in the order of the requests."""
+        self.policy.eval()
+        with self.policy.role("actor"):
+            return self._sample(requests)
+
+    def _sample(self, requests: Sequence[Request]) -> list[Response]:
+        policy, device = self.policy, self.policy.device
+        cache, states, lengths = self._read_prompts(requests)
+        rows = list(range(len(requests)))  # the requests that are still being written
+        tokens: list[list[int]] = [[] for _ in requests]
+        logprobs: list[list[Tensor]] = [[] for _ in requests]
+        values: list[list[Tensor]] = [[] for _ in requests]
+        longest = max(lengths)
+        visible = torch.arange(longest, device=device) >= torch.tensor([longest - n for n in lengths], device=device)[:, None]
+        position = torch.tensor(lengths, device=device)
+        steps = max(request.budget for request in requests)
+        closed = [False] * len(requests)
+        for step in range(steps):
+            logits = policy.logits(states)
+            uniforms = torch.tensor([requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows], device=device)
+            drawn = sample_tokens(logits, uniforms)
+            drawn_logprobs, drawn_values = token_logprobs(logits, drawn), policy.value_head(states)
+            for k, (i, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
+                if closed[i]:
+                    continue
+                tokens[i].append(token)
+                logprobs[i].append(drawn_logprobs[k])
+                values[i].append(drawn_values[k])
+                closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
+            keep = [k for k, i in enumerate(rows) if self.lockstep or not closed[i]]
+            if step + 1 == steps or not keep:
+                break
+            if len(keep) < len(rows):
+                kept = torch.tensor(keep, device=device)
+                rows = [rows[k] for k in keep]
+                drawn, visible, position = drawn[kept], visible[kept], position[kept]
+                cache.batch_select_indices(kept)
+            visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
+            out = policy.trunk(
+                input_ids=drawn[:, None],
+                position_ids=position[:, None],
+                attention_mask=visible.long(),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            states, position = out.last_hidden_state[:, -1], position + 1
+        return [
+            Response(tokens[i], torch.stack(logprobs[i]), torch.stack(values[i]), self.decode(tokens[i]))
+            for i in range(len(requests))
+        ]
+
+    def _read_prompts(self, requests: Sequence[Request]) -> tuple[DynamicCache, Tensor, list[int]]:
+        """Forward over all prompts in the shared-prefix form.
+
+        Returns the left-padded cache of all rows, the hidden state (B, hidden) of each last prompt token, and the
+        prompt lengths. Keys already carry their rotary positions, so they can be copied to any place; padding lies
+        left of a whole prompt, where ALiBi too is exact.
+        """
+        device, lengths = self.policy.device, [len(request.prompt) for request in requests]
+        longest = max(lengths)
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].group, lengths[i]))
+        states: dict[int, Tensor] = {}
+        layers: list[tuple[Tensor, Tensor]] = []  # keys and values of all rows, each (B, heads, longest, head size)
+        for first in range(0, len(order), self.micro_batch_size):
+            members = order[first : first + self.micro_batch_size]
+            packed = pack([Sample(requests[i].prompt, [], requests[i].group) for i in members], device)
+            hidden, cache = self.policy.packed_states(packed, use_cache=True)
+            assert cache is not None
+            index = torch.zeros(len(members), longest, dtype=torch.long, device=device)  # padding copies place 0, unseen
+            for k, places in enumerate(packed.places):
+                index[k, longest - len(places) :] = places
+            rows = torch.tensor(members, device=device)
+            for depth, layer in enumerate(cache.layers):
+                keys, values = layer.keys[0][:, index].transpose(0, 1), layer.values[0][:, index].transpose(0, 1)
+                if len(layers) == depth:
+                    shape = (len(requests), *keys.shape[1:])
+                    layers.append((keys.new_empty(shape), values.new_empty(shape)))
+                layers[depth][0][rows], layers[depth][1][rows] = keys, values
+            for k, i in enumerate(members):
+                states[i] = hidden[packed.predicting[k]]
+        cache = DynamicCache()
+        for depth, (keys, values) in enumerate(layers):
+            cache.update(keys, values, depth)
+        return cache, torch.stack([states[i] for i in range(len(requests))]), lengths
+
+    def _ends(self, tokens: list[int]) -> bool:
+        """Whether the last token ends the response; text is decoded only where a closing tag could have ended."""
+        if tokens[-1] in self.eos:
+            return True
+        return tokens[-1] in self.may_close and CLOSE in self.decode(tokens)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _eos_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = policy.causal_lm.generation_config.eos_token_id if policy.causal_lm.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
+
+
+def _tokens_with(character: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all tokens that hold `character`."""
+    return {i for token, i in tokenizer.get_vocab().items() if character in token}
