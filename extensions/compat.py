@@ -65,8 +65,9 @@ def openrlhf_importable() -> Iterator[None]:
             del sys.modules[name]
 
 
-# DeepSpeed logs each import and every setting at INFO; a run has its own log.
-os.environ.setdefault("DS_LOG_LEVEL", "warning")
+# DeepSpeed warns when it finds no accelerator unless it is told (0.19.6).
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 with openrlhf_importable():
     from openrlhf.models.loss import PolicyLoss, ValueLoss

@@ -34,8 +34,10 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     in float64: in float32 the tail of a large vocabulary would be lost.
     """
     cumulative = logits.double().softmax(-1).cumsum(-1)
-    drawn = torch.searchsorted(cumulative, (uniforms.double() * cumulative[:, -1]).unsqueeze(-1), right=True)
-    return drawn.squeeze(-1).clamp_(max=logits.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    # Below the total even where the product rounds up to it: the first place above it then has a positive probability.
+    below = torch.minimum(uniforms.double().unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, below, right=True).squeeze(-1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

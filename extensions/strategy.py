@@ -60,6 +60,7 @@ class Strategy(DeepspeedStrategy):
         )
         super().__init__(seed=seed, max_norm=max_grad_norm, zero_stage=settings.zero_stage, args=args)
         self.settings = settings
+        self._grad_norm = 0.0
 
     # ----------------------------------------------------------------------------------------------- processes
 
@@ -158,7 +159,14 @@ class Strategy(DeepspeedStrategy):
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss, scale_wrt_gas=False)
         if last:
+            if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
+                gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
+                self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
             engine.step()
+
+    def get_grad_norm(self, model: nn.Module) -> float:
+        """Norm of the last update's gradients over all ranks, before clipping."""
+        return self._grad_norm if self.stage == 0 else super().get_grad_norm(model)
 
 
 def make_optimizer(policy: Policy, settings: Optimizer, offload: bool) -> torch.optim.Optimizer:

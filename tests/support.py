@@ -1,0 +1,92 @@
+"""What several test files share: tiny policies and samples, small recipes, and the launch command as a user types it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from extensions.packing import Sample
+from extensions.policy import load_policy
+from extensions.recipe import Lora, Model
+
+ARCHITECTURES = ("llama", "qwen2", "mpt")
+CPU = torch.device("cpu")
+
+
+def make_policy(folder, critic="shared", checkpointing=False, seed=3, dropout=0.0, dtype="float32"):
+    """A policy whose adapters and value head are not at their neutral initial values."""
+    model = Model(path=str(folder), gradient_checkpointing=checkpointing, dtype=dtype)
+    policy = load_policy(model, Lora(rank=4, alpha=8, dropout=dropout), critic, 1.0, CPU, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name or name.startswith("value_head.out"):
+            parameter.data.normal_(std=0.3, generator=generator)
+    return policy
+
+
+def samples(vocabulary=200, shared=9, seed=0):
+    """Two groups: rows of different lengths behind a long common prefix, and rows that share little."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n):
+        return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
+
+    prefix = ids(shared)
+    rows = [Sample(prefix + ids(n), ids(m), "a") for n, m in ((4, 3), (7, 1), (2, 6))]
+    return rows + [Sample(ids(n), ids(m), "b") for n, m in ((5, 2), (8, 4))]
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_recipe(folder: Path, model: Path, **sections) -> Path:
+    recipe = {
+        "name": "tiny",
+        "max_steps": 2,
+        "model": {"path": str(model)},
+        "lora": {"rank": 4, "dropout": 0.0},
+        "data": {"tasks": ["acceptability"], "max_train_samples": 64},
+        "rollout": {"min_new_tokens": 3, "max_new_tokens": 6},
+        "ppo": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2},
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        "evaluation": {"max_samples": 4},
+    }
+    for key, value in sections.items():
+        if isinstance(value, dict) and isinstance(recipe.get(key), dict):
+            recipe[key] |= value
+        else:
+            recipe[key] = value
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def launch(*arguments, ranks=1, timeout=300, extra=(), env=None):
+    """`deepspeed launch/ppo.sh` as a user types it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    deepspeed = Path(sys.executable).parent / "deepspeed"
+    command = [str(deepspeed), "--num_accelerators", str(ranks), "--master_port", str(port), *extra]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [*command, str(ROOT / "launch" / "ppo.sh"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment | (env or {}),
+        cwd=ROOT,
+    )
+
+
+def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "critic" / "value_head.safetensors")
