@@ -9,6 +9,7 @@ The only module that imports peft.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 from collections.abc import Iterator
@@ -220,6 +221,11 @@ def _explained(path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read that "
+                "code, then set model.trust_remote_code: true"
+            ) from error
         raise UserError(
             f"model.path: cannot load {path!r}: it must be a local folder with a model, a hub name that can be reached, "
             f"or pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
@@ -258,12 +264,13 @@ def load_policy(model: Model, lora: Lora, critic: str, temperature: float, devic
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(seed)
+    fresh = _lora_config(base, lora)  # before peft wraps the layers that it names
     if model.adapter is not None:
         lm = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
     else:
-        lm = get_peft_model(base, _lora_config(base, lora))
+        lm = get_peft_model(base, fresh)
     if critic == "adapter":
-        lm.add_adapter("critic", _lora_config(base, lora))
+        lm.add_adapter("critic", copy.deepcopy(fresh))
     lm.peft_config["default"].base_model_name_or_path = model.path
     return Policy(lm, temperature).to(device)
 

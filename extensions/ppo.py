@@ -434,7 +434,6 @@ def run(recipe: Recipe) -> None:
         recipe.seed,
     )
     Run(recipe, strategy, reporter, folder, data, trainer).go()
-    strategy.close()
 
 
 @dataclass

@@ -5,6 +5,7 @@ Also the optimizers and schedules of the paper, and the few collectives that a r
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -79,7 +80,9 @@ class Strategy(DeepspeedStrategy):
         accelerator = get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+        if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
+            deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+            atexit.register(dist.destroy_process_group)
         self.world_size = dist.get_world_size()
         self.ds_device_mesh = init_device_mesh(
             accelerator.device_name(), (self.world_size, 1, 1), mesh_dim_names=("dp", "sp", "tp")
@@ -114,10 +117,6 @@ class Strategy(DeepspeedStrategy):
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
-
-    def close(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     # ------------------------------------------------------------------------------------------------ training
 

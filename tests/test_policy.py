@@ -226,7 +226,7 @@ def test_remote_code_is_off_unless_asked(tiny_model, tmp_path):
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    with pytest.raises(UserError, match=r"trust_remote_code|evil"):
+    with pytest.raises(UserError, match="set model.trust_remote_code: true"):
         load_policy(Model(path=str(folder)), Lora(), "shared", 1.0, CPU, 0)
     assert not marker.exists()
     load_tokenizer(Model(path=str(tiny_model("llama"))))

@@ -1,0 +1,107 @@
+"""Fixtures that several test files share."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MptConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from extensions.prompts import CLOSE, prompt_text
+from extensions.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_DATA = "no benchmark files"  # begins the reason of every test skipped for lack of them
+
+# A deadline would fail tests on a busy machine; the same examples every time keep a green run green.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with `glue/` and `superglue/` in the official layout; tests that need it skip where there is none."""
+    folder = Path(os.environ.get("NLU_TEST_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "glue").is_dir():
+        pytest.skip(f"{NO_DATA}: {folder} holds no folder glue; set NLU_TEST_DATA to a folder that does")
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if NO_DATA in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests skipped for lack of the benchmark files; set NLU_TEST_DATA to their folder",
+            yellow=True,
+        )
+
+
+def tiny_config(architecture: str, vocabulary: int) -> PretrainedConfig:
+    """Two layers, hidden size 32, four heads."""
+    shared = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+    if architecture == "mpt":
+        return MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=512, expansion_ratio=2, **shared)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    return {"llama": LlamaConfig, "qwen2": Qwen2Config}[architecture](**sizes, **shared)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of about 400 tokens that knows the prompts; `<eos>` is token 0, and there is no pad token."""
+    corpus = [prompt_text(task, dict.fromkeys(task.fields, "The book was read by Anna.")) for task in TASKS.values()]
+    corpus += [f"{word}{CLOSE}" for word in ("Yes", "No", "Positive", "Negative", "3.5", "0.0", "5.0")]
+    corpus += ["Mary wrote a letter to the teacher last week.", "The children were happy, and nobody slept."]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<eos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model("llama" | "qwen2" | "mpt")`: folder of a random causal LM in float32 and its tokenizer, seeded."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str) -> Path:
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp(architecture)
+            tokenizer = tiny_tokenizer()
+            tokenizer.save_pretrained(folder)
+            # transformers 5.15 loads the tokenizers of some families by their own class, which would add tokens here.
+            settings_file = folder / "tokenizer_config.json"
+            saved = json.loads(settings_file.read_text(encoding="utf-8")) | {"pad_token": None, "unk_token": None}
+            settings_file.write_text(json.dumps(saved, indent=2), encoding="utf-8")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                config = tiny_config(architecture, len(tokenizer))
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model.save_pretrained(folder)
+            made[architecture] = folder
+        return made[architecture]
+
+    return make
