@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,9 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
         if problems:
             raise UserError(f"{recipe}: {len(problems)} error(s)\n" + "\n".join(f"  {p}" for p in problems))
     names = ", ".join(task.display_name for task in checked.data.tasks)
-    console.print(f"{recipe}: valid ({checked.model.path}; {names}; {checked.max_steps} iterations of {checked.ppo.batch_size})")
+    console.print(
+        f"{recipe}: valid ({checked.model.path}; {names}; {checked.max_steps} iterations of {checked.ppo.batch_size})"
+    )
     if _needs_root(checked):
         console.print("data files not checked: set data.root to the folder of the official download", markup=False)
 
@@ -62,12 +65,12 @@ def _problems(recipe: Any) -> list[str]:
     from extensions.data import has_split, load_examples
     from extensions.rewards import load_reward
 
-    checks: list[Callable[[], Any]] = [lambda: load_reward(recipe.reward)]
+    checks: list[Callable[[], Any]] = [partial(load_reward, recipe.reward)]
     if not _needs_root(recipe):
         for task in recipe.data.tasks:
             for split in ("train", "validation", "test"):
                 if split == "train" or has_split(task, split):
-                    checks.append(lambda task=task, split=split: load_examples(task, split, recipe.data.root))
+                    checks.append(partial(load_examples, task, split, recipe.data.root))
     problems = []
     for check in checks:
         try:
@@ -78,7 +81,11 @@ def _problems(recipe: Any) -> list[str]:
 
 
 @app.command()
-def show(recipe: RecipePath, overrides: Overrides = None, keys: Annotated[bool, typer.Option("--keys", help="list every key with its unit and origin instead")] = False) -> None:
+def show(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    keys: Annotated[bool, typer.Option("--keys", help="list every key with its unit and origin instead")] = False,
+) -> None:
     """Print the resolved recipe, with every default filled in."""
     from extensions.recipe import all_keys, dump_recipe, load_recipe
 
@@ -92,7 +99,11 @@ def show(recipe: RecipePath, overrides: Overrides = None, keys: Annotated[bool, 
 
 
 @app.command()
-def preview(recipe: RecipePath, overrides: Overrides = None, n: Annotated[int, typer.Option("-n", min=1, help="examples a task")] = 2) -> None:
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="examples a task")] = 2,
+) -> None:
     """Show rendered prompts, what is prompt, response and loss, and the reward of gold, wrong and garbage answers."""
     from extensions.data import load_examples
     from extensions.packing import Sample, pack
@@ -110,18 +121,25 @@ def preview(recipe: RecipePath, overrides: Overrides = None, n: Annotated[int, t
             examples = load_examples(task, "train", resolved.data.root)[:n]
             encoded = [encoder.encode(task, example.fields) for example in examples]
             answers = [_answers(task, str(example.label)) for example in examples]
-            responses = [tokenizer(f"{options[0][1]}{CLOSE}", add_special_tokens=False)["input_ids"] for options in answers]
+            responses = [
+                tokenizer(f"{options[0][1]}{CLOSE}", add_special_tokens=False)["input_ids"] for options in answers
+            ]
             packed = pack([Sample(ids, r, task.name) for (ids, _), r in zip(encoded, responses, strict=True)])
             for k, example in enumerate(examples):
                 ids, text = encoded[k]
                 console.rule(f"{task.display_name}, training row {example.index}")
-                console.print(f"[cyan]{_escaped(text)}[/cyan][bold green]{_escaped(answers[k][0][1] + CLOSE)}[/bold green]")
                 console.print(
-                    f"\nprompt (blue): {len(ids)} tokens, no loss; the first {packed.prefix_tokens} stand once for all rows "
-                    f"shown. response (green): {len(responses[k])} tokens when gold, each with policy and value loss",
+                    f"[cyan]{_escaped(text)}[/cyan][bold green]{_escaped(answers[k][0][1] + CLOSE)}[/bold green]"
+                )
+                console.print(
+                    f"\nprompt (blue): {len(ids)} tokens, no loss; the first {packed.prefix_tokens} stand once for all "
+                    f"rows shown. response (green): {len(responses[k])} tokens when gold, each with policy and value loss",
                     markup=False,
                 )
-                console.print(" ".join(repr(tokenizer.decode([t], clean_up_tokenization_spaces=False)) for t in responses[k]), markup=False)
+                console.print(
+                    " ".join(repr(tokenizer.decode([t], clean_up_tokenization_spaces=False)) for t in responses[k]),
+                    markup=False,
+                )
                 table = Table("answer", "text", "reward")
                 for kind, answer in answers[k]:
                     response = answer if kind.startswith("garbage") else f"{answer}{CLOSE}"
@@ -137,7 +155,13 @@ def _answers(task: Any, gold: str) -> list[tuple[str, str]]:
         wrong = [("wrong", f"{value:g}") for value in (low, (low + high) / 2, high) if value != float(gold)]
     else:
         wrong = [("wrong", task.answer(label)) for label in task.labels if label != gold]
-    return [("gold", task.answer(gold)), *wrong, ("empty", ""), ("garbage", "As an AI language model, I"), ("garbage, unclosed", task.answer(gold))]
+    return [
+        ("gold", task.answer(gold)),
+        *wrong,
+        ("empty", ""),
+        ("garbage", "As an AI language model, I"),
+        ("garbage, unclosed", task.answer(gold)),
+    ]
 
 
 def _escaped(text: str) -> str:
@@ -153,7 +177,11 @@ def tasks() -> None:
 
     table = Table("name", "suite", "fields", "answers", "metrics")
     for task in TASKS.values():
-        answers = "{:g} to {:g}".format(*task.score_range) if task.score_range else " / ".join(w[0] for w in task.labels.values())
+        answers = (
+            "{:g} to {:g}".format(*task.score_range)
+            if task.score_range
+            else " / ".join(w[0] for w in task.labels.values())
+        )
         table.add_row(task.name, task.suite, ", ".join(task.fields), answers, ", ".join(task.metrics))
     console.print(table)
 

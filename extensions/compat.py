@@ -99,7 +99,7 @@ def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[
     if not hasattr(decoder, "build_mpt_alibi_tensor"):
         yield
         return
-    build = decoder.build_mpt_alibi_tensor
+    build: Any = decoder.build_mpt_alibi_tensor
 
     def by_position(num_heads: int, sequence_length: int, *args: Any, **kwargs: Any) -> torch.Tensor:
         bias = build(num_heads, int(position_ids.max()) + 1, *args, **kwargs)  # (heads, 1, positions)

@@ -43,11 +43,13 @@ def load_examples(task: Task, split: str, root: str | None) -> list[Example]:
     """
     if task.source.format == "generated":
         rows = acceptability.generate(split)
-        return [Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)]
+        return [
+            Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)
+        ]
     path = _path(task, split, root)
     labelled = split not in task.source.unlabelled
     reader = _read_tsv if task.source.format == "tsv" else _read_jsonl
-    examples = []
+    examples: list[Example] = []
     for line, row in reader(path, task, labelled):
         where = f"{path}, line {line}"
         fields = {field: _text(row, task.column(field, split), where) for field in task.fields}

@@ -83,5 +83,5 @@ def pad_rows(flat: Tensor, lengths: list[int], width: int) -> Tensor:
 
 
 def length_mask(lengths: list[int], width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(B, width) bool: true at the first `lengths[i]` places of row i. Masks come from lengths, never from token ids."""
+    """(B, width) bool: true at the first `lengths[i]` places of row i. Masks come from lengths, not token ids."""
     return torch.arange(width, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)

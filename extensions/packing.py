@@ -40,7 +40,7 @@ class Pack:
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Length of the longest common prefix that leaves every row at least one token of its own."""
-    first, last = min(rows), max(rows)
+    first, last = min(map(list, rows)), max(map(list, rows))  # the two that differ most
     limit = min(len(row) for row in rows) - 1
     shared = 0
     while shared < limit and first[shared] == last[shared]:

@@ -136,7 +136,9 @@ class Policy(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         return head(states).float() / self.temperature
 
-    def forward(self, pack: Pack, logprobs: bool = True, entropy: bool = False, values: bool = True) -> dict[str, Tensor]:
+    def forward(
+        self, pack: Pack, logprobs: bool = True, entropy: bool = False, values: bool = True
+    ) -> dict[str, Tensor]:
         """What is asked for of the pack's N response tokens: `logprobs`, `entropy`, `values`, each (N,) float32.
 
         A value is that of the state before its token, V(s_t).
@@ -223,12 +225,12 @@ def _explained(path: str) -> Iterator[None]:
             raise
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read that "
-                "code, then set model.trust_remote_code: true"
+                f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read "
+                "that code, then set model.trust_remote_code: true"
             ) from error
         raise UserError(
-            f"model.path: cannot load {path!r}: it must be a local folder with a model, a hub name that can be reached, "
-            f"or pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            f"model.path: cannot load {path!r}: it must be a local folder with a model, a hub name that can be reached, or "
+            f"pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
         ) from error
 
 
@@ -255,7 +257,10 @@ def load_policy(model: Model, lora: Lora, critic: str, temperature: float, devic
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf, **options)
         if model.load_in_4bit:
             options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
             )
         base = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf, dtype=dtype, attn_implementation=_attention(model, config), **options
@@ -288,11 +293,15 @@ def _lora_config(base: nn.Module, lora: Lora) -> LoraConfig:
     if targets == "auto":
         fitting = next((names for names in LORA_TARGETS if linear.issuperset(names)), None)
         if fitting is None:
-            raise UserError(f"lora.target_modules: auto knows no names for this model; choose from: {', '.join(sorted(linear))}")
+            raise UserError(
+                f"lora.target_modules: auto knows no names for this model; choose from: {', '.join(sorted(linear))}"
+            )
         targets = fitting
     missing = [name for name in targets if name not in linear]
     if missing:
-        raise UserError(f"lora.target_modules: the model has no linear layer {missing[0]!r}; it has: {', '.join(sorted(linear))}")
+        raise UserError(
+            f"lora.target_modules: the model has no linear layer {missing[0]!r}; it has: {', '.join(sorted(linear))}"
+        )
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

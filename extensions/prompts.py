@@ -72,7 +72,9 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, chat_template: bool) -> None:
         if chat_template and not tokenizer.chat_template:
-            raise UserError("prompt.chat_template: true, but this model's tokenizer has no chat template; set it to false")
+            raise UserError(
+                "prompt.chat_template: true, but this model's tokenizer has no chat template; set it to false"
+            )
         self.tokenizer, self.max_tokens, self.chat_template = tokenizer, max_tokens, chat_template
 
     def text(self, task: Task, fields: Mapping[str, str]) -> str:
@@ -107,6 +109,12 @@ class PromptEncoder:
             ids = self._ids(text)
         return ids, text
 
+    def check(self, task: Task, fields: Mapping[str, str]) -> None:
+        """Raises what `encode` would, without the cost of it: a token holds at least a byte, so short texts fit."""
+        special_tokens = 16
+        if len(self.text(task, fields).encode()) + special_tokens > self.max_tokens:
+            self.encode(task, fields)
+
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens; the plain form takes the tokenizer's (BOS for Llama).
         return self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
@@ -136,7 +144,9 @@ def _keyword_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 
     any_word = "|".join(one(word) for word in sorted(words, key=len, reverse=True))
     keyword = rf"{_NOT_AFTER_WORD}({any_word}){_NOT_BEFORE_WORD}"
-    negated = rf"(?:(?<!\w)|(?=n['\u2019]))(?i:{_NEGATION})[\s\"'*:-]{{1,4}}(?:(?i:{_FILLER})\s{{1,4}}){{0,2}}(?:{any_word})"
+    negated = (
+        rf"(?:(?<!\w)|(?=n['\u2019]))(?i:{_NEGATION})[\s\"'*:-]{{1,4}}(?:(?i:{_FILLER})\s{{1,4}}){{0,2}}(?:{any_word})"
+    )
     return re.compile(f"{keyword}|{negated}{_NOT_BEFORE_WORD}")
 
 

@@ -51,7 +51,9 @@ class Model(Section):
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (ours)")
     load_in_4bit: bool = Field(False, description="4-bit frozen base by bitsandbytes; GPU only (ours)")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model (ours: never by default)")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model (ours: never by default)"
+    )
     adapter: str | None = Field(None, description="folder of a PEFT adapter to start from (ours)")
 
 
@@ -105,21 +107,31 @@ class Rollout(Section):
     max_new_tokens: int = Field(
         32, ge=1, description="high end of the budget, drawn for each row; evaluation uses it for all (paper 5.1)"
     )
-    temperature: Number = Field(1.0, gt=0, description="of the multinomial sampling in training and evaluation (paper 5.1)")
+    temperature: Number = Field(
+        1.0, gt=0, description="of the multinomial sampling in training and evaluation (paper 5.1)"
+    )
 
 
 class Kl(Section):
     init: Number = Field(0.2, ge=0, description="coefficient of the per-token KL penalty at the start (authors)")
     adaptive: bool = Field(True, description="steer the coefficient towards the target (authors)")
     target: Number = Field(6.0, gt=0, description="KL of a response, in nats, that the controller aims for (authors)")
-    horizon: Number = Field(10000.0, gt=0, description="samples over which the coefficient adapts; larger is slower (authors)")
+    horizon: Number = Field(
+        10000.0, gt=0, description="samples over which the coefficient adapts; larger is slower (authors)"
+    )
 
 
 class Ppo(Section):
-    batch_size: int = Field(16, ge=1, description="samples of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)")
+    batch_size: int = Field(
+        16, ge=1, description="samples of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)"
+    )
     epochs: int = Field(4, ge=1, description="passes over each batch (paper 5.1)")
-    mini_batch_size: int | None = Field(None, ge=1, description="samples of an optimizer step; null: the batch (paper 5.1)")
-    micro_batch_size: int = Field(16, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)")
+    mini_batch_size: int | None = Field(
+        None, ge=1, description="samples of an optimizer step; null: the batch (paper 5.1)"
+    )
+    micro_batch_size: int = Field(
+        16, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
+    )
     clip: Number = Field(0.2, gt=0, description="clip range of the policy ratio (authors)")
     gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
     lam: Number = Field(0.95, ge=0, le=1, description="lambda of GAE (authors)")
@@ -127,12 +139,16 @@ class Ppo(Section):
     entropy_coef: Number = Field(0.0, ge=0, description="weight of an entropy bonus, in nats a token (ours: off)")
     value_coef: Number = Field(0.1, ge=0, description="weight of the value loss (authors)")
     value_clip: Number | None = Field(0.2, gt=0, description="clip range of the values; null: no clipping (authors)")
-    value_target: Literal["gae", "td"] = Field("gae", description="gae: GAE returns (authors); td: equation (1) (paper 3)")
+    value_target: Literal["gae", "td"] = Field(
+        "gae", description="gae: GAE returns (authors); td: equation (1) (paper 3)"
+    )
     critic: Literal["shared", "adapter"] = Field(
-        "shared", description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours)"
+        "shared",
+        description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours)",
     )
     old_logprobs: Literal["auto", "sampled", "recomputed"] = Field(
-        "auto", description="auto: those of sampling in float32, a second forward in bfloat16, where they differ (ours)"
+        "auto",
+        description="auto: those of sampling in float32, a second forward in bfloat16, where they differ (ours)",
     )
     max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping; 0: off (ours, OpenRLHF's default)")
     kl: Kl = Field(default_factory=Kl, description="penalty for leaving the reference model")
@@ -195,13 +211,17 @@ class Recipe(Section):
     data: Data = Field(description="tasks and files")
     prompt: Prompt = Field(default_factory=Prompt, description="paper 4.1")
     rollout: Rollout = Field(default_factory=Rollout, description="paper 5.1")
-    reward: str = Field("nlu", description="file in reward_fns/ by name, or path/to/my_reward.py with reward(text, label)")
+    reward: str = Field(
+        "nlu", description="file in reward_fns/ by name, or path/to/my_reward.py with reward(text, label)"
+    )
     ppo: Ppo = Field(default_factory=Ppo, description="paper 4.3")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="paper 5.1")
     schedule: Schedule = Field(default_factory=Schedule, description="paper 5.1")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="the training engine")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="validation and the before/after table")
-    logging: Logging = Field(default_factory=Logging, description="records and trackers; metrics.jsonl is always written")
+    logging: Logging = Field(
+        default_factory=Logging, description="records and trackers; metrics.jsonl is always written"
+    )
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="resume points")
 
     @property
@@ -230,7 +250,7 @@ def contradictions(recipe: Recipe) -> list[str]:
         errors.append("deepspeed.offload: true needs deepspeed.zero_stage: 1, 2 or 3; at stage 0 nothing is offloaded")
     if rollout.min_new_tokens > rollout.max_new_tokens:
         errors.append(
-            f"rollout.min_new_tokens: {rollout.min_new_tokens} is above rollout.max_new_tokens: {rollout.max_new_tokens}"
+            f"rollout.min_new_tokens: {rollout.min_new_tokens} is above max_new_tokens: {rollout.max_new_tokens}"
         )
     if ppo.mini_batch_size is not None and ppo.batch_size % ppo.mini_batch_size:
         errors.append(f"ppo.mini_batch_size: {ppo.mini_batch_size} does not divide ppo.batch_size: {ppo.batch_size}")
@@ -251,7 +271,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise UserError(f"{key.start_mark.name}, line {key.start_mark.line + 1}: key {key.value!r} is given twice")
+                raise UserError(
+                    f"{key.start_mark.name}, line {key.start_mark.line + 1}: key {key.value!r} is given twice"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -318,7 +340,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"override {override!r}: the value is not valid YAML ({' '.join(str(error).split())})"
+        ) from error
     *parents, last = key.strip().split(".")
     place = raw
     for parent in parents:

@@ -13,7 +13,9 @@ from extensions.recipe import Recipe
 from extensions.tasks import Task
 
 
-def before_after_table(tasks: Sequence[Task], before: dict[str, Any] | None, after: dict[str, Any], split: str) -> Table:
+def before_after_table(
+    tasks: Sequence[Task], before: dict[str, Any] | None, after: dict[str, Any], split: str
+) -> Table:
     """One row a task and metric, in percent, with format errors and predicted against gold label shares."""
     table = Table(title=f"Before and after, {split} split (%)", title_justify="left")
     for column in ("task", "metric", "majority", "before", "after", "wrong format", "predicted (gold)"):
@@ -110,7 +112,9 @@ show whether it prefers a class.
 """
 
 
-def model_card(recipe: Recipe, scores: dict[str, Any], split: str, samples: int, steps: int, seconds: float) -> ModelCard:
+def model_card(
+    recipe: Recipe, scores: dict[str, Any], split: str, samples: int, steps: int, seconds: float
+) -> ModelCard:
     """The card that stands beside the adapter."""
     after, before = scores["after"], scores.get("before") or {}
     rows = []

@@ -275,8 +275,7 @@ def verdict(rng: Random, lexicon: Lexicon) -> Pair:
 
 
 KINDS: dict[str, Callable[[Random, Lexicon], Pair]] = {
-    kind.__name__: kind
-    for kind in (plain, intensified, negated, contrast, advice, two_aspects, feeling, verdict)
+    kind.__name__: kind for kind in (plain, intensified, negated, contrast, advice, two_aspects, feeling, verdict)
 }
 PHENOMENA = tuple(KINDS)
 

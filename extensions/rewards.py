@@ -96,7 +96,7 @@ def load_reward(name: str) -> Reward:
     path = built_in.get(name, Path(name))
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
-            f"reward: {name!r} is neither a file of reward_fns/ ({', '.join(sorted(built_in))}) nor a path to a .py file"
+            f"reward: {name!r} is neither a file of reward_fns/ ({', '.join(sorted(built_in))}) nor a .py file"
         )
     module = _import_file(path)
     own = name in built_in

@@ -83,13 +83,17 @@ class Sampler:
         logprobs: list[list[Tensor]] = [[] for _ in requests]
         values: list[list[Tensor]] = [[] for _ in requests]
         longest = max(lengths)
-        visible = torch.arange(longest, device=device) >= torch.tensor([longest - n for n in lengths], device=device)[:, None]
+        visible = (
+            torch.arange(longest, device=device) >= torch.tensor([longest - n for n in lengths], device=device)[:, None]
+        )
         position = torch.tensor(lengths, device=device)
         steps = max(request.budget for request in requests)
         closed = [False] * len(requests)
         for step in range(steps):
             logits = policy.logits(states)
-            uniforms = torch.tensor([requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows], device=device)
+            uniforms = torch.tensor(
+                [requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows], device=device
+            )
             drawn = sample_tokens(logits, uniforms)
             drawn_logprobs, drawn_values = token_logprobs(logits, drawn), policy.value_head(states)
             for k, (i, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
@@ -138,7 +142,9 @@ class Sampler:
             packed = pack([Sample(requests[i].prompt, [], requests[i].group) for i in members], device)
             hidden, cache = self.policy.packed_states(packed, use_cache=True)
             assert cache is not None
-            index = torch.zeros(len(members), longest, dtype=torch.long, device=device)  # padding copies place 0, unseen
+            index = torch.zeros(
+                len(members), longest, dtype=torch.long, device=device
+            )  # padding copies place 0, unseen
             for k, places in enumerate(packed.places):
                 index[k, longest - len(places) :] = places
             rows = torch.tensor(members, device=device)

@@ -1,15 +1,15 @@
 """The run folder: what a run leaves, and what it tells while it goes.
 
-    recipe.yaml        the resolved recipe
-    versions.json      packages, platform, git commit
-    metrics.jsonl      one line an iteration
-    rollouts.jsonl     some responses of each iteration
-    eval.json          before and after, per task
-    reward_curve.png   the paper's figure 2
-    tensorboard/       event files
-    adapter/           PEFT adapter and model card
-    critic/            value head, and the critic's adapter if it has one
-    checkpoints/       resume points
+recipe.yaml        the resolved recipe
+versions.json      packages, platform, git commit
+metrics.jsonl      one line an iteration
+rollouts.jsonl     some responses of each iteration
+eval.json          before and after, per task
+reward_curve.png   the paper's figure 2
+tensorboard/       event files
+adapter/           PEFT adapter and model card
+critic/            value head, and the critic's adapter if it has one
+checkpoints/       resume points
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PACKAGES = ("torch", "transformers", "deepspeed", "openrlhf", "peft", "datasets"
 
 def versions() -> dict[str, Any]:
     """Everything a result may depend on outside the recipe."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)
@@ -85,7 +85,9 @@ class RunFolder:
             (root / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
             write_json(root / "versions.json", versions())
         except OSError as error:
-            raise UserError(f"output_dir: cannot write to {root} ({error.strerror or error}); choose another folder") from error
+            raise UserError(
+                f"output_dir: cannot write to {root} ({error.strerror or error}); choose another folder"
+            ) from error
         self._files: dict[str, IO[str]] = {}
         self._trackers: list[Any] = []
 

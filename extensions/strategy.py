@@ -55,7 +55,10 @@ class Strategy(DeepspeedStrategy):
         args = SimpleNamespace(
             local_rank=-1,
             ds=SimpleNamespace(
-                param_dtype="fp32", zero_stage=settings.zero_stage, tensor_parallel_size=1, adam_offload=settings.offload
+                param_dtype="fp32",
+                zero_stage=settings.zero_stage,
+                tensor_parallel_size=1,
+                adam_offload=settings.offload,
             ),
             train=SimpleNamespace(dynamic_batch_enable=True),
         )

@@ -58,7 +58,9 @@ class Source(BaseModel):
     unlabelled: list[str] = Field([], description="splits whose rows carry no label")
     num_columns: int | None = Field(None, description="TSV columns of a row, where there is no header")
     unlabelled_header: bool = Field(True, description="whether unlabelled TSV files have a header")
-    unlabelled_columns: dict[str, str | int] | None = Field(None, description="columns of unlabelled files, if different")
+    unlabelled_columns: dict[str, str | int] | None = Field(
+        None, description="columns of unlabelled files, if different"
+    )
 
     @model_validator(mode="after")
     def _known_splits(self) -> Source:
@@ -192,8 +194,8 @@ _ENTRIES: list[dict[str, Any]] = [
         "name": "sst2",
         "suite": "glue",
         "title": "SST-2",
-        "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether a "
-        "piece of a review speaks well or badly of the movie. If it speaks well of it then it is positive, else it is "
+        "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether "
+        "a piece of a review speaks well or badly of the movie. If it speaks well of it then it is positive, else it is "
         "negative.",
         "answer_format": 'Insert only "Positive" or "Negative" here',
         "question": 'Now judge the sentiment of the review "{sentence}".',

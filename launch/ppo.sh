@@ -43,7 +43,7 @@ if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
 # Guarded, since a spawned data worker loads this file a second time. (No apostrophes below the shell part: the
 # shell reads it as one quoted string, up to the last line.)
 if __name__ == "__main__":
-    from extensions.ppo import main
+    from extensions.train import main
 
     sys.exit(main(sys.argv[1:]))
 # '

@@ -1,4 +1,4 @@
-"""What several test files share: tiny policies and samples, small recipes, and the launch command as a user types it."""
+"""What several test files share: tiny policies and samples, small recipes, and the launch command."""
 
 import os
 import socket
@@ -89,4 +89,6 @@ def launch(*arguments, ranks=1, timeout=300, extra=(), env=None):
 
 
 def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(folder / "critic" / "value_head.safetensors")
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(
+        folder / "critic" / "value_head.safetensors"
+    )

@@ -301,13 +301,13 @@ SAY_ARGUMENTS = '#!/usr/bin/env bash\necho "$0"; printf "%s|" "$@"\n'
 
 @pytest.fixture
 def ppo(tmp_path: Path) -> Path:
-    """launch/ppo.sh in a tree whose extensions.ppo only says how it was called."""
+    """launch/ppo.sh in a tree whose extensions.train only says how it was called."""
     root = tmp_path / "my project"
     (root / "launch").mkdir(parents=True)
     shutil.copy(ROOT / "launch/ppo.sh", root / "launch")
     (root / "extensions").mkdir()
     (root / "extensions/__init__.py").touch()
-    (root / "extensions/ppo.py").write_text(PPO_STUB)
+    (root / "extensions/train.py").write_text(PPO_STUB)
     return root / "launch/ppo.sh"
 
 

@@ -49,7 +49,9 @@ def openrlhf_gae():
     """OpenRLHF's method, taken from its file: the module itself cannot be imported without Ray."""
     origin = importlib.util.find_spec("openrlhf").submodule_search_locations[0]
     tree = ast.parse((Path(origin) / "trainer/ppo_utils/experience_maker.py").read_text())
-    method = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "get_advantages_and_returns")
+    method = next(
+        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "get_advantages_and_returns"
+    )
     method.decorator_list, method.returns = [], None
     namespace = {"torch": torch}
     exec(compile(ast.Module([method], []), "openrlhf", "exec"), namespace)
@@ -68,7 +70,7 @@ def test_gae_is_the_formula_and_openrlhfs(batch, gamma, lam):
 
 
 def test_gae_with_lambda_one_is_the_return_less_the_value(batch):
-    advantages, returns = gae(batch["rewards"], batch["values"], batch["mask"], 1.0, 1.0)
+    _advantages, returns = gae(batch["rewards"], batch["values"], batch["mask"], 1.0, 1.0)
     for i, length in enumerate(LENGTHS):
         for t in range(length):
             torch.testing.assert_close(returns[i, t], batch["rewards"][i, t:length].sum())
@@ -87,8 +89,14 @@ def test_padding_never_matters(batch, noise):
     mask = batch["mask"]
     dirty = {k: torch.where(mask, v, noise) for k, v in batch.items() if k != "mask"}
     for clean, other in zip(
-        (*gae(batch["rewards"], batch["values"], mask, 1.0, 0.95), td_targets(batch["rewards"], batch["values"], mask, 1.0)),
-        (*gae(dirty["rewards"], dirty["values"], mask, 1.0, 0.95), td_targets(dirty["rewards"], dirty["values"], mask, 1.0)),
+        (
+            *gae(batch["rewards"], batch["values"], mask, 1.0, 0.95),
+            td_targets(batch["rewards"], batch["values"], mask, 1.0),
+        ),
+        (
+            *gae(dirty["rewards"], dirty["values"], mask, 1.0, 0.95),
+            td_targets(dirty["rewards"], dirty["values"], mask, 1.0),
+        ),
         strict=True,
     ):
         assert torch.equal(clean, other)

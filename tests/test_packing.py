@@ -9,7 +9,9 @@ from extensions.packing import Sample, common_prefix, pack
 
 token_lists = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 samples_strategy = st.lists(
-    st.builds(Sample, token_lists, st.lists(st.integers(0, 3), max_size=4), st.sampled_from(["a", "b"])), min_size=1, max_size=6
+    st.builds(Sample, token_lists, st.lists(st.integers(0, 3), max_size=4), st.sampled_from(["a", "b"])),
+    min_size=1,
+    max_size=6,
 )
 
 

@@ -15,6 +15,7 @@ from extensions.packing import Sample, pack
 from extensions.policy import ValueHead, load_policy, load_tokenizer, resolve_model
 from extensions.recipe import Lora, Model
 
+
 def plain(policy, sample, head=True):
     """Logprobs, entropy and values of one sample by an ordinary forward of the whole causal LM, without packing."""
     ids = torch.tensor([[*sample.prompt, *sample.response]])
@@ -50,7 +51,9 @@ def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpoint
     ours, theirs = gradients(packed_policy), gradients(plain_policy)
     assert ours.keys() == theirs.keys() and any("lora_A" in name for name in ours)
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            ours[name], theirs[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -69,7 +72,10 @@ def test_a_batch_that_shares_nothing_is_the_same_forward(tiny_model, architectur
 def test_other_samples_are_invisible(tiny_model, architecture):
     policy = make_policy(tiny_model(architecture)).eval()
     rows = samples()
-    noisy = [rows[0], *(Sample([*r.prompt[:9], *[7] * (len(r.prompt) - 9)], [11] * len(r.response), r.group) for r in rows[1:3])]
+    noisy = [
+        rows[0],
+        *(Sample([*r.prompt[:9], *[7] * (len(r.prompt) - 9)], [11] * len(r.response), r.group) for r in rows[1:3]),
+    ]
     with torch.no_grad(), policy.role("actor"):
         clean, dirty = policy(pack(rows[:3])), policy(pack(noisy))
     n = len(rows[0].response)
@@ -106,7 +112,11 @@ def test_role_gradients_are_those_of_stand_alone_models(tiny_model, architecture
         lora = policy.lm.peft_config[adapter]
         config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_rslora=True, target_modules=lora.target_modules)
         alone = get_peft_model(base, config).train()
-        theirs = {name.replace(f".{adapter}.", ".default."): p for name, p in policy.lm.named_parameters() if f".{adapter}." in name}
+        theirs = {
+            name.replace(f".{adapter}.", ".default."): p
+            for name, p in policy.lm.named_parameters()
+            if f".{adapter}." in name
+        }
         for name, parameter in alone.named_parameters():
             if "lora_" in name:
                 parameter.data.copy_(theirs[name])
@@ -226,7 +236,7 @@ def test_remote_code_is_off_unless_asked(tiny_model, tmp_path):
     config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    with pytest.raises(UserError, match="set model.trust_remote_code: true"):
+    with pytest.raises(UserError, match=r"set model\.trust_remote_code: true"):
         load_policy(Model(path=str(folder)), Lora(), "shared", 1.0, CPU, 0)
     assert not marker.exists()
     load_tokenizer(Model(path=str(tiny_model("llama"))))

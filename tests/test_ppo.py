@@ -7,17 +7,18 @@ import torch
 from support import adapter_of, launch, write_recipe
 from transformers import AutoModelForCausalLM
 
-from extensions import ppo
+from extensions import ppo, train
 from extensions.policy import load_tokenizer
 from extensions.recipe import Model, load_recipe
 from extensions.run import read_json, read_jsonl
+
 
 @pytest.fixture(scope="module")
 def finished(tiny_model, tmp_path_factory):
     """A finished run in this process, and its recipe."""
     folder = tmp_path_factory.mktemp("finished")
     path = write_recipe(folder, tiny_model("llama"), output_dir=str(folder / "run"), max_steps=3)
-    assert ppo.main([str(path)]) == 0
+    assert train.main([str(path)]) == 0
     return folder / "run", load_recipe(path)
 
 
@@ -25,14 +26,16 @@ def test_a_run_leaves_what_it_promises(finished):
     folder, recipe = finished
     names = {p.name for p in folder.iterdir()}
     assert names >= {
-        "recipe.yaml", "versions.json", "metrics.jsonl", "rollouts.jsonl", "eval.json", "reward_curve.png", "adapter", "critic", "tensorboard",
+        "recipe.yaml", "versions.json", "metrics.jsonl", "rollouts.jsonl", "eval.json", "reward_curve.png", "adapter",
+        "critic", "tensorboard",
     }  # fmt: skip
     assert load_recipe(folder / "recipe.yaml") == recipe
     metrics = read_jsonl(folder / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [1, 2, 3] and [m["samples"] for m in metrics] == [4, 8, 12]
     promised = {
         "step", "samples", "reward_mean", "reward_std", "format_error_rate", "accuracy", "kl", "kl_coef", "policy_loss",
-        "value_loss", "entropy", "clip_fraction", "lr", "response_tokens", "seconds", "samples_per_s", "predicted_shares",
+        "value_loss", "entropy", "clip_fraction", "lr", "response_tokens", "seconds", "samples_per_s",
+        "predicted_shares",
     }  # fmt: skip
     assert promised <= metrics[0].keys()
     assert metrics[0]["seconds"].keys() == {"rollout", "reward", "reference", "update"}
@@ -84,16 +87,16 @@ def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_mo
 
 def test_training_moves_the_adapter_and_not_the_base(tiny_model, tmp_path, monkeypatch):
     kept = {}
-    wrap = ppo.Strategy.wrap
+    wrap = train.Strategy.wrap
 
     def spy(self, policy, *args):
         kept["policy"] = policy
         kept["before"] = {n: p.detach().clone() for n, p in policy.named_parameters()}
         return wrap(self, policy, *args)
 
-    monkeypatch.setattr(ppo.Strategy, "wrap", spy)
+    monkeypatch.setattr(train.Strategy, "wrap", spy)
     path = write_recipe(tmp_path, tiny_model("qwen2"), output_dir=str(tmp_path / "run"), ppo={"critic": "adapter"})
-    assert ppo.main([str(path), "evaluation.before=false"]) == 0
+    assert train.main([str(path), "evaluation.before=false"]) == 0
     moved = {n for n, p in kept["policy"].named_parameters() if not torch.equal(p, kept["before"][n])}
     assert moved, "nothing was trained"
     assert all("lora_" in n or n.startswith("value_head.") for n in moved)
@@ -113,7 +116,7 @@ def test_training_moves_the_adapter_and_not_the_base(tiny_model, tmp_path, monke
 )
 def test_every_switch_runs(tiny_model, tmp_path, overrides):
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
-    assert ppo.main([str(path), "evaluation.max_samples=2", *overrides]) == 0
+    assert train.main([str(path), "evaluation.max_samples=2", *overrides]) == 0
     for line in read_jsonl(tmp_path / "run" / "metrics.jsonl"):
         assert all(line[k] is not None for k in ("policy_loss", "value_loss", "entropy", "grad_norm"))
         assert (line["kl"] is None) == ("ppo.kl.init=0" in overrides)
@@ -121,12 +124,17 @@ def test_every_switch_runs(tiny_model, tmp_path, overrides):
 
 def test_resumed_is_uninterrupted(tiny_model, tmp_path):
     """Stopped after step 2 of 4 and started again: the same adapter and the same metrics, bit for bit."""
-    options = {"checkpoint": {"every_steps": 1}, "evaluation": {"max_samples": 2, "every_steps": 1, "validation_samples": 2}}
+    options = {
+        "checkpoint": {"every_steps": 1},
+        "evaluation": {"max_samples": 2, "every_steps": 1, "validation_samples": 2},
+    }
     recipes = {}
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-        recipes[name] = write_recipe(tmp_path / name, tiny_model("llama"), output_dir=str(tmp_path / name / "run"), max_steps=4, **options)
-    assert ppo.main([str(recipes["whole"])]) == 0
+        recipes[name] = write_recipe(
+            tmp_path / name, tiny_model("llama"), output_dir=str(tmp_path / name / "run"), max_steps=4, **options
+        )
+    assert train.main([str(recipes["whole"])]) == 0
 
     class Killed(BaseException):
         pass
@@ -141,8 +149,8 @@ def test_resumed_is_uninterrupted(tiny_model, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo.PpoTrainer, "iterate", killing)
         with pytest.raises(Killed):
-            ppo.main([str(recipes["cut"])])
-    assert ppo.main([str(recipes["cut"])]) == 0
+            train.main([str(recipes["cut"])])
+    assert train.main([str(recipes["cut"])]) == 0
     whole, cut = tmp_path / "whole" / "run", tmp_path / "cut" / "run"
     ours, theirs = adapter_of(cut), adapter_of(whole)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -162,7 +170,9 @@ def test_two_ranks_are_one(tiny_model, tmp_path, stage):
     for ranks in (1, 2):
         (tmp_path / str(ranks)).mkdir()
         folders[ranks] = tmp_path / str(ranks) / "run"
-        path = write_recipe(tmp_path / str(ranks), tiny_model("llama"), output_dir=str(folders[ranks]), deepspeed={"zero_stage": stage})
+        path = write_recipe(
+            tmp_path / str(ranks), tiny_model("llama"), output_dir=str(folders[ranks]), deepspeed={"zero_stage": stage}
+        )
         done = launch(path, ranks=ranks)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = adapter_of(folders[1]), adapter_of(folders[2])
@@ -192,7 +202,7 @@ def test_two_ranks_are_one(tiny_model, tmp_path, stage):
 def test_user_errors_end_with_one_message(tiny_model, tmp_path, capsys, monkeypatch, sections, overrides, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path = write_recipe(tmp_path, tiny_model("llama"), **({"output_dir": str(tmp_path / "run")} | sections))
-    assert ppo.main([str(path), *overrides]) == 2
+    assert train.main([str(path), *overrides]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
 
@@ -210,30 +220,33 @@ def test_a_faulty_reward_stops_the_run_and_is_named(tiny_model, tmp_path, capsys
     reward = tmp_path / "my_reward.py"
     reward.write_text(f"def reward(text, label):\n    {body}\n")
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), reward=str(reward))
-    assert ppo.main([str(path), "evaluation.before=false"]) == 2
+    assert train.main([str(path), "evaluation.before=false"]) == 2
     error = capsys.readouterr().err
     assert "my_reward.py" in error and message in error and "label" in error
 
 
 def test_own_task_and_own_reward(tiny_model, tmp_path):
-    """A user's JSONL and reward file, mixed with a built-in task; the reward sees the label as it stands in the file."""
+    """A user's JSONL and reward file; the reward sees the label as it stands in the file."""
     rows = [{"text": f"ticket {i} about money", "team": ("billing", "technical")[i % 2]} for i in range(12)]
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen = tmp_path / "seen.txt"
     reward = tmp_path / "my_reward.py"
-    reward.write_text(
-        f"def reward(text, label):\n    open({str(seen)!r}, 'a').write(label + '\\n')\n    return float(label in text)\n"
-    )
+    reward.write_text(f"def reward(text, label):\n    open({str(seen)!r}, 'a').write(label + '\\n')\n    return 1.0\n")
     task = {
         "name": "tickets",
         "description": "You are an assistant to route tickets.",
         "question": 'Which team should answer "{text}"?',
         "labels": ["billing", "technical"],
-        "source": {"files": {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "validation.jsonl")}, "label": "team"},
+        "source": {
+            "files": {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "validation.jsonl")},
+            "label": "team",
+        },
     }
-    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), reward=str(reward), data={"tasks": [task]})
-    assert ppo.main([str(path)]) == 0
+    path = write_recipe(
+        tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), reward=str(reward), data={"tasks": [task]}
+    )
+    assert train.main([str(path)]) == 0
     assert set(seen.read_text().split()) == {"billing", "technical"}
     scores = read_json(tmp_path / "run" / "eval.json")
     assert scores["split"] == "validation" and scores["after"]["tickets"]["samples"] == 4

@@ -114,7 +114,7 @@ def test_random_numbers_are_streams_of_their_own():
         draw, uniforms = random_numbers(*key, 8)
         again = random_numbers(*key, 8)
         assert again[0] == draw and np.array_equal(again[1], uniforms)
-        assert 0 <= draw < 1 and (0 <= uniforms).all() and (uniforms < 1).all()
+        assert 0 <= draw < 1 and (uniforms >= 0).all() and (uniforms < 1).all()
         seen[key] = tuple(uniforms)
     assert len(set(seen.values())) == len(seen)
     budgets = [12 + int(random_numbers(0, 0, step, row, 32)[0] * 21) for step in range(200) for row in range(16)]
