@@ -133,7 +133,7 @@ def preview(
                 )
                 console.print(
                     f"\nprompt (blue): {len(ids)} tokens, no loss; the first {packed.prefix_tokens} stand once for all "
-                    f"rows shown. response (green): {len(responses[k])} tokens when gold, each with policy and value loss",
+                    f"rows shown. response (green): {len(responses[k])} tokens when gold, with policy and value loss",
                     markup=False,
                 )
                 console.print(

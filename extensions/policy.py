@@ -229,7 +229,7 @@ def _explained(path: str) -> Iterator[None]:
                 "that code, then set model.trust_remote_code: true"
             ) from error
         raise UserError(
-            f"model.path: cannot load {path!r}: it must be a local folder with a model, a hub name that can be reached, or "
+            f"model.path: cannot load {path!r}: it must be a local folder with a model, a reachable hub name, or "
             f"pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
         ) from error
 

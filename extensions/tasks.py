@@ -195,8 +195,8 @@ _ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "SST-2",
         "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether "
-        "a piece of a review speaks well or badly of the movie. If it speaks well of it then it is positive, else it is "
-        "negative.",
+        "a piece of a review speaks well or badly of the movie. If it speaks well of it then it is positive, else it "
+        "is negative.",
         "answer_format": 'Insert only "Positive" or "Negative" here',
         "question": 'Now judge the sentiment of the review "{sentence}".',
         "labels": {"1": ["Positive"], "0": ["Negative"]},
