@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,9 @@ def openrlhf_importable() -> Iterator[None]:
 # DeepSpeed warns when it finds no accelerator unless it is told (0.19.6).
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# torch 2.13 deprecates a collective that DeepSpeed 0.19.6 calls, once a rank and a run.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 with openrlhf_importable():
     from openrlhf.models.loss import PolicyLoss, ValueLoss

@@ -40,7 +40,7 @@ TRAIN = Lexicon(
             | dessert: tasty delicious / bland tasteless
         hotel | in | stay in | room: clean spacious / dirty cramped | bed: comfortable clean / uncomfortable dirty
             | receptionist: polite attentive / rude lazy | breakfast: tasty delicious / bland tasteless
-        film | of | watch | plot: clever exciting / stupid boring | acting: convincing natural / unconvincing clumsy
+        film | in | watch | plot: clever exciting / stupid boring | acting: convincing natural / unconvincing clumsy
             | dialogue: clever convincing / stupid clumsy
         novel | of | read | story: clever exciting / stupid boring | style: elegant vivid / clumsy tedious
             | ending: exciting convincing / boring unconvincing
@@ -50,18 +50,20 @@ TRAIN = Lexicon(
             | route: exciting pretty / boring ugly""",
     adjectives="great wonderful excellent lovely amazing brilliant superb enjoyable / "
     "terrible awful horrible dreadful lousy miserable disappointing rotten",
-    verbs="loved|enjoyed|liked|were happy with / hated|disliked|despised|were angry about",
+    verbs="loved|enjoyed|liked|were happy with / hated|disliked|despised|were unhappy with",
     likings="liked|enjoyed|were happy with",
     nouns="triumph success joy treat / failure disaster nightmare disappointment",
-    people="wife husband parents kids friends children",
+    people="wife husband parents kids friends mother father aunt",
     openers="in my opinion,|I think that|if you ask me,|we all thought that",
     advice="""
         {who} would [gladly/never] {does} this {thing} again
         {who} would [happily/never] {does} this {thing} again
-        {who} would [definitely/never] {does} such {a thing} again
+        {who} would [definitely/never] {does} this {thing} a second time
         {opener} you should [definitely/never] {does} this {thing}
         {opener} this {thing} was [really/not] worth the price
-        {opener} everyone should [choose/avoid] this {thing}""",
+        {opener} this {thing} was [worth every cent/a waste of time]
+        {opener} everyone should [choose/avoid] this {thing}
+        {who} will tell everyone to [choose/avoid] this {thing}""",
 )
 
 VALIDATION = Lexicon(
@@ -70,10 +72,10 @@ VALIDATION = Lexicon(
         podcast | of | listen to | host: witty humorous / conceited smug
             | interview: insightful informative / shallow pointless
         scooter | of | ride | brake: dependable responsive / faulty squeaky | saddle: ergonomic stable / wobbly faulty
-        campsite | at | return to | shower: hygienic tidy / grimy moldy
+        campsite | at | camp at | shower: hygienic tidy / grimy moldy
             | owner: courteous gracious / hostile snobbish""",
     adjectives="terrific magnificent exceptional phenomenal / abysmal ghastly nasty deplorable",
-    verbs="praised|were satisfied with|treasured / cursed|were upset about|resented",
+    verbs="praised|were satisfied with|treasured / cursed|were dissatisfied with|resented",
     likings="praised|were satisfied with",
     nouns="hit bargain treasure / flop scam fiasco",
     people="cousin uncle grandparents",
@@ -86,7 +88,7 @@ VALIDATION = Lexicon(
 
 TEST = Lexicon(
     topics="""
-        cafe | in | come back to | coffee: fresh aromatic / stale watery | cake: fresh moist / stale dry
+        cafe | in | have coffee in | coffee: fresh aromatic / stale watery | cake: fresh moist / stale dry
             | barista: friendly cheerful / unfriendly grumpy
         concert | at | attend | singer: talented energetic / untalented listless | sound: crisp clear / muffled tinny
             | band: talented lively / untalented lifeless
@@ -203,11 +205,12 @@ def negated(rng: Random, lexicon: Lexicon) -> Pair:
     about = topic(rng, lexicon)
     aspect, adjectives = rng.choice(list(about.aspects.items()))
     good, bad = either(rng, adjectives)
+    opener = rng.choice(("", phrase(rng, lexicon.openers) + " "))
     template, *choice = rng.choice(
         (
-            (f"{about.of(aspect)} was not {{0}} at all", bad, good),
-            (f"{about.of(aspect)} was {{0}} {good}", "very", "not at all"),
-            (f"{about.of(aspect)} was {{0}} {bad}", "not at all", "very"),
+            (f"{opener}{about.of(aspect)} was not {{0}} at all", bad, good),
+            (f"{opener}{about.of(aspect)} was {{0}} {good}", "very", "not at all"),
+            (f"{opener}{about.of(aspect)} was {{0}} {bad}", "not at all", "very"),
             (f"{{0}} of us {phrase(rng, lexicon.likings)} {about.of(aspect)}", "all", "none"),
         )
     )
@@ -232,7 +235,7 @@ def contrast(rng: Random, lexicon: Lexicon) -> Pair:
 def advice(rng: Random, lexicon: Lexicon) -> Pair:
     """My wife and I would gladly / never stay in this hotel again. I can / cannot recommend it to anyone."""
     about, template = topic(rng, lexicon), rng.choice(lexicon.advice.strip().splitlines()).strip()
-    fields = {"{thing}": about.thing, "{a thing}": some(about.thing), "{does}": about.does}
+    fields = {"{thing}": about.thing, "{does}": about.does}
     fields |= {"{who}": who(rng, lexicon), "{opener}": phrase(rng, lexicon.openers)}
     before, good, bad, after = re.split(r"\[(.*)/(.*)\]", re.sub(r"{.*?}", lambda match: fields[match[0]], template))
     return fill(f"{before}{{0}}{after}", (good, bad))
@@ -262,7 +265,7 @@ def feeling(rng: Random, lexicon: Lexicon) -> Pair:
 def verdict(rng: Random, lexicon: Lexicon) -> Pair:
     """For my wife and me, this film was nothing but a joy / nightmare."""
     about, (good, bad) = topic(rng, lexicon), either(rng, lexicon.nouns)
-    real = rng.choice(("", "real ", "true ", "complete "))
+    real = rng.choice(("", "real ", "true "))
     whom = re.sub("I$", "me", who(rng, lexicon)).replace("we", "us")
     template = rng.choice(
         (

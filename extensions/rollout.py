@@ -56,12 +56,12 @@ class Sampler:
 
     Args:
         micro_batch_size: rows of one packed forward over the prompts.
-        lockstep: ranks must do the same number of forwards (ZeRO 3 gathers weights in each): rows then stay until the
-            longest budget is spent.
+        lockstep: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in each
+            forward, so all ranks must do as many; what a row gets beyond its own end is dropped. None: rows leave.
     """
 
     def __init__(
-        self, policy: Policy, tokenizer: PreTrainedTokenizerBase, micro_batch_size: int, lockstep: bool = False
+        self, policy: Policy, tokenizer: PreTrainedTokenizerBase, micro_batch_size: int, lockstep: int | None = None
     ) -> None:
         self.policy, self.tokenizer = policy, tokenizer
         self.micro_batch_size, self.lockstep = micro_batch_size, lockstep
@@ -87,7 +87,7 @@ class Sampler:
             torch.arange(longest, device=device) >= torch.tensor([longest - n for n in lengths], device=device)[:, None]
         )
         position = torch.tensor(lengths, device=device)
-        steps = max(request.budget for request in requests)
+        steps = self.lockstep or max(request.budget for request in requests)
         closed = [False] * len(requests)
         for step in range(steps):
             logits = policy.logits(states)

@@ -237,15 +237,16 @@ class Reporter:
 
     def __init__(self, active: bool) -> None:
         self.active = active
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not active)
+        width = None if sys.stdout.isatty() else 120
+        self.console = Console(file=sys.stdout, width=width, highlight=False, quiet=not active)
         self._bar: Progress | None = None
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def begin(self, total: int, first: int) -> None:
         """Start the progress of `total` iterations, of which `first` are done."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import transformers
 from torch import Tensor
 
 from extensions.data import BatchOrder, Example, is_labelled, load_examples
@@ -48,6 +49,8 @@ def run(recipe: Recipe) -> None:
     strategy = Strategy(recipe.seed, recipe.deepspeed, recipe.ppo.max_grad_norm)
     strategy.setup_distributed()
     reporter = Reporter(active=strategy.is_rank_0())
+    if not (reporter.active and sys.stderr.isatty()):
+        transformers.utils.logging.disable_progress_bar()
     _check_ranks(recipe.ppo, strategy.world_size)
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe)
@@ -69,7 +72,8 @@ def run(recipe: Recipe) -> None:
         * (recipe.ppo.batch_size // (recipe.ppo.mini_batch_size or recipe.ppo.batch_size))
     )
     engine = strategy.wrap(policy, recipe.optimizer, recipe.schedule, updates)
-    sampler = Sampler(policy, tokenizer, recipe.ppo.micro_batch_size, lockstep=recipe.deepspeed.zero_stage == 3)
+    lockstep = recipe.rollout.max_new_tokens if recipe.deepspeed.zero_stage == 3 else None
+    sampler = Sampler(policy, tokenizer, recipe.ppo.micro_batch_size, lockstep)
     trainer = PpoTrainer(
         policy,
         engine,

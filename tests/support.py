@@ -66,26 +66,29 @@ def write_recipe(folder: Path, model: Path, **sections) -> Path:
     return path
 
 
-def launch(*arguments, ranks=1, timeout=300, extra=(), env=None):
-    """`deepspeed launch/ppo.sh` as a user types it."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deepspeed = Path(sys.executable).parent / "deepspeed"
-    command = [str(deepspeed), "--num_accelerators", str(ranks), "--master_port", str(port), *extra]
+        return probe.getsockname()[1]
+
+
+def run_command(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess:
+    """A command in the repository root, with this environment's programs first on PATH."""
+    programs = Path(sys.executable).parent
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(programs.parent),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
     }
-    return subprocess.run(
-        [*command, str(ROOT / "launch" / "ppo.sh"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment | (env or {}),
-        cwd=ROOT,
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT)
+
+
+def launch(recipe: Path, *overrides: str, ranks: int = 1, launcher: list[str] | None = None):
+    """`deepspeed launch/ppo.sh` as a user types it."""
+    if launcher is None:
+        launcher = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    return run_command(["deepspeed", *launcher, "launch/ppo.sh", str(recipe), *overrides])
 
 
 def adapter_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,10 +1,11 @@
 """The PPO loop as a whole: real runs of tiny models, alone and on several ranks."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import adapter_of, launch, write_recipe
+from support import adapter_of, free_port, launch, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions import ppo, train
@@ -162,28 +163,61 @@ def test_resumed_is_uninterrupted(tiny_model, tmp_path):
     assert read_jsonl(cut / "rollouts.jsonl") == read_jsonl(whole / "rollouts.jsonl")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_are_one(tiny_model, tmp_path, stage):
-    """The same global batch on one and on two ranks: same samples, same metrics, same adapter but for rounding."""
-    folders = {}
-    for ranks in (1, 2):
-        (tmp_path / str(ranks)).mkdir()
-        folders[ranks] = tmp_path / str(ranks) / "run"
-        path = write_recipe(
-            tmp_path / str(ranks), tiny_model("llama"), output_dir=str(folders[ranks]), deepspeed={"zero_stage": stage}
-        )
-        done = launch(path, ranks=ranks)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = adapter_of(folders[1]), adapter_of(folders[2])
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
-    for a, b in zip(read_jsonl(folders[1] / "metrics.jsonl"), read_jsonl(folders[2] / "metrics.jsonl"), strict=True):
+@pytest.fixture(scope="module")
+def one_rank(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one-rank")
+    assert train.main([str(write_recipe(folder, tiny_model("llama"), output_dir=str(folder / "run")))]) == 0
+    return folder / "run"
+
+
+def assert_same_run(found, expected):
+    """Same samples, same metrics, same adapter but for rounding."""
+    ours, theirs = adapter_of(found), adapter_of(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    for a, b in zip(read_jsonl(found / "metrics.jsonl"), read_jsonl(expected / "metrics.jsonl"), strict=True):
         assert a["reward_mean"] == b["reward_mean"] and a["response_tokens"] == b["response_tokens"]
         for key in ("kl", "policy_loss", "value_loss", "entropy", "clip_fraction", "grad_norm"):
-            assert b[key] == pytest.approx(a[key], rel=2e-3, abs=2e-5), key
-    first = {json.dumps([r["prompt"], r["response"]]) for r in read_jsonl(folders[1] / "rollouts.jsonl")}
-    assert first == {json.dumps([r["prompt"], r["response"]]) for r in read_jsonl(folders[2] / "rollouts.jsonl")}
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=2e-5), key
+    ours, theirs = ([r["prompt"] + r["response"] for r in read_jsonl(f / "rollouts.jsonl")] for f in (found, expected))
+    assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_are_one(tiny_model, tmp_path, one_rank, stage):
+    """The same global batch on two ranks, at every ZeRO stage, is the run on one."""
+    run = tmp_path / "run"
+    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run), deepspeed={"zero_stage": stage})
+    done = launch(path, ranks=2)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert_same_run(run, one_rank)
+    assert done.stdout.count("reward curve:") == 1, "rank 0 alone prints"
+
+
+@pytest.mark.slow
+def test_two_nodes_are_one(tiny_model, tmp_path, one_rank):
+    """A rehearsal on one machine: a launcher for each node, as on a cluster without ssh."""
+    run = tmp_path / "run"
+    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run))
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("node0 slots=1\nnode1 slots=1\n")
+    cluster = ["--hostfile", str(hostfile), "--no_ssh", "--num_nodes", "2"]
+    cluster += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    with ThreadPoolExecutor(2) as pool:
+        nodes = [
+            pool.submit(
+                launch,
+                path,
+                launcher=[*cluster, "--node_rank", str(node)],
+            )
+            for node in (0, 1)
+        ]
+    for node in nodes:
+        done = node.result()
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert_same_run(run, one_rank)
 
 
 @pytest.mark.parametrize(

@@ -165,12 +165,6 @@ def test_tags_inside_the_data_do_not_move_the_response():
         assert result["rewards"].tolist() == [1.0]
 
 
-def test_a_query_without_its_prompt_earns_nothing():
-    prompt = prompt_of(COLA)
-    result = reward_func([f"{prompt[:60]} Yes{CLOSE}"], [prompt], [pack_label(COLA, "1")])
-    assert result["rewards"].tolist() in ([-1.0], [1.0])  # the query alone is judged: no crash, a value in range
-
-
 def test_reward_func_refuses_lists_of_different_lengths():
     with pytest.raises(ValueError):
         reward_func(["a", "b"], ["a"], ["c"])
@@ -255,8 +249,10 @@ def test_numbers_of_every_kind_are_taken(write, returned):
 
 @pytest.mark.parametrize(
     "returned",
-    ["None", "'1'", "float('nan')", "float('inf')", "-float('inf')", "[1.0]", "{'rewards': 1}", "1j"]
-    + ["np.array([1.0])", "torch.tensor([1.0])", "torch.tensor(float('nan'))", "text", "(1.0, 2.0)"],
+    [
+        *("None", "'1'", "float('nan')", "float('inf')", "-float('inf')", "[1.0]", "{'rewards': 1}", "1j"),
+        *("np.array([1.0])", "torch.tensor([1.0])", "torch.tensor(float('nan'))", "text", "(1.0, 2.0)"),
+    ],
 )
 def test_a_value_that_is_no_number_is_named(write, returned):
     path = write(f"import numpy as np\nimport torch\ndef reward(text, label):\n    return {returned}\n")
@@ -315,7 +311,7 @@ def test_faulty_files_are_explained_when_loaded(write, source, message):
 
 @pytest.mark.parametrize("name", ["nope", "no/such/file.py", "", "tests", "__init__", "nlu.py", "\0.py"])
 def test_missing_files_are_explained(name):
-    with pytest.raises(UserError, match=r"reward: .*neither a file of reward_fns/ \(.*nlu.*\) nor a path"):
+    with pytest.raises(UserError, match=r"reward: .*neither a file of reward_fns/ \(.*nlu.*\) nor .*\.py file"):
         load_reward(name)
 
 

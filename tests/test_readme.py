@@ -1,0 +1,90 @@
+"""The README promises only what runs: every command in it is executed, every example in it is used."""
+
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+from support import ROOT, free_port, run_command
+
+from extensions import train
+from extensions.run import read_json
+
+README = (ROOT / "README.md").read_text()
+# What makes a command small enough for a test; the command stays the README's own.
+SMALL = [
+    "max_steps=1",
+    "evaluation.max_samples=2",
+    "ppo.epochs=1",
+    "rollout.min_new_tokens=2",
+    "rollout.max_new_tokens=3",
+]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_no_command_escapes_the_tests():
+    """A new kind of command in the README needs a case in `shortened`."""
+    known = ("deepspeed ", "bash launch/", "nlu ")
+    assert len(commands()) >= 13 and all(command.startswith(known) for command in commands())
+
+
+def shortened(command, tiny_model, data_root, folder):
+    words = shlex.split(command.replace("path/to/glue", str(data_root / "glue")))
+    if words[0] == "nlu":
+        return words
+    if words[1] == "launch/test.sh":
+        return [*words, "--collect-only", "tests/test_packing.py"]
+    words += [*SMALL, f"output_dir={folder / 'run'}"]
+    if words[1] != "launch/quickstart.sh":
+        words += [f"model.path={tiny_model('llama')}", "model.dtype=float32", "ppo.micro_batch_size=4"]
+    if words[0] == "deepspeed":
+        words[1:1] = ["--master_port", str(free_port())]
+    return words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(command, tiny_model, data_root, tmp_path):
+    done = run_command(shortened(command, tiny_model, data_root, tmp_path))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if "launch/ppo.sh" in command or "quickstart" in command:
+        last = [line for line in done.stdout.strip().splitlines() if "[launch.py:" not in line]  # DeepSpeed's own
+        assert last[-2].startswith("reward curve:") and last[-1].startswith("adapter:"), last[-5:]
+        assert "Before and after" in done.stdout
+        assert {"before", "after"} <= read_json(tmp_path / "run" / "eval.json").keys()
+
+
+def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (recipe,), (reward,) = blocks("yaml"), blocks("python")
+    assert recipe.count("\n") + reward.count("\n") < 20, "own data and reward in under 20 lines"
+    for split in ("train", "validation"):
+        rows = [{"text": f"my {x} is broken", "team": t} for x in "abcdefgh" for t in ("billing", "technical")]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_reward.py").write_text(reward)
+    settings = yaml.safe_load(recipe) | {"model": {"path": str(tiny_model("llama"))}}
+    (tmp_path / "tickets.yaml").write_text(yaml.safe_dump(settings))
+    assert train.main(["tickets.yaml", *SMALL]) == 0
+    assert (tmp_path / "runs" / "tickets" / "adapter" / "adapter_model.safetensors").exists()
+    from extensions.rewards import load_reward
+
+    function = load_reward("my_reward.py").function
+    assert [function(text, "billing") for text in (" Billing</Judgement>", "technical</Judgement>", "billing")] == [
+        1,
+        0,
+        -1,
+    ]
+
+
+def test_every_room_in_the_table_exists():
+    for path in re.findall(r"`((?:extensions|reward_fns|recipes|launch)/[\w./]*)`", README):
+        assert (ROOT / path).exists(), path
