@@ -49,7 +49,8 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
             raise UserError(f"{recipe}: {len(problems)} error(s)\n" + "\n".join(f"  {p}" for p in problems))
     names = ", ".join(task.display_name for task in checked.data.tasks)
     console.print(
-        f"{recipe}: valid ({checked.model.path}; {names}; {checked.max_steps} iterations of {checked.ppo.batch_size})"
+        f"{recipe}: valid ({checked.model.path}; {names}; {checked.max_steps} iterations of {checked.ppo.batch_size})",
+        markup=False,
     )
     if _needs_root(checked):
         console.print("data files not checked: set data.root to the folder of the official download", markup=False)
@@ -127,7 +128,7 @@ def preview(
             packed = pack([Sample(ids, r, task.name) for (ids, _), r in zip(encoded, responses, strict=True)])
             for k, example in enumerate(examples):
                 ids, text = encoded[k]
-                console.rule(f"{task.display_name}, training row {example.index}")
+                console.rule(_escaped(f"{task.display_name}, training row {example.index}"))
                 console.print(
                     f"[cyan]{_escaped(text)}[/cyan][bold green]{_escaped(answers[k][0][1] + CLOSE)}[/bold green]"
                 )

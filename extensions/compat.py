@@ -73,6 +73,8 @@ if not torch.accelerator.is_available():
 # torch 2.13 deprecates a collective that DeepSpeed 0.19.6 calls, once a rank and a run.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
+import deepspeed  # noqa: E402
+
 with openrlhf_importable():
     from openrlhf.models.loss import PolicyLoss, ValueLoss
     from openrlhf.models.utils import compute_approx_kl, compute_reward
@@ -88,6 +90,7 @@ __all__ = [
     "alibi_positions",
     "compute_approx_kl",
     "compute_reward",
+    "deepspeed",
     "openrlhf_importable",
 ]
 

@@ -7,7 +7,6 @@ was expected.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from extensions import acceptability
+from extensions import acceptability, reviews
 from extensions.errors import UserError
+from extensions.prompts import CLOSE, parse_answer
 from extensions.tasks import Task
+
+GENERATORS = {"acceptability": acceptability.generate, "reviews": reviews.generate}
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def load_examples(task: Task, split: str, root: str | None) -> list[Example]:
     Raises:
         UserError: a file is missing or empty, or a row is malformed.
     """
-    if task.source.format == "generated":
-        rows = acceptability.generate(split)
+    if task.source.generator is not None:
+        rows = GENERATORS[task.source.generator](split)
         return [
             Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)
         ]
@@ -61,7 +63,7 @@ def load_examples(task: Task, split: str, root: str | None) -> list[Example]:
 
 
 def has_split(task: Task, split: str) -> bool:
-    return task.source.format == "generated" or split in task.source.files
+    return task.source.generator is not None or split in task.source.files
 
 
 def is_labelled(task: Task, split: str) -> bool:
@@ -97,7 +99,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     "convert the file to UTF-8"
                 ) from error
             text = text.rstrip("\r\n")
-            if text.strip():
+            if text:
                 yield number, text
 
 
@@ -124,7 +126,7 @@ def _read_jsonl(path: Path, task: Task, labelled: bool) -> Iterator[tuple[int, d
     for number, line in _lines(path):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error}); expected one object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
@@ -142,6 +144,8 @@ def _text(row: dict[str | int, Any], column: str | int, where: str) -> str:
     value = _cell(row, column, where)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}, field {column!r}: expected text, got {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):  # JSON can spell them, no tokenizer reads them
+        raise UserError(f"{where}, field {column!r}: {value[:60]!r} holds half of a surrogate pair, which is not text")
     return value.strip()
 
 
@@ -155,12 +159,9 @@ def _label(row: dict[str | int, Any], task: Task, where: str) -> str:
             allowed = ", ".join(map(repr, task.labels))
             raise UserError(f"{where}, field {column!r}: label {text!r} is not one of {allowed} (task {task.name})")
         return text
-    low, high = task.score_range
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not low <= score <= high:
+    number = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    if not number or parse_answer(text + CLOSE, task) is None:  # what no answer could be equal to is no label
+        low, high = task.score_range
         raise UserError(f"{where}, field {column!r}: expected a number from {low:g} to {high:g}, got {text!r}")
     return text
 
@@ -169,8 +170,8 @@ class BatchOrder:
     """Which examples make up the batch of a step: a pure function of (seed, step), so a resumed run needs no state.
 
     An epoch is one random order of all examples: tasks are mixed in proportion to their size. Minimal pairs stay
-    together. With `balanced`, the labels of each task take turns in that order, so that every batch holds about as
-    many of each: a constant answer then earns the same in every batch, and no gradient.
+    next to each other. With `balanced`, the labels of each task take turns in that order, so that every batch
+    holds about as many of each: a constant answer then earns the same in every batch, and no gradient.
     """
 
     def __init__(self, examples: list[Example], batch_size: int, seed: int, balanced: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -134,9 +135,11 @@ def _bootstrap(metric: Callable[[list[str], list[Any]], float], golds: list[str]
     """95% percentile interval from 200 resamples, seeded."""
     rng = np.random.default_rng(0)
     values = []
-    for _ in range(200):
-        picked = rng.integers(len(golds), size=len(golds))
-        values.append(metric([golds[i] for i in picked], [parsed[i] for i in picked]))
+    with warnings.catch_warnings():  # a resample may hold one label alone; sklearn warns, and 0 is what is meant
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(200):
+            picked = rng.integers(len(golds), size=len(golds))
+            values.append(metric([golds[i] for i in picked], [parsed[i] for i in picked]))
     low, high = np.percentile([v for v in values if math.isfinite(v)] or [math.nan], [2.5, 97.5])
     return [float(low), float(high)]
 

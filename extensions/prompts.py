@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from extensions.errors import UserError
-from extensions.tasks import PLACEHOLDER, TASKS, Task
+from extensions.tasks import PLACEHOLDER, TASKS, Task, fold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,20 +123,26 @@ class PromptEncoder:
 
 # ------------------------------------------------------------------------------------------------------ parsing
 
-# A letter, digit, combining mark or zero-width character beside a keyword makes it another word; so does a hyphen
-# or an apostrophe that joins it to one ("yes-man", "no's").
-_IN_WORD = r"[\w\u0300-\u036f\u200b-\u200f\u2060\ufeff]"
-_NOT_AFTER_WORD = rf"(?<!{_IN_WORD})(?<!{_IN_WORD}[-'\u2019])"
-_NOT_BEFORE_WORD = rf"(?!{_IN_WORD}|[-'\u2019]{_IN_WORD})"
-_NEGATION = r"(?:not|never|neither|nor|non|hardly|n['\u2019]t)"
-_FILLER = r"(?:a|an|the|be|at all|very|really|quite)"
-_NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,12})?")
-_PART_OF_NUMBER = re.compile(r"\b(?:half|halves|thirds?|quarters?|fifths?|tenths?|point)\b", re.IGNORECASE)
+# A letter or digit beside a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
+# ("yes-man", "no's"). Marks and invisible characters, which Unicode has many of, are looked up by category.
+_NOT_AFTER_WORD = r"(?<!\w)(?<!\w[-'\u2019])"
+_NOT_BEFORE_WORD = r"(?!\w|[-'\u2019]\w)"
+_MARKS = {"Mn", "Mc", "Me", "Cf"}
+_AUXILIARY = "is|are|was|were|do|does|did|ca|could|wo|would|should|ai|has|have|had"
+_NEGATION = rf"(?:not|never|neither|nor|non|hardly|cannot|(?:{_AUXILIARY})n['\u2019]?t)"
+_NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,20})?")
+_AROUND_NUMBER = "\"'`*()[]{}:;!?=~"
+_LONE_SIGNS = {"-", "\u2212", "\u2013", "/", ".", ","}
+_PART_OF_NUMBER = re.compile(
+    r"\b(?:half|halves|thirds?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundred(?:ths?)?"
+    r"|thousand(?:ths?)?|[mb]illions?|dozen|per ?cent|point|minus|negative)\b",
+    re.IGNORECASE,
+)
 
 
 @lru_cache(maxsize=256)
 def _keyword_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds a keyword (group 1) or a negated keyword (group 1 empty), longest keyword first."""
+    """Finds a keyword (group 1), longest first, or a negation that is no part of one (group 1 empty)."""
 
     def one(word: str) -> str:
         spelled = r"\s+".join(re.escape(part) for part in word.split())
@@ -143,33 +150,31 @@ def _keyword_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
         return f"(?{'ai' if word.isascii() else 'i'}:{spelled})"
 
     any_word = "|".join(one(word) for word in sorted(words, key=len, reverse=True))
-    keyword = rf"{_NOT_AFTER_WORD}({any_word}){_NOT_BEFORE_WORD}"
-    negated = (
-        rf"(?:(?<!\w)|(?=n['\u2019]))(?i:{_NEGATION})[\s\"'*:-]{{1,4}}(?:(?i:{_FILLER})\s{{1,4}}){{0,2}}(?:{any_word})"
-    )
-    return re.compile(f"{keyword}|{negated}{_NOT_BEFORE_WORD}")
+    return re.compile(rf"{_NOT_AFTER_WORD}({any_word}){_NOT_BEFORE_WORD}|(?<!\w)(?ai:{_NEGATION})(?!\w)")
 
 
 def parse_answer(text: str, task: Task) -> str | float | None:
     """The answer in a model's response: a label of the task, a score, or None for a wrong format.
 
-    Rules (section 4.3): only the text before the first closing tag counts. A label needs one of its keywords as a
-    whole word in any case; words of two labels, a negated keyword, or none are a wrong format. A score needs exactly
-    one plain decimal number in the task's range. Never raises; linear in the length of `text`.
+    Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. A label needs
+    one of its keywords as a whole word in any case; words of two labels, a negation that belongs to no keyword, or
+    none are a wrong format. A score is the only number in the text, a plain decimal in the task's range. Never raises;
+    linear in the length of `text`.
     """
     head, closed, _ = text.partition(CLOSE)
-    if not closed or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
+    if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
         return None
     return _parse_score(head, *task.score_range) if task.score_range else _parse_label(head, task.labels)
 
 
 def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
-    label_of = {" ".join(word.lower().split()): label for label, words in labels.items() for word in words}
+    label_of = {fold(word): label for label, words in labels.items() for word in words}
     found: set[str] = set()
-    for match in _keyword_pattern(tuple(label_of)).finditer(head):
-        if match[1] is None:  # negated
+    for match in _keyword_pattern(tuple(word for words in labels.values() for word in words)).finditer(head):
+        beside = head[max(0, match.start() - 1) : match.start()] + head[match.end() : match.end() + 1]
+        if match[1] is None or any(unicodedata.category(character) in _MARKS for character in beside):
             return None
-        label = label_of.get(" ".join(match[1].lower().split()))
+        label = label_of.get(fold(match[1]))
         if label is None:  # matched by a case folding that lower() does not share
             return None
         found.add(label)
@@ -179,18 +184,19 @@ def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
 
 
 def _parse_score(head: str, low: float, high: float) -> float | None:
-    found: set[float] = set()
+    numbers: list[float] = []
     for word in head.split():
+        if word in _LONE_SIGNS:
+            return None
         if not any(map(str.isnumeric, word)):
             continue
-        number = word.strip("\"'`*()[]{}:;,.!?=~")
-        if not _NUMBER.fullmatch(number):  # 3/5, 2,5, 1e400, -0, full-width digits, 4-5 ...
+        number = word.lstrip(_AROUND_NUMBER).rstrip(_AROUND_NUMBER + ".,")
+        if numbers or not _NUMBER.fullmatch(number):  # 3/5, 2,5, .5, 1e400, -0, full-width digits, 4-5, 5 out of 5 ...
             return None
-        found.add(float(number))
-    if len(found) != 1 or _PART_OF_NUMBER.search(head):
+        numbers.append(float(number))
+    if not numbers or _PART_OF_NUMBER.search(head):
         return None
-    score = found.pop()
-    return score if low <= score <= high else None
+    return numbers[0] if low <= numbers[0] <= high else None
 
 
 # ------------------------------------------------------------------------------------- labels of the reward files

@@ -203,7 +203,7 @@ class Checkpoint(Section):
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run: letters, digits, . _ -")
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     output_dir: str | None = Field(None, description="run folder, exactly there; null: runs/NAME")
     max_steps: int = Field(1000, ge=1, description="PPO iterations: each samples and learns from one batch")
     model: Model = Field(description="the LLM")
@@ -307,11 +307,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{path}: no such recipe; recipes of the project are in recipes/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    loader = _Loader(text)
-    loader.name = str(path)
     try:
+        loader = _Loader(text)
+        loader.name = str(path)
         node = loader.get_single_node()
         raw = loader.construct_document(node) if node is not None else None
+        lines = dict(_key_lines(node, "", set()))
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except (ValueError, TypeError) as error:
@@ -320,16 +321,17 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values (name:, model:, data:), got {type(raw).__name__}")
-    return raw, dict(_key_lines(node, ""))
+    return raw, lines
 
 
-def _key_lines(node: yaml.Node | None, prefix: str) -> list[tuple[str, str]]:
+def _key_lines(node: yaml.Node | None, prefix: str, seen: set[int]) -> list[tuple[str, str]]:
     found = []
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and id(node) not in seen:  # an alias leads to a node seen before
+        seen.add(id(node))
         for key, value in node.value:
             name = f"{prefix}{key.value}"
             found.append((name, f"line {key.start_mark.line + 1}: "))
-            found += _key_lines(value, f"{name}.")
+            found += _key_lines(value, f"{name}.", seen)
     return found
 
 
@@ -339,14 +341,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: expected key.sub=value, for example ppo.batch_size=8")
     try:
         value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"override {override!r}: the value is not valid YAML ({' '.join(str(error).split())})"
         ) from error
     *parents, last = key.strip().split(".")
     place = raw
     for parent in parents:
-        place = place.setdefault(parent, {}) if isinstance(place, dict) else {}
+        if isinstance(place, dict) and place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent] if isinstance(place, dict) else None
     if not isinstance(place, dict):
         raise UserError(f"override {override!r}: {'.'.join(parents)} holds a value, not keys")
     place[last] = value
@@ -383,11 +387,14 @@ def _without(raw: Any, places: list[tuple[int | str, ...]]) -> Any:
     repaired = copy.deepcopy(raw)
     for place in places:
         keys = list(itertools.takewhile(lambda step: isinstance(step, str), place))
+        if not keys:
+            continue
         at = repaired
         for step in keys[:-1]:
             at = at.get(step) if isinstance(at, dict) else None
         if isinstance(at, dict):
             at.pop(keys[-1], None)
+    repaired = {key: value for key, value in repaired.items() if isinstance(key, str)}
     for key, filler in (("name", "x"), ("model", {"path": "x"}), ("data", {"tasks": ["cola"]})):
         repaired.setdefault(key, filler)
         if isinstance(filler, dict) and isinstance(repaired[key], dict):
@@ -410,7 +417,7 @@ def _message(item: Any, raw: dict[str, Any]) -> str:
         allowed = _keys_at(item["loc"][:-1])
         name = str(item["loc"][-1])
         near = _elsewhere(name) or difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         return f"{key}: unknown key{hint} Allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{key}: missing; it has no default"

@@ -53,7 +53,7 @@ TRAIN = Lexicon(
     verbs="loved|enjoyed|liked|were happy with / hated|disliked|despised|were unhappy with",
     likings="liked|enjoyed|were happy with",
     nouns="triumph success joy treat / failure disaster nightmare disappointment",
-    people="wife husband parents kids friends mother father aunt",
+    people="wife husband parents kids mother father aunt uncle",
     openers="in my opinion,|I think that|if you ask me,|we all thought that",
     advice="""
         {who} would [gladly/never] {does} this {thing} again
@@ -78,11 +78,11 @@ VALIDATION = Lexicon(
     verbs="praised|were satisfied with|treasured / cursed|were dissatisfied with|resented",
     likings="praised|were satisfied with",
     nouns="hit bargain treasure / flop scam fiasco",
-    people="cousin uncle grandparents",
+    people="cousin niece nephew",
     openers="frankly,|I believe that|it seems to me that",
     advice="""
         {who} would [willingly/never] {does} this {thing} again
-        {who} would [readily/never] {does} this {thing} again
+        {who} would [keenly/never] {does} this {thing} again
         {opener} this {thing} [really deserves/does not deserve] five stars""",
 )
 
@@ -98,7 +98,7 @@ TEST = Lexicon(
             | color: attractive stylish / unattractive garish
         phone | of | use | camera: powerful robust / useless defective | speaker: crisp clear / muffled tinny
             | software: fast intuitive / slow buggy
-        flight | on | book | crew: friendly helpful / unfriendly unhelpful | seat: cozy roomy / narrow stiff
+        flight | on | book | crew: friendly helpful / unfriendly unhelpful | seat: cozy soft / narrow stiff
             | meal: fresh appetizing / stale disgusting""",
     adjectives="fantastic delightful perfect marvelous outstanding fabulous splendid / "
     "pathetic appalling dismal atrocious unbearable frustrating annoying",
@@ -111,7 +111,7 @@ TEST = Lexicon(
         {who} would [eagerly/never] {does} this {thing} again
         {who} would [certainly/never] {does} this {thing} again
         {who} [can/cannot] recommend this {thing} to anyone
-        {opener} our money for this {thing} was [well spent/wasted]""",
+        {opener} our money for this {thing} was [well/poorly] spent""",
 )
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -201,7 +201,7 @@ def intensified(rng: Random, lexicon: Lexicon) -> Pair:
 
 
 def negated(rng: Random, lexicon: Lexicon) -> Pair:
-    """The waiter was not rude / polite at all. The room was very / not at all clean. All / none of us liked the food."""
+    """The waiter was not rude / polite at all. The room was very / not at all clean. All / none of us liked it."""
     about = topic(rng, lexicon)
     aspect, adjectives = rng.choice(list(about.aspects.items()))
     good, bad = either(rng, adjectives)

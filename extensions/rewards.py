@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import numbers
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +80,14 @@ class Reward:
 
     @property
     def _name(self) -> str:
-        return f"reward function {self.function.__name__} of {self.path}"
+        return f"reward function {_name_of(self.function)} of {self.path}"
 
 
-def _named(error: Exception) -> str:
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
+def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -112,9 +117,10 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in it look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: cannot be imported: {_named(error)}") from error
     return module
 
@@ -122,5 +128,5 @@ def _import_file(path: Path) -> ModuleType:
 def _check_signature(function: Callable[..., Any], arguments: int, path: Path) -> None:
     try:
         inspect.signature(function).bind(*[None] * arguments)
-    except TypeError as error:
-        raise UserError(f"{path}: {function.__name__} cannot be called with {arguments} arguments: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {_name_of(function)} cannot be called with {arguments} arguments: {error}") from error

@@ -82,7 +82,7 @@ class RunFolder:
                 self.set_aside = _free_name(root)
                 root.rename(self.set_aside)
             root.mkdir(parents=True, exist_ok=True)
-            (root / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+            write_text(root / "recipe.yaml", dump_recipe(recipe))
             write_json(root / "versions.json", versions())
         except OSError as error:
             raise UserError(
@@ -98,6 +98,10 @@ class RunFolder:
         if not list((self.root / "checkpoints").glob("step-*")):
             return False
         old = yaml.safe_load((self.root / "recipe.yaml").read_text(encoding="utf-8"))
+        if not isinstance(old, dict):
+            raise UserError(
+                f"{self.root / 'recipe.yaml'} is damaged, so the run cannot be resumed; choose another output_dir"
+            )
         new = yaml.safe_load(dump_recipe(recipe))
         changed = [f"  {key}: was {a!r}, is {b!r}" for key, a, b in _differences(old, new) if key != "output_dir"]
         if changed:
@@ -124,9 +128,7 @@ class RunFolder:
             path = self.root / name
             if path.exists():
                 kept = [record for record in read_jsonl(path) if record["step"] <= step]
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
-                temporary.replace(path)
+                write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
     def start_trackers(self, recipe: Recipe) -> None:
         """TensorBoard, and those that the recipe asks for."""
@@ -172,11 +174,16 @@ class _TensorBoard:
         self.writer.close()
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_text(path: Path, content: str) -> None:
     """Write whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, whole or not at all; NaN and infinity become null."""
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -15,16 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
-from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.optimization import Adafactor, get_scheduler
 
-from extensions.compat import DeepspeedStrategy
+from extensions.compat import DeepspeedStrategy, deepspeed
 from extensions.errors import UserError
 from extensions.policy import Policy
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
@@ -80,7 +78,7 @@ class Strategy(DeepspeedStrategy):
                 port = probe.getsockname()[1]
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         transformers.set_seed(self.seed)
-        accelerator = get_accelerator()
+        accelerator = deepspeed.accelerator.get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
@@ -95,7 +93,7 @@ class Strategy(DeepspeedStrategy):
 
     @property
     def device(self) -> torch.device:
-        return torch.device(get_accelerator().current_device_name())
+        return torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
 
     @property
     def rank(self) -> int:

@@ -32,6 +32,11 @@ def _words_of_labels(value: Any) -> Any:
     return {key: _only_text(words if isinstance(words, list) else [words]) for key, words in value.items()}
 
 
+def fold(word: str) -> str:
+    """A label word as answers are compared: case and the width of spaces do not count."""
+    return " ".join(word.lower().split())
+
+
 def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -50,7 +55,8 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    format: Literal["tsv", "jsonl", "generated"] = Field("jsonl", description="file format; `generated` has no files")
+    generator: Literal["acceptability", "reviews"] | None = Field(None, description="makes the rows; no files then")
+    format: Literal["tsv", "jsonl"] = Field("jsonl", description="of the files")
     files: dict[str, str] = Field({}, description="split (train, validation, test) -> file, relative to data.root")
     columns: dict[str, str | int] = Field({}, description="field -> column name, or index where there is no header")
     label: str | int | None = Field("label", description="column of the label")
@@ -105,11 +111,11 @@ class Task(BaseModel):
             raise ValueError("give either labels (classification) or score_range (regression)")
         if self.labels and len(self.labels) < 2:
             raise ValueError("labels needs at least two entries")
-        if self.score_range and not self.score_range[0] < self.score_range[1]:
-            raise ValueError(f"score_range must be (low, high) with low < high, got {self.score_range}")
+        if self.score_range and not 0 <= self.score_range[0] < self.score_range[1]:
+            raise ValueError(f"score_range must be [low, high] with 0 <= low < high, got {list(self.score_range)}")
         if not self.fields:
             raise ValueError("question uses no {field}: the model would never see the data")
-        words = [word.lower() for group in self.labels.values() for word in group]
+        words = [fold(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
             raise ValueError(f"label words must be distinct (case does not count); used twice: {', '.join(twice)}")
@@ -171,7 +177,20 @@ _ENTRIES: list[dict[str, Any]] = [
         "title": "Acceptability",
         **_ACCEPTABILITY,
         "metrics": ["accuracy", "matthews"],
-        "source": {"format": "generated"},
+        "source": {"generator": "acceptability"},
+    },
+    {
+        "name": "reviews",
+        "suite": "generated",
+        "title": "Reviews",
+        "description": "You are an assistant to analyze the sentiment of reviews. The task is to decide whether a "
+        "review speaks well or badly of its subject. If it speaks well then it is positive, else it is negative.",
+        "answer_format": 'Insert only "Positive" or "Negative" here',
+        "question": 'Now judge the sentiment of the review "{sentence}".',
+        "labels": {"1": ["Positive"], "0": ["Negative"]},
+        "positive": "1",
+        "metrics": ["accuracy", "matthews"],
+        "source": {"generator": "reviews"},
     },
     {
         "name": "cola",
@@ -253,5 +272,5 @@ def find_task(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
     near = difflib.get_close_matches(name.lower().replace("-", ""), TASKS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise UserError(f"unknown task {name!r}{hint} Built-in tasks: {', '.join(TASKS)}. Or describe your own task here.")

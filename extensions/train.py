@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
 import transformers
 from torch import Tensor
 
+from extensions.compat import deepspeed
 from extensions.data import BatchOrder, Example, is_labelled, load_examples
 from extensions.errors import UserError
 from extensions.evaluate import Prediction, as_record, mean_main_metric, predict, score_all, spread

@@ -35,6 +35,10 @@ ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
 if ranks_here > 1 and hasattr(os, "sched_getaffinity"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks_here)))
 
+# Bars of libraries are for terminals; elsewhere they fill logs.
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
 # One folder an environment for what DeepSpeed compiles: in the common one under the home directory, environments
 # take turns to compile the same thing anew (40 s), each time the other one ran last.
 if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):

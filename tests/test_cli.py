@@ -204,7 +204,6 @@ def test_the_real_process_prints_errors_on_stderr(tmp_path):
     assert done.stderr.startswith("error: nowhere.yaml: no such recipe") and "Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="the path is printed as rich markup")
 def test_brackets_in_a_path_are_printed(recipe):
     other = recipe.parent / "[red]" / "trial.yaml"
     other.parent.mkdir()

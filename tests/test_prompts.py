@@ -1,7 +1,6 @@
 """Prompt text against section 4.1, truncation, and the answer parser against its written rules.
 
-The expectations of the parser come from its docstring and the paper's section 4.3, never from running it. Rows that
-the code does not meet are marked by `broken`, strictly: a mended row fails until its mark is taken away.
+The expectations of the parser come from its docstring and the paper's section 4.3, never from running it.
 """
 
 import math
@@ -51,11 +50,6 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def broken(*values, reason):
-    """A table row that the code does not meet yet."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason))
 
 
 def squeezed(text):
@@ -257,17 +251,17 @@ CLASSIFICATION = [
     ("not not acceptable", COLA, "not not acceptable</Judgement>", None),
     ("non-positive", SST2, "non-positive</Judgement>", None),
     ("neither", SST2, "neither positive</Judgement>", None),
-    broken("not linguistically acceptable", COLA, "not linguistically acceptable</Judgement>", None, reason=NEGATION),
-    broken("not so positive", SST2, "not so positive</Judgement>", None, reason=NEGATION),
-    broken("not, yes", COLA, "not, yes</Judgement>", None, reason=NEGATION),
-    broken("not (yes)", COLA, "not (yes)</Judgement>", None, reason=NEGATION),
-    broken("not `yes`", COLA, "not `yes`</Judgement>", None, reason=NEGATION),
-    broken("not “yes”", COLA, "not “yes”</Judgement>", None, reason=NEGATION),
-    broken("not, many spaces, yes", COLA, "not      yes</Judgement>", None, reason=NEGATION),
-    broken("not a clear yes", COLA, "not a clear yes</Judgement>", None, reason=NEGATION),
-    broken("cannot be acceptable", COLA, "cannot be acceptable</Judgement>", None, reason=NEGATION),
-    broken("isnt acceptable", COLA, "isnt acceptable</Judgement>", None, reason=NEGATION),
-    broken("not to be called positive", SST2, "not to be called positive</Judgement>", None, reason=NEGATION),
+    ("not linguistically acceptable", COLA, "not linguistically acceptable</Judgement>", None),
+    ("not so positive", SST2, "not so positive</Judgement>", None),
+    ("not, yes", COLA, "not, yes</Judgement>", None),
+    ("not (yes)", COLA, "not (yes)</Judgement>", None),
+    ("not `yes`", COLA, "not `yes`</Judgement>", None),
+    ("not “yes”", COLA, "not “yes”</Judgement>", None),
+    ("not, many spaces, yes", COLA, "not      yes</Judgement>", None),
+    ("not a clear yes", COLA, "not a clear yes</Judgement>", None),
+    ("cannot be acceptable", COLA, "cannot be acceptable</Judgement>", None),
+    ("isnt acceptable", COLA, "isnt acceptable</Judgement>", None),
+    ("not to be called positive", SST2, "not to be called positive</Judgement>", None),
     # a label inside a word
     ("Nothing", COLA, "Nothing</Judgement>", None),
     ("Yesterday", COLA, "Yesterday</Judgement>", None),
@@ -307,8 +301,8 @@ CLASSIFICATION = [
     ("reversed, then closed", COLA, "</Judgement>Yes</Judgement>", None),
     ("wrong case, then closed", COLA, "Yes</judgement> No</Judgement>", None),
     ("look-alike with spaces, then closed", COLA, "Yes< / Judgement ></Judgement>", None),
-    broken("American spelling, then closed", COLA, "Yes</Judgment></Judgement>", None, reason="look-alike tag"),
-    broken("Cyrillic tag, then closed", COLA, "Yes</Judg\u0435ment></Judgement>", None, reason="look-alike tag"),
+    ("American spelling, then closed", COLA, "Yes</Judgment></Judgement>", None),
+    ("Cyrillic tag, then closed", COLA, "Yes</Judg\u0435ment></Judgement>", None),
     # Unicode
     ("Cyrillic e", COLA, "Y\u0435s</Judgement>", None),
     ("Cyrillic o", COLA, "N\u043e</Judgement>", None),
@@ -331,14 +325,14 @@ CLASSIFICATION = [
     ("byte order mark before", COLA, "\ufeffYes</Judgement>", None),
     ("invisible, then letters", COLA, "No\u200bthing</Judgement>", None),
     ("soft hyphen inside", COLA, "Y\u00ades</Judgement>", None),
-    broken("enclosing keycap", COLA, "No\u20e3</Judgement>", None, reason=MARKS),
-    broken("combining mark of another block", COLA, "Yes\u1ab0</Judgement>", None, reason=MARKS),
-    broken("combining half mark", COLA, "Yes\ufe20</Judgement>", None, reason=MARKS),
-    broken("soft hyphen, then letters", COLA, "No\u00adthing</Judgement>", None, reason=MARKS),
-    broken("direction override", COLA, "\u202eYes</Judgement>", None, reason=MARKS),
-    broken("invisible separator", COLA, "No\u2063thing</Judgement>", None, reason=MARKS),
-    broken("Mongolian vowel separator", COLA, "No\u180ething</Judgement>", None, reason=MARKS),
-    broken("tag characters", COLA, "No\U000e0074\U000e0065</Judgement>", None, reason=MARKS),
+    ("enclosing keycap", COLA, "No\u20e3</Judgement>", None),
+    ("combining mark of another block", COLA, "Yes\u1ab0</Judgement>", None),
+    ("combining half mark", COLA, "Yes\ufe20</Judgement>", None),
+    ("soft hyphen, then letters", COLA, "No\u00adthing</Judgement>", None),
+    ("direction override", COLA, "\u202eYes</Judgement>", None),
+    ("invisible separator", COLA, "No\u2063thing</Judgement>", None),
+    ("Mongolian vowel separator", COLA, "No\u180ething</Judgement>", None),
+    ("tag characters", COLA, "No\U000e0074\U000e0065</Judgement>", None),
     # control characters
     ("NUL inside", COLA, "Y\0es</Judgement>", None),
     ("NUL alone", COLA, "\0</Judgement>", None),
@@ -393,10 +387,10 @@ SCORES = [
     ("range by a dash", STSB, "3–4</Judgement>", None),
     ("range in words", STSB, "3 to 4</Judgement>", None),
     ("the format", STSB, "a number between 0.0 and 5.0</Judgement>", None),
-    broken("the same twice", STSB, "3.0 3.0</Judgement>", None, reason=ONE_NUMBER),
-    broken("5 out of 5", STSB, "5 out of 5</Judgement>", None, reason=ONE_NUMBER),
-    broken("5 / 5", STSB, "5 / 5</Judgement>", None, reason=ONE_NUMBER),
-    broken("digits apart", STSB, "2 2</Judgement>", None, reason=ONE_NUMBER),
+    ("the same twice", STSB, "3.0 3.0</Judgement>", None),
+    ("5 out of 5", STSB, "5 out of 5</Judgement>", None),
+    ("5 / 5", STSB, "5 / 5</Judgement>", None),
+    ("digits apart", STSB, "2 2</Judgement>", None),
     # out of range
     ("above", STSB, "6</Judgement>", None),
     ("a little above", STSB, "5.0000001</Judgement>", None),
@@ -433,21 +427,21 @@ SCORES = [
     ("ordinal", STSB, "3rd</Judgement>", None),
     ("unit", STSB, "3kg</Judgement>", None),
     ("star", STSB, "4★</Judgement>", None),
-    broken("leading point", STSB, ".5</Judgement>", None, reason=LEADING),
-    broken("leading comma", STSB, ",5</Judgement>", None, reason=LEADING),
-    broken("leading point in a sentence", STSB, "about .5</Judgement>", None, reason=LEADING),
-    broken("ellipsis before", STSB, "...5</Judgement>", None, reason=LEADING),
+    ("leading point", STSB, ".5</Judgement>", None),
+    ("leading comma", STSB, ",5</Judgement>", None),
+    ("leading point in a sentence", STSB, "about .5</Judgement>", None),
+    ("ellipsis before", STSB, "...5</Judgement>", None),
     # fractions and multiples in words
     ("3 and a half", STSB, "3 and a half</Judgement>", None),
     ("half", STSB, "half of 5</Judgement>", None),
     ("three fifths", STSB, "3 fifths</Judgement>", None),
     ("point in words", STSB, "3 point five</Judgement>", None),
     ("quarters", STSB, "3 quarters</Judgement>", None),
-    broken("eighths", STSB, "3 eighths</Judgement>", None, reason=OTHER_NUMBER),
-    broken("hundred", STSB, "3 hundred</Judgement>", None, reason=OTHER_NUMBER),
-    broken("percent in words", STSB, "3 percent</Judgement>", None, reason=OTHER_NUMBER),
-    broken("minus in words", STSB, "minus 3</Judgement>", None, reason=OTHER_NUMBER),
-    broken("minus with a space", STSB, "- 3</Judgement>", None, reason=OTHER_NUMBER),
+    ("eighths", STSB, "3 eighths</Judgement>", None),
+    ("hundred", STSB, "3 hundred</Judgement>", None),
+    ("percent in words", STSB, "3 percent</Judgement>", None),
+    ("minus in words", STSB, "minus 3</Judgement>", None),
+    ("minus with a space", STSB, "- 3</Judgement>", None),
     # Unicode
     ("full-width digit", STSB, "３</Judgement>", None),
     ("full-width point", STSB, "3．5</Judgement>", None),
@@ -494,7 +488,7 @@ OWN_WORDS = [
     ("German", ["ja", "nein", "weiß nicht"]),
     ("Chinese", ["是", "否"]),
     ("Greek with a final sigma", ["ΝΑΙ ΣΩΣΤΟΣ", "όχι"]),
-    broken("Turkish dotted capital", ["İyi", "kötü"], reason="lower() splits the İ of the pattern in two"),
+    ("Turkish dotted capital", ["İyi", "kötü"]),
     ("spaces in a row", ["not  good", "good"]),
     ("accented", ["Où", "là"]),
 ]
@@ -509,10 +503,10 @@ def test_canonical_answers_of_own_tasks(name, words):
     assert [parse_answer(f"{word} or {words[0]}{CLOSE}", task) for word in words[1:]] == [None] * (len(words) - 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a sign is never read, so a range below zero has golds that no answer can meet")
-def test_a_score_range_below_zero():
-    task = own_task(labels={}, score_range=(-1.0, 1.0), metrics=["pearson"])
-    assert parse_answer("-0.5</Judgement>", task) == -0.5
+def test_a_score_range_below_zero_is_refused():
+    """A sign is never part of an answer, so no answer could meet such a gold."""
+    with pytest.raises(ValueError, match="0 <= low < high"):
+        own_task(labels={}, score_range=(-1.0, 1.0), metrics=["pearson"])
 
 
 MEGA = 1_000_000  # characters; a quadratic parser would need hours

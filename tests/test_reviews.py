@@ -15,7 +15,7 @@ ROWS = {split: generate(split) for split in SIZES}
 # Written down here, not taken from the generator: all that the splits may share.
 FUNCTION_WORDS = """
     a an the this i me my we us our you it all none everything everyone anyone what such
-    was is were be would should can cannot not never and but so if that still also only nothing
+    was is were be would will should can cannot not never and but so if that still also only nothing
     at in of on to with by about for from as whole again very really truly absolutely simply real true
 """
 TOPICS = """
@@ -35,7 +35,7 @@ def words(text):
 
 
 def stem(word):
-    """Crude on purpose: "enjoyed" and "enjoyable" meet, so do "unfriendly" and "friends"."""
+    """Crude on purpose: "enjoyed" and "enjoyable" meet, so do "unfriendly" and "friend"."""
     word = LEMMAS.get(word, word)
     word = word.removeprefix("un") if len(word) > 6 else word
     for ending in (
@@ -66,7 +66,7 @@ def edits(pair):
 def polarity(split):
     """Words that only ever tell positive reviews of the direct kinds from their negative twins, and the reverse."""
     sides = {"1": set(), "0": set()}
-    for pair in pairs(ROWS[split]):
+    for pair in (pair for seed in range(10) for pair in pairs(generate(split, seed))):
         if pair["1"]["phenomenon"] in DIRECT:
             for good, bad in edits(pair):
                 sides["1"].update(good)
@@ -146,11 +146,11 @@ def test_negation_turns_the_meaning(split):
     side, turned = polarity(split), 0
     for row in (row for row in ROWS[split] if row["phenomenon"] == "negated"):
         said = words(row["sentence"])
-        positive = bool(side["1"] & {*said})
-        if "none" in said or ("all" in said and "not" not in said):  # all / none of us liked it
-            assert (row["label"] == "1") == ("none" not in said), row
-        elif positive or side["0"] & {*said}:
-            assert (row["label"] == "1") == (positive == ("not" not in said)), row
+        if said[0] in ("all", "none"):  # of us liked it
+            assert (row["label"] == "1") == (said[0] == "all"), row
+        else:
+            assert bool(side["1"] & {*said}) != bool(side["0"] & {*said}), row
+            assert (row["label"] == "1") == (bool(side["1"] & {*said}) == ("not" not in said)), row
         turned += "not" in said or "none" in said
     assert turned > SIZES[split] // 8 // 3  # of each kind's eighth
 
