@@ -183,9 +183,10 @@ _ENTRIES: list[dict[str, Any]] = [
         "name": "reviews",
         "suite": "generated",
         "title": "Reviews",
-        "description": "You are an assistant to analyze the sentiment of reviews. The task is to decide whether a "
-        "review speaks well or badly of its subject. If it speaks well then it is positive, else it is negative.",
-        "answer_format": 'Insert only "Positive" or "Negative" here',
+        "description": "You are an assistant to analyze the sentiment of reviews. The task is to decide whether the "
+        "sentiment of a review is positive or negative.",
+        # Named first, the rarer answer of small models: with "Positive" first SmolLM2-135M gives it 97% of the time.
+        "answer_format": 'Insert only "Negative" or "Positive" here',
         "question": 'Now judge the sentiment of the review "{sentence}".',
         "labels": {"1": ["Positive"], "0": ["Negative"]},
         "positive": "1",
