@@ -158,6 +158,9 @@ class Task(BaseModel):
 
 
 _YES_NO = 'Insert only "Yes" or "No" here'
+# In this order both answers are about as likely at first: with "Positive" first SmolLM2-135M-Instruct gives it 97% of
+# the time on generated reviews, and sampling hardly ever tries the other.
+_NEGATIVE_POSITIVE = 'Insert only "Negative" or "Positive" here'
 
 _ACCEPTABILITY = {
     # Section 4.1 of the paper gives this prompt.
@@ -185,8 +188,7 @@ _ENTRIES: list[dict[str, Any]] = [
         "title": "Reviews",
         "description": "You are an assistant to analyze the sentiment of reviews. The task is to decide whether the "
         "sentiment of a review is positive or negative.",
-        # Named first, the rarer answer of small models: with "Positive" first SmolLM2-135M gives it 97% of the time.
-        "answer_format": 'Insert only "Negative" or "Positive" here',
+        "answer_format": _NEGATIVE_POSITIVE,
         "question": 'Now judge the sentiment of the review "{sentence}".',
         "labels": {"1": ["Positive"], "0": ["Negative"]},
         "positive": "1",
@@ -214,10 +216,9 @@ _ENTRIES: list[dict[str, Any]] = [
         "name": "sst2",
         "suite": "glue",
         "title": "SST-2",
-        "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether "
-        "a piece of a review speaks well or badly of the movie. If it speaks well of it then it is positive, else it "
-        "is negative.",
-        "answer_format": 'Insert only "Positive" or "Negative" here',
+        "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether the "
+        "sentiment of a piece of a review is positive or negative.",
+        "answer_format": _NEGATIVE_POSITIVE,
         "question": 'Now judge the sentiment of the review "{sentence}".',
         "labels": {"1": ["Positive"], "0": ["Negative"]},
         "positive": "1",
