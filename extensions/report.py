@@ -130,7 +130,9 @@ def model_card(
                     f"{100 * after[task.name]['format_error_rate']:.1f}%",
                 ]
             )
-    data = ModelCardData(library_name="peft", base_model=recipe.model.path, tags=["lora", "ppo", "text-classification"])
+    path = recipe.model.path
+    on_hub = path if not path.startswith("pip:") and not Path(path).exists() else None
+    data = ModelCardData(library_name="peft", base_model=on_hub, tags=["lora", "ppo", "text-classification"])
     return ModelCard.from_template(
         data,
         template_str=CARD,

@@ -216,8 +216,8 @@ _ENTRIES: list[dict[str, Any]] = [
         "name": "sst2",
         "suite": "glue",
         "title": "SST-2",
-        "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether the "
-        "sentiment of a piece of a review is positive or negative.",
+        "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether "
+        "the sentiment of a piece of a review is positive or negative.",
         "answer_format": _NEGATIVE_POSITIVE,
         "question": 'Now judge the sentiment of the review "{sentence}".',
         "labels": {"1": ["Positive"], "0": ["Negative"]},

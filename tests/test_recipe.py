@@ -455,3 +455,15 @@ def test_mutated_recipes_only_ever_raise_user_errors(tmp_path_factory, text, see
         assert "mutated.yaml" in str(error)
     else:
         assert recipe.data.tasks
+
+
+def test_every_key_of_every_recipe_says_unit_or_origin():
+    """Each `key: value` line of a shipped recipe carries a comment (a section alone needs none)."""
+    lines = [
+        (path.name, line)
+        for path in SHIPPED
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*\w+: +[^ #]", line)
+    ]
+    assert len(lines) > 10 * len(SHIPPED)
+    assert [(name, line) for name, line in lines if "  # " not in line] == []
