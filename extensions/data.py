@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from extensions import acceptability, reviews
 from extensions.errors import UserError
+from extensions.generated import GENERATORS
 from extensions.prompts import CLOSE, parse_answer
 from extensions.tasks import Task
-
-GENERATORS = {"acceptability": acceptability.generate, "reviews": reviews.generate}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Every pair is a positive review and a negative one that differ in the words of s
 splits share function words and intensifiers only: topics, their aspects, and the adjectives, verbs, adverbs and nouns
 of sentiment of one never occur in another, so accuracy means generalisation.
 
-    python -c "from extensions.reviews import generate; print(generate('test')[0])"
+    python -c "from extensions.generated.reviews import generate; print(generate('test')[0])"
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-SIZES = {"train": 4000, "validation": 200, "test": 400}  # rows; two make a pair
+from extensions.generated import pairs
+from extensions.generated.pairs import Pair, Row
+
 INTENSIFIERS = "really truly absolutely simply"  # shared by the splits; they suit every adjective of a thing
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -119,8 +121,6 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 # ---------------------------------------------------------------------------------------------------------------
 # Words and phrases
 # ---------------------------------------------------------------------------------------------------------------
-
-Pair = tuple[str, str]  # positive, negative
 
 
 @dataclass(frozen=True)
@@ -280,24 +280,8 @@ def verdict(rng: Random, lexicon: Lexicon) -> Pair:
 KINDS: dict[str, Callable[[Random, Lexicon], Pair]] = {
     kind.__name__: kind for kind in (plain, intensified, negated, contrast, advice, two_aspects, feeling, verdict)
 }
-PHENOMENA = tuple(KINDS)
 
 
-def generate(split: str, seed: int = 0) -> list[dict[str, str]]:
-    """Rows {"sentence", "label": "1" or "0", "phenomenon", "pair"}; the two members of a pair share its id."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    rng = Random(f"{seed}/{split}")
-    rows: list[dict[str, str]] = []
-    seen: set[str] = set()
-    while len(rows) < SIZES[split]:
-        number = len(rows) // 2
-        phenomenon = PHENOMENA[number % len(PHENOMENA)]
-        good, bad = KINDS[phenomenon](rng, SPLITS[split])
-        if good in seen or bad in seen:
-            continue
-        seen |= {good, bad}
-        for text, label in ((good, "1"), (bad, "0")):
-            rows.append({"sentence": text, "label": label, "phenomenon": phenomenon, "pair": f"{split}-{number}"})
-    rng.shuffle(rows)
-    return rows
+def generate(split: str, seed: int = 0) -> list[Row]:
+    """The rows of a split (`extensions.generated.pairs.generate`)."""
+    return pairs.generate(KINDS, SPLITS, split, seed)

@@ -3,7 +3,7 @@
 Every pair is an acceptable sentence and an unacceptable one, one small edit apart. The splits share function
 words only: nouns, verbs, adjectives and names of one never occur in another, so accuracy means generalisation.
 
-    python -c "from extensions.acceptability import generate; print(generate('test')[0])"
+    python -c "from extensions.generated.acceptability import generate; print(generate('test')[0])"
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-SIZES = {"train": 4000, "validation": 200, "test": 400}  # rows; two make a pair
+from extensions.generated import pairs
+from extensions.generated.pairs import Pair, Row
 
 # ---------------------------------------------------------------------------------------------------------------
 # Lexicon. "child/children" spells an irregular plural, "write/wrote/written" an irregular past and participle.
@@ -224,8 +225,6 @@ def person(rng: Random, lexicon: Lexicon) -> str:
 # Phenomena: each returns (acceptable, unacceptable)
 # ---------------------------------------------------------------------------------------------------------------
 
-Pair = tuple[str, str]
-
 
 def agreement(rng: Random, lexicon: Lexicon) -> Pair:
     """The farmers are / *is painting the wall now."""
@@ -331,24 +330,8 @@ RULES: dict[str, Callable[[Random, Lexicon], Pair]] = {
     rule.__name__: rule
     for rule in (agreement, determiner, verb_form, argument, pronoun_case, word_order, function_word)
 }
-PHENOMENA = tuple(RULES)
 
 
-def generate(split: str, seed: int = 0) -> list[dict[str, str]]:
-    """Rows {"sentence", "label": "1" or "0", "phenomenon", "pair"}; the two members of a pair share its id."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    rng = Random(f"{seed}/{split}")
-    rows: list[dict[str, str]] = []
-    seen: set[str] = set()
-    while len(rows) < SIZES[split]:
-        number = len(rows) // 2
-        phenomenon = PHENOMENA[number % len(PHENOMENA)]
-        good, bad = RULES[phenomenon](rng, SPLITS[split])
-        if good in seen or bad in seen:
-            continue
-        seen |= {good, bad}
-        for text, label in ((good, "1"), (bad, "0")):
-            rows.append({"sentence": text, "label": label, "phenomenon": phenomenon, "pair": f"{split}-{number}"})
-    rng.shuffle(rows)
-    return rows
+def generate(split: str, seed: int = 0) -> list[Row]:
+    """The rows of a split (`extensions.generated.pairs.generate`)."""
+    return pairs.generate(RULES, SPLITS, split, seed)
