@@ -64,7 +64,7 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Pack:
     positions: list[int] = []
     group_ids: list[int] = []
     sample_ids: list[int] = []  # -1: the prefix of the group
-    places: list[Tensor] = [torch.empty(0)] * len(samples)
+    places: list[list[int]] = [[]] * len(samples)
     predicting: list[int] = []
     targets: list[int] = []
 
@@ -79,13 +79,13 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Pack:
             sample = samples[i]
             own = [*sample.prompt[prefix:], *sample.response[:-1]]
             start, shared = len(tokens), prefix_of[group][0]
-            places[i] = torch.tensor([*range(shared, shared + prefix), *range(start, start + len(own))], device=device)
+            places[i] = [*range(shared, shared + prefix), *range(start, start + len(own))]
             tokens += own
             positions += range(prefix, prefix + len(own))
             group_ids += [group_id] * len(own)
             sample_ids += [i] * len(own)
     for sample, at in zip(samples, places, strict=True):
-        predicting += at[len(sample.prompt) - 1 :].tolist()
+        predicting += at[len(sample.prompt) - 1 :]
         targets += sample.response or [0]
 
     group_of, sample_of = torch.tensor(group_ids, device=device), torch.tensor(sample_ids, device=device)
@@ -99,6 +99,6 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Pack:
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor(targets, device=device),
         lengths=[len(sample.response) or 1 for sample in samples],
-        places=places,
+        places=[torch.tensor(at, device=device) for at in places],
         prefix_tokens=sum(length for _, length in prefix_of.values()),
     )

@@ -256,6 +256,7 @@ def load_policy(model: Model, lora: Lora, critic: str, temperature: float, devic
         options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf, **options)
         if model.load_in_4bit:
+            options["device_map"] = {"": device}
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",

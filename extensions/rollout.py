@@ -80,14 +80,13 @@ class Sampler:
         cache, states, lengths = self._read_prompts(requests)
         rows = list(range(len(requests)))  # the requests that are still being written
         tokens: list[list[int]] = [[] for _ in requests]
-        logprobs: list[list[Tensor]] = [[] for _ in requests]
-        values: list[list[Tensor]] = [[] for _ in requests]
         longest = max(lengths)
         visible = (
             torch.arange(longest, device=device) >= torch.tensor([longest - n for n in lengths], device=device)[:, None]
         )
         position = torch.tensor(lengths, device=device)
         steps = self.lockstep or max(request.budget for request in requests)
+        logprobs, values = torch.zeros(2, len(requests), steps, device=device)  # each (B, steps)
         closed = [False] * len(requests)
         for step in range(steps):
             logits = policy.logits(states)
@@ -95,14 +94,11 @@ class Sampler:
                 [requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows], device=device
             )
             drawn = sample_tokens(logits, uniforms)
-            drawn_logprobs, drawn_values = token_logprobs(logits, drawn), policy.value_head(states)
-            for k, (i, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
-                if closed[i]:
-                    continue
-                tokens[i].append(token)
-                logprobs[i].append(drawn_logprobs[k])
-                values[i].append(drawn_values[k])
-                closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
+            logprobs[rows, step], values[rows, step] = token_logprobs(logits, drawn), policy.value_head(states)
+            for i, token in zip(rows, drawn.tolist(), strict=True):
+                if not closed[i]:
+                    tokens[i].append(token)
+                    closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
             keep = [k for k, i in enumerate(rows) if self.lockstep or not closed[i]]
             if step + 1 == steps or not keep:
                 break
@@ -121,8 +117,8 @@ class Sampler:
             )
             states, position = out.last_hidden_state[:, -1], position + 1
         return [
-            Response(tokens[i], torch.stack(logprobs[i]), torch.stack(values[i]), self.decode(tokens[i]))
-            for i in range(len(requests))
+            Response(written, logprobs[i, : len(written)], values[i, : len(written)], self.decode(written))
+            for i, written in enumerate(tokens)
         ]
 
     def _read_prompts(self, requests: Sequence[Request]) -> tuple[DynamicCache, Tensor, list[int]]:

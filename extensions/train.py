@@ -5,6 +5,7 @@ The training itself is the trainer's (`extensions.ppo`); here is everything arou
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -350,6 +351,23 @@ class Run:
         self.reporter.say(f"reward curve: {root / 'reward_curve.png'}\nadapter:      {root / 'adapter'}")
 
 
+def _report(message: str, rank: str, status: int) -> int:
+    """Print an error once. Most are the same on all ranks: rank 0 speaks, and the launcher then ends the others.
+
+    A rank that is still there after some seconds has an error of its own, which nobody else would tell.
+    """
+    if rank != "0":
+        time.sleep(5)
+        message = f"rank {rank}: {message}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _crash(rank: str) -> int:
+    print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    return 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of launch/ppo.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
     arguments = [a for a in (sys.argv[1:] if arguments is None else arguments) if not a.startswith("--local_rank")]
@@ -359,10 +377,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("usage: deepspeed launch/ppo.sh RECIPE [key.sub=value ...]")
         run(load_recipe(arguments[0], arguments[1:]))
     except UserError as error:
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return _report(str(error), rank, 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _crash(rank)
+        return _report(
+            f"the disk is full ({error.filename or 'while writing to the run folder'}); free some space, then run the "
+            "same command again: it resumes from the last checkpoint",
+            rank,
+            3,
+        )
     except Exception:
-        print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return 1
+        return _crash(rank)
     return 0

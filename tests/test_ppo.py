@@ -1,5 +1,6 @@
 """The PPO loop as a whole: real runs of tiny models, alone and on several ranks."""
 
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -257,6 +258,17 @@ def test_a_faulty_reward_stops_the_run_and_is_named(tiny_model, tmp_path, capsys
     assert train.main([str(path), "evaluation.before=false"]) == 2
     error = capsys.readouterr().err
     assert "my_reward.py" in error and message in error and "label" in error
+
+
+def test_a_full_disk_is_told(tiny_model, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(train.RunFolder, "append", full)
+    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
+    assert train.main([str(path)]) == 3
+    error = capsys.readouterr().err
+    assert "disk is full (metrics.jsonl)" in error and "same command again" in error and "Traceback" not in error
 
 
 def test_own_task_and_own_reward(tiny_model, tmp_path):
