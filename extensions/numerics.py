@@ -62,16 +62,22 @@ def td_targets(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> T
     return (rewards + gamma * next_values) * mask
 
 
-def whiten(values: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+def whiten(
+    values: Tensor, mask: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x, min_std: float = 0.0
+) -> Tensor:
     """Zero mean and unit (population) variance over the masked entries of all ranks; padding stays 0.
 
     Two passes in float64, so that the moments do not depend on how the batch lies on the ranks.
+
+    Args:
+        min_std: least deviation to divide by. A batch in which every answer earns the same has advantages near 0 that
+            are noise; at unit variance they would move the policy as far as real ones.
     """
     x, m = torch.where(mask.bool(), values, 0.0).double(), mask.double()
     count, total = sum_over_ranks(torch.stack([m.sum(), x.sum()]))
     centred = (x - total / count) * m
     variance = sum_over_ranks(centred.square().sum().unsqueeze(0))[0] / count
-    return (centred * variance.clamp(min=1e-8).rsqrt()).to(values.dtype)
+    return (centred * variance.clamp(min=max(1e-8, min_std**2)).rsqrt()).to(values.dtype)
 
 
 def pad_rows(flat: Tensor, lengths: list[int], width: int) -> Tensor:

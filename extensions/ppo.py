@@ -63,8 +63,9 @@ class Experience:
 
 @dataclass
 class Clock:
-    """Seconds by phase of an iteration."""
+    """Seconds by phase of an iteration; work that a GPU was given in a phase counts to it."""
 
+    device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -73,6 +74,8 @@ class Clock:
         try:
             yield
         finally:
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize()
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
@@ -117,7 +120,7 @@ class PpoTrainer:
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration. Returns its metrics and, for each sample of this batch, a record; same on all ranks."""
-        clock = Clock()
+        clock = Clock(self.policy.device)
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("rollout"):
             experience = self.sample(batch, step)
@@ -214,7 +217,7 @@ class PpoTrainer:
         if self.ppo.value_target == "td":
             returns = td_targets(rewards, experience.values, experience.mask, self.ppo.gamma)
         if self.ppo.whiten:
-            advantages = whiten(advantages, experience.mask, self.strategy.sum)
+            advantages = whiten(advantages, experience.mask, self.strategy.sum, self.ppo.whiten_min_std)
         experience.advantages, experience.targets = advantages, returns
 
     # ------------------------------------------------------------------------------------------- 5 update

@@ -136,6 +136,9 @@ class Ppo(Section):
     gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
     lam: Number = Field(0.95, ge=0, le=1, description="lambda of GAE (authors)")
     whiten: bool = Field(True, description="advantages to zero mean and unit variance over the batch (authors)")
+    whiten_min_std: Number = Field(
+        0.0, ge=0, description="least deviation that whitening divides by, in units of the reward; 0: none (authors)"
+    )
     entropy_coef: Number = Field(0.0, ge=0, description="weight of an entropy bonus, in nats a token (ours: off)")
     value_coef: Number = Field(0.1, ge=0, description="weight of the value loss (authors)")
     value_clip: Number | None = Field(0.2, gt=0, description="clip range of the values; null: no clipping (authors)")

@@ -120,6 +120,14 @@ def test_whiten_moments_and_ranks(batch):
     torch.testing.assert_close(whiten(*parts[0], lambda _: next(answers)), white[:2])
 
 
+@pytest.mark.parametrize(("scale", "min_std"), [(1.0, 0.3), (0.01, 0.3), (0.01, 0.0)])
+def test_whiten_divides_by_no_less_than_the_floor(batch, scale, min_std):
+    values, mask = batch["values"] * scale, batch["mask"]
+    kept = values[mask].double()
+    expected = (kept - kept.mean()) / max(float(kept.std(correction=0)), min_std)
+    torch.testing.assert_close(whiten(values, mask, min_std=min_std)[mask].double(), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_token_rewards_penalise_each_token_and_pay_at_the_last(batch):
     kl = compute_approx_kl(batch["new"], batch["base"]) * batch["mask"]
     rewards = compute_reward(torch.tensor([1.0, 0.0, -1.0, 2.5]), 0.2, kl, batch["mask"])
