@@ -54,10 +54,11 @@ def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> N
     tasks = sorted({task for record in metrics for task in record["reward_by_task"]})
     if len(tasks) > 1:
         curves |= {task: [record["reward_by_task"].get(task) for record in metrics] for task in tasks}
+    weight = 1 - min(1.0, 10 / len(steps))  # over about a tenth of the run
     for name, values in curves.items():
         points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        (line,) = axes.plot(xs, smoothed(ys), label=name, linewidth=2.2 if name == "mean" else 1.2, zorder=3)
+        (line,) = axes.plot(xs, smoothed(ys, weight), label=name, linewidth=2.2 if name == "mean" else 1.2, zorder=3)
         if name == "mean":
             axes.plot(xs, ys, color=line.get_color(), alpha=0.25, linewidth=1, zorder=1)
     axes.set(xlabel="PPO iteration", ylabel="mean reward", title=title)
@@ -68,7 +69,7 @@ def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> N
     pyplot.close(figure)
 
 
-def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average without the pull of its start (TensorBoard's debiased smoothing)."""
     result: list[float] = []
     average = 0.0

@@ -384,14 +384,14 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
 
 
 def test_smoothed():
-    assert smoothed([]) == []
-    assert smoothed([3.0]) == [pytest.approx(3.0)]
-    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50), "no pull of the start"
+    assert smoothed([], 0.9) == []
+    assert smoothed([3.0], 0.9) == [pytest.approx(3.0)]
+    assert smoothed([2.0] * 50, 0.9) == pytest.approx([2.0] * 50), "no pull of the start"
     # weight 0.5, values 0 and 1: the average is 0.5 * 1 / (1 - 0.25)
     assert smoothed([0.0, 1.0], weight=0.5) == [0.0, pytest.approx(2 / 3)]
     values = [random.Random(0).random() for _ in range(30)]
     weights = [0.9 ** (29 - k) for k in range(30)]
-    assert smoothed(values)[-1] == pytest.approx(
+    assert smoothed(values, 0.9)[-1] == pytest.approx(
         sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
     )
 
