@@ -177,5 +177,6 @@ export PIP_USER=0 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
 setup_main
 # DeepSpeed warns in each of its processes when it finds no accelerator unless it is told.
-if [ "$(head -n 2 "$stamp" | tail -n 1 | cut -d ' ' -f 1)" = cpu ]; then export DS_ACCELERATOR=cpu; fi
+{ read -r _ && read -r device _; } <"$stamp"
+if [ "$device" = cpu ]; then export DS_ACCELERATOR=cpu; fi
 export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"

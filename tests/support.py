@@ -75,7 +75,9 @@ def free_port() -> int:
 def run_command(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess:
     """A command in the repository root, with this environment's programs first on PATH."""
     programs = Path(sys.executable).parent
-    environment = os.environ | {
+    # A run in this process is a process group of its own, described in the environment.
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {k: v for k, v in os.environ.items() if k not in group} | {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "VIRTUAL_ENV": str(programs.parent),
         "OMP_NUM_THREADS": "1",

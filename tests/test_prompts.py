@@ -636,6 +636,7 @@ def test_own_tasks_never_raise_and_read_their_canonical_answers(words, text, clo
 KEYWORDS = {  # of the oracle below, typed from the prompts
     "acceptability": {"yes": "1", "no": "0"},
     "cola": {"yes": "1", "no": "0"},
+    "reviews": {"positive": "1", "negative": "0"},
     "sst2": {"positive": "1", "negative": "0"},
     "rte": {"yes": "entailment", "no": "not_entailment"},
     "stsb": {},

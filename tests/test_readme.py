@@ -56,7 +56,7 @@ def shortened(command, tiny_model, data_root, folder):
 def test_commands_run(command, tiny_model, data_root, tmp_path):
     done = run_command(shortened(command, tiny_model, data_root, tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    if "launch/ppo.sh" in command or "quickstart" in command:
+    if "launch/ppo.sh" in command or "launch/quickstart.sh" in command:
         last = [line for line in done.stdout.strip().splitlines() if "[launch.py:" not in line]  # DeepSpeed's own
         assert last[-2].startswith("reward curve:") and last[-1].startswith("adapter:"), last[-5:]
         assert "Before and after" in done.stdout
