@@ -95,7 +95,7 @@ class RunFolder:
         """Whether the run in the folder is to be resumed. Refuses another recipe, since its bits would differ."""
         if (self.root / "eval.json").exists() and "after" in read_json(self.root / "eval.json"):
             return False
-        if not list((self.root / "checkpoints").glob("step-*")):
+        if newest_checkpoint(self.root) is None:
             return False
         old = yaml.safe_load((self.root / "recipe.yaml").read_text(encoding="utf-8"))
         if not isinstance(old, dict):
@@ -198,14 +198,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def newest_checkpoint(root: Path) -> Path | None:
     """Folder of the last complete checkpoint; unfinished ones have other names."""
-    found = sorted((root / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = _checkpoints(root)
     return found[-1] if found else None
 
 
 def prune_checkpoints(root: Path, keep: int) -> None:
-    found = sorted((root / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    for path in found[:-keep]:
+    for path in _checkpoints(root)[:-keep]:
         shutil.rmtree(path)
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Folders of the complete checkpoints of a run, oldest first."""
+    return sorted((root / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _free_name(path: Path) -> Path:

@@ -219,6 +219,16 @@ def trainable_state(module: nn.Module) -> dict[str, Tensor]:
         return {name: p.detach().cpu().clone() for name, p in named.items()}
 
 
+def load_trainable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `trainable_state` copied. Call it on every rank; under ZeRO 3 rank 0's copy counts."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    sharded = _sharded(named)
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
+        if not sharded or dist.get_rank() == 0:
+            for name, parameter in named.items():
+                parameter.copy_(state[name])
+
+
 def _sharded(named: dict[str, nn.Parameter]) -> list[nn.Parameter]:
     return [p for p in named.values() if hasattr(p, "ds_id")]
 

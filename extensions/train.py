@@ -18,7 +18,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from extensions.compat import deepspeed
 from extensions.data import BatchOrder, Example, is_labelled, load_examples
 from extensions.errors import UserError
 from extensions.evaluate import Prediction, as_record, mean_main_metric, predict, score_all, spread
@@ -39,7 +38,7 @@ from extensions.run import (
     read_jsonl,
     write_json,
 )
-from extensions.strategy import Strategy, trainable_state
+from extensions.strategy import Strategy, load_trainable_state, trainable_state
 
 
 def run(recipe: Recipe) -> None:
@@ -178,7 +177,7 @@ class Run:
             self._write_scores()
         self.train()
         if self.best_state is not None:
-            self._restore(self.best_state)
+            load_trainable_state(self.policy, self.best_state)
             self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
         self.scores["after"] = self.evaluate(
             self.data.table, f"after training, {self.data.split} split", "predictions_after.jsonl"
@@ -314,14 +313,6 @@ class Run:
         if (self.recipe.run_dir / "eval.json").exists():
             self.scores = read_json(self.recipe.run_dir / "eval.json")
         self.reporter.say(f"resuming after step {self.step} from {checkpoint}")
-
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        named = self.policy.trainable
-        sharded = [p for p in named.values() if hasattr(p, "ds_id")]
-        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
-            if not sharded or self.strategy.is_rank_0():
-                for name, parameter in named.items():
-                    parameter.copy_(state[name])
 
     # ------------------------------------------------------------------------------------------------- the end
 

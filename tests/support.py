@@ -1,9 +1,11 @@
 """What several test files share: tiny policies and samples, small recipes, and the launch command."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -16,6 +18,19 @@ from extensions.recipe import Lora, Model
 
 ARCHITECTURES = ("llama", "qwen2", "mpt")
 CPU = torch.device("cpu")
+
+
+def words(text):
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def pairs(rows):
+    """The minimal pairs of generated rows, each as label -> row."""
+    found = defaultdict(dict)
+    for row in rows:
+        assert row["label"] not in found[row["pair"]]
+        found[row["pair"]][row["label"]] = row
+    return list(found.values())
 
 
 def make_policy(folder, critic="shared", checkpointing=False, seed=3, dropout=0.0, dtype="float32"):

@@ -1,7 +1,5 @@
-import re
-from collections import defaultdict
-
 import pytest
+from support import pairs, words
 
 from extensions.generated.acceptability import generate
 from extensions.generated.pairs import SIZES
@@ -27,10 +25,6 @@ IRREGULAR = """
 LEMMAS = dict(pair.split("/") for pair in IRREGULAR.split())
 
 
-def words(text):
-    return re.findall(r"[a-z]+", text.lower())
-
-
 def stem(word):
     """Crude on purpose: "baker" and "baked" meet, so do "visits" and "visitor"."""
     word = LEMMAS.get(word, word)
@@ -39,14 +33,6 @@ def stem(word):
             word = word.removesuffix(ending)
             break
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
-
-
-def pairs(rows):
-    found = defaultdict(dict)
-    for row in rows:
-        assert row["label"] not in found[row["pair"]]
-        found[row["pair"]][row["label"]] = row
-    return list(found.values())
 
 
 def test_content_words_of_the_splits_are_disjoint():

@@ -1,8 +1,7 @@
-import re
-from collections import defaultdict
 from difflib import SequenceMatcher
 
 import pytest
+from support import pairs, words
 
 from extensions.generated.pairs import SIZES
 from extensions.generated.reviews import KINDS, generate
@@ -27,10 +26,6 @@ LEMMAS = dict(pair.split("/") for pair in IRREGULAR.split())
 DIRECT = set(KINDS) - {"negated", "contrast", "advice"}
 
 
-def words(text):
-    return re.findall(r"[a-z]+", text.lower())
-
-
 def stem(word):
     """Crude on purpose: "enjoyed" and "enjoyable" meet, so do "unfriendly" and "friend"."""
     word = LEMMAS.get(word, word)
@@ -43,14 +38,6 @@ def stem(word):
             word = word.removesuffix(ending)
             break
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
-
-
-def pairs(rows):
-    found = defaultdict(dict)
-    for row in rows:
-        assert row["label"] not in found[row["pair"]]
-        found[row["pair"]][row["label"]] = row
-    return list(found.values())
 
 
 def edits(pair):

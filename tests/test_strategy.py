@@ -12,7 +12,7 @@ from transformers.optimization import Adafactor
 from extensions.errors import UserError
 from extensions.packing import pack
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
-from extensions.strategy import Strategy, make_optimizer, make_scheduler, trainable_state
+from extensions.strategy import Strategy, load_trainable_state, make_optimizer, make_scheduler, trainable_state
 
 
 def make_strategy(max_grad_norm=0.0, **settings):
@@ -147,3 +147,5 @@ def test_trainable_state_is_a_copy(tiny_model):
     for parameter in policy.trainable.values():
         parameter.data.zero_()
     assert any(bool(tensor.any()) for tensor in state.values())
+    load_trainable_state(policy, state)
+    assert all(torch.equal(parameter, state[name]) for name, parameter in policy.trainable.items())
