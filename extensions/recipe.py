@@ -54,7 +54,9 @@ class Model(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model (ours: never by default)"
     )
-    adapter: str | None = Field(None, description="folder of a PEFT adapter to start from (ours)")
+    adapter: str | None = Field(
+        None, description="folder of a PEFT adapter to start training from, or to evaluate; null: a fresh one (ours)"
+    )
 
 
 class Lora(Section):
@@ -97,12 +99,27 @@ class Data(Section):
     )
     max_train_samples: int | None = Field(None, ge=1, description="first rows of each training set to use; null: all")
     balanced: bool = Field(False, description="spread the labels of each task evenly over the batches (ours)")
+    mixing: Literal["proportional", "capped", "temperature", "uniform"] = Field(
+        "proportional",
+        description="share of each task in multi-task training: by its rows, by its rows up to mixing_cap, by its rows "
+        "to the power 1 / mixing_temperature, or the same for all (ours; the paper does not say)",
+    )
+    mixing_cap: int = Field(10000, ge=1, description="most rows of a task in an epoch; capped only (ours)")
+    mixing_temperature: Number = Field(
+        2.0, ge=1, description="1 is proportional, large is uniform; temperature only (ours)"
+    )
 
 
 class Prompt(Section):
     chat_template: bool = Field(False, description="use the tokenizer's chat template, not the plain form (paper 4.1)")
     max_tokens: int | None = Field(
         None, ge=16, description="longest prompt in tokens; null: the model's context less the response budget (ours)"
+    )
+    shots: int = Field(
+        0, ge=0, description="demonstrations from the training set before each query; few-shot prompting: 5 (paper 5.2)"
+    )
+    demonstrations: Literal["balanced", "random"] = Field(
+        "balanced", description="how they are drawn, by seed: labels in turn, or any rows (ours)"
     )
 
 
@@ -117,12 +134,48 @@ class Rollout(Section):
     )
 
 
+class Sft(Section):
+    batch_size: int = Field(24, ge=1, description="samples of one optimizer step over all ranks (paper 5.1)")
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer steps; null: as many samples as PPO sees, max_steps * ppo.batch_size (ours)"
+    )
+    micro_batch_size: int = Field(
+        24, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
+    )
+    loss: Literal["sequence", "answer"] = Field(
+        "sequence", description="tokens that the next-token loss is over: prompt and answer, or answer only (paper 4.2)"
+    )
+    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="AdamW for SFT (paper 5.1)")
+    lr: Number | None = Field(None, gt=0, description="peak learning rate; null: optimizer.lr, the same (paper 5.1)")
+    max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping; 0: off (ours, OpenRLHF's default)")
+
+
+class Encoder(Section):
+    epochs: int = Field(3, ge=1, description="passes over the training set; the best by validation is kept (BERT A.3)")
+    batch_size: int = Field(32, ge=1, description="samples of one optimizer step over all ranks (BERT A.3)")
+    lr: Number = Field(2e-5, gt=0, description="peak learning rate of AdamW, linear decay (BERT A.3)")
+    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (BERT A.2)")
+    weight_decay: Number = Field(0.01, ge=0, description="decoupled weight decay (BERT A.2)")
+    max_tokens: int = Field(256, ge=16, description="longest input in tokens; the long text is cut (ours)")
+    intermediate: Annotated[Task | None, BeforeValidator(_task), PlainSerializer(_task_to_yaml)] = Field(
+        None, description="task to fine-tune on first, as BERT-large++ does on MNLI (paper 5.4, STILTs)"
+    )
+    intermediate_for: list[str] = Field(
+        ["cb", "superglue_rte", "boolq"], description="tasks that start from it; the others do not (paper 5.4)"
+    )
+
+
 class Kl(Section):
     init: Number = Field(0.2, ge=0, description="coefficient of the per-token KL penalty at the start (authors)")
     adaptive: bool = Field(True, description="steer the coefficient towards the target (authors)")
     target: Number = Field(6.0, gt=0, description="KL of a response, in nats, that the controller aims for (authors)")
     horizon: Number = Field(
         10000.0, gt=0, description="samples over which the coefficient adapts; larger is slower (authors)"
+    )
+    reference: Literal["start", "base"] = Field(
+        "start",
+        description="what the penalty keeps the policy near: itself before training (model.adapter if given, as TRL's "
+        "copy of the model), or the base model (authors; differs only with model.adapter)",
     )
 
 
@@ -189,6 +242,11 @@ class Evaluation(Section):
     )
     max_samples: int | None = Field(None, ge=1, description="rows a task for the table, spread evenly; null: all")
     batch_size: int = Field(64, ge=1, description="rows sampled together on a rank (ours)")
+    decoding: Literal["sample", "greedy", "likelihood"] = Field(
+        "sample",
+        description="sample: one multinomial response (paper 5.1); greedy: the most probable tokens; likelihood: the "
+        "most probable of the task's answers (ours)",
+    )
     before: bool = Field(True, description="also evaluate before training (ours)")
     predict_test: bool = Field(False, description="after training answer the test splits too, for nlu submit (ours)")
     every_steps: int = Field(0, ge=0, description="iterations between validations; 0: none (ours)")
@@ -212,8 +270,13 @@ class Checkpoint(Section):
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run: letters, digits, . _ -")
+    method: Literal["ppo", "sft", "eval", "encoder"] = Field(
+        "ppo", description="what the run does; set by the script of launch/ that starts it"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    output_dir: str | None = Field(None, description="run folder, exactly there; null: runs/NAME")
+    output_dir: str | None = Field(
+        None, description="run folder, exactly there; null: runs/NAME, with -sft, -zero-shot, ... for other than PPO"
+    )
     max_steps: int = Field(1000, ge=1, description="PPO iterations: each samples and learns from one batch")
     model: Model = Field(description="the LLM")
     lora: Lora = Field(default_factory=Lora, description="the trained layers (paper 4.4)")
@@ -224,8 +287,10 @@ class Recipe(Section):
         "nlu", description="file in reward_fns/ by name, or path/to/my_reward.py with reward(text, label)"
     )
     ppo: Ppo = Field(default_factory=Ppo, description="paper 4.3")
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="paper 5.1")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="of PPO; SFT's differs as sft says (paper 5.1)")
     schedule: Schedule = Field(default_factory=Schedule, description="paper 5.1")
+    sft: Sft = Field(default_factory=Sft, description="paper 4.2")
+    encoder: Encoder = Field(default_factory=Encoder, description="paper 5.2")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="the training engine")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="validation and the before/after table")
     logging: Logging = Field(
@@ -235,7 +300,35 @@ class Recipe(Section):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.output_dir) if self.output_dir is not None else Path("runs") / self.name
+        return Path(self.output_dir) if self.output_dir is not None else Path("runs") / f"{self.name}{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        """What keeps the runs of one recipe by several methods apart."""
+        if self.method != "eval":
+            return "" if self.method == "ppo" else f"-{self.method}"
+        shots = f"-{self.prompt.shots}-shot" if self.prompt.shots else "-zero-shot"
+        what = "-eval" if self.model.adapter is not None else shots
+        return what if self.evaluation.decoding == "sample" else f"{what}-{self.evaluation.decoding}"
+
+    @property
+    def trained_with(self) -> Optimizer:
+        """The optimizer of the method."""
+        if self.method != "sft":
+            return self.optimizer
+        return self.optimizer.model_copy(update={"name": self.sft.optimizer, "lr": self.sft.lr or self.optimizer.lr})
+
+    @property
+    def training_steps(self) -> int:
+        """Optimizer steps of SFT, iterations of PPO."""
+        if self.method == "sft":
+            return self.sft.max_steps or max(1, self.max_steps * self.ppo.batch_size // self.sft.batch_size)
+        return self.max_steps
+
+    @property
+    def training_batch(self) -> int:
+        """Samples of one of these, over all ranks."""
+        return self.sft.batch_size if self.method == "sft" else self.ppo.batch_size
 
     @model_validator(mode="after")
     def _contradictions(self) -> Recipe:
@@ -249,11 +342,12 @@ def contradictions(recipe: Recipe) -> list[str]:
     """Keys that are each allowed but do not go together; one sentence each, naming the keys."""
     errors = []
     ppo, rollout, names = recipe.ppo, recipe.rollout, [task.name for task in recipe.data.tasks]
-    if recipe.optimizer.name == "adafactor" and recipe.deepspeed.zero_stage > 0:
+    key = {"ppo": "optimizer.name", "sft": "sft.optimizer"}.get(recipe.method)
+    if key and recipe.trained_with.name == "adafactor" and recipe.deepspeed.zero_stage > 0:
         errors.append(
-            f"deepspeed.zero_stage: {recipe.deepspeed.zero_stage} does not go with optimizer.name: adafactor. ZeRO "
+            f"deepspeed.zero_stage: {recipe.deepspeed.zero_stage} does not go with {key}: adafactor. ZeRO "
             "flattens parameters into partitions, so Adafactor loses its row and column factors and silently becomes "
-            "another optimizer. Use zero_stage: 0 (LoRA state is tiny), or optimizer.name: adamw"
+            f"another optimizer. Use zero_stage: 0 (LoRA state is tiny), or {key}: adamw"
         )
     if recipe.deepspeed.offload and recipe.deepspeed.zero_stage == 0:
         errors.append("deepspeed.offload: true needs deepspeed.zero_stage: 1, 2 or 3; at stage 0 nothing is offloaded")
@@ -267,6 +361,9 @@ def contradictions(recipe: Recipe) -> list[str]:
         errors.append("evaluation.patience needs evaluation.every_steps: without validations nothing can stop early")
     for name in sorted({name for name in names if names.count(name) > 1}):
         errors.append(f"data.tasks: {name!r} is named twice")
+    for name in recipe.encoder.intermediate_for:
+        if name not in TASKS and name not in names:
+            errors.append(f"encoder.intermediate_for: {name!r} is neither a built-in task nor one of data.tasks")
     return errors
 
 
@@ -287,19 +384,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: list[str] | tuple[str, ...] = (), method: str | None = None
+) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
         path: the YAML file.
         overrides: `key.sub=value` strings; values are YAML.
+        method: what a launch script does; None leaves it to the recipe.
 
     Raises:
-        UserError: with every error in it, one a line.
+        UserError: with every error in it, one a line; or the recipe names another method.
     """
     raw, lines = _read_yaml(Path(path))
     for override in overrides:
         _apply(raw, override)
+    if method is not None and raw.setdefault("method", method) != method:
+        raise UserError(
+            f"{path}: method: {raw['method']!r} in the recipe, but launch/{method}.sh was started; run "
+            f"launch/{raw['method']}.sh, or leave method out: the script sets it"
+        )
     errors, recipe = _check(raw)
     if recipe is None:
         shown = [f"  {lines.get(key.split('[')[0], '') or ''}{message}" for key, message in errors]

@@ -331,14 +331,13 @@ def _crash(rank: str) -> int:
     return 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of launch/ppo.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
-    arguments = [a for a in (sys.argv[1:] if arguments is None else arguments) if not a.startswith("--local_rank")]
+def main(arguments: Sequence[str], method: str = "ppo") -> int:
+    """RECIPE [key.sub=value ...], as launch/METHOD.sh got them. Returns the exit status."""
     rank = os.environ.get("RANK", "0")
     try:
         if not arguments or arguments[0].startswith("-"):
-            raise UserError("usage: deepspeed launch/ppo.sh RECIPE [key.sub=value ...]")
-        run(load_recipe(arguments[0], arguments[1:]))
+            raise UserError(f"usage: deepspeed launch/{method}.sh RECIPE [key.sub=value ...]")
+        run(load_recipe(arguments[0], arguments[1:], method))
     except UserError as error:
         return _report(str(error), rank, 2)
     except OSError as error:

@@ -104,7 +104,8 @@ def fails_with(result: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 
 def test_all_scripts_are_here():
-    assert {path.name for path in SCRIPTS} == {"ppo.sh", "quickstart.sh", "setup.sh", "test.sh", "run"}
+    methods = {"ppo.sh", "sft.sh", "eval.sh", "encoder.sh"}
+    assert {path.name for path in SCRIPTS} == methods | {"launch.sh", "quickstart.sh", "setup.sh", "test.sh", "run"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -291,9 +292,9 @@ def test_commands_run_from_any_folder(tree: Tree, tmp_path: Path, script: str, p
 PPO_STUB = """
 import os
 
-def main(argv):
+def main(argv, method):
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    print(f"rank {rank} of {world}, threads {os.environ.get('OMP_NUM_THREADS')}, {argv}", flush=True)
+    print(f"rank {rank} of {world}, threads {os.environ.get('OMP_NUM_THREADS')}, {method} {argv}", flush=True)
     return 7 if argv[-1] == "fail" and rank == "0" else 0
 """
 SAY_ARGUMENTS = '#!/usr/bin/env bash\necho "$0"; printf "%s|" "$@"\n'
@@ -304,10 +305,13 @@ def ppo(tmp_path: Path) -> Path:
     """launch/ppo.sh in a tree whose extensions.train only says how it was called."""
     root = tmp_path / "my project"
     (root / "launch").mkdir(parents=True)
-    shutil.copy(ROOT / "launch/ppo.sh", root / "launch")
+    for script in ("launch.sh", "ppo.sh", "sft.sh", "eval.sh", "encoder.sh"):
+        shutil.copy(ROOT / "launch" / script, root / "launch")
     (root / "extensions").mkdir()
+    shutil.copy(ROOT / "extensions/launch.py", root / "extensions")
     (root / "extensions/__init__.py").touch()
-    (root / "extensions/train.py").write_text(PPO_STUB)
+    for module in ("train", "encoder"):
+        (root / f"extensions/{module}.py").write_text(PPO_STUB)
     return root / "launch/ppo.sh"
 
 
@@ -316,8 +320,14 @@ def clean_env(**env: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in dropped} | env
 
 
-def test_ppo_is_valid_python():
-    compile((ROOT / "launch/ppo.sh").read_text(), "ppo.sh", "exec")
+@pytest.mark.parametrize("method", ["ppo", "sft", "eval", "encoder"])
+def test_every_method_has_a_script_that_is_shell_and_python(ppo: Path, method: str):
+    script = ppo.parent / f"{method}.sh"
+    result = run([sys.executable, str(script), "--local_rank=1", "r.yaml", "a=b c"], env=clean_env(RANK="1"))
+    assert f"{method} ['r.yaml', 'a=b c']" in result.stdout, result.stderr
+    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", SAY_ARGUMENTS)
+    result = run(["bash", str(script), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
+    assert result.stdout.splitlines()[1] == f"--quiet|{script}|r.yaml|"
 
 
 def test_ppo_as_python_finds_the_repo_and_passes_arguments(ppo: Path, tmp_path: Path):
@@ -325,7 +335,7 @@ def test_ppo_as_python_finds_the_repo_and_passes_arguments(ppo: Path, tmp_path: 
     result = run(command, env=clean_env(RANK="3"), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "rank 3" in result.stdout
-    assert "['--local_rank=0', 'r.yaml', 'run.name=a  b']" in result.stdout
+    assert "ppo ['r.yaml', 'run.name=a  b']" in result.stdout
 
 
 def test_ppo_shares_the_cores_among_ranks(ppo: Path):
@@ -391,7 +401,7 @@ def test_ppo_under_deepspeed_with_two_ranks(ppo: Path):
     assert result.returncode == 0, result.stderr
     for rank in range(2):
         assert f"rank {rank} of 2" in result.stdout
-        assert f"['--local_rank={rank}', 'r.yaml', 'a=b c']" in result.stdout
+        assert "ppo ['r.yaml', 'a=b c']" in result.stdout
 
 
 @pytest.mark.slow

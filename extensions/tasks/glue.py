@@ -59,6 +59,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "MNLI-mm",
         **THREE_WAY_ENTAILMENT,
+        "taught_by": "mnli",
         "averaged": True,
         "fallback": "entailment",
         "source": {
@@ -235,6 +236,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "AX",
         **THREE_WAY_ENTAILMENT,
+        "taught_by": "mnli",
         "metrics": ["matthews"],
         "fallback": "entailment",
         "source": {

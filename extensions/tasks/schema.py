@@ -168,6 +168,9 @@ class Task(BaseModel):
     fallback: str | None = Field(
         None, description="label for the evaluation server where the answer has a wrong format"
     )
+    taught_by: str | None = Field(
+        None, description="built-in task of the same prompt whose training rows serve one that is only evaluated"
+    )
     averaged: bool = Field(False, description="counts in the average of its suite")
     truncate: str | None = Field(None, description="field to shorten when the prompt is too long; default: the first")
     source: Source = Field(Source(), description="files and columns")

@@ -189,6 +189,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "superglue",
         "title": "AX-b",
         **ENTAILMENT,
+        "taught_by": "superglue_rte",
         "metrics": ["matthews"],
         "source": {
             "files": {"test": "AX-b/AX-b.jsonl"},
@@ -203,6 +204,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "superglue",
         "title": "AX-g",
         **ENTAILMENT,
+        "taught_by": "superglue_rte",
         "metrics": ["gender_parity", "accuracy"],
         "unit": ["pair"],
         "source": {
