@@ -157,7 +157,7 @@ class Encoder(Section):
     warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (BERT A.2)")
     weight_decay: Number = Field(0.01, ge=0, description="decoupled weight decay (BERT A.2)")
     max_tokens: int = Field(256, ge=16, description="longest input in tokens; the long text is cut (ours)")
-    intermediate: Annotated[Task | None, BeforeValidator(_task), PlainSerializer(_task_to_yaml)] = Field(
+    intermediate: RecipeTask | None = Field(
         None, description="task to fine-tune on first, as BERT-large++ does on MNLI (paper 5.4, STILTs)"
     )
     intermediate_for: list[str] = Field(
