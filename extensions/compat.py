@@ -76,7 +76,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 import deepspeed  # noqa: E402
 
 with openrlhf_importable():
-    from openrlhf.models.loss import PolicyLoss, ValueLoss
+    from openrlhf.models.loss import PolicyLoss, SFTLoss, ValueLoss
     from openrlhf.models.utils import compute_approx_kl, compute_reward
     from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
@@ -86,6 +86,7 @@ __all__ = [
     "DeepspeedStrategy",
     "FixedKLController",
     "PolicyLoss",
+    "SFTLoss",
     "ValueLoss",
     "alibi_positions",
     "compute_approx_kl",

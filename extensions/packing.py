@@ -8,8 +8,9 @@ prefix; a batch that shares nothing is a pack with an empty prefix.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ class Pack:
     input_ids: Tensor  # (1, L)
     position_ids: Tensor  # (1, L) place of each token in its own sample
     mask: Tensor  # (1, 1, L, L) bool, true where a query (row) may see a key (column)
-    predicting: Tensor  # (N,) places in the pack whose next token is a response token, sample by sample
-    targets: Tensor  # (N,) those response tokens
-    lengths: list[int]  # B numbers of response tokens, summing to N
+    predicting: Tensor  # (N,) places in the pack whose next token is a target: a response token, sample by sample
+    targets: Tensor  # (N,) those tokens
+    weights: Tensor  # (N,) float32, how many samples each target stands for: 1 for response tokens
+    lengths: list[int]  # B numbers of response tokens; of the targets these come first, and mostly they are all
     places: list[Tensor]  # B tensors: the places in the pack of each sample's tokens, prefix included
     prefix_tokens: int  # tokens that stand once for several samples
 
@@ -98,7 +100,31 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Pack:
         mask=(same_sample & same_group & earlier)[None, None],
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor(targets, device=device),
+        weights=torch.ones(len(targets), device=device),
         lengths=[len(sample.response) or 1 for sample in samples],
         places=[torch.tensor(at, device=device) for at in places],
         prefix_tokens=sum(length for _, length in prefix_of.values()),
+    )
+
+
+def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:
+    """The same pack with every token of each sample but its first as a target, for the loss on whole sequences.
+
+    A prefix token stands once in the pack but in each sample of its group, so its weight is their number: the weighted
+    sum over the targets is the sum over all samples' own tokens. After the last prefix token each sample goes its own
+    way; there the targets are one for each different continuation. The response tokens stay the first targets.
+
+    Args:
+        samples: those that were packed, in that order.
+    """
+    responses = zip(packed.predicting.tolist(), packed.targets.tolist(), strict=True)
+    counts = Counter(dict.fromkeys(responses, 0))  # (place, token that follows it) -> samples
+    for sample, at in zip(samples, packed.places, strict=True):
+        counts.update(zip(at.tolist(), [*sample.prompt, *sample.response][1:], strict=True))
+    device = packed.input_ids.device
+    return replace(
+        packed,
+        predicting=torch.tensor([place for place, _ in counts], device=device),
+        targets=torch.tensor([token for _, token in counts], device=device),
+        weights=torch.tensor(list(counts.values()), dtype=torch.float32, device=device),
     )

@@ -2,7 +2,7 @@
 
 actor      LoRA adapter "default" on
 critic     value head on the actor's trunk (shared), or on adapter "critic" of the same base
-reference  adapters off: the untouched base, bit for bit
+reference  adapters off: the untouched base, bit for bit; or the frozen adapter "reference" that training started from
 
 The only module that imports peft.
 """
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ from extensions.packing import Pack
 from extensions.recipe import Lora, Model, Recipe
 
 Role = Literal["actor", "critic", "reference"]
-ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic"}
+ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic", "reference": "reference"}
+LOGITS_AT_ONCE = 2**26  # numbers of a chunk of logits (256 MB in float32): a vocabulary of 152k is large
 
 # Files inside packages are checked against what was tested: a changed file is another model.
 KNOWN_FILES = {
@@ -69,27 +71,32 @@ class Policy(nn.Module):
     checkpointing computes the forward again there, under whichever adapters are then on.
 
     Args:
-        lm: causal LM with LoRA adapter "default", and "critic" if the critic has its own.
+        lm: causal LM with LoRA adapter "default", "critic" if the critic has its own, and "reference" if that is not the
+            base.
         temperature: logits are divided by it, in sampling and in every logprob.
+        value_head: whether there is a critic; SFT and evaluation need none.
     """
 
-    def __init__(self, lm: PeftModel, temperature: float) -> None:
+    def __init__(self, lm: PeftModel, temperature: float, value_head: bool) -> None:
         super().__init__()
         self.lm = lm
         self.temperature = temperature
-        self.value_head = ValueHead(lm.config.hidden_size)
-        self.has_critic_adapter = "critic" in lm.peft_config
+        self.value_head = ValueHead(lm.config.hidden_size) if value_head else None
         self._role: Role | None = None
         for name, parameter in lm.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+            parameter.requires_grad_("lora_" in name and ".reference." not in name)
+
+    @property
+    def has_critic_adapter(self) -> bool:
+        return "critic" in self.lm.peft_config
 
     @property
     def device(self) -> torch.device:
-        return self.value_head.out.weight.device
+        return next(self.parameters()).device
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of everything that is trained: LoRA matrices and the value head."""
+        """Name -> parameter of everything that is trained: LoRA matrices, and the value head if there is one."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -100,7 +107,9 @@ class Policy(nn.Module):
         of ZeRO, and fail silently when used between a forward and its backward; only the flags are set here.
         """
         assert self._role is None, f"role {role!r} inside role {self._role!r}: a role must span its whole computation"
-        adapter = "default" if role == "critic" and not self.has_critic_adapter else ADAPTER_OF.get(role)
+        adapter: str | None = ADAPTER_OF[role]
+        if adapter not in self.lm.peft_config:
+            adapter = "default" if role == "critic" else None
         for module in self.lm.modules():
             if isinstance(module, BaseTunerLayer):
                 module._disable_adapters = adapter is None
@@ -131,30 +140,56 @@ class Policy(nn.Module):
             )
         return out.last_hidden_state[0], out.past_key_values if use_cache else None
 
-    def logits(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
         """Logits over the temperature, float32: (..., hidden) -> (..., V). Ask for the places you need, no more."""
         head = self.causal_lm.get_output_embeddings()
-        return head(states).float() / self.temperature
+        return head(states).float() / (self.temperature if temperature is None else temperature)
 
     def forward(
-        self, pack: Pack, logprobs: bool = True, entropy: bool = False, values: bool = True
+        self,
+        pack: Pack,
+        logprobs: bool = True,
+        entropy: bool = False,
+        values: bool = True,
+        temperature: float | None = None,
     ) -> dict[str, Tensor]:
-        """What is asked for of the pack's N response tokens: `logprobs`, `entropy`, `values`, each (N,) float32.
+        """What is asked for of the pack's N targets: `logprobs`, `entropy`, `values`, each (N,) float32.
 
-        A value is that of the state before its token, V(s_t).
+        A value is that of the state before its token, V(s_t); a policy without a value head has none.
+
+        Args:
+            temperature: of the logits; None: that of sampling.
         """
         states, _ = self.packed_states(pack)
         states = states[pack.predicting]
         result: dict[str, Tensor] = {}
         if logprobs or entropy:
-            logits = self.logits(states)
-            if logprobs:
-                result["logprobs"] = token_logprobs(logits, pack.targets)
-            if entropy:
-                result["entropy"] = token_entropy(logits)
-        if values:
+            result = self._of_logits(states, pack.targets, logprobs, entropy, temperature)
+        if values and self.value_head is not None:
             result["values"] = self.value_head(states)
         return result
+
+    def _of_logits(
+        self, states: Tensor, targets: Tensor, logprobs: bool, entropy: bool, temperature: float | None
+    ) -> dict[str, Tensor]:
+        """Logprobs and entropy by chunks of rows, so that the logits of a long pack never stand whole in memory.
+
+        The backward pass computes a chunk's logits again, where there is more than one.
+        """
+
+        def numbers(states: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            logits = self.logits(states, temperature)
+            found = {"logprobs": token_logprobs(logits, targets)} if logprobs else {}
+            return found | ({"entropy": token_entropy(logits)} if entropy else {})
+
+        rows = max(1, LOGITS_AT_ONCE // int(self.causal_lm.config.vocab_size))
+        if len(targets) <= rows:
+            return numbers(states, targets)
+        parts = [
+            checkpoint(numbers, *chunk, use_reentrant=False)
+            for chunk in zip(states.split(rows), targets.split(rows), strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -167,7 +202,9 @@ class Policy(nn.Module):
         self._save(folder, state, "default")
 
     def save_critic(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write the value head, and the critic's adapter if it has one."""
+        """Write the value head, and the critic's adapter if it has one; nothing where there is no critic."""
+        if self.value_head is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         head = {name.removeprefix("value_head."): t for name, t in state.items() if name.startswith("value_head.")}
         save_file(head, folder / "value_head.safetensors")
@@ -267,11 +304,49 @@ def prompt_limit(recipe: Recipe, config: Any) -> int:
     return recipe.prompt.max_tokens or limit
 
 
-def load_policy(model: Model, lora: Lora, critic: str, temperature: float, device: torch.device, seed: int) -> Policy:
-    """The base model with fresh adapters (or those of `model.adapter`), not yet wrapped by DeepSpeed.
+def load_policy(
+    model: Model,
+    lora: Lora,
+    critic: Literal["shared", "adapter", "none"],
+    temperature: float,
+    device: torch.device,
+    seed: int,
+    reference: Literal["start", "base"],
+    training: bool = True,
+) -> Policy:
+    """The base model with a fresh adapter (or that of `model.adapter`), not yet wrapped by DeepSpeed.
 
     The base is frozen and keeps its dtype; adapters and value head are float32. `seed` fixes their initial values.
+
+    Args:
+        critic: "none" for SFT and evaluation.
+        reference: "start" keeps a frozen copy of `model.adapter` as the reference policy. A fresh adapter changes
+            nothing at first, so the base is its start.
+        training: whether `model.adapter` must be as `lora` says; to be evaluated it may be any.
+
+    Raises:
+        UserError: the model or the adapter cannot be loaded, or they do not fit the recipe.
     """
+    base = load_base(model, device)
+    if model.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(seed)
+    if model.adapter is not None:
+        lm = _load_adapter(base, model.adapter, lora if training else None)
+        if reference == "start":
+            lm.load_adapter(model.adapter, "reference")
+    else:
+        lm = get_peft_model(base, _lora_config(base, lora))
+    if critic == "adapter":
+        config = copy.deepcopy(lm.peft_config["default"])
+        config.inference_mode = False
+        lm.add_adapter("critic", config)
+    lm.peft_config["default"].base_model_name_or_path = model.path
+    return Policy(lm, temperature, critic != "none").to(device)
+
+
+def load_base(model: Model, device: torch.device) -> PreTrainedModel:
+    """The frozen base model in the recipe's dtype."""
     folder, gguf = resolve_model(model.path)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
     if dtype is None:
@@ -293,18 +368,50 @@ def load_policy(model: Model, lora: Lora, critic: str, temperature: float, devic
             folder, gguf_file=gguf, dtype=dtype, attn_implementation=_attention(model, config), **options
         )
     base.requires_grad_(False)
-    if model.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    torch.manual_seed(seed)
-    fresh = _lora_config(base, lora)  # before peft wraps the layers that it names
-    if model.adapter is not None:
-        lm = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
-    else:
-        lm = get_peft_model(base, fresh)
-    if critic == "adapter":
-        lm.add_adapter("critic", copy.deepcopy(fresh))
-    lm.peft_config["default"].base_model_name_or_path = model.path
-    return Policy(lm, temperature).to(device)
+    return base
+
+
+def _load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftModel:
+    """The base with the adapter in a folder. With `lora` it goes on training with that dropout; all else must agree."""
+    if not (Path(path) / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.adapter: {path!r} is not a folder with a PEFT adapter (adapter_config.json); a run leaves one as "
+            "runs/NAME/adapter"
+        )
+    try:
+        config = PeftConfig.from_pretrained(path)
+        if not isinstance(config, LoraConfig):
+            raise UserError(
+                f"model.adapter: {path!r} is not a LoRA adapter but {config.peft_type}; only LoRA is used here"
+            )
+        if lora is not None:
+            own = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
+            other = [f"lora.{key}={value}" for key, value in own.items() if getattr(lora, key) != value]
+            if other:
+                raise UserError(f"model.adapter: {path!r} was made with other settings; add: {' '.join(other)}")
+            config.lora_dropout = lora.dropout
+        return PeftModel.from_pretrained(base, path, is_trainable=True, config=config)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"model.adapter: {path!r} cannot be put on the model: {' '.join(str(error).split())[:400]}"
+        ) from error
+
+
+def merge_adapter(model: Model, folder: Path) -> None:
+    """Write base and adapter of `model` as one plain model with its tokenizer, to be used as `model.path`.
+
+    Raises:
+        UserError: `model.adapter` is missing, or one of the two cannot be loaded.
+    """
+    if model.adapter is None:
+        raise UserError(
+            "model.adapter: missing; name the adapter to merge, for example model.adapter=runs/NAME/adapter"
+        )
+    lm = PeftModel.from_pretrained(load_base(model, torch.device("cpu")), model.adapter)
+    lm.merge_and_unload(safe_merge=True).save_pretrained(str(folder))
+    load_tokenizer(model).save_pretrained(str(folder))
 
 
 def _attention(model: Model, config: Any) -> str:

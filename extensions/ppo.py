@@ -2,7 +2,7 @@
 
 1 sample    one response for each prompt of the batch
 2 reward    the rule on the text, given at the last token
-3 reference logprobs with the adapters off; per-token KL penalty
+3 reference logprobs of the policy that training started from; per-token KL penalty
 4 advantage GAE, whitened over the batch
 5 update    `epochs` passes of the clipped policy and value losses
 6 log
@@ -12,9 +12,7 @@ The run around it (data, engine, evaluations, checkpoints) is `extensions.train`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +28,7 @@ from extensions.compat import (
     compute_reward,
 )
 from extensions.data import BatchOrder, Example
+from extensions.loop import Clock, add, micro_batches, mixed_seed
 from extensions.metrics import shares
 from extensions.numerics import gae, length_mask, pad_rows, td_targets, whiten
 from extensions.packing import Pack, Sample, pack
@@ -59,24 +58,6 @@ class Experience:
     kl: Tensor  # (B, T) log pi_old - log pi_ref
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) whitened
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) what the values are fitted to
-
-
-@dataclass
-class Clock:
-    """Seconds by phase of an iteration; work that a GPU was given in a phase counts to it."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Any:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.device.type != "cpu":
-                torch.accelerator.synchronize()
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 class PpoTrainer:
@@ -117,6 +98,13 @@ class PpoTrainer:
         exact = policy.causal_lm.dtype == torch.float32
         self.recompute = ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
         self._packs: dict[tuple[int, ...], Pack] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the engine's state."""
+        return {"kl_coef": self.kl_controller.value}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.kl_controller.value = state["kl_coef"]
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration. Returns its metrics and, for each sample of this batch, a record; same on all ranks."""
@@ -197,10 +185,7 @@ class PpoTrainer:
         return results
 
     def _micro_batches(self, experience: Experience, slots: Sequence[int]) -> list[tuple[int, ...]]:
-        """Slots in chunks of at most `micro_batch_size`, those of a task together so that they share its prefix."""
-        ordered = sorted(slots, key=lambda slot: experience.samples[slot].group)
-        size = self.ppo.micro_batch_size
-        return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+        return micro_batches(experience.samples, slots, self.ppo.micro_batch_size)
 
     def _pack(self, experience: Experience, slots: tuple[int, ...]) -> Pack:
         """The pack of some samples; made once an iteration, used by the reference and by every epoch."""
@@ -236,7 +221,7 @@ class PpoTrainer:
         if self.ppo.mini_batch_size is None:
             return [list(range(count))]
         size = self.ppo.mini_batch_size // self.strategy.world_size
-        generator = torch.Generator().manual_seed(_seed(self.seed, step, epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, step, epoch))
         slots = torch.randperm(count, generator=generator).tolist()
         return [slots[i : i + size] for i in range(0, count, size)]
 
@@ -256,7 +241,7 @@ class PpoTrainer:
             packed, rows = self._pack(experience, chunk), list(chunk)
             mask, width = experience.mask[rows], experience.mask.shape[1]
             last = k == len(chunks) - 1
-            torch.manual_seed(_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
+            torch.manual_seed(mixed_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
             with self.policy.role("actor"):
                 out = self.engine(packed, entropy=True, values=shared)
                 logprobs, entropy = (pad_rows(out[name], packed.lengths, width) for name in ("logprobs", "entropy"))
@@ -277,11 +262,11 @@ class PpoTrainer:
                     self.strategy.update(self.engine, self.ppo.value_coef * value_loss, last)
             counted = mask.sum()
             share = tokens / self.strategy.world_size
-            _add(sums, "tokens", counted)
-            _add(sums, "policy_loss", policy_loss * share)
-            _add(sums, "value_loss", value_loss * share)
-            _add(sums, "clip_fraction", clipped * counted)
-            _add(sums, "entropy", (entropy * mask).sum())
+            add(sums, "tokens", counted)
+            add(sums, "policy_loss", policy_loss * share)
+            add(sums, "value_loss", value_loss * share)
+            add(sums, "clip_fraction", clipped * counted)
+            add(sums, "entropy", (entropy * mask).sum())
             if moment[1] == 0 and k == 0 and not self.recompute:
                 # Before the first update of the batch the ratio is 1 but for rounding (and dropout).
                 sums.setdefault("sampling_mismatch", (logprobs.detach() - experience.logprobs[rows])[mask].abs().sum())
@@ -371,16 +356,3 @@ def batch_metrics(records: Sequence[dict[str, Any]], tasks: dict[str, Any]) -> d
         "accuracy": sum(r["answer"] == r["gold"] for r in judged) / len(judged) if judged else None,
         "predicted_shares": predicted,
     }
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    value = value.detach().float()
-    sums[name] = sums[name] + value if name in sums else value
-
-
-def _seed(*parts: int) -> int:
-    """One seed from several numbers, by a fixed mixing."""
-    mixed = 0
-    for part in parts:
-        mixed = (mixed * 1_000_003 + part + 1) % (2**63)
-    return mixed

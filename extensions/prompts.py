@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +48,29 @@ def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
     return system, f"Prompt:\n  {question}\n"
 
 
-def prompt_text(task: Task, fields: Mapping[str, str]) -> str:
-    """The whole prompt as plain text (section 4.1)."""
-    return "".join(render(task, fields)) + f"Assistant:\n{OPEN}"
+Shown = tuple[Mapping[str, str], str]  # a demonstration: the fields of a training row, and its answer as it is written
 
 
-def chat_prompt_text(task: Task, fields: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The same parts through the tokenizer's chat template; the assistant's turn begins with the opening tag."""
+def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
+    """The whole prompt as plain text (section 4.1); `shown` are answered queries before it (section 5.2, few-shot)."""
     system, question = render(task, fields)
-    system, question = system.removeprefix("System_prompt:\n  "), question.removeprefix("Prompt:\n  ")
-    messages = [{"role": "system", "content": system.strip()}, {"role": "user", "content": question.strip()}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    answered = [f"{render(task, other)[1]}Assistant:\n{OPEN}{answer}{CLOSE}\n" for other, answer in shown]
+    return "".join((system, *answered, question, f"Assistant:\n{OPEN}"))
+
+
+def chat_prompt_text(
+    task: Task, fields: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, shown: Sequence[Shown] = ()
+) -> str:
+    """The same parts through the tokenizer's chat template; the assistant's turn begins with the opening tag."""
+
+    def query(fields: Mapping[str, str]) -> dict[str, str]:
+        return {"role": "user", "content": render(task, fields)[1].removeprefix("Prompt:\n  ").strip()}
+
+    system = render(task, fields)[0].removeprefix("System_prompt:\n  ")
+    messages = [{"role": "system", "content": system.strip()}]
+    for other, answer in shown:
+        messages += [query(other), {"role": "assistant", "content": f"{OPEN}{answer}{CLOSE}"}]
+    text = tokenizer.apply_chat_template([*messages, query(fields)], tokenize=False, add_generation_prompt=True)
     return f"{text}{OPEN}"
 
 
@@ -66,22 +79,34 @@ class PromptEncoder:
 
     Args:
         tokenizer: of the model.
-        max_tokens: longest prompt in tokens; a longer one loses the end of its task's `truncate` field, never the
-            question or the format.
+        max_tokens: longest prompt in tokens. A longer one loses its last demonstrations, as many as it takes, then the
+            end of its task's `truncate` field; never the question or the format.
         chat_template: use the tokenizer's chat template instead of the paper's plain form.
+        shots: demonstrations of a prompt.
+        demonstrations: task name -> its demonstrations, distinct, one more than `shots` where there are as many: a row
+            is never shown to itself, and the next one takes its place.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, chat_template: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        chat_template: bool,
+        shots: int = 0,
+        demonstrations: Mapping[str, Sequence[Shown]] | None = None,
+    ) -> None:
         if chat_template and not tokenizer.chat_template:
             raise UserError(
                 "prompt.chat_template: true, but this model's tokenizer has no chat template; set it to false"
             )
         self.tokenizer, self.max_tokens, self.chat_template = tokenizer, max_tokens, chat_template
+        self.shots, self.demonstrations = shots, demonstrations or {}
+        self.dropped: Counter[str] = Counter()  # task name -> prompts that lost demonstrations
 
-    def text(self, task: Task, fields: Mapping[str, str]) -> str:
+    def text(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
         if self.chat_template:
-            return chat_prompt_text(task, fields, self.tokenizer)
-        return prompt_text(task, fields)
+            return chat_prompt_text(task, fields, self.tokenizer, shown)
+        return prompt_text(task, fields, shown)
 
     def encode(self, task: Task, fields: Mapping[str, str]) -> tuple[list[int], str]:
         """Token ids and text of a prompt of at most `max_tokens` tokens.
@@ -89,10 +114,19 @@ class PromptEncoder:
         Raises:
             UserError: the question and the format alone are longer than that.
         """
-        text = self.text(task, fields)
-        ids = self._ids(text)
-        if len(ids) <= self.max_tokens:
-            return ids, text
+        shown = [one for one in self.demonstrations.get(task.name, ()) if one[0] != fields][: self.shots]
+        wanted = len(shown)
+        while True:
+            text = self.text(task, fields, shown)
+            ids = self._ids(text)
+            if len(ids) <= self.max_tokens:
+                return ids, text
+            if not shown:
+                return self._truncated(task, fields, text, ids)
+            self.dropped[task.name] += len(shown) == wanted
+            shown = shown[:-1]
+
+    def _truncated(self, task: Task, fields: Mapping[str, str], text: str, ids: list[int]) -> tuple[list[int], str]:
         name = task.long_field
         value = fields[name]
         keep = len(value)
@@ -118,7 +152,8 @@ class PromptEncoder:
         """
         special_tokens = 16
         if len(self.text(task, {**fields, task.long_field: ""}).encode()) + special_tokens > self.max_tokens:
-            self.encode(task, fields)
+            text = self.text(task, fields)
+            self._truncated(task, fields, text, self._ids(text))
 
     def answer_ids(self, ids: list[int], text: str, answer: str) -> list[int]:
         """Token ids of `answer` and the closing tag after a prompt that `encode` gave.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -151,17 +152,24 @@ class Sft(Section):
 
 
 class Encoder(Section):
-    epochs: int = Field(3, ge=1, description="passes over the training set; the best by validation is kept (BERT A.3)")
-    batch_size: int = Field(32, ge=1, description="samples of one optimizer step over all ranks (BERT A.3)")
-    lr: Number = Field(2e-5, gt=0, description="peak learning rate of AdamW, linear decay (BERT A.3)")
-    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (BERT A.2)")
+    epochs: int = Field(
+        3, ge=1, description="passes over the training set, from 2, 3, 4; the best by validation is kept (BERT A.3)"
+    )
+    batch_size: int = Field(32, ge=1, description="samples of one optimizer step over all ranks; 16 or 32 (BERT A.3)")
+    lr: Number = Field(
+        2e-5, gt=0, description="peak learning rate of AdamW, then linear decay; 2e-5 to 5e-5 (BERT A.3)"
+    )
+    warmup_ratio: Number = Field(0.1, ge=0, lt=1, description="share of the optimizer steps (BERT's published code)")
     weight_decay: Number = Field(0.01, ge=0, description="decoupled weight decay (BERT A.2)")
-    max_tokens: int = Field(256, ge=16, description="longest input in tokens; the long text is cut (ours)")
+    max_tokens: int | None = Field(
+        None, ge=16, description="longest input in tokens, the long text is cut; null: what the model can read (ours)"
+    )
     intermediate: RecipeTask | None = Field(
-        None, description="task to fine-tune on first, as BERT-large++ does on MNLI (paper 5.4, STILTs)"
+        None, description="task to fine-tune on first, as BERT-large++ does on MNLI (paper 5.4, STILTs); null: none"
     )
     intermediate_for: list[str] = Field(
-        ["cb", "superglue_rte", "boolq"], description="tasks that start from it; the others do not (paper 5.4)"
+        ["cb", "superglue_rte", "boolq"],
+        description="tasks that start from its encoder, with a fresh head; the others do not (paper 5.4)",
     )
 
 
@@ -384,9 +392,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(
-    path: str | Path, overrides: list[str] | tuple[str, ...] = (), method: str | None = None
-) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), method: str | None = None) -> Recipe:
     """Read, override and check a recipe.
 
     Args:

@@ -38,7 +38,7 @@ class Response:
 
     tokens: list[int]
     logprobs: Tensor  # (len(tokens),) float32 under the policy that sampled
-    values: Tensor  # (len(tokens),) float32 of the state before each token, by the head on the actor's trunk
+    values: Tensor  # (len(tokens),) float32 of the state before each token, by the head on the actor's trunk; 0 without
     text: str
 
 
@@ -69,13 +69,13 @@ class Sampler:
         self.may_close = _tokens_with(">", tokenizer)
 
     @torch.no_grad()
-    def sample(self, requests: Sequence[Request]) -> list[Response]:
-        """One response for each request, in the order of the requests."""
+    def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:
+        """One response for each request, in the order of the requests; `greedy` takes the most probable tokens."""
         self.policy.eval()
         with self.policy.role("actor"):
-            return self._sample(requests)
+            return self._sample(requests, greedy)
 
-    def _sample(self, requests: Sequence[Request]) -> list[Response]:
+    def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
         policy, device = self.policy, self.policy.device
         cache, states, lengths = self._read_prompts(requests)
         rows = list(range(len(requests)))  # the requests that are still being written
@@ -90,11 +90,14 @@ class Sampler:
         closed = [False] * len(requests)
         for step in range(steps):
             logits = policy.logits(states)
-            uniforms = torch.tensor(
-                [requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows], device=device
-            )
-            drawn = sample_tokens(logits, uniforms)
-            logprobs[rows, step], values[rows, step] = token_logprobs(logits, drawn), policy.value_head(states)
+            if greedy:
+                drawn = logits.argmax(-1)
+            else:
+                uniforms = [requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows]
+                drawn = sample_tokens(logits, torch.tensor(uniforms, device=device))
+            logprobs[rows, step] = token_logprobs(logits, drawn)
+            if policy.value_head is not None:
+                values[rows, step] = policy.value_head(states)
             for i, token in zip(rows, drawn.tolist(), strict=True):
                 if not closed[i]:
                     tokens[i].append(token)

@@ -4,7 +4,8 @@ recipe.yaml        the resolved recipe
 versions.json      packages, platform, git commit
 metrics.jsonl      one line an iteration
 rollouts.jsonl     some responses of each iteration
-eval.json          before and after, per task
+validation.jsonl   scores of the validations
+eval.json          before and after, per task; what was trained
 reward_curve.png   the paper's figure 2
 tensorboard/       event files
 adapter/           PEFT adapter and model card
@@ -95,7 +96,8 @@ class RunFolder:
         """Whether the run in the folder is to be resumed. Refuses another recipe, since its bits would differ."""
         if (self.root / "eval.json").exists() and "after" in read_json(self.root / "eval.json"):
             return False
-        if newest_checkpoint(self.root) is None:
+        parts = [*self.root.glob("*.part-*.jsonl"), *self.root.glob("tasks/*.json")]  # evaluations, encoders
+        if newest_checkpoint(self.root) is None and not parts:
             return False
         old = yaml.safe_load((self.root / "recipe.yaml").read_text(encoding="utf-8"))
         if not isinstance(old, dict):
@@ -124,11 +126,10 @@ class RunFolder:
 
     def cut_back(self, step: int) -> None:
         """Drop what was recorded after `step`, before a run resumes from its checkpoint."""
-        for name in ("metrics.jsonl", "rollouts.jsonl"):
+        for name in ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl"):
             path = self.root / name
             if path.exists():
-                kept = [record for record in read_jsonl(path) if record["step"] <= step]
-                write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+                write_jsonl(path, [record for record in read_jsonl(path) if record["step"] <= step])
 
     def start_trackers(self, recipe: Recipe) -> None:
         """TensorBoard, and those that the recipe asks for."""
@@ -176,7 +177,7 @@ class _TensorBoard:
 
 def write_text(path: Path, content: str) -> None:
     """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(content, encoding="utf-8")
     temporary.replace(path)
 
@@ -184,6 +185,11 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """JSON, whole or not at all; NaN and infinity become null."""
     write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """One record a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records))
 
 
 def read_json(path: Path) -> Any:
@@ -281,13 +287,23 @@ class Reporter:
         done = record["step"]
         seconds = time.monotonic() - self._started
         eta = seconds / max(1, done - self._first) * (self._total - done)
+        if "reward_mean" not in record:
+            self._show(
+                done,
+                f"loss {record['loss']:.3f}  of the answer {record['answer_loss']:.3f}  "
+                f"{record['samples_per_s']:.1f} samples/s  ETA {_clock(eta)}",
+            )
+            return
         shares = " ".join(f"{name} {share:.0%}" for name, share in record["predicted_shares"].items())
         kl = "-" if record["kl"] is None else f"{record['kl']:.2f}"
         accuracy = "" if record["accuracy"] is None else f"acc {record['accuracy']:.2f}  "
-        line = (
+        self._show(
+            done,
             f"reward {record['reward_mean']:+.2f}  {accuracy}wrong format {record['format_error_rate']:.0%}  "
-            f"kl {kl}  {shares}  {record['samples_per_s']:.1f} samples/s  ETA {_clock(eta)}"
+            f"kl {kl}  {shares}  {record['samples_per_s']:.1f} samples/s  ETA {_clock(eta)}",
         )
+
+    def _show(self, done: int, line: str) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=line)
         else:

@@ -5,30 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from extensions.data import Example, has_split, is_labelled, is_present, load_examples, spread
+from extensions.data import Example, demonstrations, has_split, is_labelled, is_present, load_examples, spread
 from extensions.errors import UserError
+from extensions.prompts import Shown
 from extensions.recipe import Recipe
-from extensions.tasks import Task
+from extensions.tasks import Task, find_task
 
 Warn = Callable[[str], None]
 
 
 @dataclass
 class RunData:
-    """The examples of a run. A task without a training split (MNLI-mm, AX, AX-b, AX-g) is evaluated only."""
+    """The examples of a run. A task without a training split (MNLI-mm, AX, AX-b, AX-g) is evaluated only.
+
+    Where the run trains nothing, training rows are read for demonstrations alone.
+    """
 
     train: list[Example] = field(default_factory=list)
     table: list[Example] = field(default_factory=list)  # of the before/after table
     validation: list[Example] = field(default_factory=list)  # of the validations while training
     test: list[Example] = field(default_factory=list)  # to be answered for the evaluation server
     splits: dict[str, str] = field(default_factory=dict)  # task name -> split of its rows in the table
+    demonstrations: dict[str, list[Shown]] = field(default_factory=dict)  # task name -> what its prompts may show
 
     @staticmethod
     def load(recipe: Recipe, warn: Warn) -> RunData:
         """All tasks of a recipe.
 
         Raises:
-            UserError: see `of_task`; or no task of the recipe has a training split.
+            UserError: see `of_task`; or the run trains, and no task of the recipe has a training split.
         """
         data = RunData()
         for task in recipe.data.tasks:
@@ -38,7 +43,8 @@ class RunData:
             data.validation += part.validation
             data.test += part.test
             data.splits |= part.splits
-        if not data.train:
+            data.demonstrations |= part.demonstrations
+        if not data.train and recipe.method != "eval":
             names = ", ".join(task.name for task in recipe.data.tasks)
             raise UserError(f"data.tasks: {names} can only be evaluated; add a task that has a training split")
         return data
@@ -56,8 +62,10 @@ class RunData:
         def rows(split: str) -> list[Example]:
             return load_examples(task, split, root, recipe.seed, warn)
 
-        if trained:
+        if trained and recipe.method != "eval":
             data.train = rows("train")[: recipe.data.max_train_samples]
+        if recipe.prompt.shots:
+            data.demonstrations = {task.name: _shown(recipe, task, data.train, warn)}
         split = recipe.evaluation.split
         if split == "auto" or not (trained or is_labelled(task, split)):
             split = "test" if is_labelled(task, "test") else "validation"
@@ -72,7 +80,7 @@ class RunData:
             data.table, data.splits = spread(table, recipe.evaluation.max_samples), {task.name: split}
         else:
             warn(f"{task.display_name} is not in the table: {task.source.files[split]} is not there")
-        if trained and recipe.evaluation.every_steps:
+        if data.train and recipe.evaluation.every_steps:
             validation = table if split == "validation" else rows("validation")
             data.validation = spread(validation, recipe.evaluation.validation_samples)
         if recipe.evaluation.predict_test and has_split(task, "test"):
@@ -86,4 +94,26 @@ class RunData:
 
     def describe(self) -> str:
         tasks = list(dict.fromkeys(example.task.display_name for example in self.train))
-        return f"{', '.join(tasks)}: {len(self.train)} training rows, {len(self.table)} {self.split} rows"
+        training = f"{', '.join(tasks)}: {len(self.train)} training rows, " if tasks else ""
+        return f"{training}{len(self.table)} {self.split} rows"
+
+
+def _shown(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
+    """The demonstrations of a task, one more than a prompt shows: a row's own is passed over.
+
+    Raises:
+        UserError: the task has no training split, nor one that teaches it.
+    """
+    count = recipe.prompt.shots
+    teacher = task if has_split(task, "train") else find_task(task.taught_by) if task.taught_by else None
+    if teacher is None:
+        raise UserError(
+            f"prompt.shots: {count}, but task {task.name} has no training rows to show; give source.files.train, or "
+            "name in taught_by the built-in task that has its prompt"
+        )
+    if not train:
+        train = load_examples(teacher, "train", recipe.data.root, recipe.seed)[: recipe.data.max_train_samples]
+    rows = demonstrations(teacher, train, count + 1, recipe.prompt.demonstrations, recipe.seed)
+    if len(rows) <= count:
+        warn(f"{task.display_name}: only {len(rows)} different training rows for {count} demonstrations")
+    return [(row.fields, teacher.answer(str(row.label))) for row in rows]

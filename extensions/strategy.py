@@ -176,8 +176,9 @@ def make_optimizer(policy: Policy, settings: Optimizer, offload: bool) -> torch.
     head = [p for name, p in named.items() if name.startswith("value_head.")]
     groups: list[dict[str, Any]] = [
         {"params": adapters},
-        {"params": head, "lr": settings.lr if settings.value_lr is None else settings.value_lr},
     ]
+    if head:  # SFT has none
+        groups.append({"params": head, "lr": settings.lr if settings.value_lr is None else settings.value_lr})
     if settings.name == "adafactor":
         return Adafactor(
             groups,

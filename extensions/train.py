@@ -1,6 +1,7 @@
 """A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
 
-The training itself is the trainer's (`extensions.ppo`); here is everything around it.
+The training itself is a trainer's (`extensions.ppo`, `extensions.sft`), the answers are the evaluator's
+(`extensions.evaluate`); here is everything around them.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from extensions.data import BatchOrder, Example
+from extensions.data import BatchOrder, rows_of_epoch
 from extensions.errors import UserError
-from extensions.evaluate import predict
-from extensions.metrics import Prediction, mean_score, score_all
+from extensions.evaluate import Evaluator
+from extensions.loop import Trainer
+from extensions.metrics import mean_score, score_all
+from extensions.plots import loss_curve, reward_curve
 from extensions.policy import load_policy, load_tokenizer, prompt_limit
 from extensions.ppo import PpoTrainer
 from extensions.prompts import PromptEncoder
-from extensions.recipe import Ppo, Recipe, load_recipe
-from extensions.report import before_after_table, model_card, reward_curve
+from extensions.recipe import Recipe, load_recipe
+from extensions.report import before_after_table, model_card
 from extensions.rewards import load_reward
 from extensions.rollout import Sampler
 from extensions.run import (
@@ -40,68 +42,107 @@ from extensions.run import (
     write_json,
 )
 from extensions.run_data import RunData
+from extensions.sft import SftTrainer
 from extensions.strategy import Strategy, load_trainable_state, trainable_state
+
+AFTER = "predictions_after.jsonl"
+TEST = "predictions_test.jsonl"  # what `nlu submit` reads
 
 
 def run(recipe: Recipe) -> None:
-    """Train, evaluate and write the run folder of a recipe, on this rank.
+    """Do what a recipe's method says and write its run folder, on this rank.
 
     Everything that can be wrong in the recipe's data, reward or folder is found before the model is loaded.
     """
-    strategy = Strategy(recipe.seed, recipe.deepspeed, recipe.ppo.max_grad_norm)
+    method, ppo = recipe.method, recipe.ppo
+    strategy = Strategy(
+        recipe.seed, recipe.deepspeed, recipe.sft.max_grad_norm if method == "sft" else ppo.max_grad_norm
+    )
     strategy.setup_distributed()
     reporter = Reporter(active=strategy.is_rank_0())
     if not (reporter.active and sys.stderr.isatty()):
         transformers.utils.logging.disable_progress_bar()
-    _check_ranks(recipe.ppo, strategy.world_size)
+    _check_ranks(recipe, strategy.world_size)
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
     tokenizer = load_tokenizer(recipe.model)
     folder = RunFolder(recipe.run_dir, recipe) if strategy.is_rank_0() else None
     if folder is not None and folder.set_aside is not None:
         reporter.say(f"an earlier run was moved to {folder.set_aside}")
-    reporter.say(f"{recipe.name}: {data.describe()}; loading {recipe.model.path}")
+    strategy.barrier()  # the folder is there
+    reporter.say(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
     policy = load_policy(
-        recipe.model, recipe.lora, recipe.ppo.critic, recipe.rollout.temperature, strategy.device, recipe.seed
+        recipe.model,
+        recipe.lora,
+        ppo.critic if method == "ppo" else "none",
+        recipe.rollout.temperature,
+        strategy.device,
+        recipe.seed,
+        ppo.kl.reference if method == "ppo" and ppo.kl.init > 0 else "base",
+        training=method != "eval",
     )
-    encoder = PromptEncoder(tokenizer, prompt_limit(recipe, policy.causal_lm.config), recipe.prompt.chat_template)
+    encoder = PromptEncoder(
+        tokenizer,
+        prompt_limit(recipe, policy.causal_lm.config),
+        recipe.prompt.chat_template,
+        recipe.prompt.shots,
+        data.demonstrations,
+    )
     for example in (*data.train, *data.table, *data.validation, *data.test):
         encoder.check(example.task, example.fields)  # a prompt that cannot fit stops the run here
-    updates = (
-        recipe.max_steps
-        * recipe.ppo.epochs
-        * (recipe.ppo.batch_size // (recipe.ppo.mini_batch_size or recipe.ppo.batch_size))
+    sharded = recipe.deepspeed.zero_stage == 3
+    engine = None
+    if method != "eval" or sharded:
+        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, _updates(recipe))
+    lockstep = recipe.rollout.max_new_tokens if sharded else None
+    sampler = Sampler(policy, tokenizer, ppo.micro_batch_size, lockstep)
+    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
+    if method == "eval":
+        Evaluation(recipe, strategy, reporter, folder, data, evaluator).go()
+        return
+    order = BatchOrder(
+        data.train, recipe.training_batch, recipe.seed, recipe.data.balanced, _rows_of_epoch(recipe, data)
     )
-    engine = strategy.wrap(policy, recipe.optimizer, recipe.schedule, updates)
-    lockstep = recipe.rollout.max_new_tokens if recipe.deepspeed.zero_stage == 3 else None
-    sampler = Sampler(policy, tokenizer, recipe.ppo.micro_batch_size, lockstep)
-    trainer = PpoTrainer(
-        policy,
-        engine,
-        strategy,
-        sampler,
-        encoder,
-        reward,
-        BatchOrder(data.train, recipe.ppo.batch_size, recipe.seed, recipe.data.balanced),
-        recipe.ppo,
-        recipe.rollout.min_new_tokens,
-        recipe.rollout.max_new_tokens,
-        recipe.seed,
-    )
-    Run(recipe, strategy, reporter, folder, data, trainer).go()
+    trainer: Trainer
+    if method == "sft":
+        trainer = SftTrainer(policy, engine, strategy, sampler, encoder, order, recipe.sft, recipe.seed)
+    else:
+        budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
+        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
+    Training(recipe, strategy, reporter, folder, data, evaluator, trainer).go()
 
 
-def _check_ranks(ppo: Ppo, world_size: int) -> None:
-    for key, value in (("ppo.batch_size", ppo.batch_size), ("ppo.mini_batch_size", ppo.mini_batch_size)):
+def _check_ranks(recipe: Recipe, world_size: int) -> None:
+    sizes: dict[str, dict[str, int | None]] = {
+        "ppo": {"ppo.batch_size": recipe.ppo.batch_size, "ppo.mini_batch_size": recipe.ppo.mini_batch_size},
+        "sft": {"sft.batch_size": recipe.sft.batch_size},
+    }
+    for key, value in sizes.get(recipe.method, {}).items():
         if value is not None and value % world_size:
             raise UserError(
                 f"{key}: {value} samples cannot be shared evenly by {world_size} ranks; use a multiple of {world_size}"
             )
 
 
+def _updates(recipe: Recipe) -> int:
+    """Optimizer steps of the whole run."""
+    if recipe.method == "sft":
+        return recipe.training_steps
+    ppo = recipe.ppo
+    return recipe.max_steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
+
+
+def _rows_of_epoch(recipe: Recipe, data: RunData) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for example in data.train:
+        sizes[example.task.name] = sizes.get(example.task.name, 0) + 1
+    settings = recipe.data
+    return rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)
+
+
 class Run:
-    """A run from its first evaluation to its model card. Rank 0 alone has a folder."""
+    """What all runs have: a folder (rank 0 alone), scores, answers."""
 
     def __init__(
         self,
@@ -110,11 +151,65 @@ class Run:
         reporter: Reporter,
         folder: RunFolder | None,
         data: RunData,
-        trainer: PpoTrainer,
+        evaluator: Evaluator,
     ) -> None:
         self.recipe, self.strategy, self.reporter, self.folder, self.data = recipe, strategy, reporter, folder, data
-        self.trainer, self.policy = trainer, trainer.policy
-        self.scores: dict[str, Any] = {"split": data.split}
+        self.evaluator = evaluator
+        self.scores: dict[str, Any] = {"method": recipe.method, "split": data.split, "splits": data.splits}
+
+    def evaluate(self, moment: str, title: str, file: str, resumable: bool = False) -> None:
+        """Scores of the table's rows, on every rank."""
+        predictions = self.evaluator.predict(
+            self.data.table, f"{title}, {self.data.split} split".removeprefix(", "), file, resumable
+        )
+        self.scores[moment] = score_all(self.recipe.data.tasks, predictions)
+
+    def answer_test(self, resumable: bool = False) -> None:
+        if self.data.test:
+            self.evaluator.predict(self.data.test, "of the test splits, for nlu submit", TEST, resumable)
+
+    def write_scores(self) -> None:
+        if self.folder is not None:
+            write_json(self.folder.root / "eval.json", self.scores)
+
+    def print_table(self) -> None:
+        table = before_after_table(
+            self.recipe.data.tasks, self.scores.get("before"), self.scores["after"], self.data.split
+        )
+        self.reporter.console.print(table)
+
+
+class Evaluation(Run):
+    """A model, adapter or prompt form as it is: section 5.2 of the paper. A killed one goes on where it stopped."""
+
+    def go(self) -> None:
+        start = time.monotonic()
+        self.evaluate("after", "", AFTER, resumable=True)
+        self.answer_test(resumable=True)
+        self.write_scores()
+        self.evaluator.forget_parts()
+        if self.folder is not None:
+            self.folder.close()
+            self.reporter.say(f"{time.monotonic() - start:.0f} seconds")
+            self.print_table()
+            self.reporter.say(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")
+
+
+class Training(Run):
+    """A run from its first evaluation to its model card."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        strategy: Strategy,
+        reporter: Reporter,
+        folder: RunFolder | None,
+        data: RunData,
+        evaluator: Evaluator,
+        trainer: Trainer,
+    ) -> None:
+        super().__init__(recipe, strategy, reporter, folder, data, evaluator)
+        self.trainer, self.policy, self.last_step = trainer, trainer.policy, recipe.training_steps
         self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
         self.best_state: dict[str, Tensor] | None = None
         self.collapse = CollapseWatch()
@@ -126,30 +221,25 @@ class Run:
         if self.folder is not None:
             self.folder.start_trackers(self.recipe)
         if self.recipe.evaluation.before and "before" not in self.scores:
-            self.scores["before"] = self.evaluate(
-                self.data.table, f"before training, {self.data.split} split", "predictions_before.jsonl"
-            )
-            self._write_scores()
+            self.evaluate("before", "before training", "predictions_before.jsonl")
+            self.write_scores()
         self.train()
         if self.best_state is not None:
             load_trainable_state(self.policy, self.best_state)
             self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
-        self.scores["after"] = self.evaluate(
-            self.data.table, f"after training, {self.data.split} split", "predictions_after.jsonl"
-        )
-        if self.data.test:
-            self.predict(self.data.test, "of the test splits, for nlu submit", "predictions_test.jsonl")
+        self.evaluate("after", "after training", AFTER)
+        self.answer_test()
         self.finish()
 
     def train(self) -> None:
         recipe = self.recipe
-        self.reporter.begin(recipe.max_steps, self.step)
-        while self.step < recipe.max_steps and not self._stopped_early():
+        self.reporter.begin(self.last_step, self.step)
+        while self.step < self.last_step and not self._stopped_early():
             start = time.monotonic()
             metrics, records = self.trainer.iterate(self.step)
             self.step += 1
             self.seconds += time.monotonic() - start
-            self._record(metrics, records)
+            self._record(metrics | {"elapsed_s": self.seconds}, records)
             if recipe.evaluation.every_steps and self.step % recipe.evaluation.every_steps == 0:
                 self._validate()
             if recipe.checkpoint.every_steps and self.step % recipe.checkpoint.every_steps == 0:
@@ -178,50 +268,8 @@ class Run:
                 if warning:
                     self.reporter.warn(warning)
 
-    # --------------------------------------------------------------------------------------------- evaluation
-
-    def evaluate(self, examples: list[Example], title: str, file: str) -> dict[str, dict[str, Any]]:
-        """Scores by task, on every rank."""
-        return score_all(self.recipe.data.tasks, self.predict(examples, title, file))
-
-    def predict(self, examples: list[Example], title: str, file: str | None = None) -> list[Prediction]:
-        """An answer to each example, on every rank; each rank samples its share of each task."""
-        strategy, recipe = self.strategy, self.recipe
-        self.reporter.say(f"evaluating {len(examples)} rows {title}")
-        found: list[Prediction] = []
-        done = 0
-
-        def progress(rows: int) -> None:
-            nonlocal done
-            done += rows
-            self.reporter.progress(done * strategy.world_size, len(examples))
-
-        self.reporter.progress(0, len(examples))
-        for task in recipe.data.tasks:
-            rows = [example for example in examples if example.task.name == task.name]
-            share = -(-len(rows) // strategy.world_size)
-            own = rows[strategy.rank * share : (strategy.rank + 1) * share]
-            if self.trainer.sampler.lockstep:
-                own += rows[:1] * (share - len(own))  # as many forwards on each rank
-            if own:
-                found += predict(
-                    own,
-                    self.trainer.encoder,
-                    self.trainer.sampler,
-                    recipe.evaluation.batch_size,
-                    recipe.rollout.max_new_tokens,
-                    recipe.seed,
-                    progress,
-                )
-        by_key = {(p.task, p.index): p for part in strategy.gather(found) for p in part}
-        predictions = [by_key[example.task.name, example.index] for example in examples]
-        if self.folder is not None and file is not None:
-            (self.folder.root / file).unlink(missing_ok=True)
-            self.folder.append(file, [asdict(prediction) for prediction in predictions])
-        return predictions
-
     def _validate(self) -> None:
-        predictions = self.predict(self.data.validation, f"at step {self.step}, validation split")
+        predictions = self.evaluator.predict(self.data.validation, f"at step {self.step}, validation split")
         scores = score_all(self.recipe.data.tasks, predictions, intervals=False)
         metric = mean_score(scores)
         better = self.best["metric"] is None or metric > self.best["metric"]
@@ -235,11 +283,13 @@ class Run:
             + (" (best so far)" if better else f" (best {100 * self.best['metric']:.1f} at step {self.best['step']})")
         )
         if self.folder is not None:
-            self.folder.append("validation.jsonl", [{"step": self.step, "mean": metric, "tasks": scores}])
+            record = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "mean": metric}
+            self.folder.append("validation.jsonl", [record | {"tasks": scores}])
 
-    def _write_scores(self) -> None:
-        if self.folder is not None:
-            write_json(self.folder.root / "eval.json", self.scores)
+    @property
+    def samples(self) -> int:
+        """Samples that were learned from."""
+        return self.step * self.recipe.training_batch
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
@@ -249,7 +299,7 @@ class Run:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "kl_coef": self.trainer.kl_controller.value,
+            "trainer": self.trainer.state(),
             "best": self.best,
             "world_size": self.strategy.world_size,
         }
@@ -265,7 +315,6 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint in the run folder, if there is one."""
-        self.strategy.barrier()  # rank 0 has set up the folder
         checkpoint = newest_checkpoint(self.recipe.run_dir)
         if checkpoint is None:
             return
@@ -277,7 +326,7 @@ class Run:
             )
         self.trainer.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_module_strict=False)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.trainer.kl_controller.value = state["kl_coef"]
+        self.trainer.load_state(state["trainer"])
         if (checkpoint / "best.pt").exists():
             self.best_state = torch.load(checkpoint / "best.pt", weights_only=True)
         if self.folder is not None:
@@ -297,21 +346,25 @@ class Run:
         self.policy.save_adapter(root / "adapter", state)
         self.trainer.encoder.tokenizer.save_pretrained(str(root / "adapter"))
         self.policy.save_critic(root / "critic", state)
-        self._write_scores()
+        tasks = list(dict.fromkeys(example.task.name for example in self.data.train))
+        training = {"tasks": tasks, "steps": self.step, "samples": self.samples, "seconds": self.seconds}
+        self.scores["training"] = training
+        self.write_scores()
         metrics = read_jsonl(root / "metrics.jsonl")
-        reward_curve(metrics, root / "reward_curve.png", f"{recipe.name}: PPO, {recipe.model.path}")
-        model_card(
-            recipe, self.scores, self.data.split, self.step * recipe.ppo.batch_size, self.step, self.seconds
-        ).save(root / "adapter" / "README.md")
+        if recipe.method == "ppo":
+            curve = root / "reward_curve.png"
+            reward_curve(metrics, curve, f"{recipe.name}: PPO, {recipe.model.path}")
+        else:
+            curve = root / "loss_curve.png"
+            loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
+        card = model_card(recipe, self.scores, self.data.split, self.samples, self.step, self.seconds)
+        card.save(root / "adapter" / "README.md")
         self.folder.close()
         self.reporter.say(
-            f"{self.step * recipe.ppo.batch_size} samples in {self.step} iterations, "
-            f"{self.seconds / 60:.1f} minutes of training"
+            f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
         )
-        self.reporter.console.print(
-            before_after_table(recipe.data.tasks, self.scores.get("before"), self.scores["after"], self.data.split)
-        )
-        self.reporter.say(f"reward curve: {root / 'reward_curve.png'}\nadapter:      {root / 'adapter'}")
+        self.print_table()
+        self.reporter.say(f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}")
 
 
 def _report(message: str, rank: str, status: int) -> int:
@@ -331,13 +384,13 @@ def _crash(rank: str) -> int:
     return 1
 
 
-def main(arguments: Sequence[str], method: str = "ppo") -> int:
+def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], None] = run) -> int:
     """RECIPE [key.sub=value ...], as launch/METHOD.sh got them. Returns the exit status."""
     rank = os.environ.get("RANK", "0")
     try:
         if not arguments or arguments[0].startswith("-"):
             raise UserError(f"usage: deepspeed launch/{method}.sh RECIPE [key.sub=value ...]")
-        run(load_recipe(arguments[0], arguments[1:], method))
+        do(load_recipe(arguments[0], arguments[1:], method))
     except UserError as error:
         return _report(str(error), rank, 2)
     except OSError as error:

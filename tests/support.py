@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from extensions.packing import Sample
 from extensions.policy import load_policy
 from extensions.recipe import Lora, Model
+from extensions.run import read_jsonl
 
 ARCHITECTURES = ("llama", "qwen2", "mpt")
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def pairs(rows):
 def make_policy(folder, critic="shared", checkpointing=False, seed=3, dropout=0.0, dtype="float32"):
     """A policy whose adapters and value head are not at their neutral initial values."""
     model = Model(path=str(folder), gradient_checkpointing=checkpointing, dtype=dtype)
-    policy = load_policy(model, Lora(rank=4, alpha=8, dropout=dropout), critic, 1.0, CPU, seed)
+    policy = load_policy(model, Lora(rank=4, alpha=8, dropout=dropout), critic, 1.0, CPU, seed, "base")
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name or name.startswith("value_head.out"):
@@ -101,14 +102,20 @@ def run_command(command: list[str], timeout: float = 500) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT)
 
 
-def launch(recipe: Path, *overrides: str, ranks: int = 1, launcher: list[str] | None = None):
-    """`deepspeed launch/ppo.sh` as a user types it."""
+def launch(recipe: Path, *overrides: str, ranks: int = 1, launcher: list[str] | None = None, method: str = "ppo"):
+    """`deepspeed launch/METHOD.sh` as a user types it."""
     if launcher is None:
         launcher = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return run_command(["deepspeed", *launcher, "launch/ppo.sh", str(recipe), *overrides])
+    return run_command(["deepspeed", *launcher, f"launch/{method}.sh", str(recipe), *overrides])
 
 
 def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors") | load_file(
-        folder / "critic" / "value_head.safetensors"
-    )
+    """What a run trained: the adapter, and the value head where there is one."""
+    head = folder / "critic" / "value_head.safetensors"
+    return load_file(folder / "adapter" / "adapter_model.safetensors") | (load_file(head) if head.exists() else {})
+
+
+def timeless(path: Path) -> list[dict]:
+    """Records of a run without what the clock says."""
+    clocks = ("seconds", "samples_per_s", "elapsed_s")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in read_jsonl(path)]

@@ -15,10 +15,11 @@ from extensions.data import Example, one_right_one_wrong, spread, units
 from extensions.errors import UserError
 from extensions.evaluate import predict
 from extensions.metrics import Prediction, score_all
+from extensions.plots import reward_curve, smoothed
 from extensions.policy import load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
-from extensions.report import before_after_table, loading_code, model_card, reward_curve, smoothed
+from extensions.report import before_after_table, loading_code, model_card
 from extensions.rollout import Response, Sampler
 from extensions.run import (
     CollapseWatch,
@@ -179,7 +180,7 @@ class FakeSampler:
     def __init__(self):
         self.calls = []
 
-    def sample(self, requests):
+    def sample(self, requests, greedy=False):
         self.calls.append(requests)
         answers = []
         for request in requests:
@@ -219,7 +220,8 @@ def test_predictions_do_not_depend_on_the_batches(task):
     assert len({p.text for p in whole}) > 3
     for batch_size in (1, 2, 5, 16):
         done, sampler = [], FakeSampler()
-        assert predict(examples, FakeEncoder(), sampler, batch_size, 32, 7, done.append) == whole
+        on_batch = lambda batch, done=done: done.append(len(batch))
+        assert predict(examples, FakeEncoder(), sampler, batch_size, 32, 7, on_batch=on_batch) == whole
         assert [len(call) for call in sampler.calls] == done and sum(done) == len(examples)
         assert max(done) <= batch_size
     shuffled = random.Random(1).sample(examples, len(examples))

@@ -213,7 +213,7 @@ def test_lora_targets_of_each_family(tiny_model, architecture):
 def test_wrong_models_are_explained(tiny_model, monkeypatch, model, lora, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=message):
-        load_policy(Model(**({"path": str(tiny_model("llama"))} | model)), Lora(**lora), "shared", 1.0, CPU, 0)
+        load_policy(Model(**({"path": str(tiny_model("llama"))} | model)), Lora(**lora), "shared", 1.0, CPU, 0, "base")
 
 
 def test_pip_models_are_found_and_checked(monkeypatch):
@@ -237,6 +237,6 @@ def test_remote_code_is_off_unless_asked(tiny_model, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
     with pytest.raises(UserError, match=r"set model\.trust_remote_code: true"):
-        load_policy(Model(path=str(folder)), Lora(), "shared", 1.0, CPU, 0)
+        load_policy(Model(path=str(folder)), Lora(), "shared", 1.0, CPU, 0, "base")
     assert not marker.exists()
     load_tokenizer(Model(path=str(tiny_model("llama"))))

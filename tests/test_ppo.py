@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from support import adapter_of, free_port, launch, write_recipe
+from support import adapter_of, free_port, launch, timeless, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions import ppo, train
@@ -156,9 +156,6 @@ def test_resumed_is_uninterrupted(tiny_model, tmp_path):
     whole, cut = tmp_path / "whole" / "run", tmp_path / "cut" / "run"
     ours, theirs = adapter_of(cut), adapter_of(whole)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-    def timeless(path):
-        return [{k: v for k, v in line.items() if k not in ("seconds", "samples_per_s")} for line in read_jsonl(path)]
 
     assert timeless(cut / "metrics.jsonl") == timeless(whole / "metrics.jsonl")
     assert read_jsonl(cut / "rollouts.jsonl") == read_jsonl(whole / "rollouts.jsonl")

@@ -1,0 +1,73 @@
+"""What the two training loops share: the clock of an iteration's phases, seeds, sums for the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from extensions.packing import Sample
+from extensions.policy import Policy
+from extensions.prompts import PromptEncoder
+from extensions.rollout import Sampler
+
+
+class Trainer(Protocol):
+    """What a run asks of a training loop."""
+
+    policy: Policy
+    engine: Any  # DeepSpeed's, around the policy
+    sampler: Sampler
+    encoder: PromptEncoder
+
+    def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One iteration: its metrics, and a record for each sample where there are responses; same on all ranks."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the engine's state; JSON."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+
+
+@dataclass
+class Clock:
+    """Seconds by phase of an iteration; work that a GPU was given in a phase counts to it."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Slots in chunks of at most `size`, those of a task together so that they share its prefix."""
+    ordered = sorted(slots, key=lambda slot: samples[slot].group)
+    return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+
+
+def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Add to a sum of a metric."""
+    value = value.detach().float()
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed from several numbers, by a fixed mixing."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed * 1_000_003 + part + 1) % (2**63)
+    return mixed

@@ -1,0 +1,156 @@
+"""The pictures: the paper's figure 2, of one run and of several, and scores against what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DPI = 150
+Points = tuple[Sequence[float], Sequence[float]]  # xs, ys
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores of a run while it trains."""
+
+    label: str
+    samples: Sequence[float]
+    minutes: Sequence[float]
+    scores: Sequence[float]  # 0 to 1
+    on_training: bool  # measured on the training samples, for want of validations
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Runs that were trained on the same tasks, and what prompting reaches there."""
+
+    title: str
+    curves: Sequence[Curve]
+    levels: Mapping[str, float]  # label -> score
+
+
+def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Figure 2 of the paper: iterations against reward, per task and mean, a running mean over the raw values."""
+    steps = [record["step"] for record in metrics]
+    figure, axes = _figure(8, 4.5)
+    tasks = sorted({task for record in metrics for task in record["reward_by_task"]})
+    _smooth_over_raw(axes, (steps, [record["reward_mean"] for record in metrics]), "mean")
+    for task in tasks if len(tasks) > 1 else []:
+        rewards = [(record["step"], record["reward_by_task"].get(task)) for record in metrics]
+        xs, ys = zip(*[(step, reward) for step, reward in rewards if reward is not None], strict=True)
+        axes.plot(xs, smoothed(ys, _weight(len(steps))), label=task, linewidth=1.2, zorder=3)
+    axes.set(xlabel="PPO iteration", ylabel="mean reward", title=title)
+    if len(tasks) > 1:
+        axes.legend(fontsize="small", ncols=2)
+    _save(figure, path)
+
+
+def loss_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Steps against the loss of SFT, a running mean over the raw values."""
+    figure, axes = _figure(8, 4.5)
+    _smooth_over_raw(axes, ([record["step"] for record in metrics], [record["loss"] for record in metrics]), "loss")
+    axes.set(xlabel="SFT step", ylabel="next-token loss (nats)", title=title)
+    _save(figure, path)
+
+
+def reward_curves(runs: Mapping[str, Points], path: Path) -> None:
+    """Figure 2 of several runs.
+
+    Args:
+        runs: label -> iterations, mean rewards.
+    """
+    figure, axes = _figure(9, 4.5)
+    for (label, points), color in zip(runs.items(), _colors(len(runs)), strict=True):
+        _smooth_over_raw(axes, points, label, color)
+    axes.set(xlabel="PPO iteration", ylabel="mean reward", title="Reward of PPO, smoothed over raw")
+    _legend_beside(axes)
+    _save(figure, path)
+
+
+def accuracy_curves(panels: Sequence[Panel], path: Path) -> None:
+    """Scores against training samples and against training minutes: a row of two for each panel."""
+    figure, rows = _figure(12, 0.6 + 3.4 * len(panels), len(panels), 2, sharey="row", squeeze=False)
+    labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
+    labels |= dict.fromkeys(label for panel in panels for label in panel.levels)
+    colors = dict(zip(labels, _colors(len(labels)), strict=True))  # a label has one colour in all panels
+    figure.get_layout_engine().set(h_pad=0.12)
+    for panel, (left, right) in zip(panels, rows, strict=True):
+        for axes, unit in ((left, "samples"), (right, "minutes")):
+            for curve in panel.curves:
+                axes.plot(
+                    getattr(curve, unit),
+                    [100 * score for score in curve.scores],
+                    color=colors[curve.label],
+                    linestyle="--" if curve.on_training else "-",
+                    marker=None if curve.on_training else "o",
+                    markersize=4,
+                    label=f"{curve.label}\n(training accuracy, smoothed)" if curve.on_training else curve.label,
+                )
+            for label, level in panel.levels.items():
+                axes.axhline(100 * level, color=colors[label], linestyle=":", linewidth=1.8, label=label)
+            axes.set(xlabel=f"training {unit}", title=panel.title)
+            axes.set_xlim(left=0)
+        left.set_ylabel("validation score (%)")
+        _legend_beside(right)
+    _save(figure, path)
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average without the pull of its start (TensorBoard's debiased smoothing)."""
+    result: list[float] = []
+    average = 0.0
+    for n, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        result.append(average / (1 - weight**n))
+    return result
+
+
+def smoothed_over_a_tenth(values: Sequence[float]) -> list[float]:
+    """`smoothed` over about a tenth of the run."""
+    return smoothed(values, _weight(len(values)))
+
+
+def _weight(count: int) -> float:
+    return 1 - min(1.0, 10 / count)
+
+
+def _smooth_over_raw(axes: Any, points: Points, label: str, color: Any = None) -> None:
+    xs, ys = points
+    (line,) = axes.plot(xs, smoothed_over_a_tenth(ys), label=label, color=color, linewidth=2.2, zorder=3)
+    axes.plot(xs, ys, color=line.get_color(), alpha=0.25, linewidth=1, zorder=1)
+
+
+def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple[Any, Any]:
+    """A figure in inches and its axes, with a light grid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(*grid, figsize=(width, height), layout="constrained", **options)
+    for each in figure.axes:
+        each.grid(alpha=0.3)
+    return figure, axes
+
+
+def _colors(count: int) -> list[Any]:
+    """Distinct ones: ten strong, then ten pale; for more runs as many as needed from blue to red."""
+    import matplotlib
+
+    if count > 20:
+        return [matplotlib.colormaps["turbo"](i / (count - 1)) for i in range(count)]
+    return [matplotlib.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))][:count]
+
+
+def _legend_beside(axes: Any) -> None:
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=DPI)
+    pyplot.close(figure)

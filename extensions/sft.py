@@ -1,0 +1,123 @@
+"""Supervised fine-tuning on LoRA adapters: section 4.2 of the paper, step by step.
+
+1 pack    prompt, gold answer and closing tag of each sample of the batch, in the shared-prefix form
+2 update  one pass of the next-token loss, over the whole sequences or over the answers
+3 log
+
+The run around it (data, engine, evaluations, checkpoints) is `extensions.train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions.compat import SFTLoss
+from extensions.data import BatchOrder, Example
+from extensions.loop import Clock, add, micro_batches, mixed_seed
+from extensions.packing import Sample, pack, with_sequence_targets
+from extensions.policy import Policy
+from extensions.prompts import PromptEncoder
+from extensions.recipe import Sft
+from extensions.rollout import Sampler
+from extensions.strategy import Strategy
+
+
+class SftTrainer:
+    """The training loop over one batch order.
+
+    Args:
+        policy, engine: the policy, and the DeepSpeed engine around it.
+        sampler: of the evaluations; training samples nothing.
+        order: which examples make up each batch.
+        sft: recipe section `sft`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Any,
+        strategy: Strategy,
+        sampler: Sampler,
+        encoder: PromptEncoder,
+        order: BatchOrder,
+        sft: Sft,
+        seed: int,
+    ) -> None:
+        self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
+        self.encoder, self.order, self.sft, self.seed = encoder, order, sft, seed
+        self.loss = SFTLoss()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the engine's state: nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One optimizer step. Returns its metrics, the same on all ranks; there are no responses to record."""
+        clock = Clock(self.policy.device)
+        batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
+        with clock("encode"):
+            samples = [self.encode(example) for example in batch]
+        with clock("update"):
+            sums = self.update(samples, step)
+        return self.summarise(sums, step, clock), []
+
+    def encode(self, example: Example) -> Sample:
+        """Prompt and gold answer as the model should write it, up to the closing tag."""
+        assert example.label is not None, "training examples are labelled"
+        ids, text = self.encoder.encode(example.task, example.fields)
+        answer = self.encoder.answer_ids(ids, text, example.task.answer(example.label))
+        return Sample(ids, answer, example.task.name)
+
+    def update(self, samples: Sequence[Sample], step: int) -> dict[str, Tensor]:
+        """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.
+
+        The loss is the mean over the target tokens of all samples of all ranks, so neither micro-batches nor ranks nor
+        the sharing of prefixes change it.
+        """
+        self.policy.train()
+        sequence = self.sft.loss == "sequence"
+        answers = sum(len(sample.response) for sample in samples)
+        own = sum(len(sample.prompt) - 1 for sample in samples) + answers if sequence else answers
+        tokens = self.strategy.sum(torch.tensor(float(own), device=self.policy.device))
+        chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
+        sums: dict[str, Tensor] = {}
+        for k, chunk in enumerate(chunks):
+            members = [samples[slot] for slot in chunk]
+            packed = pack(members, self.policy.device)
+            if sequence:
+                packed = with_sequence_targets(packed, members)
+            torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks
+            with self.policy.role("actor"):
+                logprobs = self.engine(packed, values=False, temperature=1.0)["logprobs"]
+                loss = self.loss(logprobs, packed.weights, dp_size=self.strategy.world_size, batch_num_tokens=tokens)
+                self.strategy.update(self.engine, loss, k == len(chunks) - 1)
+            answer_tokens = sum(packed.lengths)
+            add(sums, "loss", -(logprobs * packed.weights).sum())
+            add(sums, "tokens", packed.weights.sum())
+            add(sums, "answer_loss", -logprobs[:answer_tokens].sum())
+            add(sums, "answer_tokens", torch.tensor(answer_tokens, device=logprobs.device))
+        return sums
+
+    def summarise(self, sums: dict[str, Tensor], step: int, clock: Clock) -> dict[str, Any]:
+        """Metrics over all ranks: mean losses in nats a token, over all targets and over the answers' tokens."""
+        names = ("loss", "tokens", "answer_loss", "answer_tokens")
+        loss, tokens, answer_loss, answer_tokens = self.strategy.sum(torch.stack([sums[n] for n in names])).tolist()
+        samples = self.order.batch_size
+        return {
+            "step": step + 1,
+            "samples": (step + 1) * samples,
+            "loss": loss / tokens,
+            "answer_loss": answer_loss / answer_tokens,
+            "target_tokens": tokens / samples,
+            "grad_norm": self.strategy.get_grad_norm(self.engine),
+            "lr": self.engine.get_lr()[0],
+            "seconds": clock.seconds,
+            "samples_per_s": samples / sum(clock.seconds.values()),
+        }
