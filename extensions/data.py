@@ -386,8 +386,8 @@ def demonstrations(
 
     Args:
         train: of the task, or of the one that teaches it.
-        kind: "balanced" takes the labels in turn, of a regression the lower and upper halves of its scores; "random" any
-            rows.
+        kind: "balanced" takes the labels in turn (of a regression the lower and upper halves of its scores), "random"
+            any rows.
     """
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
     classes: dict[Any, list[Example]] = {}

@@ -194,7 +194,7 @@ class Evaluator:
                 path.unlink()
 
     def _resumed(self, stem: str) -> dict[tuple[str, int], Prediction]:
-        """What earlier, killed evaluations had, on every rank; put together in one file, since a torn line ends a file."""
+        """What earlier, killed evaluations had, on every rank; put into one file, since a killed one may end torn."""
         mine: list[Prediction] = []
         for path in sorted(self.folder.glob(f"{stem}.part-*.jsonl")):
             mine += [Prediction(**record) for record in read_jsonl(path)]

@@ -71,8 +71,8 @@ class Policy(nn.Module):
     checkpointing computes the forward again there, under whichever adapters are then on.
 
     Args:
-        lm: causal LM with LoRA adapter "default", "critic" if the critic has its own, and "reference" if that is not the
-            base.
+        lm: causal LM with LoRA adapter "default", "critic" if the critic has its own, and "reference" if that is not
+            the base.
         temperature: logits are divided by it, in sampling and in every logprob.
         value_head: whether there is a critic; SFT and evaluation need none.
     """
