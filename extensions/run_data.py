@@ -66,9 +66,7 @@ class RunData:
             data.train = rows("train")[: recipe.data.max_train_samples]
         if recipe.prompt.shots:
             data.demonstrations = {task.name: _shown(recipe, task, data.train, warn)}
-        split = recipe.evaluation.split
-        if split == "auto" or not (trained or is_labelled(task, split)):
-            split = "test" if is_labelled(task, "test") else "validation"
+        split = table_split(recipe, task)
         if not is_labelled(task, split):
             raise UserError(
                 f"task {task.name} has no labelled {split} split for the before/after table; give its file as "
@@ -96,6 +94,14 @@ class RunData:
         tasks = list(dict.fromkeys(example.task.display_name for example in self.train))
         training = f"{', '.join(tasks)}: {len(self.train)} training rows, " if tasks else ""
         return f"{training}{len(self.table)} {self.split} rows"
+
+
+def table_split(recipe: Recipe, task: Task) -> str:
+    """The split of a task's rows in the table: what `evaluation.split` says, where the task has it."""
+    split = recipe.evaluation.split
+    if split == "auto" or not (has_split(task, "train") or is_labelled(task, split)):
+        return "test" if is_labelled(task, "test") else "validation"
+    return split
 
 
 def _shown(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:

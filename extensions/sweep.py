@@ -38,11 +38,12 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from extensions.data import has_split, is_labelled
+from extensions.data import has_split
 from extensions.errors import UserError
 from extensions.metrics import mean_score
 from extensions.recipe import Recipe, all_keys, load_recipe
 from extensions.run import Reporter, read_json, read_jsonl, write_json, write_text
+from extensions.run_data import table_split
 from extensions.tasks import SUITES, Task
 
 GRIDS: dict[str, dict[str, list[Any]]] = {"ppo": {"ppo.batch_size": [4, 8, 12, 16]}}  # by method (paper 5.1)
@@ -296,7 +297,7 @@ def _check_choice(sweep: Sweep) -> None:
         every, steps = recipe.evaluation.every_steps, recipe.training_steps
         if recipe.method == "encoder" or (recipe.method != "eval" and 0 < every <= steps):
             continue
-        unfit = [task.name for task in _learned(recipe.data.tasks) if _table_split(recipe, task) != "validation"]
+        unfit = [task.name for task in _learned(recipe.data.tasks) if table_split(recipe, task) != "validation"]
         if unfit:
             remedy = (
                 "set evaluation.split=validation"
@@ -307,14 +308,6 @@ def _check_choice(sweep: Sweep) -> None:
                 f"{cell.title}: nothing tells the best of the grid, since the table of {', '.join(unfit)} is of the "
                 f"test split and no validation takes place; {remedy}"
             )
-
-
-def _table_split(recipe: Recipe, task: Task) -> str:
-    """The split of a task's rows in the table (`extensions.run_data.RunData.of_task`)."""
-    split = recipe.evaluation.split
-    if split == "auto" or not (has_split(task, "train") or is_labelled(task, split)):
-        return "test" if is_labelled(task, "test") else "validation"
-    return split
 
 
 def _check_finished(sweep: Sweep) -> None:

@@ -5,7 +5,15 @@ from collections import Counter
 
 import pytest
 
-from extensions.data import BatchOrder, Example, has_split, is_labelled, is_present, load_examples
+from extensions.data import (
+    BatchOrder,
+    Example,
+    has_split,
+    is_labelled,
+    is_present,
+    load_examples,
+    rows_of_epoch,
+)
 from extensions.errors import UserError
 from extensions.tasks import TASKS, Task
 
@@ -367,3 +375,54 @@ def test_own_files_stand_by_themselves_beside_tasks_of_the_hub(tmp_path):
     task = OWN.model_copy(update={"source": OWN.source.model_copy(update={"files": {"train": str(path)}})})
     assert is_present(task, "train", "hub") and not is_present(task, "test", "hub")
     assert [example.label for example in load_examples(task, "train", "hub")] == ["true"]
+
+
+# ----------------------------------------------------------------------------------------------------------- mixing
+
+
+@pytest.mark.parametrize(
+    ("mixing", "expected"),
+    [
+        ("proportional", {"a": 900, "b": 90, "c": 10}),
+        ("capped", {"a": 100, "b": 90, "c": 10}),
+        ("temperature", {"a": 705, "b": 223, "c": 74}),  # 1000 * sqrt(n) / (30 + 9.4868 + 3.1623), by hand
+        ("uniform", {"a": 333, "b": 333, "c": 333}),
+    ],
+)
+def test_rows_of_an_epoch(mixing, expected):
+    found = rows_of_epoch({"a": 900, "b": 90, "c": 10}, mixing, cap=100, temperature=2.0)
+    assert found == pytest.approx(expected, abs=2)
+    assert rows_of_epoch({"a": 900, "b": 90, "c": 10}, "temperature", 1, 1.0) == {"a": 900, "b": 90, "c": 10}
+
+
+@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
+def test_tasks_come_in_their_shares_and_each_row_before_it_comes_again(balanced):
+    """A task of 40 rows gives 15 an epoch, one of 8 gives 20: after 8 epochs 3 and 20 passes."""
+    examples = make(COLA, ["1", "0"] * 20) + make(SST2, ["1", "0"] * 4)
+    order = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
+    drawn = [example for step in range(7 * 8) for example in order.batch(step)]
+    for epoch in range(8):
+        part = Counter(example.task.name for example in drawn[35 * epoch : 35 * (epoch + 1)])
+        assert part == {"cola": 15, "sst2": 20}
+    seen = Counter(names(drawn))
+    assert {seen["cola", i] for i in range(40)} == {3} and {seen["sst2", i] for i in range(8)} == {20}
+    again = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
+    assert names(again.batch(33)) == names(order.batch(33)), "of seed and step alone"
+    passes = [names(e for e in drawn if e.task is SST2)[8 * k : 8 * (k + 1)] for k in range(20)]
+    if not balanced:
+        assert len({tuple(p) for p in passes}) > 10, "each pass has an order of its own"
+
+
+def test_mixing_keeps_pairs_together():
+    examples = make(COLA, ["1", "0"] * 16, pairs=True) + make(SST2, ["1", "0"] * 3)
+    order = BatchOrder(examples, 2, 1, False, {"cola": 10, "sst2": 6})
+    for epoch in range(6):
+        drawn = [e for step in range(8 * epoch, 8 * epoch + 8) for e in order.batch(step) if e.task is COLA]
+        assert len(drawn) == 10 and set(Counter(e.pair for e in drawn).values()) == {2}
+
+
+def test_all_rows_without_mixing_is_the_order_as_it_was():
+    examples = SETS["two tasks"]
+    sizes = Counter(example.task.name for example in examples)
+    plain, mixed = BatchOrder(examples, 4, 3, False), BatchOrder(examples, 4, 3, False, sizes)
+    assert [names(plain.batch(step)) for step in range(40)] == [names(mixed.batch(step)) for step in range(40)]

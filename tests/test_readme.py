@@ -24,6 +24,8 @@ SMALL = [
     "ppo.epochs=1",
     "rollout.min_new_tokens=2",
     "rollout.max_new_tokens=3",
+    "sft.max_steps=1",
+    "encoder.epochs=1",
 ]
 
 
@@ -43,7 +45,7 @@ def test_no_command_escapes_the_tests():
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory):
+def scene(tiny_model, tmp_path_factory):
     """What the README's commands find: benchmark files, runs with answers to the test sets, an archive."""
     folder = tmp_path_factory.mktemp("scene")
     benchmarks = write_benchmarks(folder / "path" / "to")
@@ -60,20 +62,32 @@ def scene(tmp_path_factory):
         ]
         (folder / "runs" / run / "predictions_test.jsonl").write_text("\n".join(lines))
     make_archive([folder / "runs" / "llama2-glue-mt"], "glue", folder / "glue.zip", str(benchmarks))
+    model = [f"model.path={tiny_model('llama')}", "model.dtype=float32", "name=smollm2", f"data.root={benchmarks}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for method, *overrides in (("ppo",), ("sft",), ("eval",), ("eval", "prompt.shots=5")):
+            assert train.main([str(ROOT / "recipes/smollm2.yaml"), *model, *SMALL, *overrides], method) == 0
     return folder
 
 
 def shortened(command, tiny_model, scene, folder):
-    for path in ("path/to/", "runs/", "glue.zip", "superglue.zip", "prompts"):
+    for path in ("path/to/", "runs/", "glue.zip", "superglue.zip", "prompts", "results", "merged"):
         command = re.sub(rf"(?<=[ =]){path}", f"{scene / path}{'/' if path.endswith('/') else ''}", command)
     words = shlex.split(command)
+    tiny = [f"model.path={tiny_model('llama')}", "model.dtype=float32"]
+    if words[:2] == ["nlu", "sweep"]:
+        return [*words, *SMALL, *tiny, "--out", str(folder / "sweep")]
+    if words[:2] == ["nlu", "merge"]:
+        return [*words, *tiny]
     if words[0] == "nlu":
         return words
     if words[1] == "launch/test.sh":
         return [*words, "--collect-only", "tests/test_packing.py"]
     words += [*SMALL, f"output_dir={folder / 'run'}"]
-    if words[1] != "launch/quickstart.sh":
-        words += [f"model.path={tiny_model('llama')}", "model.dtype=float32", "ppo.micro_batch_size=4"]
+    if words[1] == "launch/encoder.sh":
+        words += [f"model.path={tiny_bert(folder)}", "data.max_train_samples=8"]
+    elif words[1] != "launch/quickstart.sh":
+        words += [*tiny, "ppo.micro_batch_size=4"]
     if words[0] == "deepspeed":
         words[1:1] = ["--master_port", str(free_port())]
     return words
@@ -84,6 +98,8 @@ def shortened(command, tiny_model, scene, folder):
 def test_commands_run(command, tiny_model, scene, tmp_path):
     done = run_command(shortened(command, tiny_model, scene, tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if "launch/eval.sh" in command or "launch/encoder.sh" in command:
+        assert "after" in read_json(tmp_path / "run" / "eval.json")
     if "launch/ppo.sh" in command or "launch/quickstart.sh" in command:
         last = [line for line in done.stdout.strip().splitlines() if "[launch.py:" not in line]  # DeepSpeed's own
         assert last[-2].startswith("reward curve:") and last[-1].startswith("adapter:"), last[-5:]
