@@ -20,9 +20,14 @@ from extensions.tasks import SUITES, Task
 def before_after_table(
     tasks: Sequence[Task], before: dict[str, Any] | None, after: dict[str, Any], split: str
 ) -> Table:
-    """One row a task and metric, in percent, with format errors and predicted against gold label shares."""
-    table = Table(title=f"Before and after, {split} split (%)", title_justify="left")
-    for column in ("task", "metric", "majority", "before", "after", "wrong format", "predicted (gold)"):
+    """One row a task and metric, in percent, with format errors and predicted against gold label shares.
+
+    Args:
+        before: scores before training; None where there are none, and no column of them.
+    """
+    names = ["before", "after"] if before is not None else ["score"]
+    table = Table(title=f"{' and '.join(names).capitalize()}, {split} split (%)", title_justify="left")
+    for column in ("task", "metric", "majority", *names, "wrong format", "predicted (gold)"):
         table.add_column(column, justify="left" if column in ("task", "metric", "predicted (gold)") else "right")
     for task in [task for task in tasks if task.name in after]:
         new, old = after[task.name], (before or {}).get(task.name)
@@ -35,14 +40,15 @@ def before_after_table(
                 escape(f"{task.display_name} ({new['samples']})") if k == 0 else "",
                 metric,
                 f"{100 * new['majority']:.1f}" if metric == "accuracy" else "",
-                percent(old["metrics"].get(metric)) if old else "-",
+                *([percent(old["metrics"].get(metric)) if old else "-"] if before is not None else []),
                 f"{100 * value:.1f} [{100 * low:.0f}-{100 * high:.0f}]",
                 f"{wrong}{100 * new['format_error_rate']:.1f}" if k == 0 else "",
                 escape("  ".join(parts)) if k == 0 else "",
             )
     for name, suite in SUITES.items():
-        means = [percent(suite_average(suite, _scores(scores))) for scores in (before or {}, after)]
-        if means[1] != "-":
+        moments = [before, after] if before is not None else [after]
+        means = [percent(suite_average(suite, _scores(scores))) for scores in moments]
+        if means[-1] != "-":
             table.add_row(f"average, {name}", "", "", *means, "", "")
     return table
 

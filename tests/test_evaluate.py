@@ -549,7 +549,7 @@ def test_before_after_table():
     assert accuracy.replace("│", " ").split() == ["accuracy", "70.0", "20.0", "60.0", interval]
     assert "STS-B (4)" in stsb and "60.0" in stsb and "pearson" in pearson
     alone = printed(before_after_table([COLA, STSB], None, after, "test"))
-    assert "→" not in alone and "test split" in alone
+    assert "→" not in alone and "Score, test split" in alone and "before" not in alone
 
 
 def result_of(task, value):
@@ -577,8 +577,8 @@ def test_the_table_has_the_average_of_a_whole_suite(suite):
     (row,) = average_rows(tasks, before, after)
     assert row[-2:] == [f"{100 * mean:.1f}", f"{100 * mean + 5:.1f}"]
     (row,) = average_rows(tasks, None, after)
-    assert row[-2:] == ["-", f"{100 * mean + 5:.1f}"]
-    (row,) = average_rows(counted, None, {task.name: after[task.name] for task in counted})
+    assert row == ["average,", suite, f"{100 * mean + 5:.1f}"]
+    (row,) = average_rows(counted, {}, {task.name: after[task.name] for task in counted})
     assert row[-2:] == ["-", f"{100 * mean + 5:.1f}"], "the tasks that do not count may lack"
     for task in counted:
         rest = {name: result for name, result in after.items() if name != task.name}
