@@ -1,4 +1,4 @@
-"""The console command `nlu`: what needs no training run. Training is `launch/ppo.sh`."""
+"""The console command `nlu`: all but the runs themselves, which the scripts of launch/ start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from extensions.tasks import SPLITS
 
 app = typer.Typer(
     name="nlu",
-    help="PPO with LoRA for language understanding. Train with: deepspeed launch/ppo.sh RECIPE [key.sub=value ...]",
+    help="PPO with LoRA for language understanding. Train with: deepspeed launch/ppo.sh RECIPE [key.sub=value ...]; "
+    "also sft.sh, eval.sh and encoder.sh.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,11 +57,20 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
             raise UserError(f"{recipe}: {len(problems)} error(s)\n" + "\n".join(f"  {p}" for p in problems))
     names = ", ".join(task.display_name for task in checked.data.tasks)
     console.print(
-        f"{recipe}: valid ({checked.model.path}; {names}; {checked.max_steps} iterations of {checked.ppo.batch_size})",
+        f"{recipe}: valid ({checked.model.path}; {names}; {_amount(checked)})",
         markup=False,
     )
     if _needs_root(checked):
         console.print("data files not checked: set data.root to the folder of the official download", markup=False)
+
+
+def _amount(recipe: Any) -> str:
+    """How much a run of the recipe does."""
+    if recipe.method == "encoder":
+        return f"{recipe.encoder.epochs} epochs a task"
+    if recipe.method == "eval":
+        return f"evaluation, {recipe.prompt.shots} shots"
+    return f"{recipe.training_steps} iterations of {recipe.training_batch}"
 
 
 def _needs_root(recipe: Any) -> bool:
@@ -116,17 +126,14 @@ def preview(
     """Show rendered prompts, what is prompt, response and loss, and the reward of gold, wrong and garbage answers."""
     from extensions.data import has_split, is_labelled, load_examples
     from extensions.packing import Sample, pack
-    from extensions.policy import load_config, load_tokenizer, prompt_limit
-    from extensions.prompts import CLOSE, PromptEncoder
+    from extensions.prompts import CLOSE
     from extensions.recipe import load_recipe
     from extensions.rewards import load_reward
 
     with _user_errors():
         resolved = load_recipe(recipe, overrides or [])
         reward = load_reward(resolved.reward)
-        tokenizer = load_tokenizer(resolved.model)
-        limit = prompt_limit(resolved, load_config(resolved.model))
-        encoder = PromptEncoder(tokenizer, limit, resolved.prompt.chat_template)
+        encoder = _encoder(resolved)
         for task in resolved.data.tasks:
             split = "train" if has_split(task, "train") else "test" if is_labelled(task, "test") else "validation"
             examples = load_examples(task, split, resolved.data.root, resolved.seed)[:n]
@@ -145,11 +152,12 @@ def preview(
                 )
                 console.print(
                     f"\nprompt (blue): {len(ids)} tokens, no loss; the first {packed.prefix_tokens} stand once for all "
-                    f"rows shown. response (green): {len(responses[k])} tokens when gold, with policy and value loss",
+                    f"rows shown. response (green): {len(responses[k])} tokens when gold, with policy and value loss. "
+                    f"SFT: loss over {'both' if resolved.sft.loss == 'sequence' else 'the response'}",
                     markup=False,
                 )
                 console.print(
-                    " ".join(repr(tokenizer.decode([t], clean_up_tokenization_spaces=False)) for t in responses[k]),
+                    " ".join(repr(encoder.tokenizer.decode([t], clean_up_tokenization_spaces=False)) for t in responses[k]),
                     markup=False,
                 )
                 table = Table("answer", "text", "reward")
@@ -158,6 +166,17 @@ def preview(
                     value = reward([response], [text], [example])[0]
                     table.add_row(kind, _escaped(repr(response)), f"{value:+.2f}")
                 console.print(table)
+
+
+def _encoder(recipe: Any) -> Any:
+    """The recipe's prompts, with their demonstrations."""
+    from extensions.policy import load_config, load_tokenizer, prompt_limit
+    from extensions.prompts import PromptEncoder
+    from extensions.run_data import shown_rows
+
+    shots, limit = recipe.prompt.shots, prompt_limit(recipe, load_config(recipe.model))
+    shown = {task.name: shown_rows(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
+    return PromptEncoder(load_tokenizer(recipe.model), limit, recipe.prompt.chat_template, shots, shown)
 
 
 def _answers(task: Any, gold: str) -> list[tuple[str, str]]:
@@ -290,16 +309,11 @@ def export(
 ) -> None:
     """Write the recipe's prompts and labels as data sets that OpenRLHF reads."""
     from extensions.export import export as write
-    from extensions.policy import load_config, load_tokenizer, prompt_limit
-    from extensions.prompts import PromptEncoder
     from extensions.recipe import load_recipe
 
     with _user_errors():
         resolved = load_recipe(recipe, overrides or [])
-        tokenizer = load_tokenizer(resolved.model)
-        limit = prompt_limit(resolved, load_config(resolved.model))
-        encoder = PromptEncoder(tokenizer, limit, resolved.prompt.chat_template)
-        for path, rows in write(resolved, encoder, folder, _warn).items():
+        for path, rows in write(resolved, _encoder(resolved), folder, _warn).items():
             console.print(f"{path}: {rows} prompts", markup=False)
 
 

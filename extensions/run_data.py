@@ -65,7 +65,7 @@ class RunData:
         if trained and recipe.method != "eval":
             data.train = rows("train")[: recipe.data.max_train_samples]
         if recipe.prompt.shots:
-            data.demonstrations = {task.name: _shown(recipe, task, data.train, warn)}
+            data.demonstrations = {task.name: shown_rows(recipe, task, data.train, warn)}
         split = table_split(recipe, task)
         if not is_labelled(task, split):
             raise UserError(
@@ -104,8 +104,11 @@ def table_split(recipe: Recipe, task: Task) -> str:
     return split
 
 
-def _shown(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
+def shown_rows(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
     """The demonstrations of a task, one more than a prompt shows: a row's own is passed over.
+
+    Args:
+        train: training rows of the task; empty: they are read, from the task that teaches this one if need be.
 
     Raises:
         UserError: the task has no training split, nor one that teaches it.

@@ -76,7 +76,7 @@ def own_recipe(folder, model, rows, **keys):
 
 def test_help_names_the_commands():
     text = succeeds("--help")
-    for command in ("validate", "show", "preview", "tasks", "submit", "export", "env"):
+    for command in ("validate", "show", "preview", "tasks", "submit", "export", "sweep", "report", "merge", "env"):
         assert command in text
 
 
@@ -157,6 +157,13 @@ def test_preview(recipe):
         rows = [line for line in text.splitlines() if f" {kind} " in line and value in line]
         assert len(rows) == 3, kind
     assert "tokens" in text and "policy and value loss" in text
+
+
+def test_preview_shows_demonstrations(recipe):
+    text = succeeds("preview", recipe, "prompt.shots=2", "-n", "1")
+    assert text.count("Assistant:") == 3 and text.count("</Judgement>\nPrompt:") == 2
+    assert "SFT: loss over both" in text
+    assert "SFT: loss over the response" in succeeds("preview", recipe, "sft.loss=answer")
 
 
 def test_preview_shows_brackets_of_the_data_as_they_are(tmp_path, tiny_model):

@@ -274,7 +274,7 @@ def test_a_driver_without_gpus_is_a_cpu_machine(tree: Tree):
     ("script", "program", "expected"),
     [
         ("quickstart.sh", "deepspeed", "recipes/quickstart.yaml|run.name=a b|"),
-        ("test.sh", "python", "-m|pytest|-q|run.name=a b|"),
+        ("test.sh", "python", "--dist|loadfile|run.name=a b|"),
     ],
 )
 def test_commands_run_from_any_folder(tree: Tree, tmp_path: Path, script: str, program: str, expected: str):
