@@ -161,7 +161,9 @@ def test_preview(recipe):
 
 def test_preview_shows_demonstrations(recipe):
     text = succeeds("preview", recipe, "prompt.shots=2", "-n", "1")
-    assert text.count("Assistant:") == 3 and text.count("</Judgement>\nPrompt:") == 2
+    assert text.count("Assistant:") == 3 and text.count("</Judgement>\nPrompt:") == 3, (
+        "the format, and two demonstrations"
+    )
     assert "SFT: loss over both" in text
     assert "SFT: loss over the response" in succeeds("preview", recipe, "sft.loss=answer")
 
