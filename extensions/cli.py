@@ -156,10 +156,8 @@ def preview(
                     f"SFT: loss over {'both' if resolved.sft.loss == 'sequence' else 'the response'}",
                     markup=False,
                 )
-                console.print(
-                    " ".join(repr(encoder.tokenizer.decode([t], clean_up_tokenization_spaces=False)) for t in responses[k]),
-                    markup=False,
-                )
+                tokens = [encoder.tokenizer.decode([t], clean_up_tokenization_spaces=False) for t in responses[k]]
+                console.print(" ".join(map(repr, tokens)), markup=False)
                 table = Table("answer", "text", "reward")
                 for kind, answer in answers[k]:
                     response = answer if kind.startswith("garbage") else f"{answer}{CLOSE}"

@@ -96,7 +96,9 @@ class RunFolder:
         """Whether the run in the folder is to be resumed. Refuses another recipe, since its bits would differ."""
         if (self.root / "eval.json").exists() and "after" in read_json(self.root / "eval.json"):
             return False
-        parts = [*self.root.glob("*.part-*.jsonl"), *self.root.glob("tasks/*.json")]  # evaluations, encoders
+        # Of evaluations, and of encoders: tasks that are finished, epochs of the one that is not.
+        patterns = ("*.part-*.jsonl", "tasks/*.json", "checkpoints/*/checkpoint-*")
+        parts = [path for pattern in patterns for path in self.root.glob(pattern)]
         if newest_checkpoint(self.root) is None and not parts:
             return False
         old = yaml.safe_load((self.root / "recipe.yaml").read_text(encoding="utf-8"))

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from support import BAD, GOOD, THINGS
+from tokenizers import BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertForPreTraining,
+    BertTokenizer,
     LlamaConfig,
     MptConfig,
     PretrainedConfig,
@@ -105,3 +109,34 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[architecture]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT without dropout and its WordPiece tokenizer, seeded."""
+    folder = tmp_path_factory.mktemp("bert")
+    corpus = [prompt_text(task, dict.fromkeys(task.fields, "The book was read by Anna.")) for task in TASKS.values()]
+    trainer = BertWordPieceTokenizer()
+    trainer.train_from_iterator(
+        [*corpus, *(" ".join(words) for words in (GOOD, BAD, THINGS))],
+        vocab_size=400,
+        min_frequency=1,
+        show_progress=False,
+    )
+    tokenizer = BertTokenizer(vocab=trainer.get_vocab(), model_max_length=128)
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertForPreTraining(config).save_pretrained(folder)
+    return folder

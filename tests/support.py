@@ -17,6 +17,10 @@ from extensions.policy import load_policy
 from extensions.recipe import Lora, Model
 from extensions.run import read_jsonl
 
+# Words that a tiny encoder can tell apart.
+GOOD, BAD = ("good", "great", "fine", "lovely"), ("bad", "awful", "dull", "poor")
+THINGS = ("book", "film", "play", "song", "meal", "city", "game", "room")
+
 ARCHITECTURES = ("llama", "qwen2", "mpt")
 CPU = torch.device("cpu")
 

@@ -70,7 +70,7 @@ def scene(tiny_model, tmp_path_factory):
     return folder
 
 
-def shortened(command, tiny_model, scene, folder):
+def shortened(command, tiny_model, tiny_bert, scene, folder):
     for path in ("path/to/", "runs/", "glue.zip", "superglue.zip", "prompts", "results", "merged"):
         command = re.sub(rf"(?<=[ =]){path}", f"{scene / path}{'/' if path.endswith('/') else ''}", command)
     words = shlex.split(command)
@@ -85,7 +85,7 @@ def shortened(command, tiny_model, scene, folder):
         return [*words, "--collect-only", "-n", "0", "tests/test_packing.py"]
     words += [*SMALL, f"output_dir={folder / 'run'}"]
     if words[1] == "launch/encoder.sh":
-        words += [f"model.path={tiny_bert(folder)}", "data.max_train_samples=8"]
+        words += [f"model.path={tiny_bert}", "data.max_train_samples=8"]
     elif words[1] != "launch/quickstart.sh":
         words += [*tiny, "ppo.micro_batch_size=4"]
     if words[0] == "deepspeed":
@@ -95,8 +95,8 @@ def shortened(command, tiny_model, scene, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
-def test_commands_run(command, tiny_model, scene, tmp_path):
-    done = run_command(shortened(command, tiny_model, scene, tmp_path))
+def test_commands_run(command, tiny_model, tiny_bert, scene, tmp_path):
+    done = run_command(shortened(command, tiny_model, tiny_bert, scene, tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     if "launch/eval.sh" in command or "launch/encoder.sh" in command:
         assert "after" in read_json(tmp_path / "run" / "eval.json")
