@@ -330,7 +330,8 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="folder to write; default: runs/NAME-METHOD-sweep")] = None,
 ) -> None:
     """Run tasks x a grid of recipe keys, each as its own run, and choose the best of each task by validation."""
-    from extensions.sweep import left, parse_launcher, plan, run
+    from extensions.sweep import parse_launcher, plan
+    from extensions.sweep_run import left, run
 
     with _user_errors():
         program = parse_launcher(launcher)

@@ -94,7 +94,7 @@ class RunFolder:
 
     def _continues(self, recipe: Recipe) -> bool:
         """Whether the run in the folder is to be resumed. Refuses another recipe, since its bits would differ."""
-        if (self.root / "eval.json").exists() and "after" in read_json(self.root / "eval.json"):
+        if is_finished(self.root):
             return False
         # Of evaluations, and of encoders: tasks that are finished, epochs of the one that is not.
         patterns = ("*.part-*.jsonl", "tasks/*.json", "checkpoints/*/checkpoint-*")
@@ -202,6 +202,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The records of a JSONL file; a last line that a killed run left unfinished is dropped."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def is_finished(root: Path) -> bool:
+    """Whether the run in a folder came to its end: it has scores after training, or of its evaluation."""
+    return (root / "eval.json").exists() and "after" in read_json(root / "eval.json")
 
 
 def newest_checkpoint(root: Path) -> Path | None:
