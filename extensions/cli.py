@@ -70,7 +70,7 @@ def _amount(recipe: Any) -> str:
         return f"{recipe.encoder.epochs} epochs a task"
     if recipe.method == "eval":
         return f"evaluation, {recipe.prompt.shots} shots"
-    return f"{recipe.training_steps} iterations of {recipe.training_batch}"
+    return f"{recipe.training_steps()} iterations of {recipe.training_batch}"
 
 
 def _needs_root(recipe: Any) -> bool:
@@ -84,7 +84,11 @@ def _problems(recipe: Any) -> list[str]:
     from extensions.run_data import RunData
 
     checks: list[Callable[[], Any]] = [partial(load_reward, recipe.reward)]
-    if not _needs_root(recipe):
+    if recipe.method == "encoder" and not _needs_root(recipe):
+        from extensions.encoder import load_jobs
+
+        checks.append(partial(load_jobs, recipe, _warn))
+    elif not _needs_root(recipe):
         checks += [partial(RunData.of_task, recipe, task, _warn) for task in recipe.data.tasks]
     problems = []
     for check in checks:
@@ -167,7 +171,13 @@ def preview(
 
 
 def _encoder(recipe: Any) -> Any:
-    """The recipe's prompts, with their demonstrations."""
+    """The recipe's prompts, with their demonstrations.
+
+    Raises:
+        UserError: the recipe is of an encoder, which reads texts and no prompts.
+    """
+    if recipe.method == "encoder":
+        raise UserError("this recipe is for launch/encoder.sh, and encoders get no prompts; name a recipe of an LLM")
     from extensions.policy import load_config, load_tokenizer, prompt_limit
     from extensions.prompts import PromptEncoder
     from extensions.run_data import shown_rows
@@ -326,20 +336,26 @@ def sweep(
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="one run of all tasks, not one a task")] = False,
     commands: Annotated[bool, typer.Option("--print", help="print the commands of what is left; run nothing")] = False,
+    collected: Annotated[
+        bool, typer.Option("--collect", help="write the table of what is finished; run nothing")
+    ] = False,
     launcher: Annotated[str, typer.Option(help="what starts launch/METHOD.sh, with its options")] = "deepspeed",
     out: Annotated[Path | None, typer.Option(help="folder to write; default: runs/NAME-METHOD-sweep")] = None,
 ) -> None:
     """Run tasks x a grid of recipe keys, each as its own run, and choose the best of each task by validation."""
     from extensions.sweep import parse_launcher, plan
-    from extensions.sweep_run import left, run
+    from extensions.sweep_run import collect, left, run
 
     with _user_errors():
         program = parse_launcher(launcher)
         planned = plan(recipe, overrides or [], method.value, grid or [], together, out, _warn)
-        if not commands:
+        if collected:
+            collect(planned)
+        elif commands:
+            for cell in left(planned):
+                print(shlex.join(planned.command(cell, program)))
+        else:
             raise typer.Exit(run(planned, program))
-        for cell in left(planned):
-            print(shlex.join(planned.command(cell, program)))
 
 
 @app.command()

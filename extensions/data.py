@@ -21,7 +21,7 @@ import numpy as np
 
 from extensions.errors import UserError
 from extensions.generated import GENERATORS
-from extensions.prompts import CLOSE, parse_answer
+from extensions.prompts import CLOSE, parse_answer, told_apart
 from extensions.rows import ROWS
 from extensions.tasks import Hub, Task
 
@@ -382,7 +382,9 @@ def _number(value: Any) -> Any:
 def demonstrations(
     task: Task, train: Sequence[Example], count: int, kind: Literal["balanced", "random"], seed: int
 ) -> list[Example]:
-    """Training rows to show before a query (section 5.2 of the paper): up to `count`, all different, drawn by `seed`.
+    """Training rows to show before a query (section 5.2 of the paper): up to `count`, drawn by `seed`.
+
+    No two have the same texts, and where several rows make one question (MultiRC, ReCoRD) each is about another text.
 
     Args:
         train: of the task, or of the one that teaches it.
@@ -397,11 +399,11 @@ def demonstrations(
         kind_of = float(str(label)) > middle if task.is_regression else label
         classes.setdefault(kind_of if kind == "balanced" else "any", []).append(train[row])
     turns = list(classes.values())
-    found: dict[tuple[tuple[str, str], ...], Example] = {}
+    found: dict[tuple[str, ...], Example] = {}
     for place in range(max(map(len, turns), default=0)):
         for rows in turns:
             if place < len(rows) and len(found) < count:
-                found.setdefault(tuple(rows[place].fields.items()), rows[place])
+                found.setdefault(told_apart(task, rows[place].fields), rows[place])
     return list(found.values())
 
 

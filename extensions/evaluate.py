@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
@@ -34,59 +34,77 @@ def predict(
     max_new_tokens: int,
     seed: int,
     decoding: Decoding = "sample",
-    on_batch: Callable[[list[Prediction]], None] = lambda done: None,
 ) -> list[Prediction]:
-    """One answer for each example of one task (section 5.1: a single response, the upper bound of the budget).
+    """One answer for each example of one task, in their order.
 
-    Rows with the same long text, else rows of like length, are computed together. An example's random numbers come from
-    its row number, so its answer does not depend on `batch_size` or on which rank has it.
+    Section 5.1 of the paper: a single response, the upper bound of the budget. An example's random numbers come from
+    its row number, so in float32 its answer does not depend on `batch_size`; in bfloat16 the rows beside it round it
+    differently.
 
     Args:
         decoding: "likelihood" takes the most probable of the task's answers, of a regression of `SCORES` numbers.
-        on_batch: gets the predictions of each batch when they are there.
     """
-    encoded = [encoder.encode(example.task, example.fields) for example in examples]
-    groups = _groups(examples)
-    order = sorted(range(len(examples)), key=lambda i: (groups[i], len(encoded[i][0])))
     found: dict[int, Prediction] = {}
-    for first in range(0, len(order), batch_size):
-        members = order[first : first + batch_size]
-        requests = [
-            Request(
-                encoded[i][0],
-                groups[i],
-                max_new_tokens,
-                random_numbers(seed, EVALUATION, 0, examples[i].index, max_new_tokens)[1],
-            )
-            for i in members
-        ]
-        task = examples[members[0]].task
-        supports: Sequence[float | None] = [None] * len(members)
-        if task.is_ranked or decoding == "likelihood":
-            options = _options(task)
-            chances = _probabilities(
-                list(options.values()), requests, [encoded[i][1] for i in members], encoder, sampler
-            )
-            if task.positive is not None:
-                supports = chances[:, list(options).index(task.positive)].tolist()
-        if decoding == "likelihood":
-            texts = [f"{list(options.values())[k]}{CLOSE}" for k in chances.argmax(-1).tolist()]
-        else:
-            texts = [response.text for response in sampler.sample(requests, greedy=decoding == "greedy")]
-        for i, text, support in zip(members, texts, supports, strict=True):
-            example, answer = examples[i], parse_answer(text, task)
-            found[i] = Prediction(task.name, example.index, text, answer, example.label, example.kept, support)
-        on_batch([found[i] for i in members])
-    return [found[i] for i in range(len(examples))]
+    for batch in in_batches(examples, batch_size):
+        answered = answer(batch, encoder, sampler, max_new_tokens, seed, decoding)
+        found |= {prediction.index: prediction for prediction in answered}
+    return [found[example.index] for example in examples]
 
 
-def _groups(examples: Sequence[Example]) -> list[str]:
-    """What each row's prompt begins with, besides the task's own text: the long field, if others have the same one."""
+@dataclass(frozen=True)
+class Row:
+    """An example of a batch."""
+
+    example: Example
+    group: str  # rows of one group share what their prompts begin with
+
+
+def in_batches(examples: Sequence[Example], batch_size: int) -> list[list[Row]]:
+    """The examples of one task in batches of `batch_size`: rows with the same long text, else of like length, together.
+
+    A function of the examples alone, not of what is done already.
+    """
     texts = [example.fields[example.task.long_field] for example in examples]
     counts = Counter(texts)
-    return [
-        f"{example.task.name}\n{text}" if counts[text] > 1 else example.task.name
+    rows = [
+        Row(example, f"{example.task.name}\n{text}" if counts[text] > 1 else example.task.name)
         for example, text in zip(examples, texts, strict=True)
+    ]
+    rows.sort(key=lambda row: (row.group, sum(map(len, row.example.fields.values()))))
+    return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+
+
+def answer(
+    batch: Sequence[Row], encoder: PromptEncoder, sampler: Sampler, max_new_tokens: int, seed: int, decoding: Decoding
+) -> list[Prediction]:
+    """One answer for each row of a batch; see `predict`."""
+    task = batch[0].example.task
+    encoded = [encoder.encode(task, row.example.fields) for row in batch]
+    requests = [
+        Request(
+            ids,
+            row.group,
+            max_new_tokens,
+            random_numbers(seed, EVALUATION, 0, row.example.index, max_new_tokens)[1],
+        )
+        for row, (ids, _) in zip(batch, encoded, strict=True)
+    ]
+    supports: Sequence[float | None] = [None] * len(batch)
+    if task.is_ranked or decoding == "likelihood":
+        options = _options(task)
+        prompts = [text for _, text in encoded]
+        chances = _probabilities(list(options.values()), requests, prompts, encoder, sampler)
+        if task.positive is not None:
+            supports = chances[:, list(options).index(task.positive)].tolist()
+    if decoding == "likelihood":
+        texts = [f"{list(options.values())[k]}{CLOSE}" for k in chances.argmax(-1).tolist()]
+    else:
+        texts = [response.text for response in sampler.sample(requests, greedy=decoding == "greedy")]
+    return [
+        Prediction(
+            task.name, row.example.index, text, parse_answer(text, task), row.example.label, row.example.kept, support
+        )
+        for row, text, support in zip(batch, texts, supports, strict=True)
     ]
 
 
@@ -111,10 +129,11 @@ def _probabilities(
 
 
 class Evaluator:
-    """Predictions over all ranks; each computes its share of each task.
+    """Predictions over all ranks, by whole batches that are dealt out to them.
 
     With a file name the predictions are kept as they come, and a run that is started again takes up where it stopped:
-    an answer depends on nothing but its own row, so the number of ranks may differ.
+    the batches are cut the same way each time, so on as many ranks the answers are those of a run that never stopped,
+    bit for bit; on another number of ranks they are in float32.
 
     Args:
         folder: the run folder. Rank k writes `STEM.part-k.jsonl` there, and rank 0 `STEM.jsonl` in the end.
@@ -142,49 +161,61 @@ class Evaluator:
             file: name of the predictions in the run folder; None: not kept.
             resumable: also keep the part that a killed run had.
         """
-        strategy, settings = self.strategy, self.recipe.evaluation
+        strategy, recipe = self.strategy, self.recipe
+        self.tell_dropped()  # of training, since the last evaluation
         stem = Path(file).stem if file is not None and resumable else None
         known = self._resumed(stem) if stem is not None else {}
-        known = {key: known[key] for e in examples if (key := (e.task.name, e.index)) in known}
-        self.reporter.say(
-            f"evaluating {len(examples)} rows {title}" + (f"; {len(known)} are done already" if known else "")
-        )
+        batches = self._pending(examples, known)
+        left = sum(len(batch) for rank in batches for batch in rank)
+        done = f"; {len(examples) - left} are done already" if known else ""
+        self.reporter.say(f"evaluating {len(examples)} rows {title}{done}")
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         found: list[Prediction] = []
-
-        def on_batch(predictions: list[Prediction]) -> None:
-            found.extend(predictions)
+        self.reporter.progress(0, left)
+        for batch in self._in_lockstep(batches) if self.sampler.lockstep else batches[strategy.rank]:
+            tokens = recipe.rollout.max_new_tokens
+            answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
+            found += answered
             if part is not None:
-                _append(part, predictions)
-            self.reporter.progress(len(known) + len(found) * strategy.world_size, len(examples))
-
-        self.reporter.progress(0, len(examples))
-        self.encoder.dropped.clear()
-        for task in dict.fromkeys(example.task.name for example in examples):
-            rows = [e for e in examples if e.task.name == task and (task, e.index) not in known]
-            share = -(-len(rows) // strategy.world_size)
-            own = rows[strategy.rank * share : (strategy.rank + 1) * share]
-            if self.sampler.lockstep:
-                own += rows[:1] * (share - len(own))  # as many forwards on each rank
-            if own:
-                predict(
-                    own,
-                    self.encoder,
-                    self.sampler,
-                    settings.batch_size,
-                    self.recipe.rollout.max_new_tokens,
-                    self.recipe.seed,
-                    settings.decoding,
-                    on_batch,
-                )
+                _append(part, answered)
+            self.reporter.progress(len(found) * strategy.world_size, left)
         if part is not None:
             part.close()
-        self._tell_dropped()
+        self.tell_dropped()
         by_key = known | {(p.task, p.index): p for part_of in strategy.gather(found) for p in part_of}
         predictions = [by_key[example.task.name, example.index] for example in examples]
         if strategy.is_rank_0() and file is not None:
             write_jsonl(self.folder / file, [asdict(prediction) for prediction in predictions])
         return predictions
+
+    def _pending(self, examples: Sequence[Example], known: Container[tuple[str, int]]) -> list[list[list[Row]]]:
+        """The batches of each rank that are not complete in `known`, task by task; dealt out in turn."""
+        world_size = self.strategy.world_size
+        by_rank: list[list[list[Row]]] = [[] for _ in range(world_size)]
+        turn = 0
+        for task in dict.fromkeys(example.task.name for example in examples):
+            rows = [example for example in examples if example.task.name == task]
+            size = min(self.recipe.evaluation.batch_size, -(-len(rows) // world_size))  # work for every rank
+            for batch in in_batches(rows, size):
+                if any((task, row.example.index) not in known for row in batch):
+                    by_rank[turn % world_size].append(batch)
+                    turn += 1
+        return by_rank
+
+    def _in_lockstep(self, by_rank: Sequence[Sequence[list[Row]]]) -> Iterator[list[Row]]:
+        """This rank's batches, filled up so that all ranks do the same forwards at the same time (ZeRO 3).
+
+        In each turn the ranks have batches of one task and one size; what is filled up is answered twice.
+        """
+        tasks = dict.fromkeys(batch[0].example.task.name for batches in by_rank for batch in batches)
+        for task in tasks:
+            own = [[b for b in batches if b[0].example.task.name == task] for batches in by_rank]
+            turns, size = max(map(len, own)), max(len(b) for batches in own for b in batches)
+            spare = next(b for batches in own for b in batches)
+            for turn in range(turns):
+                batches = own[self.strategy.rank]
+                batch = batches[turn] if turn < len(batches) else spare
+                yield [*batch, *[batch[0]] * (size - len(batch))]
 
     def forget_parts(self) -> None:
         """Remove what only a killed evaluation needs; call it when its result stands."""
@@ -195,20 +226,21 @@ class Evaluator:
 
     def _resumed(self, stem: str) -> dict[tuple[str, int], Prediction]:
         """What earlier, killed evaluations had, on every rank; put into one file, since a killed one may end torn."""
-        mine: list[Prediction] = []
-        for path in sorted(self.folder.glob(f"{stem}.part-*.jsonl")):
-            mine += [Prediction(**record) for record in read_jsonl(path)]
+        parts = sorted(self.folder.glob(f"{stem}.part-*.jsonl"))
+        mine = [Prediction(**record) for path in parts for record in read_jsonl(path)]
         known = {(p.task, p.index): p for part in self.strategy.gather(mine) for p in part}
         self.strategy.barrier()  # all have read
-        if self.strategy.is_rank_0() and known:
+        if self.strategy.is_rank_0() and parts:
             write_jsonl(self.folder / f"{stem}.part-before.jsonl", [asdict(p) for p in known.values()])
             for path in self.folder.glob(f"{stem}.part-[0-9]*.jsonl"):
                 path.unlink()
         self.strategy.barrier()
         return known
 
-    def _tell_dropped(self) -> None:
+    def tell_dropped(self) -> None:
+        """Warn of prompts that lost demonstrations since the last time. On every rank."""
         dropped = sum((Counter(part) for part in self.strategy.gather(dict(self.encoder.dropped))), Counter())
+        self.encoder.dropped.clear()
         for name, count in dropped.items():
             self.reporter.warn(
                 f"{name}: {count} prompts show fewer than {self.encoder.shots} demonstrations, since no more fit into "

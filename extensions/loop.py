@@ -13,8 +13,6 @@ from torch import Tensor
 
 from extensions.packing import Sample
 from extensions.policy import Policy
-from extensions.prompts import PromptEncoder
-from extensions.rollout import Sampler
 
 
 class Trainer(Protocol):
@@ -22,8 +20,6 @@ class Trainer(Protocol):
 
     policy: Policy
     engine: Any  # DeepSpeed's, around the policy
-    sampler: Sampler
-    encoder: PromptEncoder
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One iteration: its metrics, and a record for each sample where there are responses; same on all ranks."""

@@ -183,7 +183,9 @@ class Policy(nn.Module):
             return found | ({"entropy": token_entropy(logits)} if entropy else {})
 
         rows = max(1, LOGITS_AT_ONCE // int(self.causal_lm.config.vocab_size))
-        if len(targets) <= rows:
+        # ZeRO 3 gathers the head for each chunk, and all ranks must gather as often, whatever their targets are.
+        sharded = any(hasattr(p, "ds_id") for p in self.causal_lm.get_output_embeddings().parameters())
+        if len(targets) <= rows or sharded:
             return numbers(states, targets)
         parts = [
             checkpoint(numbers, *chunk, use_reentrant=False)
@@ -384,9 +386,30 @@ def _load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftMo
             raise UserError(
                 f"model.adapter: {path!r} is not a LoRA adapter but {config.peft_type}; only LoRA is used here"
             )
+        # What trains other weights than LoRA matrices stays on where the adapter is off: the reference would be wrong.
+        extras = {
+            "modules_to_save": config.modules_to_save,
+            "bias": None if config.bias == "none" else config.bias,
+            "use_dora": config.use_dora,
+            "rank_pattern": config.rank_pattern,
+            "alpha_pattern": config.alpha_pattern,
+            "trainable_token_indices": config.trainable_token_indices,
+        }
+        strange = [f"{key}: {value}" for key, value in extras.items() if value]
+        if strange:
+            raise UserError(
+                f"model.adapter: {path!r} is more than plain LoRA ({', '.join(strange)}), which this project does not "
+                "keep apart from the base; merge it into a model of its own with peft's merge_and_unload, and set "
+                "model.path to that"
+            )
         if lora is not None:
-            own = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
+            own: dict[str, Any] = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
+            targets = config.target_modules
+            wanted = _lora_config(base, lora).target_modules
             other = [f"lora.{key}={value}" for key, value in own.items() if getattr(lora, key) != value]
+            if targets != wanted:
+                names = targets if isinstance(targets, str) else f"[{', '.join(sorted(targets or []))}]"
+                other.append(f"lora.target_modules={names}")
             if other:
                 raise UserError(f"model.adapter: {path!r} was made with other settings; add: {' '.join(other)}")
             config.lora_dropout = lora.dropout

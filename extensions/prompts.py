@@ -51,6 +51,12 @@ def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
 Shown = tuple[Mapping[str, str], str]  # a demonstration: the fields of a training row, and its answer as it is written
 
 
+def told_apart(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
+    """What two rows must differ in, for one not to give away the other's answer: their texts, or the text that several
+    rows of one question have in common."""
+    return (fields[task.long_field],) if task.unit else tuple(fields[name] for name in task.fields)
+
+
 def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
     """The whole prompt as plain text (section 4.1); `shown` are answered queries before it (section 5.2, few-shot)."""
     system, question = render(task, fields)
@@ -114,7 +120,9 @@ class PromptEncoder:
         Raises:
             UserError: the question and the format alone are longer than that.
         """
-        shown = [one for one in self.demonstrations.get(task.name, ()) if one[0] != fields][: self.shots]
+        own = told_apart(task, fields)
+        others = [one for one in self.demonstrations.get(task.name, ()) if told_apart(task, one[0]) != own]
+        shown = others[: self.shots]
         wanted = len(shown)
         while True:
             text = self.text(task, fields, shown)

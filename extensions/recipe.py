@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import math
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -138,7 +140,7 @@ class Rollout(Section):
 class Sft(Section):
     batch_size: int = Field(24, ge=1, description="samples of one optimizer step over all ranks (paper 5.1)")
     max_steps: int | None = Field(
-        None, ge=1, description="optimizer steps; null: as many samples as PPO sees, max_steps * ppo.batch_size (ours)"
+        None, ge=1, description="optimizer steps; null: as many samples as PPO sees, max_steps x ppo.batch_size (ours)"
     )
     micro_batch_size: int = Field(
         24, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
@@ -249,7 +251,12 @@ class Evaluation(Section):
         "auto", description="split of the before/after table; auto: test where it has labels, else validation (ours)"
     )
     max_samples: int | None = Field(None, ge=1, description="rows a task for the table, spread evenly; null: all")
-    batch_size: int = Field(64, ge=1, description="rows sampled together on a rank (ours)")
+    batch_size: int = Field(
+        64, ge=1, description="rows sampled together on a rank; fewer where a cache of long prompts is too large (ours)"
+    )
+    micro_batch_size: int = Field(
+        16, ge=1, description="rows of one packed forward over prompts; memory against speed (ours)"
+    )
     decoding: Literal["sample", "greedy", "likelihood"] = Field(
         "sample",
         description="sample: one multinomial response (paper 5.1); greedy: the most probable tokens; likelihood: the "
@@ -286,6 +293,11 @@ class Recipe(Section):
         None, description="run folder, exactly there; null: runs/NAME, with -sft, -zero-shot, ... for other than PPO"
     )
     max_steps: int = Field(1000, ge=1, description="PPO iterations: each samples and learns from one batch")
+    max_epochs: Number | None = Field(
+        None,
+        gt=0,
+        description="passes over the training rows after which training ends, if sooner; null: none (ours)",
+    )
     model: Model = Field(description="the LLM")
     lora: Lora = Field(default_factory=Lora, description="the trained layers (paper 4.4)")
     data: Data = Field(description="tasks and files")
@@ -316,8 +328,9 @@ class Recipe(Section):
         if self.method != "eval":
             return "" if self.method == "ppo" else f"-{self.method}"
         shots = f"-{self.prompt.shots}-shot" if self.prompt.shots else "-zero-shot"
-        what = "-eval" if self.model.adapter is not None else shots
-        return what if self.evaluation.decoding == "sample" else f"{what}-{self.evaluation.decoding}"
+        if self.model.adapter is not None:
+            shots = f"-eval-{adapter_name(self.model.adapter)}{shots.removesuffix('-zero-shot')}"
+        return shots if self.evaluation.decoding == "sample" else f"{shots}-{self.evaluation.decoding}"
 
     @property
     def trained_with(self) -> Optimizer:
@@ -326,12 +339,14 @@ class Recipe(Section):
             return self.optimizer
         return self.optimizer.model_copy(update={"name": self.sft.optimizer, "lr": self.sft.lr or self.optimizer.lr})
 
-    @property
-    def training_steps(self) -> int:
-        """Optimizer steps of SFT, iterations of PPO."""
+    def training_steps(self, rows: int | None = None) -> int:
+        """Optimizer steps of SFT, iterations of PPO: at most; fewer where `max_epochs` of so many training rows are."""
+        steps = self.max_steps
         if self.method == "sft":
-            return self.sft.max_steps or max(1, self.max_steps * self.ppo.batch_size // self.sft.batch_size)
-        return self.max_steps
+            steps = self.sft.max_steps or max(1, round(steps * self.ppo.batch_size / self.sft.batch_size))
+        if rows is not None and self.max_epochs is not None:
+            steps = min(steps, math.ceil(self.max_epochs * rows / self.training_batch))
+        return steps
 
     @property
     def training_batch(self) -> int:
@@ -573,6 +588,17 @@ def all_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, A
         else:
             keys[f"{prefix}{name}"] = field
     return keys
+
+
+def value_at(recipe: Recipe, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), recipe)
+
+
+def adapter_name(path: str) -> str:
+    """What an adapter is called: its folder, or that of its run where it has the name that all runs give it."""
+    folder = Path(path)
+    return folder.parent.name or folder.name if folder.name == "adapter" else folder.name
 
 
 def _elsewhere(name: str) -> list[str]:

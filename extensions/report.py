@@ -10,9 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rich.markup import escape
 from rich.table import Table
 
-from extensions.comparison import adapter_name
 from extensions.metrics import suite_average
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, adapter_name
 from extensions.tables import cell_text, interval_text, percent
 from extensions.tasks import SUITES, Task
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from huggingface_hub import ModelCard
 
-from extensions.comparison import FinishedRun, Row, rows_of
+from extensions.comparison import FinishedRun, Row, differing_keys, rows_of
 from extensions.errors import UserError
 from extensions.plots import Curve, Panel, Points, accuracy_curves, reward_curves, smoothed_over_a_tenth
 from extensions.report import model_card
@@ -28,6 +29,7 @@ from extensions.tables import (
     time_ratios,
 )
 
+TITLE = "# Results"  # begins report.md
 WRITTEN = ("report.md", "model_card.md", "reward_curves.png", "accuracy.png")  # and the tables, in three forms
 
 
@@ -84,7 +86,15 @@ def _names() -> list[str]:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier report wrote, so that no table of other runs stays."""
+    """Remove what an earlier report wrote, so that no table of other runs stays.
+
+    Raises:
+        UserError: files of those names are there, but no report: they are somebody else's.
+    """
+    there = [name for name in _names() if (out / name).exists()]
+    report = out / "report.md"
+    if there and not (report.exists() and report.read_text(encoding="utf-8").startswith(TITLE)):
+        raise UserError(f"--out: {out / there[0]} is there and not of an earlier report; choose another folder")
     for name in _names():
         (out / name).unlink(missing_ok=True)
 
@@ -92,7 +102,7 @@ def _clear(out: Path) -> None:
 def _report_text(
     rows: Sequence[Row], tables: Sequence[ResultTable], pictures: Sequence[str], best: Row | None, out: Path
 ) -> str:
-    parts = ["# Results"]
+    parts = [TITLE]
     for table in tables:
         files = ", ".join(f"[{ending}]({table.name}.{ending})" for ending in ("md", "tex", "csv"))
         parts += [f"## {table.title}", markdown(table), *table.notes, f"The same as files: {files}."]
@@ -128,6 +138,9 @@ def _run_list(rows: Sequence[Row], out: Path) -> str:
             card = run.folder / "adapter" / "README.md"
             link = f", [card of its adapter]({_link(card, out)})" if card.exists() else ""
             lines.append(f"- {cell_text(row.name)}: [{cell_text(run.folder.name)}]({_link(run.folder, out)}){link}")
+        different = differing_keys(row.runs)
+        if different:
+            lines.append(f"- The runs of {cell_text(row.name)} differ in {', '.join(f'`{key}`' for key in different)}.")
     return "\n".join(lines)
 
 
@@ -193,11 +206,14 @@ def _reward_points(rows: Sequence[Row]) -> dict[str, Points]:
     """Label -> iterations and mean rewards of each PPO run."""
     runs = [run for row in rows for run in row.runs if run.recipe.method == "ppo"]
     labels = _run_labels(rows, with_tasks=True)
+    taken = Counter(labels[run.folder] for run in runs)
     found: dict[str, Points] = {}
     for run in runs:
         points = [(i.step, i.reward_mean) for i in run.iterations if i.reward_mean is not None]
         if points:
-            found[labels[run.folder]] = ([step for step, _ in points], [reward for _, reward in points])
+            label = labels[run.folder]
+            name = label if taken[label] == 1 else f"{label} ({run.folder.name})"
+            found[name] = ([step for step, _ in points], [reward for _, reward in points])
     return found
 
 
@@ -230,6 +246,12 @@ def _curve(run: FinishedRun, label: str) -> Curve | None:
     return Curve(label, samples, times, smoothed_over_a_tenth(accuracies), on_training=True)
 
 
+def _other_split(row: Row, names: Iterable[str]) -> str:
+    """Which split a level is of, where it is not that of the curves."""
+    splits = sorted({row.results[name].split for name in names})
+    return "" if splits == ["validation"] else f" ({' and '.join(splits)} split)"
+
+
 def _levels(rows: Sequence[Row], runs: Sequence[FinishedRun], labels: Mapping[Path, str]) -> dict[str, float]:
     """Mean score of each row without an adapter of ours, over the tasks that `runs` were validated on.
 
@@ -237,7 +259,8 @@ def _levels(rows: Sequence[Row], runs: Sequence[FinishedRun], labels: Mapping[Pa
     """
     names = {name for run in runs for v in run.validations[-1:] for name in v.tasks} or set(runs[0].trained_tasks)
     return {
-        labels[row.runs[0].folder]: sum(row.results[name].score.score for name in names) / len(names)
+        f"{labels[row.runs[0].folder]}{_other_split(row, names)}": sum(row.results[name].score.score for name in names)
+        / len(names)
         for row in rows
         if not any(run.is_trained for run in row.runs) and names <= row.results.keys()
     }

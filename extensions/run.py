@@ -15,6 +15,7 @@ checkpoints/       resume points
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -59,6 +60,17 @@ def versions() -> dict[str, Any]:
     }
 
 
+def adapter_hash(folder: str | None) -> str | None:
+    """sha256 of a PEFT adapter's settings and weights; None without one, or where its files are missing."""
+    digest = hashlib.sha256()
+    try:
+        for name in ("adapter_config.json", "adapter_model.safetensors") if folder is not None else ():
+            digest.update((Path(str(folder)) / name).read_bytes())
+    except OSError:
+        return None
+    return digest.hexdigest() if folder is not None else None
+
+
 def _git(*arguments: str) -> str | None:
     try:
         here = Path(__file__).parent
@@ -84,7 +96,7 @@ class RunFolder:
                 root.rename(self.set_aside)
             root.mkdir(parents=True, exist_ok=True)
             write_text(root / "recipe.yaml", dump_recipe(recipe))
-            write_json(root / "versions.json", versions())
+            write_json(root / "versions.json", versions() | {"adapter_sha256": adapter_hash(recipe.model.adapter)})
         except OSError as error:
             raise UserError(
                 f"output_dir: cannot write to {root} ({error.strerror or error}); choose another folder"
@@ -105,6 +117,12 @@ class RunFolder:
         if not isinstance(old, dict):
             raise UserError(
                 f"{self.root / 'recipe.yaml'} is damaged, so the run cannot be resumed; choose another output_dir"
+            )
+        was, now = read_json(self.root / "versions.json").get("adapter_sha256"), adapter_hash(recipe.model.adapter)
+        if was != now:
+            raise UserError(
+                f"{self.root} holds an unfinished run with another adapter: {recipe.model.adapter} has changed since "
+                "(sha256). Put the old one back to go on, or choose another output_dir"
             )
         new = yaml.safe_load(dump_recipe(recipe))
         changed = [f"  {key}: was {a!r}, is {b!r}" for key, a, b in _differences(old, new) if key != "output_dir"]

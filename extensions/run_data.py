@@ -120,6 +120,10 @@ def shown_rows(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> 
             f"prompt.shots: {count}, but task {task.name} has no training rows to show; give source.files.train, or "
             "name in taught_by the built-in task that has its prompt"
         )
+    if (teacher.fields, teacher.labels, teacher.score_range) != (task.fields, task.labels, task.score_range):
+        raise UserError(
+            f"task {task.name}: taught_by: {teacher.name} has other fields or labels; name a task of the same prompt"
+        )
     if not train:
         train = load_examples(teacher, "train", recipe.data.root, recipe.seed)[: recipe.data.max_train_samples]
     rows = demonstrations(teacher, train, count + 1, recipe.prompt.demonstrations, recipe.seed)

@@ -22,7 +22,6 @@ from extensions.packing import Sample, pack, with_sequence_targets
 from extensions.policy import Policy
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Sft
-from extensions.rollout import Sampler
 from extensions.strategy import Strategy
 
 
@@ -31,7 +30,6 @@ class SftTrainer:
 
     Args:
         policy, engine: the policy, and the DeepSpeed engine around it.
-        sampler: of the evaluations; training samples nothing.
         order: which examples make up each batch.
         sft: recipe section `sft`.
     """
@@ -41,13 +39,12 @@ class SftTrainer:
         policy: Policy,
         engine: Any,
         strategy: Strategy,
-        sampler: Sampler,
         encoder: PromptEncoder,
         order: BatchOrder,
         sft: Sft,
         seed: int,
     ) -> None:
-        self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
+        self.policy, self.engine, self.strategy = policy, engine, strategy
         self.encoder, self.order, self.sft, self.seed = encoder, order, sft, seed
         self.loss = SFTLoss()
 
@@ -79,7 +76,7 @@ class SftTrainer:
         """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.
 
         The loss is the mean over the target tokens of all samples of all ranks, so neither micro-batches nor ranks nor
-        the sharing of prefixes change it.
+        the sharing of prefixes change it, but for what dropout draws.
         """
         self.policy.train()
         sequence = self.sft.loss == "sequence"

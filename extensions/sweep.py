@@ -21,7 +21,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import yaml
 from extensions.data import has_split
 from extensions.errors import UserError
 from extensions.metrics import mean_score
-from extensions.recipe import Recipe, all_keys, load_recipe
+from extensions.recipe import Recipe, all_keys, load_recipe, value_at
 from extensions.run import is_finished, read_json, read_jsonl
 from extensions.run_data import table_split
 from extensions.tasks import Task
@@ -163,6 +162,8 @@ def plan(
         out: folder; None: runs/NAME-METHOD-sweep, or runs/NAME-METHOD-together-sweep.
         warn: gets the tasks that are left out.
 
+    Cells do not evaluate before training, and of a grid they do not answer the test splits, unless `overrides` say so.
+
     Raises:
         UserError: with every wrong key or value of all cells; two cells that are the same; a grid whose best cell no
             validation could tell; a cell that is finished already, by another recipe.
@@ -180,6 +181,14 @@ def plan(
         if first == second:
             raise UserError(f"--grid: {_label(a)} and {_label(b)} are the same run; leave out one of them")
     base = recipes[0]
+    if method == "encoder" and base.encoder.intermediate is not None and not together:
+        raise UserError(
+            "encoder.intermediate serves some tasks of a run, so a sweep over it needs --together (an encoder run "
+            "fine-tunes a model for each task by itself)"
+        )
+    # Prompting is the baseline of all cells, and the test splits are for the best of them alone.
+    wasted = ["evaluation.before", *(["evaluation.predict_test"] if len(combinations) > 1 else [])]
+    spared = {key: False for key in wasted if method in ("ppo", "sft") and key not in given and key not in axes}
     out = out or Path("runs") / f"{base.name}-{method}-{'together-' if together else ''}sweep"
 
     cells = []
@@ -191,7 +200,7 @@ def plan(
                 "output_dir": (out / _safe(task) / _safe(_label(settings))).as_posix(),
             }
             kept = [override for override in overrides if _key(override) not in own]
-            cells.append((task, settings, [*kept, *assignments(settings), *assignments(own)]))
+            cells.append((task, settings, [*kept, *assignments(settings), *assignments(spared | own)]))
     resolved = _load_all(path, [arguments for *_, arguments in cells], method)
     sweep = Sweep(
         path,
@@ -283,7 +292,7 @@ def _check_choice(sweep: Sweep) -> None:
     """Refuse a grid whose cells would leave nothing to choose by: a test split must not choose."""
     for cell in sweep.cells:
         recipe = cell.recipe
-        every, steps = recipe.evaluation.every_steps, recipe.training_steps
+        every, steps = recipe.evaluation.every_steps, recipe.training_steps()
         if recipe.method == "encoder" or (recipe.method != "eval" and 0 < every <= steps):
             continue
         unfit = [task.name for task in _learned(recipe.data.tasks) if table_split(recipe, task) != "validation"]
@@ -305,7 +314,7 @@ def _check_finished(sweep: Sweep) -> None:
     for cell in sweep.cells:
         if is_finished(cell.folder):
             old = load_recipe(cell.folder / "recipe.yaml")
-            pairs = {key: (_at(old, key), _at(cell.recipe, key)) for key in all_keys() if key != "output_dir"}
+            pairs = {key: (value_at(old, key), value_at(cell.recipe, key)) for key in all_keys() if key != "output_dir"}
             changed = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in pairs.items() if was != now]
             if changed:
                 problems.append(f"  {cell.folder}: {'; '.join(changed)}")
@@ -314,10 +323,6 @@ def _check_finished(sweep: Sweep) -> None:
             "finished runs of another recipe are in the way; choose another --out, or move these folders away\n"
             + "\n".join(problems)
         )
-
-
-def _at(recipe: Recipe, key: str) -> Any:
-    return reduce(getattr, key.split("."), recipe)
 
 
 # ------------------------------------------------------------------------------------------------------ the outcome
@@ -331,7 +336,7 @@ def outcome(cell: Cell) -> Outcome:
     learned = {t.name: scores["after"][t.name] for t in _learned(cell.recipe.data.tasks) if t.name in scores["after"]}
     split = " and ".join(sorted({scores["splits"][name] for name in learned}))
     table = mean_score(learned) if learned else None
-    best = best_validation(cell.folder / "validation.jsonl")
+    best = best_validation(cell.folder / "validation.jsonl", [task.name for task in _learned(cell.recipe.data.tasks)])
     training = scores.get("training", {})
     return Outcome(
         "finished",
@@ -343,15 +348,16 @@ def outcome(cell: Cell) -> Outcome:
     )
 
 
-def best_validation(path: Path) -> float | None:
+def best_validation(path: Path, learned: Sequence[str]) -> float | None:
     """The best mean score of a run's validations; None where there were none.
 
-    An encoder run learns one task after the other, so its lines are of one task each: the mean of their bests.
+    An encoder run learns one task after the other, so its lines are of one task each: the mean of their bests, over
+    those that the run is judged by and not the intermediate one.
     """
     best: dict[tuple[str, ...], float] = {}
     for record in read_jsonl(path) if path.exists() else []:
-        if record["mean"] is not None:  # a score that is not a number chooses nothing
-            tasks = tuple(record["tasks"])
+        tasks = tuple(record["tasks"])
+        if record["mean"] is not None and set(tasks) <= set(learned):  # what is not a number chooses nothing
             best[tasks] = max(record["mean"], best.get(tasks, record["mean"]))
     return sum(len(tasks) * mean for tasks, mean in best.items()) / sum(map(len, best)) if best else None
 

@@ -22,6 +22,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from extensions.data import has_split
 from extensions.errors import UserError
 from extensions.run import Reporter, is_finished, read_json, write_json, write_text
 from extensions.sweep import Cell, Outcome, Sweep, as_yaml, assignments, choose, outcome, script
@@ -173,10 +174,24 @@ def _run_cell(number: int, head: str, launcher: Sequence[str], records: Records,
         reporter.say(f"{head} finished in {seconds}, validation {_percent(outcome(cell).validation)}")
     else:
         records.failed[number] = status
-        why = f"failed with status {status}" if status else "ended without a result (no scores in eval.json)"
         tail = "".join(f"\n    {line}" for line in _tail(log))
-        reporter.warn(f"{head} {why} after {seconds}; the end of {log}:{tail}")
+        reporter.warn(f"{head} {_failure(status)} after {seconds}; the end of {log}:{tail}")
     records.write()
+
+
+def _failure(status: int) -> str:
+    return f"failed with status {status}" if status else "ended without a result (no scores in eval.json)"
+
+
+def collect(sweep: Sweep) -> None:
+    """Write and print the table of what is finished, and run nothing: for runs that a scheduler started."""
+    records = Records(sweep)
+    try:
+        sweep.out.mkdir(parents=True, exist_ok=True)
+        records.write()
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {sweep.out} ({error.strerror or error}); choose another") from error
+    _conclude(records, Reporter(active=True))
 
 
 def _conclude(records: Records, reporter: Reporter) -> None:
@@ -185,7 +200,7 @@ def _conclude(records: Records, reporter: Reporter) -> None:
     reporter.console.print(records.table())
     for number, status in records.failed.items():
         cell = sweep.cells[number]
-        reporter.warn(f"failed with status {status}: {cell.title}; log {sweep.log(cell)}")
+        reporter.warn(f"{cell.title}: {_failure(status)}; log {sweep.log(cell)}")
     if records.failed:
         reporter.say("the same command runs what is left once more")
     if best:
@@ -199,6 +214,12 @@ def _conclude(records: Records, reporter: Reporter) -> None:
         ]
         if answered:
             reporter.say(f"      {shlex.join(['nlu', 'submit', *answered, '--suite', suite])}")
+    for cell in best if sweep.method in ("ppo", "sft") else []:
+        if not cell.recipe.evaluation.predict_test and any(has_split(t, "test") for t in cell.recipe.data.tasks):
+            command = ["deepspeed", str(script("eval")), str(sweep.path), *cell.arguments]
+            command = [word for word in command if not word.startswith(("output_dir=", "evaluation.predict_test="))]
+            answers = [f"model.adapter={cell.folder / 'adapter'}", "evaluation.predict_test=true"]
+            reporter.say(f"      {shlex.join([*command, *answers])}")
 
 
 def _warn_of_others(sweep: Sweep, reporter: Reporter) -> None:

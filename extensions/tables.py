@@ -57,6 +57,7 @@ class Block:
 
     title: str
     lines: list[Line]
+    unmarked: frozenset[str] = frozenset()  # columns whose numbers are of different rows of the task
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,12 @@ def paper_table(which: PaperTable, rows: Sequence[Row]) -> ResultTable | None:
         if average is not None:
             records.append(_record("paper", name, AVERAGE, AVERAGE, average, split="test"))
     lines, own_records = _own_lines(ours, suite)
-    blocks = [Block("The paper, on the evaluation servers", theirs), Block(_own_title(ours), lines)]
+    mixed = _mixed(ours)
+    blocks = [Block("The paper, on the evaluation servers", theirs), Block(_own_title(ours), lines, mixed)]
     notes = [
         "The paper's numbers are from the evaluation servers (test splits). " + _own_note(ours),
         "In percent; two metrics of a task as first/second. Best in bold, second best underlined, in each block for "
-        "itself.",
+        "itself." + _mixed_note(mixed, columns),
     ]
     if suite:
         counted = sum(task.averaged for task in suite)
@@ -122,9 +124,24 @@ def other_tasks(rows: Sequence[Row]) -> ResultTable | None:
     if not ours:
         return None
     lines, records = _own_lines(ours, None)
-    notes = [_own_note(ours), "In percent. Best in bold, second best underlined."]
-    columns = {task.name: task.display_name for task in found.values()}
-    return ResultTable("tasks", "Tasks", columns, [Block(_own_title(ours), lines)], notes, records)
+    columns, mixed = {task.name: task.display_name for task in found.values()}, _mixed(ours)
+    notes = [_own_note(ours), "In percent. Best in bold, second best underlined." + _mixed_note(mixed, columns)]
+    return ResultTable("tasks", "Tasks", columns, [Block(_own_title(ours), lines, mixed)], notes, records)
+
+
+def _mixed(ours: Ours) -> frozenset[str]:
+    """Columns that must not be compared: the rows of the task that were scored are not the same in all lines."""
+    scored: dict[str, set[tuple[str, int]]] = {}
+    for _, results in ours:
+        for name, result in results.items():
+            scored.setdefault(name, set()).add((result.split, result.score.samples))
+    mixed = frozenset(name for name, kinds in scored.items() if len(kinds) > 1)
+    return mixed | {AVERAGE} if mixed else mixed
+
+
+def _mixed_note(mixed: frozenset[str], columns: Mapping[str, str]) -> str:
+    names = ", ".join(columns[name] for name in columns if name in mixed)
+    return f" No marks where our lines are of different rows ({names})." if names else ""
 
 
 def _own(row: Row, tasks: Iterable[Task]) -> dict[str, Result]:
@@ -192,7 +209,10 @@ def _own_note(ours: Ours) -> str:
     for title, splits in found.items():
         counts = [f"{split} split, {_span(samples)} rows" for split, samples in splits.items()]
         parts.append(f"{title}: {' and '.join(counts)}")
-    return f"Ours are of labelled rows, scored here ({'; '.join(parts)})."
+    return (
+        f"Ours are of labelled rows, scored here ({'; '.join(parts)}). Where a validation split also chose "
+        "checkpoints, epochs or grid cells, its scores are on the high side."
+    )
 
 
 def _span(numbers: set[int]) -> str:
@@ -277,7 +297,7 @@ def latex(table: ResultTable) -> str:
 
 def _printed(table: ResultTable, block: Block, styles: Mapping[str, str]) -> list[tuple[str, list[str], bool, bool]]:
     """(text, cells, whether it is the heading of a model, whether it stands under one), line by line."""
-    marked = marks(block.lines, table.columns)
+    marked = marks(block.lines, [column for column in table.columns if column not in block.unmarked])
     rows: list[tuple[str, list[str], bool, bool]] = []
     heading = None
     for i, line in enumerate(block.lines):

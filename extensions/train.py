@@ -26,7 +26,7 @@ from extensions.metrics import mean_score, score_all
 from extensions.plots import loss_curve, reward_curve
 from extensions.policy import load_policy, load_tokenizer, prompt_limit
 from extensions.ppo import PpoTrainer
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe, load_recipe
 from extensions.report import before_after_table, model_card
 from extensions.rewards import load_reward
@@ -44,6 +44,7 @@ from extensions.run import (
 from extensions.run_data import RunData
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy, load_trainable_state, trainable_state
+from extensions.tasks import Task
 
 AFTER = "predictions_after.jsonl"
 TEST = "predictions_test.jsonl"  # what `nlu submit` reads
@@ -91,12 +92,14 @@ def run(recipe: Recipe) -> None:
     )
     for example in (*data.train, *data.table, *data.validation, *data.test):
         encoder.check(example.task, example.fields)  # a prompt that cannot fit stops the run here
+    for task in recipe.data.tasks:
+        _check_budget(task, encoder, recipe.rollout.max_new_tokens, reporter)
     sharded = recipe.deepspeed.zero_stage == 3
-    engine = None
+    engine, steps = None, recipe.training_steps(len(data.train))
     if method != "eval" or sharded:
-        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, _updates(recipe))
+        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, _updates(recipe, steps))
     lockstep = recipe.rollout.max_new_tokens if sharded else None
-    sampler = Sampler(policy, tokenizer, ppo.micro_batch_size, lockstep)
+    sampler = Sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
     if method == "eval":
         Evaluation(recipe, strategy, reporter, folder, data, evaluator).go()
@@ -106,11 +109,12 @@ def run(recipe: Recipe) -> None:
     )
     trainer: Trainer
     if method == "sft":
-        trainer = SftTrainer(policy, engine, strategy, sampler, encoder, order, recipe.sft, recipe.seed)
+        trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
         budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
+        sampler = Sampler(policy, tokenizer, ppo.micro_batch_size, lockstep)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
-    Training(recipe, strategy, reporter, folder, data, evaluator, trainer).go()
+    Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
 
 
 def _check_ranks(recipe: Recipe, world_size: int) -> None:
@@ -125,12 +129,24 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
             )
 
 
-def _updates(recipe: Recipe) -> int:
-    """Optimizer steps of the whole run."""
+def _check_budget(task: Task, encoder: PromptEncoder, budget: int, reporter: Reporter) -> None:
+    """Warn where a right answer is longer than what may be sampled: it would be cut, a wrong format each time."""
+    words = [words[0] for words in task.labels.values()]
+    tokens = {word: len(encoder.tokenizer(f"{word}{CLOSE}", add_special_tokens=False)["input_ids"]) for word in words}
+    longest = max(tokens, key=lambda word: tokens[word], default=None)
+    if longest is not None and tokens[longest] > budget:
+        reporter.warn(
+            f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
+            f"rollout.max_new_tokens: {budget}; raise that, or no sampled answer can be right"
+        )
+
+
+def _updates(recipe: Recipe, steps: int) -> int:
+    """Optimizer steps of the whole run, of `steps` iterations."""
     if recipe.method == "sft":
-        return recipe.training_steps
+        return steps
     ppo = recipe.ppo
-    return recipe.max_steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
+    return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
 
 
 def _rows_of_epoch(recipe: Recipe, data: RunData) -> dict[str, int]:
@@ -207,9 +223,10 @@ class Training(Run):
         data: RunData,
         evaluator: Evaluator,
         trainer: Trainer,
+        steps: int,
     ) -> None:
         super().__init__(recipe, strategy, reporter, folder, data, evaluator)
-        self.trainer, self.policy, self.last_step = trainer, trainer.policy, recipe.training_steps
+        self.trainer, self.policy, self.last_step = trainer, trainer.policy, steps
         self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
         self.best_state: dict[str, Tensor] | None = None
         self.collapse = CollapseWatch()
@@ -227,6 +244,7 @@ class Training(Run):
         if self.best_state is not None:
             load_trainable_state(self.policy, self.best_state)
             self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
+        self.save_adapter()
         self.evaluate("after", "after training", AFTER)
         self.answer_test()
         self.finish()
@@ -337,15 +355,19 @@ class Training(Run):
 
     # ------------------------------------------------------------------------------------------------- the end
 
-    def finish(self) -> None:
-        """Adapter, curve, card, table."""
+    def save_adapter(self) -> None:
+        """Before the last evaluations, which may take longer than the training."""
         state = trainable_state(self.policy)
+        if self.folder is not None:
+            self.policy.save_adapter(self.folder.root / "adapter", state)
+            self.evaluator.encoder.tokenizer.save_pretrained(str(self.folder.root / "adapter"))
+            self.policy.save_critic(self.folder.root / "critic", state)
+
+    def finish(self) -> None:
+        """Scores, curve, card, table."""
         if self.folder is None:
             return
         root, recipe = self.folder.root, self.recipe
-        self.policy.save_adapter(root / "adapter", state)
-        self.trainer.encoder.tokenizer.save_pretrained(str(root / "adapter"))
-        self.policy.save_critic(root / "critic", state)
         tasks = list(dict.fromkeys(example.task.name for example in self.data.train))
         training = {"tasks": tasks, "steps": self.step, "samples": self.samples, "seconds": self.seconds}
         self.scores["training"] = training

@@ -1,16 +1,18 @@
 """Prompting baselines: demonstrations, decodings, evaluation of base, adapter and merged model, killed and resumed."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import launch, make_policy, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from extensions import evaluate, train
+from extensions import train
 from extensions.cli import app
 from extensions.data import Example, demonstrations
 from extensions.evaluate import predict
@@ -236,10 +238,12 @@ class Killed(BaseException):
     pass
 
 
-def test_a_killed_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
-    whole = eval_recipe(tmp_path / "whole", tiny_model("llama"))
-    assert train.main([str(whole)], "eval") == 0
-    cut = eval_recipe(tmp_path / "cut", tiny_model("llama"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_killed_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys, dtype):
+    """The batches are the same ones, so that also in bfloat16 nothing is rounded differently."""
+    dtype = f"model.dtype={dtype}"
+    whole, cut = (eval_recipe(tmp_path / name, tiny_model("llama")) for name in ("whole", "cut"))
+    assert train.main([str(whole), dtype], "eval") == 0
     sample, batches = Sampler.sample, []
 
     def killing(self, requests, greedy=False):
@@ -251,14 +255,14 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "sample", killing)
         with pytest.raises(Killed):
-            train.main([str(cut)], "eval")
+            train.main([str(cut), dtype], "eval")
     part = tmp_path / "cut" / "run" / "predictions_after.part-0.jsonl"
     assert len(read_jsonl(part)) == 8
     with part.open("a") as file:
         file.write('{"task": "acceptability", "ind')  # torn by the kill
     seen = []
     monkeypatch.setattr(Sampler, "sample", lambda self, r, greedy=False: seen.append(len(r)) or sample(self, r, greedy))
-    assert train.main([str(cut)], "eval") == 0
+    assert train.main([str(cut), dtype], "eval") == 0
     assert sum(seen) == 4 and "8 are done already" in capsys.readouterr().out
     assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
     assert read_json(tmp_path / "cut" / "run" / "eval.json") == read_json(tmp_path / "whole" / "run" / "eval.json")
@@ -269,19 +273,51 @@ def test_a_killed_evaluation_of_another_recipe_is_refused(tiny_model, tmp_path, 
     path = eval_recipe(tmp_path, tiny_model("llama"))
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.Evaluator, "_tell_dropped", lambda self: (_ for _ in ()).throw(Killed))
+        patch.setattr(train.Run, "write_scores", lambda self: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train.main([str(path)], "eval")
     assert train.main([str(path), "prompt.shots=1"], "eval") == 2
     assert "prompt.shots: was 0, is 1" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_two_ranks_go_on_for_one(tiny_model, tmp_path):
-    """Killed on one rank, resumed on two: the answers of one run, in its order, and dropped demonstrations are told."""
-    whole = eval_recipe(tmp_path / "whole", tiny_model("llama"), prompt={"shots": 4, "max_tokens": 300})
+def test_a_part_without_one_whole_line_does_no_harm(tiny_model, tmp_path):
+    whole = eval_recipe(tmp_path / "whole", tiny_model("llama"))
     assert train.main([str(whole)], "eval") == 0
-    cut = eval_recipe(tmp_path / "cut", tiny_model("llama"), prompt={"shots": 4, "max_tokens": 300})
+    cut = eval_recipe(tmp_path / "cut", tiny_model("llama"))
+    assert train.main([str(cut)], "eval") == 0
+    (tmp_path / "cut" / "run" / "eval.json").unlink()
+    (tmp_path / "cut" / "run" / "predictions_after.part-0.jsonl").write_text('{"task": "acc')
+    assert train.main([str(cut)], "eval") == 0
+    assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
+
+
+def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path, monkeypatch, capsys):
+    """Or the answers of two models would stand in one file."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained / "run" / "adapter", adapter)
+    path = eval_recipe(tmp_path, tiny_model("llama"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "write_scores", lambda self: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train.main([str(path), f"model.adapter={adapter}"], "eval")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
+    assert train.main([str(path), f"model.adapter={adapter}"], "eval") == 2
+    assert "another adapter" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "decoding"), [(0, "sample"), (3, "sample"), (3, "likelihood")])
+def test_two_ranks_go_on_for_one(tiny_model, tmp_path, stage, decoding):
+    """Killed on one rank, resumed on two: the answers of one run, in its order, and dropped demonstrations are told."""
+    sections = {
+        "prompt": {"shots": 4, "max_tokens": 300},
+        "evaluation": {"decoding": decoding, "max_samples": 13},
+        "data": {"tasks": ["acceptability", "reviews"]},
+    }
+    whole = eval_recipe(tmp_path / "whole", tiny_model("llama"), **sections)
+    assert train.main([str(whole)], "eval") == 0
+    cut = eval_recipe(tmp_path / "cut", tiny_model("llama"), deepspeed={"zero_stage": stage}, **sections)
     assert train.main([str(cut)], "eval") == 0
     folder = tmp_path / "cut" / "run"
     (folder / "eval.json").unlink()
@@ -289,7 +325,8 @@ def test_two_ranks_go_on_for_one(tiny_model, tmp_path):
     (folder / "predictions_after.part-7.jsonl").write_text("\n".join(lines[3:8]) + "\n" + lines[9][:20])
     done = launch(cut, ranks=2, method="eval")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert "5 are done already" in done.stdout and done.stdout.count("show fewer than 4 demonstrations") == 1
+    assert "are done already" in done.stdout and done.stdout.count("acceptability: ") == 1
+    assert "show fewer than 4 demonstrations" in done.stdout
     assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
 
 
@@ -325,6 +362,35 @@ def test_user_errors_end_with_one_message(tiny_model, tmp_path, capsys, override
     assert train.main([str(path), *overrides], "eval") == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_a_question_s_other_rows_give_no_answer_away(tmp_path):
+    """Of MultiRC and ReCoRD no text is shown twice, nor that of the row itself."""
+    multirc = TASKS["multirc"]
+    rows = [
+        Example(multirc, i, {"passage": f"text {i // 4}", "question": "q", "answer": str(i)}, str(i % 2), None, {})
+        for i in range(40)
+    ]
+    found = demonstrations(multirc, rows, 6, "balanced", 0)
+    assert len({row.fields["passage"] for row in found}) == 6
+    encoder = PromptEncoder(Words(), 10**4, False, 5, {"multirc": [(row.fields, "True") for row in found]})
+    text = encoder.encode(multirc, found[0].fields | {"answer": "another"})[1]
+    assert text.count(f'"{found[0].fields["passage"]}"') == 1 and text.count("Assistant:") == 6
+
+
+def test_a_teacher_of_another_form_is_refused(tiny_model, tmp_path, capsys):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "a", "label": "1"}) + "\n")
+    task = {
+        "name": "own",
+        "description": "Judge.",
+        "question": 'Judge "{text}".',
+        "labels": {"1": ["Yes"], "0": ["No"]},
+        "taught_by": "cola",
+        "source": {"files": {"test": str(tmp_path / "test.jsonl")}},
+    }
+    path = eval_recipe(tmp_path, tiny_model("llama"), data={"tasks": [task]})
+    assert train.main([str(path), "prompt.shots=1"], "eval") == 2
+    assert "taught_by: cola has other fields" in capsys.readouterr().err
 
 
 def test_an_own_task_without_training_rows_shows_none(tiny_model, tmp_path, capsys):

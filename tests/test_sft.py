@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from support import ARCHITECTURES, CPU, adapter_of, launch, make_policy, samples, timeless, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions import policy as policies
 from extensions import sft, train
 from extensions.data import Example
+from extensions.errors import UserError
 from extensions.packing import Sample, pack, with_sequence_targets
 from extensions.policy import load_policy, load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
@@ -68,7 +70,7 @@ def test_the_loss_is_that_of_plain_transformers(tiny_model, architecture, loss, 
     wanted = gradients(policy)
     for size in (24, 2):
         engine = PlainEngine(policy)
-        trainer = SftTrainer(policy, engine, engine, None, None, None, Sft(loss=loss, micro_batch_size=size), 0)
+        trainer = SftTrainer(policy, engine, engine, None, None, Sft(loss=loss, micro_batch_size=size), 0)
         sums = trainer.update(rows, 0)
         assert (sums["loss"] / sums["tokens"]).item() == pytest.approx(expected.item(), rel=1e-5)
         assert (sums["answer_loss"] / sums["answer_tokens"]).item() == pytest.approx(
@@ -119,12 +121,27 @@ def test_logits_in_chunks_are_the_same(tiny_model, monkeypatch):
         torch.testing.assert_close(grads_of_chunks[name], gradient)
 
 
+def test_a_sharded_head_is_used_once(tiny_model, monkeypatch):
+    """ZeRO 3 gathers it for each use, and ranks with other targets would gather another number of times."""
+    policy, rows = make_policy(tiny_model("llama")), samples()
+    monkeypatch.setattr(policies, "LOGITS_AT_ONCE", policy.causal_lm.config.vocab_size)
+    head, uses = policy.causal_lm.get_output_embeddings(), []
+    head.register_forward_hook(lambda *_: uses.append(1))
+    for sharded in (False, True):
+        if sharded:
+            head.weight.ds_id = 0
+        uses.clear()
+        with policy.role("actor"):
+            policy(pack(rows))
+        assert len(uses) == (1 if sharded else sum(len(row.response) for row in rows))
+
+
 def test_the_loss_is_at_temperature_1(tiny_model):
     policy = make_policy(tiny_model("llama"), critic="none")
     expected = plain_loss(policy, samples(), False).item()
     policy.temperature = 0.5
     engine = PlainEngine(policy)
-    sums = SftTrainer(policy, engine, engine, None, None, None, Sft(), 0).update(samples(), 0)
+    sums = SftTrainer(policy, engine, engine, None, None, Sft(), 0).update(samples(), 0)
     assert (sums["loss"] / sums["tokens"]).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -256,6 +273,16 @@ def test_two_ranks_are_one(tiny_model, tmp_path, stage):
         torch.testing.assert_close(adapters[1][name], tensor, atol=2e-4, rtol=2e-3)
 
 
+def test_a_small_task_ends_after_its_epochs(tiny_model, tmp_path):
+    path = sft_recipe(tmp_path, tiny_model("llama"), max_steps=50, max_epochs=2, evaluation={"before": False})
+    assert train.main([str(path), "data.max_train_samples=10"], "sft") == 0
+    metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(metrics) == 5, "two passes over 10 rows by 4"
+    assert metrics[-1]["lr"] == pytest.approx(1e-3, rel=1e-3), "the schedule ends there, at a tenth"
+    assert load_recipe(path, ["max_epochs=null"], "sft").training_steps(10) == 50
+    assert [load_recipe(path, ["max_steps=7", "sft.batch_size=6"], "sft").training_steps()] == [5], "28 samples, or 30"
+
+
 # --------------------------------------------------------------------------------------------------- from its adapter
 
 
@@ -301,8 +328,9 @@ def test_the_reference_is_a_frozen_copy(finished, tiny_model):
     [
         ("no/such/adapter", [], "adapter_config.json"),
         (None, ["lora.rank=8", "lora.alpha=5"], "lora.rank=4 lora.alpha=32"),
+        (None, ["lora.target_modules=[o_proj]"], "lora.target_modules=[q_proj, v_proj]"),
     ],
-    ids=["none there", "other settings"],
+    ids=["none there", "other settings", "other targets"],
 )
 def test_an_adapter_that_does_not_fit_is_told(finished, tiny_model, tmp_path, capsys, adapter, overrides, message):
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
@@ -310,6 +338,17 @@ def test_an_adapter_that_does_not_fit_is_told(finished, tiny_model, tmp_path, ca
     assert train.main([str(path), f"model.adapter={adapter}", *overrides]) == 2
     error = capsys.readouterr().err
     assert "model.adapter" in error and message in error and "Traceback" not in error
+
+
+def test_an_adapter_that_is_more_than_lora_is_refused(tiny_model, tmp_path):
+    """What it trains besides stays on where the adapter is off, so no reference would be the base."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
+    get_peft_model(base, config).save_pretrained(tmp_path)
+    model = Model(path=str(tiny_model("llama")), adapter=str(tmp_path))
+    for training in (True, False):
+        with pytest.raises(UserError, match=r"modules_to_save: \['lm_head'\].*merge_and_unload"):
+            load_policy(model, Lora(rank=4), "none", 1.0, CPU, 0, "base", training)
 
 
 def test_the_adapter_loads_in_plain_peft(finished, tiny_model):

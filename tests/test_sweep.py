@@ -249,11 +249,13 @@ def test_a_test_split_never_chooses(tmp_path):
         ([{"mean": None, "tasks": {"a": {}}}], None),
         # An encoder's: (0.8 + 0.5) / 2.
         ([{"mean": m, "tasks": {t: {}}} for t, m in (("a", 0.8), ("a", 0.7), ("b", 0.3), ("b", 0.5))], 0.65),
+        # The intermediate task of an encoder, "mnli", chooses nothing.
+        ([{"mean": m, "tasks": {t: {}}} for t, m in (("mnli", 0.9), ("a", 0.3))], 0.3),
     ],
 )
 def test_best_validation_of_a_run(records, best, tmp_path):
-    assert best_validation(lines(tmp_path / "validation.jsonl", *records)) == best
-    assert best_validation(tmp_path / "absent.jsonl") is None
+    assert best_validation(lines(tmp_path / "validation.jsonl", *records), ["a", "b"]) == best
+    assert best_validation(tmp_path / "absent.jsonl", ["a"]) is None
 
 
 def test_the_best_cell_of_each_task():
