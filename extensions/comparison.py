@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from extensions.errors import UserError
 from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
-from extensions.run import is_finished, read_json, read_jsonl
+from extensions.run import read_json, read_jsonl
 from extensions.tasks import TASKS, Task
 
 # Names as the paper prints them, by the whole name of folder or hub: a merged model has another, and is another.
@@ -50,6 +50,7 @@ class Training(BaseModel):
     steps: int
     samples: int
     seconds: float
+    started_from: str | None = None  # method that made the adapter which training began with, if that is known
 
 
 class Evaluated(BaseModel):
@@ -113,7 +114,7 @@ class FinishedRun:
 
     @property
     def label(self) -> str:
-        return label_of(self.recipe, len(self.trained_tasks))
+        return label_of(self.recipe, len(self.trained_tasks), self.training.started_from if self.training else None)
 
     @property
     def best_validation(self) -> Validation | None:
@@ -171,7 +172,8 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
 
 
 def _is_finished(folder: Path) -> bool:
-    return _parsed(bool, folder / "eval.json", lambda file: is_finished(file.parent))
+    file = folder / "eval.json"
+    return file.exists() and "after" in _parsed(dict[str, Any], file, read_json)
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -235,11 +237,12 @@ def printed_name(path: str) -> str:
     return next((printed for pattern, printed in PRINTED.items() if re.fullmatch(pattern, name, re.IGNORECASE)), name)
 
 
-def label_of(recipe: Recipe, num_trained: int) -> str:
+def label_of(recipe: Recipe, num_trained: int, started_from: str | None = None) -> str:
     """Name of a run's row below its model, as in the paper.
 
     Args:
         num_trained: tasks with training rows: one is single-task (ST), more are multi-task (MT).
+        started_from: method that made `model.adapter`.
     """
     adapter, shots = recipe.model.adapter, recipe.prompt.shots
     if recipe.method == "encoder":
@@ -255,16 +258,8 @@ def label_of(recipe: Recipe, num_trained: int) -> str:
     else:
         label = f"{recipe.method.upper()}-{'ST' if num_trained == 1 else 'MT'}"
         if adapter is not None:
-            label = _started_from(adapter, label)
+            label = f"{started_from.upper()} + {label}" if started_from else f"{label} from {adapter_name(adapter)}"
     return ", ".join([label, *([f"{shots}-shot"] if shots else []), *details])
-
-
-def _started_from(adapter: str, label: str) -> str:
-    """The label of a training that began with an adapter, by how that was made if its run is still there."""
-    try:
-        return f"{load_recipe(Path(adapter).parent / 'recipe.yaml').method.upper()} + {label}"
-    except UserError:
-        return f"{label} from {adapter_name(adapter)}"
 
 
 # ---------------------------------------------------------------------------------------------------------- rows

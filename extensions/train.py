@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def run(recipe: Recipe) -> None:
     )
     for example in (*data.train, *data.table, *data.validation, *data.test):
         encoder.check(example.task, example.fields)  # a prompt that cannot fit stops the run here
-    for task in recipe.data.tasks:
+    for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
         _check_budget(task, encoder, recipe.rollout.max_new_tokens, reporter)
     sharded = recipe.deepspeed.zero_stage == 3
     engine, steps = None, recipe.training_steps(len(data.train))
@@ -369,8 +370,13 @@ class Training(Run):
             return
         root, recipe = self.folder.root, self.recipe
         tasks = list(dict.fromkeys(example.task.name for example in self.data.train))
-        training = {"tasks": tasks, "steps": self.step, "samples": self.samples, "seconds": self.seconds}
-        self.scores["training"] = training
+        self.scores["training"] = {
+            "tasks": tasks,
+            "steps": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "started_from": _method_of(recipe.model.adapter),
+        }
         self.write_scores()
         metrics = read_jsonl(root / "metrics.jsonl")
         if recipe.method == "ppo":
@@ -387,6 +393,14 @@ class Training(Run):
         )
         self.print_table()
         self.reporter.say(f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}")
+
+
+def _method_of(adapter: str | None) -> str | None:
+    """What made an adapter, if the recipe of its run stands beside it."""
+    try:
+        return load_recipe(Path(adapter).parent / "recipe.yaml").method if adapter is not None else None
+    except UserError:
+        return None
 
 
 def _report(message: str, rank: str, status: int) -> int:

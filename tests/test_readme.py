@@ -8,8 +8,10 @@ import pytest
 import yaml
 from official import write_benchmarks
 from support import ROOT, free_port, run_command
+from typer.testing import CliRunner
 
-from extensions import train
+from extensions import encoder, train
+from extensions.cli import app
 from extensions.data import load_examples
 from extensions.run import read_json
 from extensions.submit import make_archive
@@ -85,7 +87,7 @@ def shortened(command, tiny_model, tiny_bert, scene, folder):
         return [*words, "--collect-only", "-n", "0", "tests/test_packing.py"]
     words += [*SMALL, f"output_dir={folder / 'run'}"]
     if words[1] == "launch/encoder.sh":
-        words += [f"model.path={tiny_bert}", "data.max_train_samples=8"]
+        words += [f"model.path={tiny_bert}", "data.tasks=[mrpc, ax]", "encoder.max_tokens=128"]
     elif words[1] != "launch/quickstart.sh":
         words += [*tiny, "ppo.micro_batch_size=4"]
     if words[0] == "deepspeed":
@@ -105,6 +107,36 @@ def test_commands_run(command, tiny_model, tiny_bert, scene, tmp_path):
         assert last[-2].startswith("reward curve:") and last[-1].startswith("adapter:"), last[-5:]
         assert "Before and after" in done.stdout
         assert {"before", "after"} <= read_json(tmp_path / "run" / "eval.json").keys()
+
+
+def rows_of_the_table():
+    """The commands of the table of rows, which go without data.root there."""
+    table = README[README.index("| row | the shortest way") :].partition("\n\n")[0]
+    return re.findall(r"`((?:deepspeed|nlu) [^`]*)`", table)
+
+
+def test_the_table_has_a_command_for_each_row():
+    assert len(rows_of_the_table()) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", rows_of_the_table())
+def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, capsys):
+    words, root = shlex.split(command), f"data.root={scene / 'path' / 'to'}"
+    if words[0] == "nlu":
+        result = CliRunner().invoke(app, [*words[1:], root, "--print", "--out", str(tmp_path)])
+        assert result.exit_code == 0 and "data.tasks=[mnli, mnli_mm, ax]" in result.stdout
+        return
+    script, recipe, *overrides = words[1:]
+    settings = [*overrides, *SMALL, root, f"output_dir={tmp_path / 'run'}", "model.dtype=float32"]
+    method = script.removeprefix("launch/").removesuffix(".sh")
+    if method == "encoder":
+        settings += [f"model.path={tiny_bert}", "encoder.max_tokens=128"]
+        assert encoder.main([recipe, *settings]) == 0
+    else:
+        settings += [f"model.path={tiny_model('llama')}", "prompt.max_tokens=400", "ppo.micro_batch_size=4"]
+        assert train.main([recipe, *settings], method) == 0
+    assert read_json(tmp_path / "run" / "eval.json")["after"].keys() == {task.name for task in SUITES["glue"]}
 
 
 def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from pylatexenc.latexwalker import LatexWalker
 from support import run_command
 
-from extensions.comparison import find_runs, label_of, printed_name, read_run, rows_of
+from extensions.comparison import differing_keys, find_runs, label_of, printed_name, read_run, rows_of
 from extensions.errors import UserError
 from extensions.metrics import Prediction, score_all
 from extensions.plots import loss_curve, reward_curves
@@ -108,6 +108,7 @@ def write_run(
         evaluated["before"] = before
     if method in TRAINED:
         evaluated["training"] = {"tasks": trained, "steps": 36, "samples": samples, "seconds": seconds}
+        evaluated["training"]["started_from"] = "sft" if resolved.model.adapter else None
     (folder / "eval.json").write_text(json.dumps(evaluated))
     lines = [
         {"step": k, "samples": s, "seconds": t, "mean": m, "tasks": {name: {"score": m} for name in scores}}
@@ -238,6 +239,7 @@ def test_a_record_that_a_killed_run_left_unfinished_is_no_damage(tmp_path):
         ("google-bert/bert-large-uncased", "BERT-large"),
         ("distilbert/distilbert-base-uncased", "distilbert-base-uncased"),
         ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen2.5-0.5B-Instruct"),
+        ("merged/llama-2-7b-chat-ppo", "llama-2-7b-chat-ppo"),
         ("pip:other", "other"),
     ],
 )
@@ -259,7 +261,7 @@ LABELS = [
     ("sft", {"evaluation": {"decoding": "greedy"}}, 1, "SFT-ST, greedy"),
     ("sft", {}, 9, "SFT-MT"),
     ("ppo", {"model": ADAPTER}, 1, "SFT + PPO-ST"),
-    ("ppo", {"model": ADAPTER}, 3, "SFT + PPO-MT"),
+    ("sft", {"model": ADAPTER}, 3, "SFT + SFT-MT"),
     ("encoder", {"model": {"path": "google-bert/bert-base-uncased"}}, 1, "BERT-base"),
     ("encoder", {"model": {"path": "x/bert-large-cased"}, "encoder": {"intermediate": "mnli"}}, 1, "BERT-large++"),
 ]
@@ -268,7 +270,13 @@ LABELS = [
 @pytest.mark.parametrize("method, sections, trained, label", LABELS, ids=[label[-1] for label in LABELS])
 def test_labels(tmp_path, method, sections, trained, label):
     folder = write_run(tmp_path / "x", method, {"sst2": (0.5,)}, **sections)
-    assert label_of(load_recipe(folder / "recipe.yaml"), trained) == label
+    started_from = "sft" if "adapter" in sections.get("model", {}) else None
+    assert label_of(load_recipe(folder / "recipe.yaml"), trained, started_from) == label
+
+
+def test_the_label_of_a_training_from_an_unknown_adapter(tmp_path):
+    folder = write_run(tmp_path / "x", "ppo", {"sst2": (0.5,)}, model={"adapter": "elsewhere/lora"})
+    assert label_of(load_recipe(folder / "recipe.yaml"), 1) == "PPO-ST from lora"
 
 
 def test_single_task_runs_make_one_row_in_the_papers_order(tmp_path):
@@ -299,8 +307,37 @@ def test_single_task_runs_make_one_row_in_the_papers_order(tmp_path):
 def test_two_runs_for_one_cell(tmp_path):
     first = write_run(tmp_path / "first", "ppo", {"sst2": (0.6,)})
     second = write_run(tmp_path / "second", "ppo", {"sst2": (0.7,)})
-    with pytest.raises(UserError, match=f"{first} and {second} both have a result of sst2 for .*PPO-ST"):
-        rows_of(runs_of(first, second))
+    other = write_run(tmp_path / "other", "ppo", {"cola": (0.7,)})
+    rows = rows_of(runs_of(first, second, other))
+    assert [(row.label, [*row.results]) for row in rows] == [
+        ("PPO-ST", ["cola"]), ("PPO-ST (first)", ["sst2"]), ("PPO-ST (second)", ["sst2"])
+    ]  # fmt: skip
+
+
+def test_models_of_one_short_name_are_kept_apart(tmp_path):
+    first = write_run(tmp_path / "a", "eval", {"sst2": (0.6,)}, path="v1/merged")
+    second = write_run(tmp_path / "b", "eval", {"cola": (0.5,)}, path="v2/merged")
+    assert [row.model for row in rows_of(runs_of(first, second))] == ["v1/merged", "v2/merged"]
+
+
+def test_what_the_runs_of_a_row_differ_in(tmp_path):
+    first = write_run(tmp_path / "a", "ppo", {"sst2": (0.6,)}, ppo={"batch_size": 8})
+    second = write_run(tmp_path / "b", "ppo", {"cola": (0.5,)}, ppo={"batch_size": 4}, seed=1)
+    (row,) = rows_of(runs_of(first, second))
+    assert differing_keys(row.runs) == ["seed", "ppo.batch_size"]
+    write_report(row.runs, tmp_path / "out")
+    assert "PPO-ST differ in `seed`, `ppo.batch_size`." in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_numbers_of_different_rows_are_not_marked(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "eval", {"copa": (0.9,), "boolq": (0.6,)}, splits={"copa": "test"}),
+        write_run(tmp_path / "b", "eval", {"copa": (0.5,), "boolq": (0.7,)}, prompt={"shots": 5}),
+    ]
+    text = markdown(table_of("superglue", runs_of(*runs)))
+    ours = text[text.index("Ours") :]
+    assert "**70.0**" in ours and "<u>60.0</u>" in ours and " 90.0 " in ours and " 50.0 " in ours
+    assert "No marks where our lines are of different rows (COPA" in table_of("superglue", runs_of(*runs)).notes[1]
 
 
 def test_multi_task_adapters_stay_rows_of_their_own(tmp_path):
@@ -308,8 +345,8 @@ def test_multi_task_adapters_stay_rows_of_their_own(tmp_path):
     second = write_run(tmp_path / "second", "sft", {"rte": (0.6,), "mrpc": (0.6,)})
     third = write_run(tmp_path / "third", "sft", {"rte": (0.6,), "qqp": (0.6,)})
     assert [[*row.results] for row in rows_of(runs_of(first, second))] == [["sst2", "cola"], ["mrpc", "rte"]]
-    with pytest.raises(UserError, match="both have a result of rte"):
-        rows_of(runs_of(second, third))
+    rows = rows_of(runs_of(second, third))
+    assert [row.label for row in rows] == ["SFT-MT (second)", "SFT-MT (third)"], "rte is in both"
 
 
 def test_two_models_that_the_paper_would_call_the_same_are_kept_apart(tmp_path):
@@ -761,6 +798,13 @@ def test_the_card_is_of_the_best_trained_row(scene, written):
     assert "| SST-2 | accuracy | - | 90.0 [85.0-95.0] | 0.0% | 200 |" in card.text
     assert "started from the adapter `smollm2-sft`" in card.text
     assert [r.dataset_config for r in card.data.eval_results] == ["sst2", "mrpc"]
+
+
+def test_files_of_somebody_else_are_left_alone(tmp_path, some_runs):
+    (tmp_path / "report.md").write_text("my own")
+    with pytest.raises(UserError, match=r"report\.md is there and not of an earlier report"):
+        write_report(some_runs, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_an_earlier_report_is_replaced(tmp_path, scene, some_runs):

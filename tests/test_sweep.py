@@ -340,7 +340,7 @@ def test_a_sweep_goes_on_after_failures_and_skips_what_is_finished(tmp_path, stu
     assert "[1/4] sst2, ppo.batch_size=4: started" in said and "validation 4.0" in said
     assert "[2/4] sst2, ppo.batch_size=5: failed with status 3" in said and "error: no room for 5" in said
     assert "[3/4] sst2, ppo.batch_size=6: ended without a result" in said
-    assert said.count("failed with status 3: sst2, ppo.batch_size=5; log") == 1  # listed again at the end
+    assert said.count("sst2, ppo.batch_size=5: failed with status 3; log") == 1  # listed again at the end
     assert f"nlu report {out}" in said
     assert f"nlu submit {out / 'sst2/ppo.batch_size=8'} --suite glue" in said
 
