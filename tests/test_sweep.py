@@ -236,6 +236,27 @@ def test_a_test_split_never_chooses(tmp_path):
     assert len(planned(path, method="encoder", grid=["encoder.lr=1e-5,2e-5"]).cells) == 2  # always validates
 
 
+def test_cells_spare_what_is_the_same_for_all_or_for_the_best_alone(tmp_path):
+    path = recipe_file(tmp_path, evaluation={"every_steps": 1, "before": True, "predict_test": True})
+
+    def spared(*overrides, **options):
+        return [
+            (cell.recipe.evaluation.before, cell.recipe.evaluation.predict_test)
+            for cell in planned(path, "data.tasks=[sst2]", *overrides, **options).cells
+        ]
+
+    assert spared(grid=["ppo.batch_size=4,8"]) == [(False, False)] * 2
+    assert spared(grid=["ppo.batch_size=4"]) == [(False, True)]
+    assert spared("evaluation.predict_test=true", "evaluation.before=true", method="sft") == [(True, True)]
+    assert spared(method="eval") == [(True, True)], "there the keys mean something else, or nothing"
+
+
+def test_an_encoder_sweep_with_an_intermediate_task_is_one_run(tmp_path):
+    path = recipe_file(tmp_path, data={"tasks": ["cb", "copa"]}, encoder={"intermediate": "mnli"})
+    assert "--together" in refused(path, method="encoder")
+    assert len(planned(path, method="encoder", together=True).cells) == 1
+
+
 # ------------------------------------------------------------------------------------------------------ the outcome
 
 
@@ -344,6 +365,9 @@ def test_a_sweep_goes_on_after_failures_and_skips_what_is_finished(tmp_path, stu
     assert f"nlu report {out}" in said
     assert f"nlu submit {out / 'sst2/ppo.batch_size=8'} --suite glue" in said
 
+    assert f"launch/eval.sh {path}" in said and f"model.adapter={out / 'sst2/ppo.batch_size=8/adapter'}" in said
+    assert said.rstrip().endswith("evaluation.predict_test=true") and said.count("launch/eval.sh") == 1
+
     rows = json.loads((out / "sweep.json").read_text())["cells"]
     assert [row["status"] for row in rows] == ["finished", "failed", "failed", "finished"]
     assert rows[3] == {
@@ -377,6 +401,10 @@ def test_a_sweep_goes_on_after_failures_and_skips_what_is_finished(tmp_path, stu
         "| **8** | **8.0** | **25.0 (test)** | **16** | **2** | **finished, best** |\n"
     )
 
+    table = (out / "sweep.md").read_text()
+    (out / "sweep.md").unlink()
+    assert sweep(*arguments, "--collect").exit_code == 0
+    assert (out / "sweep.md").read_text() == table.replace("failed", "open"), "what a session remembers alone"
     printed = sweep(*arguments, "--print")
     assert [shlex.split(line)[3] for line in printed.output.splitlines()] == ["ppo.batch_size=5", "ppo.batch_size=6"]
     for size in (5, 6):
