@@ -181,7 +181,13 @@ def test_a_run_leaves_what_it_promises(finished):
     assert [m["samples"] for m in metrics] == [4, 8, 12, 16, 20, 24], "as many samples as PPO would see"
     assert all(m["loss"] > 0 and m["answer_loss"] > 0 and m["grad_norm"] > 0 and m["elapsed_s"] > 0 for m in metrics)
     scores = read_json(folder / "eval.json")
-    assert scores["method"] == "sft" and scores["training"].keys() == {"tasks", "steps", "samples", "seconds"}
+    assert scores["method"] == "sft" and scores["training"].keys() == {
+        "tasks",
+        "steps",
+        "samples",
+        "seconds",
+        "started_from",
+    }
     assert scores["training"]["samples"] == 24 and scores["training"]["tasks"] == ["acceptability"]
     assert {"before", "after"} <= scores.keys()
     validations = read_jsonl(folder / "validation.jsonl")
