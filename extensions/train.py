@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,7 @@ def _updates(recipe: Recipe, steps: int) -> int:
 
 
 def _rows_of_epoch(recipe: Recipe, data: RunData) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for example in data.train:
-        sizes[example.task.name] = sizes.get(example.task.name, 0) + 1
-    settings = recipe.data
+    settings, sizes = recipe.data, Counter(example.task.name for example in data.train)
     return rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)
 
 
@@ -174,11 +172,10 @@ class Run:
         self.evaluator = evaluator
         self.scores: dict[str, Any] = {"method": recipe.method, "split": data.split, "splits": data.splits}
 
-    def evaluate(self, moment: str, title: str, file: str, resumable: bool = False) -> None:
+    def evaluate(self, moment: str, when: str, file: str, resumable: bool = False) -> None:
         """Scores of the table's rows, on every rank."""
-        predictions = self.evaluator.predict(
-            self.data.table, f"{title}, {self.data.split} split".removeprefix(", "), file, resumable
-        )
+        title = f"{when}{self.data.split} split"
+        predictions = self.evaluator.predict(self.data.table, title, file, resumable)
         self.scores[moment] = score_all(self.recipe.data.tasks, predictions)
 
     def answer_test(self, resumable: bool = False) -> None:
@@ -239,14 +236,14 @@ class Training(Run):
         if self.folder is not None:
             self.folder.start_trackers(self.recipe)
         if self.recipe.evaluation.before and "before" not in self.scores:
-            self.evaluate("before", "before training", "predictions_before.jsonl")
+            self.evaluate("before", "before training, ", "predictions_before.jsonl")
             self.write_scores()
         self.train()
         if self.best_state is not None:
             load_trainable_state(self.policy, self.best_state)
             self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
         self.save_adapter()
-        self.evaluate("after", "after training", AFTER)
+        self.evaluate("after", "after training, ", AFTER)
         self.answer_test()
         self.finish()
 
