@@ -48,10 +48,13 @@ def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> N
 
 
 def loss_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Steps against the loss of SFT, a running mean over the raw values."""
+    """Steps of SFT against the next-token loss, over all targets and over the answers' tokens alone."""
+    steps = [record["step"] for record in metrics]
     figure, axes = _figure(8, 4.5)
-    _smooth_over_raw(axes, ([record["step"] for record in metrics], [record["loss"] for record in metrics]), "loss")
-    axes.set(xlabel="SFT step", ylabel="next-token loss (nats)", title=title)
+    for name, label in (("loss", "all targets"), ("answer_loss", "answers")):
+        _smooth_over_raw(axes, (steps, [record[name] for record in metrics]), label)
+    axes.set(xlabel="SFT step", ylabel="loss (nats a token)", title=title)
+    axes.legend(fontsize="small")
     _save(figure, path)
 
 

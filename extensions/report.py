@@ -40,7 +40,7 @@ def before_after_table(
                 metric,
                 f"{100 * new['majority']:.1f}" if metric == "accuracy" else "",
                 *([percent(old["metrics"].get(metric)) if old else "-"] if before is not None else []),
-                f"{100 * value:.1f} [{100 * low:.0f}-{100 * high:.0f}]",
+                f"{100 * value:.1f} [{100 * low:.0f}, {100 * high:.0f}]",
                 f"{wrong}{100 * new['format_error_rate']:.1f}" if k == 0 else "",
                 escape("  ".join(parts)) if k == 0 else "",
             )

@@ -340,7 +340,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_co
 
 
 def interval_text(value: float, interval: Sequence[float]) -> str:
-    return f"{percent(value)} [{percent(interval[0])}-{percent(interval[1])}]"
+    return f"{percent(value)} [{percent(interval[0])}, {percent(interval[1])}]"
 
 
 def intervals(rows: Sequence[Row]) -> str:

@@ -541,11 +541,11 @@ def test_before_after_table():
     cola, accuracy, stsb, pearson = [line for line in text.split("\n") if any(m in line for m in metrics)]
     assert "CoLA (10)" in cola and "matthews" in cola and "10.0 → 10.0" in cola
     low, high = after["cola"]["intervals"]["matthews"]
-    assert f"[{100 * low:.0f}-{100 * high:.0f}]" in cola
+    assert f"[{100 * low:.0f}, {100 * high:.0f}]" in cola
     assert "Yes 80 (70)" in cola and "No 10 (30)" in cola and "wrong format 10 (0)" in cola
     low, high = after["cola"]["intervals"]["accuracy"]
-    interval = f"[{100 * low:.0f}-{100 * high:.0f}]"
-    assert accuracy.replace("│", " ").split() == ["accuracy", "70.0", "20.0", "60.0", interval]
+    interval = [f"[{100 * low:.0f},", f"{100 * high:.0f}]"]
+    assert accuracy.replace("│", " ").split() == ["accuracy", "70.0", "20.0", "60.0", *interval]
     assert "STS-B (4)" in stsb and "60.0" in stsb and "pearson" in pearson
     alone = printed(before_after_table([COLA, STSB], None, after, "test"))
     assert "→" not in alone and "Score, test split" in alone and "before" not in alone

@@ -628,9 +628,9 @@ def test_text_in_cells_is_taken_literally():
 
 def test_intervals(some_runs):
     lines = intervals(rows_of(some_runs)).splitlines()
-    assert "| SmolLM2-135M-Instruct PPO-MT | CB | f1_macro | validation | 40.0 [35.0-45.0] | 200 |" in lines
-    assert "| SmolLM2-135M-Instruct PPO-MT | CB | accuracy | validation | 60.0 [55.0-65.0] | 200 |" in lines
-    assert "| SmolLM2-135M-Instruct SFT-MT | STS-B | pearson | validation | 11.0 [6.0-16.0] | 200 |" in lines
+    assert "| SmolLM2-135M-Instruct PPO-MT | CB | f1_macro | validation | 40.0 [35.0, 45.0] | 200 |" in lines
+    assert "| SmolLM2-135M-Instruct PPO-MT | CB | accuracy | validation | 60.0 [55.0, 65.0] | 200 |" in lines
+    assert "| SmolLM2-135M-Instruct SFT-MT | STS-B | pearson | validation | 11.0 [6.0, 16.0] | 200 |" in lines
 
 
 def test_bias(tmp_path):
@@ -713,7 +713,7 @@ def test_the_card_has_intervals_and_a_model_index(tmp_path):
     scores = {"before": {"cola": real_scores(2)["cola"]}, "after": real_scores(6), "splits": {"stsb": "test"}}
     card = model_card(recipe_of(tmp_path), scores, "validation", 320, 20, 90.0)
     low, high = scores["after"]["cola"]["intervals"]["accuracy"]
-    interval = f"60.0 [{100 * low:.1f}-{100 * high:.1f}]"
+    interval = f"60.0 [{100 * low:.1f}, {100 * high:.1f}]"
     assert f"| CoLA | accuracy | 20.0 | {interval} | 10.0% | 10 |" in card.text
     assert "| STS-B | spearman | - | 60.0 [" in card.text, "a regression, without a value before"
     card.save(tmp_path / "README.md")
@@ -795,7 +795,7 @@ def test_the_card_is_of_the_best_trained_row(scene, written):
     assert best_trained([row for row in rows if "prompting" in row.label]) is None
     card = ModelCard.load(written[0] / "model_card.md")
     assert "2 LoRA adapters, one a task," in card.text and "1152 samples in 72 iterations" in card.text
-    assert "| SST-2 | accuracy | - | 90.0 [85.0-95.0] | 0.0% | 200 |" in card.text
+    assert "| SST-2 | accuracy | - | 90.0 [85.0, 95.0] | 0.0% | 200 |" in card.text
     assert "started from the adapter `smollm2-sft`" in card.text
     assert [r.dataset_config for r in card.data.eval_results] == ["sst2", "mrpc"]
 
@@ -894,7 +894,7 @@ def test_runs_of_several_models_are_told_apart_in_the_pictures(tmp_path, drawn):
 def test_pictures_of_many_runs(tmp_path):
     """More runs than matplotlib has colours; a name with what would be mathematics."""
     reward_curves({f"$run_{i}$": ([1, 2, 3], [0.0, 0.1 * i, 0.2]) for i in range(23)}, tmp_path / "r.png")
-    loss_curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], tmp_path / "l.png", "$ and $")
+    loss_curve([{"step": k, "loss": 2.0 / k, "answer_loss": 1.0 / k} for k in (1, 2)], tmp_path / "l.png", "$ and $")
     assert size_of(tmp_path / "r.png")[0] == 9 * 150 and size_of(tmp_path / "l.png") == (1200, 675)
 
 
