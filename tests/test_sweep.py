@@ -454,7 +454,11 @@ def test_an_interrupted_sweep_stops_its_run_and_goes_on_later(tmp_path, stub, ki
     path, out = recipe_file(tmp_path), tmp_path / "out"
     command = [Path(sys.executable).parent / "nlu", "sweep", path, "data.tasks=[sst2]", "--out", out]
     command += ["--launcher", stub, "--grid", "ppo.batch_size=4,7,8"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def heeding():  # a test run in the background of a script would hand down that SIGINT is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heeding)
     pid_file = out / "sst2/ppo.batch_size=7/pid"
     deadline = time.monotonic() + 120
     while not (pid_file.exists() and pid_file.read_text()):
