@@ -130,6 +130,13 @@ def has_split(task: Task, split: str) -> bool:
     return task.source.generator is not None or split in task.source.files
 
 
+def check_trainable(tasks: Sequence[Task]) -> None:
+    """UserError if none of the tasks has a training split."""
+    if not any(has_split(task, "train") for task in tasks):
+        names = ", ".join(task.name for task in tasks)
+        raise UserError(f"data.tasks: {names} can only be evaluated; add a task that has a training split")
+
+
 def is_labelled(task: Task, split: str) -> bool:
     return has_split(task, split) and split not in task.source.unlabelled
 

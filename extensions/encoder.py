@@ -39,7 +39,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
 from extensions import train
-from extensions.data import Example, has_split, is_labelled, load_examples, spread
+from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, spread
 from extensions.errors import UserError
 from extensions.metrics import Prediction, score, score_all
 from extensions.policy import load_config, load_tokenizer
@@ -77,9 +77,7 @@ def load_jobs(recipe: Recipe, warn: Callable[[str], None]) -> tuple[list[Job], d
     """
     tasks, first = recipe.data.tasks, recipe.encoder.intermediate
     trained = [task for task in tasks if has_split(task, "train")]
-    if not trained:
-        names = ", ".join(task.name for task in tasks)
-        raise UserError(f"data.tasks: {names} can only be evaluated; add a task that has a training split")
+    check_trainable(tasks)
     jobs: dict[str, Job] = {}
     splits: dict[str, str] = {}
     if first is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import torch
 
@@ -17,7 +16,7 @@ from extensions.packing import Sample
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Sampler, random_numbers
-from extensions.run import Reporter, read_jsonl, write_jsonl
+from extensions.run import Reporter, jsonl, read_jsonl, write_jsonl
 from extensions.strategy import Strategy
 from extensions.tasks import Task
 
@@ -177,7 +176,8 @@ class Evaluator:
             answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
             found += answered
             if part is not None:
-                _append(part, answered)
+                part.write(jsonl([asdict(prediction) for prediction in answered]))
+                part.flush()
             self.reporter.progress(len(found) * strategy.world_size, left)
         if part is not None:
             part.close()
@@ -246,8 +246,3 @@ class Evaluator:
                 f"{name}: {count} prompts show fewer than {self.encoder.shots} demonstrations, since no more fit into "
                 f"{self.encoder.max_tokens} tokens (prompt.max_tokens, the model's context)"
             )
-
-
-def _append(file: IO[str], predictions: Sequence[Prediction]) -> None:
-    file.writelines(json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
-    file.flush()

@@ -140,8 +140,7 @@ class RunFolder:
         if name not in self._files:
             self._files[name] = (self.root / name).open("a", encoding="utf-8")
         file = self._files[name]
-        for record in records:
-            file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+        file.write(jsonl(records))
         file.flush()
 
     def cut_back(self, step: int) -> None:
@@ -209,7 +208,12 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """One record a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records))
+    write_text(path, jsonl(records))
+
+
+def jsonl(records: Sequence[dict[str, Any]]) -> str:
+    """One record a line; NaN and infinity become null."""
+    return "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
 
 
 def read_json(path: Path) -> Any:

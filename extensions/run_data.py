@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from extensions.data import Example, demonstrations, has_split, is_labelled, is_present, load_examples, spread
+from extensions.data import (
+    Example,
+    check_trainable,
+    demonstrations,
+    has_split,
+    is_labelled,
+    is_present,
+    load_examples,
+    spread,
+)
 from extensions.errors import UserError
 from extensions.prompts import Shown
 from extensions.recipe import Recipe
@@ -44,9 +53,8 @@ class RunData:
             data.test += part.test
             data.splits |= part.splits
             data.demonstrations |= part.demonstrations
-        if not data.train and recipe.method != "eval":
-            names = ", ".join(task.name for task in recipe.data.tasks)
-            raise UserError(f"data.tasks: {names} can only be evaluated; add a task that has a training split")
+        if recipe.method != "eval":
+            check_trainable(recipe.data.tasks)
         return data
 
     @staticmethod

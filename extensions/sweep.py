@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from extensions.data import has_split
+from extensions.data import check_trainable, has_split
 from extensions.errors import UserError
 from extensions.metrics import mean_score
 from extensions.recipe import Recipe, all_keys, load_recipe, value_at
@@ -267,8 +267,8 @@ def _groups(recipe: Recipe, together: bool, warn: Callable[[str], None]) -> dict
     learned = [task.name for task in _learned(tasks)]
     if recipe.method == "eval":
         learned = [task.name for task in tasks]
-    elif not any(has_split(task, "train") for task in tasks):
-        raise UserError(f"data.tasks: {', '.join(learned)} can only be evaluated; add a task that has a training split")
+    else:
+        check_trainable(tasks)
     dumped = recipe.data.model_dump(mode="json")["tasks"]
     if together:
         return {TOGETHER: dumped}
