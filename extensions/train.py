@@ -53,9 +53,14 @@ TEST = "predictions_test.jsonl"  # what `nlu submit` reads
 
 
 def run(recipe: Recipe) -> None:
-    """Do what a recipe's method says and write its run folder, on this rank.
+    """Do what a recipe's method says and write its run folder, on this rank."""
+    prepare(recipe).go()
 
-    Everything that can be wrong in the recipe's data, reward or folder is found before the model is loaded.
+
+def prepare(recipe: Recipe) -> Evaluation | Training:
+    """Everything of a run but the work itself: data, model, engine, run folder.
+
+    What can be wrong in the recipe's data, reward or folder is found before the model is loaded.
     """
     method, ppo = recipe.method, recipe.ppo
     strategy = Strategy(
@@ -104,8 +109,7 @@ def run(recipe: Recipe) -> None:
     sampler = Sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
     if method == "eval":
-        Evaluation(recipe, strategy, reporter, folder, data, evaluator).go()
-        return
+        return Evaluation(recipe, strategy, reporter, folder, data, evaluator)
     order = BatchOrder(
         data.train, recipe.training_batch, recipe.seed, recipe.data.balanced, _rows_of_epoch(recipe, data)
     )
@@ -116,7 +120,7 @@ def run(recipe: Recipe) -> None:
         budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
         sampler = Sampler(policy, tokenizer, ppo.micro_batch_size, lockstep)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
-    Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
+    return Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
 def _check_ranks(recipe: Recipe, world_size: int) -> None:

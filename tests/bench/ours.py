@@ -1,0 +1,35 @@
+"""Contestant: this project. A job is a recipe; an iteration is the trainer's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worker import serve
+
+from extensions.recipe import load_recipe
+from extensions.train import Training, prepare
+
+
+def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
+    recipe = load_recipe(Path(job["recipe"]), job["overrides"], job["method"])
+    training = prepare(recipe)
+    assert isinstance(training, Training)
+    if job["method"] == "ppo":
+        training.trainer.sampler._ends = lambda tokens: False  # type: ignore[attr-defined]  # as long as the peer's
+    parameters = training.policy.lm.get_base_model().parameters()
+    weights = sum(p.nbytes for name, p in training.policy.lm.named_parameters() if "lora_" not in name)
+    assert weights == sum(p.nbytes for p in parameters if not p.requires_grad)
+
+    def iterate(step: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        metrics, _ = training.trainer.iterate(step)
+        return {"seconds": time.perf_counter() - start, "phases": metrics["seconds"], "weights_gb": weights / 2**30}
+
+    return iterate
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,136 @@
+"""Training speed: PPO here, against TRL's PPOTrainer, against plain Hugging Face SFT, and against the machine.
+
+    python tests/bench/train.py --data path/to/folder/with/glue/and/superglue
+
+All contestants stay loaded and take turns, one iteration each; figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import BATCHES, BUDGET, JOBS, RECIPE, job_of, make_models, overrides_of, prompts_of
+from worker import Worker
+
+from extensions.packing import common_prefix
+
+HERE = Path(__file__).parent
+ROWS = 16
+
+
+def peer_python(folder: Path, given: str | None) -> str:
+    """The interpreter of TRL's environment, which is made where there is none."""
+    if given:
+        return given
+    python = folder / "trl" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder / "trl")], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(HERE / "trl.txt")], check=True)
+    return str(python)
+
+
+def measure(name: str, dtype: str, args: argparse.Namespace, peer: str) -> dict[str, Any]:
+    """One job in one precision: all contestants, in turns."""
+    job, folder = JOBS[name], args.folder / f"{name}-{dtype}"
+    folder.mkdir(parents=True, exist_ok=True)
+    overrides = overrides_of(job, args.folder / "models", args.data, dtype, folder / "runs", ROWS)
+    prompts = prompts_of(overrides)
+    plain = job_of(prompts, args.folder / "models" / job.model, dtype)
+    recipe = {"recipe": str(RECIPE), "overrides": overrides}
+    own = sys.executable
+    contestants = {
+        "machine": ([own, str(HERE / "matmul.py")], plain),
+        "ours": ([own, str(HERE / "ours.py")], recipe | {"method": "ppo"}),
+        "trl": ([peer, str(HERE / "trl_ppo.py")], plain),
+        "hf-sft": ([own, str(HERE / "hf_sft.py")], plain),
+        "ours-sft": ([own, str(HERE / "ours.py")], recipe | {"method": "sft"}),
+    }
+    chosen = {key: value for key, value in contestants.items() if key in args.contestants}
+    workers = [Worker(key, command, data, folder, args.threads) for key, (command, data) in chosen.items()]
+    found: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
+    for step in range(args.rounds + 1):
+        for worker in workers:
+            result = worker.iterate(step % BATCHES)
+            if step > 0:  # the first warms up
+                found[worker.name].append(result)
+                print(f"  {name} {dtype} round {step}: {worker.name} {result['seconds']:.3f} s", file=sys.stderr)
+    for worker in workers:
+        worker.close()
+    return {"job": name, "title": job.title, "dtype": dtype, "shape": shape_of(prompts), "found": found}
+
+
+def shape_of(prompts: list[list[list[int]]]) -> dict[str, float]:
+    """Mean tokens of a prompt, and of the prefix that a batch shares."""
+    return {
+        "prompt": statistics.mean(len(row) for batch in prompts for row in batch),
+        "prefix": statistics.mean(common_prefix(batch) for batch in prompts),
+        "response": BUDGET,
+    }
+
+
+def medians(result: dict[str, Any], who: str) -> dict[str, Any]:
+    rounds = result["found"][who]
+    seconds = [r["seconds"] for r in rounds]
+    return {
+        "seconds": statistics.median(seconds),
+        "spread": (min(seconds), max(seconds)),
+        "phases": {phase: statistics.median(r["phases"][phase] for r in rounds) for phase in rounds[0]["phases"]},
+        "rss": max(r["peak_rss_gb"] for r in rounds),
+        "weights": rounds[0].get("weights_gb", 0.0),
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """A result as Markdown."""
+    shape, found = result["shape"], result["found"]
+    lines = [
+        f"### {result['title']}, {result['dtype']}",
+        "",
+        f"Prompts {shape['prompt']:.0f} tokens, {shape['prefix']:.0f} of them shared by the batch of {ROWS}; "
+        f"{shape['response']} written.",
+        "",
+        "| | s/iteration (min - max) | samples/s | by phase, s | peak RSS, GB | base weights, GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for who in found:
+        if who == "machine":
+            continue
+        m = medians(result, who)
+        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in m["phases"].items())
+        lines.append(
+            f"| {who} | {m['seconds']:.2f} ({m['spread'][0]:.2f} - {m['spread'][1]:.2f}) | {ROWS / m['seconds']:.2f} | "
+            f"{phases} | {m['rss']:.2f} | {m['weights']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with glue/ and superglue/")
+    parser.add_argument("--jobs", default=",".join(JOBS), help="of: %(default)s")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--contestants", default="machine,ours,trl,hf-sft,ours-sft")
+    parser.add_argument("--rounds", type=int, default=5, help="measured iterations of each, after one to warm up")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="models, environments, results")
+    parser.add_argument("--trl-python", help="interpreter of an environment with trl.txt; else one is made")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    make_models(args.folder / "models")
+    peer = peer_python(args.folder, args.trl_python) if "trl" in args.contestants else ""
+    for name in args.jobs.split(","):
+        for dtype in args.dtypes.split(","):
+            result = measure(name, dtype, args, peer)
+            (args.folder / f"train-{name}-{dtype}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+            print(report(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
