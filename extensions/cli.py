@@ -147,16 +147,17 @@ def preview(
                 encoder.answer_ids(ids, text, options[0][1])
                 for (ids, text), options in zip(encoded, answers, strict=True)
             ]
-            packed = pack([Sample(ids, r, task.name) for (ids, _), r in zip(encoded, responses, strict=True)])
+            packed = pack([Sample(ids, r) for (ids, _), r in zip(encoded, responses, strict=True)])
             for k, example in enumerate(examples):
                 ids, text = encoded[k]
                 console.rule(_escaped(f"{task.display_name}, {split} row {example.index}"))
                 console.print(
                     f"[cyan]{_escaped(text)}[/cyan][bold green]{_escaped(answers[k][0][1] + CLOSE)}[/bold green]"
                 )
+                shared = sum(span.length for span in packed.chains[k][:-1])
                 console.print(
-                    f"\nprompt (blue): {len(ids)} tokens, no loss; the first {packed.prefix_tokens} stand once for all "
-                    f"rows shown. response (green): {len(responses[k])} tokens when gold, with policy and value loss. "
+                    f"\nprompt (blue): {len(ids)} tokens, no loss; the first {shared} stand once for all rows shown "
+                    f"that begin with them. response (green): {len(responses[k])} tokens when gold, with policy and value loss. "
                     f"SFT: loss over {'both' if resolved.sft.loss == 'sequence' else 'the response'}",
                     markup=False,
                 )
@@ -274,6 +275,54 @@ def _survey(root: str, tokenizers: list[str]) -> None:
     for problem in problems:
         console.print(f"- {problem}", markup=False)
     console.print(prompts)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="ranks, 1 to 1024")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="plan for a CPU, one rank")] = False,
+    gpu: Annotated[str, typer.Option(help="t4, a10, rtx4090, l40s, a100-40, a100-80, h100 or h200")] = "h100",
+    gpu_memory: Annotated[float | None, typer.Option(metavar="GIB", help="memory of a device, if another")] = None,
+    link: Annotated[
+        str, typer.Option(metavar="LINK", help="between ranks: nvlink, infiniband, ethernet, or GB/s")
+    ] = "nvlink",
+    rate: Annotated[float | None, typer.Option(metavar="TFLOPS", help="peak rate at the model's dtype")] = None,
+    bandwidth: Annotated[float | None, typer.Option(metavar="GB/S", help="memory bandwidth of a device")] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="of the peak rate, that a large pass reaches")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="measure this machine's CPU, in a second or two")] = False,
+    prefix_tokens: Annotated[int | None, typer.Option(help="tokens that all prompts of a task begin with")] = None,
+    suffix_tokens: Annotated[int | None, typer.Option(help="tokens of a prompt after these")] = None,
+    response_tokens: Annotated[int | None, typer.Option(help="tokens of a response, instead of the budget")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
+) -> None:
+    """Memory, FLOPs, step and epoch time of a training, and the ZeRO stage, micro-batch and checkpointing to use."""
+    from extensions.plan import Options, Planner, tables
+    from extensions.recipe import load_recipe
+
+    with _user_errors():
+        options = Options(
+            cpu or gpus == 0,
+            gpu,
+            gpu_memory,
+            link,
+            rate,
+            bandwidth,
+            utilisation,
+            measure,
+            prefix_tokens,
+            suffix_tokens,
+            response_tokens,
+        )
+        planned = Planner(load_recipe(recipe, overrides or []), options, _warn).plan(1 if options.cpu else gpus)
+    if as_json:
+        print(json.dumps(planned.as_json(), indent=2))
+        return
+    for part in tables(planned):
+        console.print(part, markup=False)
 
 
 @app.command()

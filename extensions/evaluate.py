@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -50,41 +50,37 @@ def predict(
     return [found[example.index] for example in examples]
 
 
-@dataclass(frozen=True)
-class Row:
-    """An example of a batch."""
-
-    example: Example
-    group: str  # rows of one group share what their prompts begin with
-
-
-def in_batches(examples: Sequence[Example], batch_size: int) -> list[list[Row]]:
+def in_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
     """The examples of one task in batches of `batch_size`: rows with the same long text, else of like length, together.
 
     A function of the examples alone, not of what is done already.
     """
-    texts = [example.fields[example.task.long_field] for example in examples]
-    counts = Counter(texts)
-    rows = [
-        Row(example, f"{example.task.name}\n{text}" if counts[text] > 1 else example.task.name)
-        for example, text in zip(examples, texts, strict=True)
-    ]
-    rows.sort(key=lambda row: (row.group, sum(map(len, row.example.fields.values()))))
-    return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    texts = Counter(example.fields[example.task.long_field] for example in examples)
+
+    def place(example: Example) -> tuple[str, int]:
+        text = example.fields[example.task.long_field]
+        return text if texts[text] > 1 else "", sum(map(len, example.fields.values()))
+
+    ordered = sorted(examples, key=place)
+    return [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
 
 
 def answer(
-    batch: Sequence[Row], encoder: PromptEncoder, sampler: Sampler, max_new_tokens: int, seed: int, decoding: Decoding
+    batch: Sequence[Example],
+    encoder: PromptEncoder,
+    sampler: Sampler,
+    max_new_tokens: int,
+    seed: int,
+    decoding: Decoding,
 ) -> list[Prediction]:
     """One answer for each row of a batch; see `predict`."""
-    task = batch[0].example.task
-    encoded = [encoder.encode(task, row.example.fields) for row in batch]
+    task = batch[0].task
+    encoded = [encoder.encode(task, row.fields) for row in batch]
     requests = [
         Request(
             ids,
-            row.group,
             max_new_tokens,
-            random_numbers(seed, EVALUATION, 0, row.example.index, max_new_tokens)[1],
+            random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens)[1],
         )
         for row, (ids, _) in zip(batch, encoded, strict=True)
     ]
@@ -100,9 +96,7 @@ def answer(
     else:
         texts = [response.text for response in sampler.sample(requests, greedy=decoding == "greedy")]
     return [
-        Prediction(
-            task.name, row.example.index, text, parse_answer(text, task), row.example.label, row.example.kept, support
-        )
+        Prediction(task.name, row.index, text, parse_answer(text, task), row.label, row.kept, support)
         for row, text, support in zip(batch, texts, supports, strict=True)
     ]
 
@@ -120,7 +114,7 @@ def _probabilities(
 ) -> torch.Tensor:
     """Probability of each word among `words` after each prompt: (rows, words)."""
     samples = [
-        Sample(request.prompt, encoder.answer_ids(list(request.prompt), text, word), request.group)
+        Sample(request.prompt, encoder.answer_ids(list(request.prompt), text, word))
         for request, text in zip(requests, texts, strict=True)
         for word in words
     ]
@@ -188,28 +182,28 @@ class Evaluator:
             write_jsonl(self.folder / file, [asdict(prediction) for prediction in predictions])
         return predictions
 
-    def _pending(self, examples: Sequence[Example], known: Container[tuple[str, int]]) -> list[list[list[Row]]]:
+    def _pending(self, examples: Sequence[Example], known: Container[tuple[str, int]]) -> list[list[list[Example]]]:
         """The batches of each rank that are not complete in `known`, task by task; dealt out in turn."""
         world_size = self.strategy.world_size
-        by_rank: list[list[list[Row]]] = [[] for _ in range(world_size)]
+        by_rank: list[list[list[Example]]] = [[] for _ in range(world_size)]
         turn = 0
         for task in dict.fromkeys(example.task.name for example in examples):
             rows = [example for example in examples if example.task.name == task]
             size = min(self.recipe.evaluation.batch_size, -(-len(rows) // world_size))  # work for every rank
             for batch in in_batches(rows, size):
-                if any((task, row.example.index) not in known for row in batch):
+                if any((task, row.index) not in known for row in batch):
                     by_rank[turn % world_size].append(batch)
                     turn += 1
         return by_rank
 
-    def _in_lockstep(self, by_rank: Sequence[Sequence[list[Row]]]) -> Iterator[list[Row]]:
+    def _in_lockstep(self, by_rank: Sequence[Sequence[list[Example]]]) -> Iterator[list[Example]]:
         """This rank's batches, filled up so that all ranks do the same forwards at the same time (ZeRO 3).
 
         In each turn the ranks have batches of one task and one size; what is filled up is answered twice.
         """
-        tasks = dict.fromkeys(batch[0].example.task.name for batches in by_rank for batch in batches)
+        tasks = dict.fromkeys(batch[0].task.name for batches in by_rank for batch in batches)
         for task in tasks:
-            own = [[b for b in batches if b[0].example.task.name == task] for batches in by_rank]
+            own = [[b for b in batches if b[0].task.name == task] for batches in by_rank]
             turns, size = max(map(len, own)), max(len(b) for batches in own for b in batches)
             spare = next(b for batches in own for b in batches)
             for turn in range(turns):

@@ -50,8 +50,8 @@ class Clock:
 
 
 def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Slots in chunks of at most `size`, those of a task together so that they share its prefix."""
-    ordered = sorted(slots, key=lambda slot: samples[slot].group)
+    """Slots in chunks of at most `size`, those with like prompts together so that they share what they begin with."""
+    ordered = sorted(slots, key=lambda slot: list(samples[slot].prompt))
     return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
 
 

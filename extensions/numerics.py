@@ -10,15 +10,15 @@ is what it does not offer as functions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """log softmax(logits)[target]: (N, V), (N,) -> (N,), in float32."""
-    logits = logits.float()
-    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    return logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def token_entropy(logits: Tensor) -> Tensor:
@@ -27,17 +27,93 @@ def token_entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
+Entropy = Literal["none", "number", "differentiable"]  # what is asked of it; "number": nothing learns from it
+
+
+class OfLogits(torch.autograd.Function):
+    """`token_logprobs` and `token_entropy` of a linear head, without logits that wait for the backward pass.
+
+    The gradient of a row's logprob for its state is known in the forward pass but for the one number that comes from
+    the loss, so it is taken there, chunk by chunk, and only (N, hidden) is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperature: float,
+        rows: int,
+        entropy: Entropy,
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies, each (N,) float32; entropies are 0 where they are not asked for.
+
+        Args:
+            states, targets: (N, hidden), (N,).
+            weight, bias: of the head, frozen: (V, hidden), (V,).
+            temperature: logits are divided by it.
+            rows: most of a chunk.
+            entropy: "differentiable": gradients pass through the entropies too.
+        """
+        learns = ctx.needs_input_grad[0]
+        entropy_learns = learns and entropy == "differentiable"
+        logprobs, entropies = torch.zeros(2, len(targets), device=states.device)
+        slopes = [torch.empty_like(states) for _ in range(learns + entropy_learns)]
+        rows = -(-len(targets) // -(-len(targets) // rows))  # chunks of like size
+        for first in range(0, len(targets), rows):
+            part = slice(first, first + rows)
+            target = targets[part].unsqueeze(-1)
+            logits = nn.functional.linear(states[part], weight, bias).float()
+            logs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
+            del logits
+            logprobs[part] = logs.gather(-1, target).squeeze(-1)
+            if entropy == "none" and not learns:
+                continue
+            p = logs.exp()
+            if entropy != "none":
+                entropies[part] = -(p.unsqueeze(-2) @ logs.unsqueeze(-1)).flatten()
+            if entropy_learns:
+                slope = logs.add_(entropies[part].unsqueeze(-1)).mul_(p).div_(-temperature)
+                slopes[1][part] = slope.to(weight.dtype) @ weight
+            if learns:
+                slope = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).div_(temperature)
+                slopes[0][part] = slope.to(weight.dtype) @ weight
+        ctx.save_for_backward(*slopes)
+        if not entropy_learns:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        total = sum(slope * grad.unsqueeze(-1) for slope, grad in zip(ctx.saved_tensors, grads, strict=False))
+        assert isinstance(total, Tensor)
+        return total.to(ctx.saved_tensors[0].dtype), None, None, None, None, None, None
+
+
 def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One draw a row from softmax(logits) by inverting its distribution function: (B, V), (B,) in [0, 1) -> (B,).
 
-    The draw depends on the row's own uniform number alone, so it is the same in any batch and on any rank. The sum is
-    in float64: in float32 the tail of a large vocabulary would be lost.
+    The draw depends on the row's own uniform number alone, so it is the same in any batch and on any rank. Sums are in
+    float64: in float32 the tail of a large vocabulary would be lost. They are taken over chunks of the vocabulary
+    first, then within the chunk that holds the draw.
     """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
+    size = 256
+    p = logits.softmax(-1)
+    p = nn.functional.pad(p, (0, -p.shape[-1] % size)).unflatten(-1, (-1, size))  # (B, chunks, size)
+    chunks = p.sum(-1, dtype=torch.float64).cumsum(-1)
+    below = _first_above(chunks, uniforms.double() * chunks[:, -1])
+    inside = p[torch.arange(len(p), device=p.device), below].double().cumsum(-1)
+    before = torch.where(below > 0, chunks.gather(-1, (below - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    return below * size + _first_above(inside, uniforms.double() * chunks[:, -1] - before)
+
+
+def _first_above(cumulative: Tensor, values: Tensor) -> Tensor:
+    """First place (B,) where a rising row (B, n) exceeds its value; its last rise where rounding puts it beyond."""
     total = cumulative[:, -1:]
-    # Below the total even where the product rounds up to it: the first place above it then has a positive probability.
-    below = torch.minimum(uniforms.double().unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, below, right=True).squeeze(-1)
+    values = torch.minimum(values.unsqueeze(-1), total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, values, right=True).squeeze(-1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -58,7 +134,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 def td_targets(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
     """r_t + gamma V_{t+1}, the target of equation (1) of the paper: (B, T)."""
     rewards, values = torch.where(mask.bool(), rewards, 0.0), torch.where(mask.bool(), values, 0.0)
-    next_values = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    next_values = nn.functional.pad(values[:, 1:], (0, 1))
     return (rewards + gamma * next_values) * mask
 
 

@@ -1,19 +1,25 @@
 """The shared-prefix form of a batch: one row, no padding.
 
-All prompts of a task begin with the same tokens. A pack holds that prefix once, then the rest of each sample; a mask
-lets each sample see the prefix and itself, and positions restart after the prefix. One ordinary forward then computes
-what a forward over each whole sample would. Samples of several tasks may stand in one pack, each task with its own
-prefix; a batch that shares nothing is a pack with an empty prefix.
+All prompts of a task begin with the same tokens, and some go on alike: demonstrations, a passage with several
+questions, a prompt with several answers. A pack holds what samples share once, as a tree: the tokens that all share,
+then those that some share, then the rest of each sample. Each token sees what lies on its own way from the root, and
+its position is that in its own sample. One ordinary forward then computes what a forward over each whole sample would.
+Samples of several tasks may stand in one pack; a batch that shares nothing is a pack of whole samples.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+# Shared tokens are worth a place of their own in the tree where they save at least so many: each place costs some
+# kernel launches a layer.
+MIN_SAVED = 16
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,22 @@ class Sample:
 
     prompt: Sequence[int]
     response: Sequence[int]
-    group: str  # samples of one group (a task) share their common prefix
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of a pack."""
+
+    first: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Spans of a pack that attend alike: each sees all of `seen`, and itself causally."""
+
+    seen: tuple[Span, ...]
+    rows: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -31,86 +52,151 @@ class Pack:
 
     input_ids: Tensor  # (1, L)
     position_ids: Tensor  # (1, L) place of each token in its own sample
-    mask: Tensor  # (1, 1, L, L) bool, true where a query (row) may see a key (column)
+    blocks: list[Block]  # who sees whom; each token stands in one row of one block
     predicting: Tensor  # (N,) places in the pack whose next token is a target: a response token, sample by sample
     targets: Tensor  # (N,) those tokens
     weights: Tensor  # (N,) float32, how many samples each target stands for: 1 for response tokens
     lengths: list[int]  # B numbers of response tokens; of the targets these come first, and mostly they are all
-    places: list[Tensor]  # B tensors: the places in the pack of each sample's tokens, prefix included
+    chains: list[tuple[Span, ...]]  # B: the spans of each sample's tokens in their order, the last its own, maybe empty
     prefix_tokens: int  # tokens that stand once for several samples
+
+    @cached_property
+    def places(self) -> list[Tensor]:
+        """B tensors: the places in the pack of each sample's tokens, shared ones included."""
+        device = self.input_ids.device
+        return [
+            torch.cat([torch.arange(span.first, span.first + span.length, device=device) for span in chain])
+            for chain in self.chains
+        ]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(1, 1, L, L) bool, true where a query (row) may see a key (column): for models that need it dense."""
+        size = self.input_ids.shape[1]
+        mask = torch.zeros(size, size, dtype=torch.bool)
+        for block in self.blocks:
+            for row in block.rows:
+                own = slice(row.first, row.first + row.length)
+                for span in block.seen:
+                    mask[own, span.first : span.first + span.length] = True
+                mask[own, own] = torch.ones(row.length, row.length, dtype=torch.bool).tril()
+        return mask[None, None].to(self.input_ids.device)
+
+
+@dataclass
+class _Tree:
+    """The tokens of a pack as they are laid out."""
+
+    samples: Sequence[Sample]
+    min_saved: int
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    chains: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # of each sample, its own span last
+    shared: int = 0
+
+    def add(self, tokens: Sequence[int], position: int) -> Span:
+        span = Span(len(self.tokens), len(tokens))
+        self.tokens += tokens
+        self.positions += range(position, position + len(tokens))
+        return span
+
+    def grow(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> None:
+        """Lay out samples whose prompts agree in the first `depth` tokens, which `seen` holds.
+
+        Args:
+            members: in the lexicographic order of their prompts, so that alike ones stand together.
+        """
+        prompts = [self.samples[i].prompt for i in members]
+        end = common_prefix([prompts[0], prompts[-1]])
+        if (len(members) - 1) * (end - depth) >= self.min_saved:
+            span = self.add(prompts[0][depth:end], depth)
+            self.blocks.append(Block(seen, (span,)))
+            self.shared += span.length
+            seen, depth = (*seen, span), end
+        alone: list[int] = []
+        for alike in _by_token(members, prompts, end):
+            if len(alike) > 1 and len(prompts[0]) > end:
+                self.grow(alike, depth, seen)
+            else:
+                alone += alike
+        self.place(alone, depth, seen)
+
+    def place(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> None:
+        """Lay out what samples have of their own, in blocks of rows of like length."""
+        rows: list[Span] = []
+        own = {i: [*self.samples[i].prompt[depth:], *self.samples[i].response[:-1]] for i in members}
+        for i in sorted(members, key=lambda i: -len(own[i])):
+            span = self.add(own[i], depth)
+            self.chains[i] = (*seen, span)
+            if rows and 4 * span.length < 3 * rows[0].length:  # padded to the longest, it would mostly be padding
+                self.blocks.append(Block(seen, tuple(rows)))
+                rows = []
+            if span.length:
+                rows.append(span)
+        if rows:
+            self.blocks.append(Block(seen, tuple(rows)))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common prefix that leaves every row at least one token of its own."""
+    """Number of tokens with which all rows begin."""
     first, last = min(map(list, rows)), max(map(list, rows))  # the two that differ most
-    limit = min(len(row) for row in rows) - 1
-    shared = 0
+    shared, limit = 0, min(len(first), len(last))
     while shared < limit and first[shared] == last[shared]:
         shared += 1
     return shared
 
 
-def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Pack:
-    """Pack samples in the given order; those of one group are best kept together, but need not be.
+def _by_token(members: list[int], prompts: list[Sequence[int]], at: int) -> Iterator[list[int]]:
+    """Neighbours whose prompts have the same token at place `at`, or all end before it."""
+    last: int | None = -1
+    alike: list[int] = []
+    for i, prompt in zip(members, prompts, strict=True):
+        token = prompt[at] if len(prompt) > at else None
+        if alike and token != last:
+            yield alike
+            alike = []
+        alike.append(i)
+        last = token
+    yield alike
+
+
+def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_saved: int = MIN_SAVED) -> Pack:
+    """Pack samples, in any order: what is shared is found.
 
     The last response token predicts nothing that is wanted, so it is a target but no input. With empty responses each
     sample's last prompt token is its one predicting place, and its target is 0.
 
-    Splitting ids at the longest common prefix, not text, keeps the tokenization that of the whole prompt.
+    Sharing ids, not text, keeps the tokenization that of the whole prompt.
+
+    Args:
+        min_saved: tokens that sharing must save.
     """
-    groups: dict[str, list[int]] = {}
-    for i, sample in enumerate(samples):
-        groups.setdefault(sample.group, []).append(i)
-    prefix_of: dict[str, tuple[int, int]] = {}  # group -> (first place, length)
-    tokens: list[int] = []
-    positions: list[int] = []
-    group_ids: list[int] = []
-    sample_ids: list[int] = []  # -1: the prefix of the group
-    places: list[list[int]] = [[]] * len(samples)
+    tree = _Tree(samples, min_saved)
+    tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ())
     predicting: list[int] = []
     targets: list[int] = []
-
-    for group_id, (group, members) in enumerate(groups.items()):
-        prefix = common_prefix([samples[i].prompt for i in members])
-        prefix_of[group] = (len(tokens), prefix)
-        tokens += samples[members[0]].prompt[:prefix]
-        positions += range(prefix)
-        group_ids += [group_id] * prefix
-        sample_ids += [-1] * prefix
-        for i in members:
-            sample = samples[i]
-            own = [*sample.prompt[prefix:], *sample.response[:-1]]
-            start, shared = len(tokens), prefix_of[group][0]
-            places[i] = [*range(shared, shared + prefix), *range(start, start + len(own))]
-            tokens += own
-            positions += range(prefix, prefix + len(own))
-            group_ids += [group_id] * len(own)
-            sample_ids += [i] * len(own)
-    for sample, at in zip(samples, places, strict=True):
-        predicting += at[len(sample.prompt) - 1 :]
+    for i, sample in enumerate(samples):
+        places = [place for span in tree.chains[i] for place in range(span.first, span.first + span.length)]
+        predicting += places[len(sample.prompt) - 1 :]
         targets += sample.response or [0]
-
-    group_of, sample_of = torch.tensor(group_ids, device=device), torch.tensor(sample_ids, device=device)
-    same_sample = (sample_of.unsqueeze(1) == sample_of) | (sample_of == -1)
-    same_group = group_of.unsqueeze(1) == group_of
-    earlier = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=device).tril()
     return Pack(
-        input_ids=torch.tensor([tokens], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        mask=(same_sample & same_group & earlier)[None, None],
+        input_ids=torch.tensor([tree.tokens], device=device),
+        position_ids=torch.tensor([tree.positions], device=device),
+        blocks=tree.blocks,
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor(targets, device=device),
         weights=torch.ones(len(targets), device=device),
         lengths=[len(sample.response) or 1 for sample in samples],
-        places=[torch.tensor(at, device=device) for at in places],
-        prefix_tokens=sum(length for _, length in prefix_of.values()),
+        chains=[tree.chains[i] for i in range(len(samples))],
+        prefix_tokens=tree.shared,
     )
 
 
 def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:
     """The same pack with every token of each sample but its first as a target, for the loss on whole sequences.
 
-    A prefix token stands once in the pack but in each sample of its group, so its weight is their number: the weighted
+    A shared token stands once in the pack but in several samples, so its weight is their number: the weighted
     sum over the targets is the sum over all samples' own tokens. After the last prefix token each sample goes its own
     way; there the targets are one for each different continuation. The response tokens stay the first targets.
 

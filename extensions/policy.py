@@ -22,20 +22,21 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from extensions.attention import NAME as PACKED
+from extensions.attention import Attend, PackAttention
 from extensions.compat import alibi_positions
 from extensions.errors import UserError
-from extensions.numerics import token_entropy, token_logprobs
+from extensions.numerics import Entropy, OfLogits, token_entropy, token_logprobs
 from extensions.packing import Pack
 from extensions.recipe import Lora, Model, Recipe
 
 Role = Literal["actor", "critic", "reference"]
 ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic", "reference": "reference"}
-LOGITS_AT_ONCE = 2**26  # numbers of a chunk of logits (256 MB in float32): a vocabulary of 152k is large
+LOGITS_AT_ONCE = 2**24  # numbers of a chunk of logits (64 MB in float32): a vocabulary of 152k is large
 
 # Files inside packages are checked against what was tested: a changed file is another model.
 KNOWN_FILES = {
@@ -129,8 +130,32 @@ class Policy(nn.Module):
         assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
         return self.causal_lm.base_model(**inputs)
 
-    def packed_states(self, pack: Pack, use_cache: bool = False) -> tuple[Tensor, DynamicCache | None]:
-        """Hidden states (L, hidden) of a pack: the shared-prefix forward, used by everything."""
+    @property
+    def packed_attention(self) -> bool:
+        """Whether the model's attention is `extensions.attention`'s; else packs need a dense mask."""
+        return bool(self.causal_lm.config._attn_implementation == PACKED)
+
+    def packed_states(self, pack: Pack, attend: PackAttention | None = None) -> Tensor:
+        """Hidden states (L, hidden) of a pack: the shared-prefix forward, used by everything.
+
+        Args:
+            attend: of packed attention only; None: one that remembers nothing.
+        """
+        if self.packed_attention:
+            return self.token_states(pack.input_ids, pack.position_ids, attend or PackAttention(pack))
+        return self.packed_states_and_cache(pack, use_cache=False)[0]
+
+    def token_states(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (L, hidden) of tokens (1, L) that attend as `attend` says."""
+        unused = input_ids.new_empty(1, 1, 1, 1)  # transformers makes no mask where it is given one of four dimensions
+        out = self.trunk(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, use_cache=False, attend=attend
+        )
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    def packed_states_and_cache(self, pack: Pack, use_cache: bool = True) -> tuple[Tensor, DynamicCache]:
+        """The same with a dense mask, for models whose attention is their own; and the keys and values (1, ..., L)."""
         dtype = self.causal_lm.dtype
         mask = torch.zeros(pack.mask.shape, dtype=dtype, device=pack.mask.device)
         mask.masked_fill_(~pack.mask, torch.finfo(dtype).min)
@@ -138,18 +163,20 @@ class Policy(nn.Module):
             out = self.trunk(
                 input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=mask, use_cache=use_cache
             )
-        return out.last_hidden_state[0], out.past_key_values if use_cache else None
+        return out.last_hidden_state[0], out.past_key_values
 
     def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
         """Logits over the temperature, float32: (..., hidden) -> (..., V). Ask for the places you need, no more."""
         head = self.causal_lm.get_output_embeddings()
-        return head(states).float() / (self.temperature if temperature is None else temperature)
+        logits: Tensor = head(states).float()
+        divisor = self.temperature if temperature is None else temperature
+        return logits if divisor == 1.0 else logits / divisor
 
     def forward(
         self,
         pack: Pack,
         logprobs: bool = True,
-        entropy: bool = False,
+        entropy: Entropy = "none",
         values: bool = True,
         temperature: float | None = None,
     ) -> dict[str, Tensor]:
@@ -158,40 +185,35 @@ class Policy(nn.Module):
         A value is that of the state before its token, V(s_t); a policy without a value head has none.
 
         Args:
+            entropy: comes with the logprobs.
             temperature: of the logits; None: that of sampling.
         """
-        states, _ = self.packed_states(pack)
-        states = states[pack.predicting]
+        states = self.packed_states(pack)[pack.predicting]
         result: dict[str, Tensor] = {}
-        if logprobs or entropy:
-            result = self._of_logits(states, pack.targets, logprobs, entropy, temperature)
+        if logprobs:
+            found = self._of_logits(states, pack.targets, entropy, temperature)
+            result = dict(zip(("logprobs", "entropy"), found, strict=True))
+            if entropy == "none":
+                del result["entropy"]
         if values and self.value_head is not None:
             result["values"] = self.value_head(states)
         return result
 
     def _of_logits(
-        self, states: Tensor, targets: Tensor, logprobs: bool, entropy: bool, temperature: float | None
-    ) -> dict[str, Tensor]:
-        """Logprobs and entropy by chunks of rows, so that the logits of a long pack never stand whole in memory.
-
-        The backward pass computes a chunk's logits again, where there is more than one.
-        """
-
-        def numbers(states: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        self, states: Tensor, targets: Tensor, entropy: Entropy, temperature: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies, each (N,)."""
+        head = self.causal_lm.get_output_embeddings()
+        # Under ZeRO 3 a module's weights are there only while it is called.
+        if type(head) is not nn.Linear or hasattr(head.weight, "ds_id"):
             logits = self.logits(states, temperature)
-            found = {"logprobs": token_logprobs(logits, targets)} if logprobs else {}
-            return found | ({"entropy": token_entropy(logits)} if entropy else {})
-
-        rows = max(1, LOGITS_AT_ONCE // int(self.causal_lm.config.vocab_size))
-        # ZeRO 3 gathers the head for each chunk, and all ranks must gather as often, whatever their targets are.
-        sharded = any(hasattr(p, "ds_id") for p in self.causal_lm.get_output_embeddings().parameters())
-        if len(targets) <= rows or sharded:
-            return numbers(states, targets)
-        parts = [
-            checkpoint(numbers, *chunk, use_reentrant=False)
-            for chunk in zip(states.split(rows), targets.split(rows), strict=True)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            return token_logprobs(logits, targets), token_entropy(
+                logits if entropy == "differentiable" else logits.detach()
+            )
+        divisor = self.temperature if temperature is None else temperature
+        rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        found: tuple[Tensor, Tensor] = OfLogits.apply(states, targets, head.weight, head.bias, divisor, rows, entropy)
+        return found
 
     # ------------------------------------------------------------------------------------------------- saving
 
@@ -369,6 +391,8 @@ def load_base(model: Model, device: torch.device) -> PreTrainedModel:
         base = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf, dtype=dtype, attn_implementation=_attention(model, config), **options
         )
+    if model.attn_implementation == "auto" and _can_be_packed(base):
+        base.set_attn_implementation(PACKED)
     base.requires_grad_(False)
     return base
 
@@ -442,6 +466,16 @@ def _attention(model: Model, config: Any) -> str:
         return model.attn_implementation
     # transformers' MPT has neither sdpa nor flash attention (checked with 5.15).
     return "eager" if config.model_type == "mpt" else "sdpa"
+
+
+def _can_be_packed(base: PreTrainedModel) -> bool:
+    """Whether all that the model's attention does is softmax(q k^T) v: no window, no capping, no dropout, no ALiBi."""
+    config = base.config
+    special = ("sliding_window", "attn_logit_softcapping", "attention_dropout", "attention_chunk_size")
+    windows = getattr(config, "use_sliding_window", True)
+    return base._supports_attention_backend and not any(
+        getattr(config, key, None) for key in special if windows or key != "sliding_window"
+    )
 
 
 def _lora_config(base: nn.Module, lora: Lora) -> LoraConfig:

@@ -30,7 +30,7 @@ from extensions.compat import (
 from extensions.data import BatchOrder, Example
 from extensions.loop import Clock, add, micro_batches, mixed_seed
 from extensions.metrics import shares
-from extensions.numerics import gae, length_mask, pad_rows, td_targets, whiten
+from extensions.numerics import Entropy, gae, length_mask, pad_rows, td_targets, whiten
 from extensions.packing import Pack, Sample, pack
 from extensions.policy import Policy
 from extensions.prompts import PromptEncoder, parse_answer
@@ -87,6 +87,7 @@ class PpoTrainer:
         self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
         self.encoder, self.reward, self.order, self.ppo, self.seed = encoder, reward, order, ppo, seed
         self.min_new_tokens, self.max_new_tokens = min_new_tokens, max_new_tokens
+        self.entropy: Entropy = "differentiable" if ppo.entropy_coef > 0 else "number"
         self.policy_loss = PolicyLoss(clip_eps_low=ppo.clip, clip_eps_high=ppo.clip)
         self.value_loss = ValueLoss(clip_eps=ppo.value_clip)
         kl = ppo.kl
@@ -98,6 +99,10 @@ class PpoTrainer:
         exact = policy.causal_lm.dtype == torch.float32
         self.recompute = ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
         self._packs: dict[tuple[int, ...], Pack] = {}
+        # Without dropout the forward of the batch's first update is that of the old policy, if it is a single one.
+        dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.modules())
+        self.one_forward = not dropout and ppo.mini_batch_size is None and ppo.critic == "shared"
+        self._first: dict[str, Tensor] | None = None  # results of that forward, with their graph
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the engine's state."""
@@ -128,11 +133,11 @@ class PpoTrainer:
         """Responses of the current policy, with the logprobs and values that sampling computed anyway."""
         encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
         requests = []
-        for slot, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
+        for slot, (ids, _) in enumerate(encoded):
             row = slot * self.strategy.world_size + self.strategy.rank
             draw, uniforms = random_numbers(self.seed, TRAINING, step, row, self.max_new_tokens)
             budget = self.min_new_tokens + int(draw * (self.max_new_tokens - self.min_new_tokens + 1))
-            requests.append(Request(ids, example.task.name, budget, uniforms))
+            requests.append(Request(ids, budget, uniforms))
         responses = self.sampler.sample(requests)
         lengths = [len(response.tokens) for response in responses]
         width, device = max(lengths), self.policy.device
@@ -140,7 +145,7 @@ class PpoTrainer:
         self._packs.clear()
         return Experience(
             examples=list(batch),
-            samples=[Sample(q.prompt, r.tokens, q.group) for q, r in zip(requests, responses, strict=True)],
+            samples=[Sample(q.prompt, r.tokens) for q, r in zip(requests, responses, strict=True)],
             texts=[response.text for response in responses],
             prompts=[text for _, text in encoded],
             scores=torch.empty(0),
@@ -162,7 +167,7 @@ class PpoTrainer:
         self.policy.eval()
         sums: dict[str, Tensor] = {}
         if self.recompute:
-            again = self._all_rows(experience, "actor", logprobs=True, values=self.ppo.critic == "shared")
+            again = self._old_policy(experience)
             sums["sampling_mismatch"] = (again["logprobs"] - experience.logprobs).abs().sum()
             experience.logprobs = again["logprobs"]
             experience.values = again.get("values", experience.values)
@@ -172,6 +177,19 @@ class PpoTrainer:
             reference = self._all_rows(experience, "reference", logprobs=True, values=False)["logprobs"]
             experience.kl = compute_approx_kl(experience.logprobs, reference) * experience.mask
         return sums
+
+    def _old_policy(self, experience: Experience) -> dict[str, Tensor]:
+        """Logprobs, and values of a shared critic, of the policy that sampled: (B, T)."""
+        chunks = self._micro_batches(experience, range(len(experience.samples)))
+        if not self.one_forward or len(chunks) > 1:
+            return self._all_rows(experience, "actor", logprobs=True, values=self.ppo.critic == "shared")
+        packed, rows = self._pack(experience, chunks[0]), list(chunks[0])
+        with self.policy.role("actor"), torch.enable_grad():
+            self._first = self.engine(packed, entropy=self.entropy)
+        results = {name: torch.zeros(experience.mask.shape, device=self.policy.device) for name in self._first}
+        for name, flat in self._first.items():
+            results[name][rows] = pad_rows(flat.detach(), packed.lengths, experience.mask.shape[1])
+        return results
 
     def _all_rows(self, experience: Experience, role: Any, logprobs: bool, values: bool) -> dict[str, Tensor]:
         """A forward over all samples under `role`; results (B, T)."""
@@ -243,7 +261,7 @@ class PpoTrainer:
             last = k == len(chunks) - 1
             torch.manual_seed(mixed_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
             with self.policy.role("actor"):
-                out = self.engine(packed, entropy=True, values=shared)
+                out, self._first = self._first or self.engine(packed, entropy=self.entropy, values=shared), None
                 logprobs, entropy = (pad_rows(out[name], packed.lengths, width) for name in ("logprobs", "entropy"))
                 policy_loss, clipped, *_ = self.policy_loss(
                     logprobs, experience.logprobs[rows], experience.advantages[rows], mask, **scale

@@ -50,7 +50,9 @@ class Model(Section):
         "auto", description="of the frozen base; auto: bfloat16 on GPU, float32 on CPU (ours)"
     )
     attn_implementation: Literal["auto", "eager", "sdpa"] = Field(
-        "auto", description="auto: sdpa where the model has it, else eager (MPT); packed rows need a dense mask (ours)"
+        "auto",
+        description="auto: only what packed rows need is computed, where the model allows it; sdpa and eager compute "
+        "it all and mask it (MPT) (ours)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (ours)")
     load_in_4bit: bool = Field(False, description="4-bit frozen base by bitsandbytes; GPU only (ours)")

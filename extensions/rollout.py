@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from extensions.decoding import read_prompts
 from extensions.numerics import sample_tokens, token_logprobs
 from extensions.packing import Sample, pack
 from extensions.policy import Policy
 from extensions.prompts import CLOSE
+
+KEEP_UNTIL = 0.9  # rows that have ended leave the batch when fewer than this share of it goes on: leaving costs a copy
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class Request:
     """What one row asks of the sampler."""
 
     prompt: Sequence[int]
-    group: str  # rows of one group share their common prefix
     budget: int  # most tokens to write
     uniforms: np.ndarray  # (>= budget,) float64 in [0, 1): one for each token
 
@@ -77,24 +78,20 @@ class Sampler:
 
     def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
         policy, device = self.policy, self.policy.device
-        cache, states, lengths = self._read_prompts(requests)
-        rows = list(range(len(requests)))  # the requests that are still being written
-        tokens: list[list[int]] = [[] for _ in requests]
-        longest = max(lengths)
-        visible = (
-            torch.arange(longest, device=device) >= torch.tensor([longest - n for n in lengths], device=device)[:, None]
-        )
-        position = torch.tensor(lengths, device=device)
         steps = self.lockstep or max(request.budget for request in requests)
-        logprobs, values = torch.zeros(2, len(requests), steps, device=device)  # each (B, steps)
+        decoder = read_prompts(policy, [request.prompt for request in requests], self.micro_batch_size, steps)
+        states = decoder.states
+        tokens: list[list[int]] = [[] for _ in requests]
+        uniforms = np.zeros((len(requests), steps))
+        for row, request in zip(uniforms, requests, strict=True):
+            row[: request.budget] = request.uniforms[: min(request.budget, steps)]
+        chances = torch.from_numpy(uniforms).to(device)
+        logprobs, values = torch.zeros(2, len(requests), steps, device=device)
         closed = [False] * len(requests)
         for step in range(steps):
+            rows = decoder.order  # the requests that are still being written, and some that ended lately
             logits = policy.logits(states)
-            if greedy:
-                drawn = logits.argmax(-1)
-            else:
-                uniforms = [requests[i].uniforms[min(step, requests[i].budget - 1)] for i in rows]
-                drawn = sample_tokens(logits, torch.tensor(uniforms, device=device))
+            drawn = logits.argmax(-1) if greedy else sample_tokens(logits, chances[rows, step])
             logprobs[rows, step] = token_logprobs(logits, drawn)
             if policy.value_head is not None:
                 values[rows, step] = policy.value_head(states)
@@ -102,69 +99,24 @@ class Sampler:
                 if not closed[i]:
                     tokens[i].append(token)
                     closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
-            keep = [k for k, i in enumerate(rows) if self.lockstep or not closed[i]]
-            if step + 1 == steps or not keep:
+            open_rows = [k for k, i in enumerate(rows) if not closed[i]]
+            if step + 1 == steps or not (open_rows or self.lockstep):
                 break
-            if len(keep) < len(rows):
-                kept = torch.tensor(keep, device=device)
-                rows = [rows[k] for k in keep]
-                drawn, visible, position = drawn[kept], visible[kept], position[kept]
-                cache.batch_select_indices(kept)
-            visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
-            out = policy.trunk(
-                input_ids=drawn[:, None],
-                position_ids=position[:, None],
-                attention_mask=visible.long(),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            states, position = out.last_hidden_state[:, -1], position + 1
+            if not self.lockstep and len(open_rows) <= KEEP_UNTIL * len(rows):
+                kept = torch.tensor(open_rows, device=device)
+                decoder.keep(kept)
+                drawn = drawn[kept]
+            states = decoder.step(drawn)
         return [
             Response(written, logprobs[i, : len(written)], values[i, : len(written)], self.decode(written))
             for i, written in enumerate(tokens)
         ]
 
-    def _read_prompts(self, requests: Sequence[Request]) -> tuple[DynamicCache, Tensor, list[int]]:
-        """Forward over all prompts in the shared-prefix form.
-
-        Returns the left-padded cache of all rows, the hidden state (B, hidden) of each last prompt token, and the
-        prompt lengths. Keys already carry their rotary positions, so they can be copied to any place; padding lies
-        left of a whole prompt, where ALiBi too is exact.
-        """
-        device, lengths = self.policy.device, [len(request.prompt) for request in requests]
-        longest = max(lengths)
-        order = sorted(range(len(requests)), key=lambda i: (requests[i].group, lengths[i]))
-        states: dict[int, Tensor] = {}
-        layers: list[tuple[Tensor, Tensor]] = []  # keys and values of all rows, each (B, heads, longest, head size)
-        for first in range(0, len(order), self.micro_batch_size):
-            members = order[first : first + self.micro_batch_size]
-            packed = pack([Sample(requests[i].prompt, [], requests[i].group) for i in members], device)
-            hidden, cache = self.policy.packed_states(packed, use_cache=True)
-            assert cache is not None
-            index = torch.zeros(
-                len(members), longest, dtype=torch.long, device=device
-            )  # padding copies place 0, unseen
-            for k, places in enumerate(packed.places):
-                index[k, longest - len(places) :] = places
-            rows = torch.tensor(members, device=device)
-            for depth, layer in enumerate(cache.layers):
-                keys, values = layer.keys[0][:, index].transpose(0, 1), layer.values[0][:, index].transpose(0, 1)
-                if len(layers) == depth:
-                    shape = (len(requests), *keys.shape[1:])
-                    layers.append((keys.new_empty(shape), values.new_empty(shape)))
-                layers[depth][0][rows], layers[depth][1][rows] = keys, values
-            for k, i in enumerate(members):
-                states[i] = hidden[packed.predicting[k]]
-        cache = DynamicCache()
-        for depth, (keys, values) in enumerate(layers):
-            cache.update(keys, values, depth)
-        return cache, torch.stack([states[i] for i in range(len(requests))]), lengths
-
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> Tensor:
         """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy."""
         self.policy.eval()
-        order = sorted(range(len(samples)), key=lambda i: samples[i].group)
+        order = sorted(range(len(samples)), key=lambda i: list(samples[i].prompt))
         totals = torch.zeros(len(samples), device=self.policy.device)
         with self.policy.role("actor"):
             for first in range(0, len(order), self.micro_batch_size):

@@ -70,7 +70,7 @@ class SftTrainer:
         assert example.label is not None, "training examples are labelled"
         ids, text = self.encoder.encode(example.task, example.fields)
         answer = self.encoder.answer_ids(ids, text, example.task.answer(example.label))
-        return Sample(ids, answer, example.task.name)
+        return Sample(ids, answer)
 
     def update(self, samples: Sequence[Sample], step: int) -> dict[str, Tensor]:
         """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.

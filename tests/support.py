@@ -57,8 +57,8 @@ def samples(vocabulary=200, shared=9, seed=0):
         return torch.randint(5, vocabulary, (n,), generator=generator).tolist()
 
     prefix = ids(shared)
-    rows = [Sample(prefix + ids(n), ids(m), "a") for n, m in ((4, 3), (7, 1), (2, 6))]
-    return rows + [Sample(ids(n), ids(m), "b") for n, m in ((5, 2), (8, 4))]
+    rows = [Sample(prefix + ids(n), ids(m)) for n, m in ((4, 3), (7, 1), (2, 6))]
+    return rows + [Sample(ids(n), ids(m)) for n, m in ((5, 2), (8, 4))]
 
 
 ROOT = Path(__file__).parent.parent

@@ -229,14 +229,13 @@ def test_predictions_do_not_depend_on_the_batches(task):
     assert predict(examples, FakeEncoder(), FakeSampler(), 100, 32, seed=8) != whole
 
 
-def test_evaluation_uses_the_upper_bound_of_the_budget_and_the_tasks_prefix():
+def test_evaluation_uses_the_upper_bound_of_the_budget():
     for task in (COLA, SST2):
         sampler = FakeSampler()
         predict(rows_of(task), FakeEncoder(), sampler, 5, 32, seed=0)
         requests = [request for call in sampler.calls for request in call]
         assert {request.budget for request in requests} == {32}
         assert all(len(request.uniforms) >= 32 for request in requests)
-        assert {request.group for request in requests} == {task.name}
         lengths = [len(request.prompt) for request in requests]
         assert lengths == sorted(lengths), "rows of like length are sampled together"
 
@@ -249,9 +248,8 @@ def test_rows_with_the_same_long_text_are_sampled_together():
     ]
     sampler = FakeSampler()
     predict(examples, FakeEncoder(), sampler, 100, 4, seed=0)
-    group_of = {bytes(request.prompt).decode().split()[0]: request.group for request in sampler.calls[0]}
     order = [bytes(request.prompt).decode().split()[0] for request in sampler.calls[0]]
-    assert len(set(group_of.values())) == 3 and group_of["alone"] == "multirc"
+    assert len(set(order)) == 3
     assert all(order[i] == order[i - 1] for i in range(1, 6) if order[i] in order[:i])
 
 
@@ -321,7 +319,6 @@ def test_support_is_the_softmax_of_the_answers_logprobs(tiny_model, task, temper
 def test_support_and_answers_do_not_depend_on_batches_or_common_texts(tiny_model, task):
     examples, sampler = ranked_examples(task), real_sampler(tiny_model)
     encoder = PromptEncoder(sampler.tokenizer, 500, False)
-    # One at a time no row shares its long text with another: each stands in the task's own group.
     alone = [prediction for example in examples for prediction in predict([example], encoder, sampler, 1, 8, seed=3)]
     assert len({p.text for p in alone}) > 3
     for micro_batch_size, batch_size in [(8, 100), (8, 3), (1, 5), (3, 2)]:

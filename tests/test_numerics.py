@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from extensions.compat import AdaptiveKLController, PolicyLoss, ValueLoss, compute_approx_kl, compute_reward
 from extensions.numerics import (
+    OfLogits,
     gae,
     length_mask,
     pad_rows,
@@ -209,3 +210,44 @@ def test_pad_rows_and_length_mask():
     padded = pad_rows(torch.arange(1.0, 7.0), [3, 1, 2], 4)
     assert padded.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0], [5, 6, 0, 0]]
     assert length_mask([2, 0], 3).tolist() == [[True, True, False], [False, False, False]]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("entropy", ["number", "differentiable"])
+def test_logprobs_and_entropies_of_chunks_are_those_of_whole_logits(rows, entropy):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 11).requires_grad_(False)
+    states, targets, weights = torch.randn(7, 6, requires_grad=True), torch.randint(11, (7,)), torch.randn(2, 7)
+    logprobs, entropies = OfLogits.apply(states, targets, head.weight, head.bias, 0.7, rows, entropy)
+    logits = head(states) / 0.7
+    torch.testing.assert_close(logprobs, token_logprobs(logits, targets))
+    torch.testing.assert_close(entropies, token_entropy(logits))
+    assert entropies.requires_grad == (entropy == "differentiable")
+    expected = (weights[0] * token_logprobs(logits, targets)).sum()
+    found = (weights[0] * logprobs).sum()
+    if entropies.requires_grad:
+        expected, found = expected + (weights[1] * token_entropy(logits)).sum(), found + (weights[1] * entropies).sum()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, states)[0] for loss in (found, expected)))
+
+
+def test_logprobs_without_gradients_keep_none():
+    head = torch.nn.Linear(6, 11, bias=False).requires_grad_(False)
+    with torch.no_grad():
+        logprobs, _ = OfLogits.apply(
+            torch.randn(7, 6), torch.zeros(7, dtype=torch.long), head.weight, None, 1.0, 2, "none"
+        )
+    assert not logprobs.requires_grad
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 1000])
+def test_draws_follow_the_whole_distribution_function(vocabulary):
+    """Against the sum over the whole vocabulary, at the ends and around its steps."""
+    torch.manual_seed(1)
+    logits = torch.randn(40, vocabulary).double().mul(4).float()
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    for uniforms in (torch.rand(40).double(), torch.zeros(40).double(), torch.full((40,), 1 - 2**-53).double()):
+        drawn = sample_tokens(logits, uniforms)
+        chance = torch.nn.functional.pad(cumulative, (1, 0))
+        low, high = (chance.gather(-1, (drawn + k).unsqueeze(-1)).squeeze(-1) for k in (0, 1))
+        assert ((low - 1e-6 <= uniforms) & (uniforms <= high + 1e-6)).all()
+        assert (logits.softmax(-1).gather(-1, drawn.unsqueeze(-1)) > 0).all()

@@ -39,7 +39,7 @@ def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpoint
     weights = torch.randn(sum(len(s.response) for s in rows), generator=torch.Generator().manual_seed(5))
 
     with packed_policy.role("actor"):
-        out = packed_policy(pack(rows), entropy=True)
+        out = packed_policy(pack(rows), entropy="differentiable")
         (out["logprobs"] @ weights + out["values"].square().sum() + out["entropy"].sum()).backward()
     with plain_policy.role("actor"):
         results = [plain(plain_policy, row) for row in rows]
@@ -60,7 +60,7 @@ def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpoint
 def test_a_batch_that_shares_nothing_is_the_same_forward(tiny_model, architecture):
     policy = make_policy(tiny_model(architecture)).eval()
     rows = samples()
-    alone = [Sample(row.prompt, row.response, str(i)) for i, row in enumerate(rows)]
+    alone = [Sample(row.prompt, row.response) for row in rows]
     with torch.no_grad(), policy.role("actor"):
         together, apart = policy(pack(rows)), policy(pack(alone))
         one_by_one = torch.cat([policy(pack([row]))["logprobs"] for row in rows])
@@ -74,7 +74,7 @@ def test_other_samples_are_invisible(tiny_model, architecture):
     rows = samples()
     noisy = [
         rows[0],
-        *(Sample([*r.prompt[:9], *[7] * (len(r.prompt) - 9)], [11] * len(r.response), r.group) for r in rows[1:3]),
+        *(Sample([*r.prompt[:9], *[7] * (len(r.prompt) - 9)], [11] * len(r.response)) for r in rows[1:3]),
     ]
     with torch.no_grad(), policy.role("actor"):
         clean, dirty = policy(pack(rows[:3])), policy(pack(noisy))
@@ -167,7 +167,7 @@ def test_bfloat16_base_keeps_float32_adapters(tiny_model):
     assert policy.causal_lm.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in policy.trainable.values())
     with policy.role("actor"):
-        assert all(v.dtype == torch.float32 for v in policy(pack(samples()), entropy=True).values())
+        assert all(v.dtype == torch.float32 for v in policy(pack(samples()), entropy="differentiable").values())
 
 
 def test_value_head_starts_at_zero_and_is_an_mlp():

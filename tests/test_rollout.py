@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import ARCHITECTURES, make_policy, samples
 
+from extensions.decoding import TreeDecoder
 from extensions.packing import Sample, pack
 from extensions.policy import load_tokenizer
 from extensions.prompts import CLOSE
@@ -16,7 +17,7 @@ BUDGETS = (12, 3, 7, 12, 1)
 
 def requests(seed=0):
     return [
-        Request(sample.prompt, sample.group, budget, random_numbers(seed, 0, 0, i, 12)[1])
+        Request(sample.prompt, budget, random_numbers(seed, 0, 0, i, 12)[1])
         for i, (sample, budget) in enumerate(zip(samples(), BUDGETS, strict=True))
     ]
 
@@ -32,7 +33,7 @@ def test_sampled_logprobs_and_values_are_teacher_forced_ones(tiny_model, archite
     sampler = make_sampler(tiny_model, architecture, micro_batch_size)
     asked = requests()
     responses = sampler.sample(asked)
-    rows = [Sample(q.prompt, r.tokens, q.group) for q, r in zip(asked, responses, strict=True)]
+    rows = [Sample(q.prompt, r.tokens) for q, r in zip(asked, responses, strict=True)]
     with torch.no_grad(), sampler.policy.role("actor"):
         out = sampler.policy(pack(rows))
     torch.testing.assert_close(torch.cat([r.logprobs for r in responses]), out["logprobs"], atol=2e-5, rtol=1e-4)
@@ -69,7 +70,7 @@ def test_a_row_stops_at_the_closing_tag(tiny_model, monkeypatch):
         return logits
 
     monkeypatch.setattr(sampler.policy, "logits", scripted)
-    asked = [Request(s.prompt, s.group, 30, np.full(30, 0.5)) for s in samples()]
+    asked = [Request(s.prompt, 30, np.full(30, 0.5)) for s in samples()]
     for response in sampler.sample(asked):
         assert response.text.endswith(CLOSE) or response.text.split(CLOSE)[1].strip() == ""
         assert response.text.startswith("Yes") and "more" not in response.text
@@ -94,7 +95,7 @@ def test_temperature_scales_sampling_and_logprobs_alike(tiny_model):
     sampler.policy.temperature = 0.5
     asked = requests()
     responses = sampler.sample(asked)
-    rows = [Sample(q.prompt, r.tokens, q.group) for q, r in zip(asked, responses, strict=True)]
+    rows = [Sample(q.prompt, r.tokens) for q, r in zip(asked, responses, strict=True)]
     with torch.no_grad(), sampler.policy.role("actor"):
         torch.testing.assert_close(
             torch.cat([r.logprobs for r in responses]), sampler.policy(pack(rows))["logprobs"], atol=5e-5, rtol=1e-4
@@ -120,3 +121,50 @@ def test_random_numbers_are_streams_of_their_own():
     budgets = [12 + int(random_numbers(0, 0, step, row, 32)[0] * 21) for step in range(200) for row in range(16)]
     assert set(budgets) == set(range(12, 33))  # uniform over 12 to 32
     assert abs(np.mean(budgets) - 22) < 5 * np.std(budgets) / len(budgets) ** 0.5
+
+
+def nested_prompts():
+    """A task's prefix, two passages under it, questions; one prompt twice, and one that begins another."""
+    generator = torch.Generator().manual_seed(5)
+
+    def ids(n):
+        return torch.randint(5, 200, (n,), generator=generator).tolist()
+
+    task, one, other, question = ids(20), ids(24), ids(18), ids(6)
+    return [
+        [*task, *one, *question],
+        [*task, *other, *ids(3)],
+        [*task, *one, *ids(2)],
+        [*task, *other, *ids(9)],
+        [*task, *one, *question],
+        [*task, *one],
+        ids(7),
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("micro_batch_size", [8, 3])
+def test_rows_that_share_passages_are_written_as_if_alone(tiny_model, architecture, micro_batch_size):
+    sampler = make_sampler(tiny_model, architecture, micro_batch_size)
+    budgets = (12, 3, 9, 5, 12, 7, 10)  # rows leave at different times
+    asked = [
+        Request(prompt, budget, random_numbers(0, 0, 0, i, 12)[1])
+        for i, (prompt, budget) in enumerate(zip(nested_prompts(), budgets, strict=True))
+    ]
+    responses = sampler.sample(asked)
+    assert [sampler.sample([request])[0].tokens for request in asked] == [r.tokens for r in responses]
+    rows = [Sample(q.prompt, r.tokens) for q, r in zip(asked, responses, strict=True)]
+    with torch.no_grad(), sampler.policy.role("actor"):
+        forced = torch.cat([sampler.policy(pack([row]))["logprobs"] for row in rows])
+    torch.testing.assert_close(torch.cat([r.logprobs for r in responses]), forced, atol=2e-5, rtol=1e-4)
+
+
+def test_what_rows_share_is_remembered_once(tiny_model):
+    policy = make_policy(tiny_model("llama")).eval()
+    with torch.no_grad(), policy.role("actor"):
+        decoder = TreeDecoder(policy, nested_prompts(), 8, 12)
+    assert sorted(family.rows for family in decoder.families) == [1, 2, 4]
+    keys, _ = decoder.own[0]
+    assert keys.shape[2] == 9 + 12, "the longest rest of a prompt, and what is to be written"
+    decoder.keep(torch.tensor([2, 5]))
+    assert len(decoder.order) == 2 and sum(family.rows for family in decoder.families) == 2

@@ -1,4 +1,4 @@
-"""Contestant: supervised fine-tuning as transformers and PEFT have it: padded rows, `labels`, one AdamW step a batch."""
+"""Contestant: supervised fine-tuning as transformers and PEFT have it: padded rows, `labels`, AdamW."""
 
 from __future__ import annotations
 

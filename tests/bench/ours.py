@@ -9,11 +9,13 @@ from typing import Any
 
 from worker import serve
 
+from extensions.launch import prepare_environment
 from extensions.recipe import load_recipe
 from extensions.train import Training, prepare
 
 
 def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
+    prepare_environment()
     recipe = load_recipe(Path(job["recipe"]), job["overrides"], job["method"])
     training = prepare(recipe)
     assert isinstance(training, Training)
