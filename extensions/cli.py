@@ -157,8 +157,8 @@ def preview(
                 shared = sum(span.length for span in packed.chains[k][:-1])
                 console.print(
                     f"\nprompt (blue): {len(ids)} tokens, no loss; the first {shared} stand once for all rows shown "
-                    f"that begin with them. response (green): {len(responses[k])} tokens when gold, with policy and value loss. "
-                    f"SFT: loss over {'both' if resolved.sft.loss == 'sequence' else 'the response'}",
+                    f"that begin with them. response (green): {len(responses[k])} tokens when gold, with policy and "
+                    f"value loss. SFT: loss over {'both' if resolved.sft.loss == 'sequence' else 'the response'}",
                     markup=False,
                 )
                 tokens = [encoder.tokenizer.decode([t], clean_up_tokenization_spaces=False) for t in responses[k]]

@@ -81,10 +81,12 @@ class TreeDecoder:
             own += [span.length for span in spans]
             found.append((attend.remembered, spans))
         self.states = torch.cat(states)
+        places = max(own) + new_tokens
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values (rows, key heads, places, size)
-        for layer in found[0][0]:
+        for layer in list(found[0][0]):
+            both = [layers.pop(layer) for layers, _ in found]  # so that no two copies of all layers stand in memory
             self.own[layer] = tuple(  # type: ignore[assignment]
-                _in_place([(layers[layer][which], spans) for layers, spans in found], max(own) + new_tokens)
+                _in_place([(x[which], spans) for x, (_, spans) in zip(both, found, strict=True)], places)
                 for which in (0, 1)
             )
         self.written = torch.tensor(own, device=device)  # (rows,) places of `own` in use

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.policy import _lora_config
+from extensions.policy import lora_config
 from extensions.recipe import Lora
 
 
@@ -105,7 +105,7 @@ def meta_model(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
         )
         model.requires_grad_(False)
-        model.add_adapter(_lora_config(model, lora))  # transformers' own way to peft; float32, as in training
+        model.add_adapter(lora_config(model, lora))  # transformers' own way to peft; float32, as in training
     return model
 
 

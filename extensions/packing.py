@@ -19,7 +19,7 @@ from torch import Tensor
 
 # Shared tokens are worth a place of their own in the tree where they save at least so many: each place costs some
 # kernel launches a layer.
-MIN_SAVED = 16
+MIN_SAVED = 32
 
 
 @dataclass(frozen=True)
@@ -101,26 +101,31 @@ class _Tree:
         self.positions += range(position, position + len(tokens))
         return span
 
-    def grow(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> None:
-        """Lay out samples whose prompts agree in the first `depth` tokens, which `seen` holds.
+    def grow(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> list[int]:
+        """Lay out what samples share whose prompts agree in the first `depth` tokens, which `seen` holds.
 
         Args:
             members: in the lexicographic order of their prompts, so that alike ones stand together.
+
+        Returns:
+            those that share no more than `seen`, and are still to be placed.
         """
         prompts = [self.samples[i].prompt for i in members]
         end = common_prefix([prompts[0], prompts[-1]])
-        if (len(members) - 1) * (end - depth) >= self.min_saved:
+        worth = (len(members) - 1) * (end - depth) >= self.min_saved
+        if worth:
             span = self.add(prompts[0][depth:end], depth)
             self.blocks.append(Block(seen, (span,)))
             self.shared += span.length
             seen, depth = (*seen, span), end
-        alone: list[int] = []
+        rest: list[int] = []
         for alike in _by_token(members, prompts, end):
-            if len(alike) > 1 and len(prompts[0]) > end:
-                self.grow(alike, depth, seen)
-            else:
-                alone += alike
-        self.place(alone, depth, seen)
+            goes_on = len(alike) > 1 and len(self.samples[alike[0]].prompt) > end
+            rest += self.grow(alike, depth, seen) if goes_on else alike
+        if worth:
+            self.place(rest, depth, seen)
+            return []
+        return rest
 
     def place(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> None:
         """Lay out what samples have of their own, in blocks of rows of like length."""
@@ -129,7 +134,7 @@ class _Tree:
         for i in sorted(members, key=lambda i: -len(own[i])):
             span = self.add(own[i], depth)
             self.chains[i] = (*seen, span)
-            if rows and 4 * span.length < 3 * rows[0].length:  # padded to the longest, it would mostly be padding
+            if rows and 2 * span.length < rows[0].length:  # padded to the longest, it would mostly be padding
                 self.blocks.append(Block(seen, tuple(rows)))
                 rows = []
             if span.length:
@@ -173,7 +178,7 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
         min_saved: tokens that sharing must save.
     """
     tree = _Tree(samples, min_saved)
-    tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ())
+    tree.place(tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ()), 0, ())
     predicting: list[int] = []
     targets: list[int] = []
     for i, sample in enumerate(samples):

@@ -24,6 +24,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from extensions.attention import NAME as PACKED
 from extensions.data import check_trainable, has_split, load_examples, rows_of_epoch, spread
 from extensions.errors import UserError
 from extensions.flops import (
@@ -39,7 +40,7 @@ from extensions.flops import (
     sft_flops,
 )
 from extensions.packing import common_prefix
-from extensions.policy import LOGITS_AT_ONCE, _attention, load_config, load_tokenizer, prompt_limit
+from extensions.policy import LOGITS_AT_ONCE, attention_of, load_config, load_tokenizer, prompt_limit
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Lora, Recipe
 from extensions.run_data import shown_rows
@@ -52,8 +53,8 @@ GPUS_A_NODE = 8  # that NVLink joins
 USABLE = 0.92  # of the memory: the allocator loses some to fragments
 DEEPSPEED_BUCKET = 5e8 * 4  # bytes of the gradient buffer of ZeRO 1 to 3, whatever the model (DeepSpeed 0.19.6)
 DEEPSPEED_LIVE = 1e9  # weights that ZeRO 3 keeps gathered at most (DeepSpeed 0.19.6)
-LOGIT_COPIES = 5  # float32 arrays of the logits' size at once: scaled, their logprobs, probabilities, two gradients
-DRAW_COPIES = 8  # of a decoding step, in float32: scaled, and three in float64 for the draw
+LOGIT_COPIES = 4  # float32 arrays of a chunk of logits at once: themselves, their logprobs, probabilities, slopes
+DRAW_COPIES = 4  # of a decoding step, in float32: logits, their logprobs, probabilities, padded
 BYTES_4BIT = 0.516  # of a weight in nf4 with double quantisation (QLoRA, section 3)
 ALL_REDUCE_LATENCY_S = 20e-6  # of one hop of a collective, NCCL's order of magnitude between nodes
 # Kernels of an optimizer step for each trained matrix: AdamW's are fused over many, Adafactor's are not.
@@ -548,9 +549,10 @@ class Planner:
         self.dtype = auto if model.dtype == "auto" else model.dtype
         self.device = find_device(options, self.dtype, self.shape.hidden)
         self.word = 2 if self.dtype == "bfloat16" else 4  # bytes of a number
-        self.activations = Memory(
-            config, recipe.lora, _attention(model, config), getattr(torch, self.dtype), model.trust_remote_code
-        )
+        attention = attention_of(model, config)
+        self.dense = attention != PACKED  # whether all pairs are computed, and most of them masked
+        self.heads = config.get_text_config().num_attention_heads
+        self.activations = Memory(config, recipe.lora, attention, getattr(torch, self.dtype), model.trust_remote_code)
         self.tokens, self.source = token_statistics(recipe, config, options, warn)
         self.ppo = recipe.method == "ppo"
         self.adapters = 2 if self.ppo and recipe.ppo.critic == "adapter" else 1
@@ -580,7 +582,9 @@ class Planner:
 
     @property
     def _recompute(self) -> bool:
-        old = self.recipe.ppo.old_logprobs
+        old, ppo = self.recipe.ppo.old_logprobs, self.recipe.ppo
+        if not self.recipe.lora.dropout and ppo.mini_batch_size is None and ppo.critic == "shared":
+            return False  # the first update's forward is it, where the batch is one pack (extensions.ppo)
         return old == "recomputed" or (old == "auto" and self.dtype != "float32")
 
     @property
@@ -633,8 +637,13 @@ class Planner:
         kept = shape.layers * trace.layer_bytes
         if setting.gradient_checkpointing:  # the input of each layer, and one layer's at a time
             kept = shape.layers * work.tokens * shape.hidden * word + trace.layer_bytes
-        mask = work.tokens**2 * 3  # of single bytes, while it is made
-        activations = kept + trace.other_bytes + trace.layer_bytes + mask  # once more for the gradients of a layer
+        activations = kept + trace.other_bytes + trace.layer_bytes  # once more for the gradients of a layer
+        if self.dense:
+            activations += work.tokens**2 * 3  # the mask, of single bytes, while it is made
+        else:  # queries, keys, values and outputs once more, as they stand in blocks; on a CPU the weights of the pairs
+            layer = work.tokens * 2 * (shape.attention_width + shape.kv_width) * word
+            layer += self.heads * work.pairs * word if self.options.cpu else 0
+            activations += layer * (1 if setting.gradient_checkpointing else shape.layers)
         chunk = min(work.predicting, max(1, LOGITS_AT_ONCE // shape.vocab))
         logits = chunk * shape.vocab * (4 * LOGIT_COPIES + word)
         evaluation = self.recipe.evaluation
@@ -707,11 +716,11 @@ class Planner:
         trace = self.activations.at(1)
         forward = shape.layers * trace.layer_kernels + trace.other_kernels + 12
         count = len(packs(batches, size))
-        flops = self.flops(rows, setting, dense=True)
+        flops = self.flops(rows, setting, self.dense)
         seconds = {}
         for phase, amount in flops.items():
             if phase == "rollout":
-                prompts = forward_flops(shape, prompt_work(batches, size, dense=True), head=False)
+                prompts = forward_flops(shape, prompt_work(batches, size, self.dense), head=False)
                 # All ranks wait for the longest response.
                 steps = max(max(batch.responses) for batch in self.batches(rows * ranks))
                 if sharded:  # every rank writes as many tokens for every row (extensions.rollout, lockstep)

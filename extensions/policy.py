@@ -22,7 +22,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -360,7 +367,7 @@ def load_policy(
         if reference == "start":
             lm.load_adapter(model.adapter, "reference")
     else:
-        lm = get_peft_model(base, _lora_config(base, lora))
+        lm = get_peft_model(base, lora_config(base, lora))
     if critic == "adapter":
         config = copy.deepcopy(lm.peft_config["default"])
         config.inference_mode = False
@@ -389,10 +396,8 @@ def load_base(model: Model, device: torch.device) -> PreTrainedModel:
                 bnb_4bit_compute_dtype=dtype,
             )
         base = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=gguf, dtype=dtype, attn_implementation=_attention(model, config), **options
+            folder, gguf_file=gguf, dtype=dtype, attn_implementation=attention_of(model, config), **options
         )
-    if model.attn_implementation == "auto" and _can_be_packed(base):
-        base.set_attn_implementation(PACKED)
     base.requires_grad_(False)
     return base
 
@@ -429,7 +434,7 @@ def _load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftMo
         if lora is not None:
             own: dict[str, Any] = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
             targets = config.target_modules
-            wanted = _lora_config(base, lora).target_modules
+            wanted = lora_config(base, lora).target_modules
             other = [f"lora.{key}={value}" for key, value in own.items() if getattr(lora, key) != value]
             if targets != wanted:
                 names = targets if isinstance(targets, str) else f"[{', '.join(sorted(targets or []))}]"
@@ -461,24 +466,28 @@ def merge_adapter(model: Model, folder: Path) -> None:
     load_tokenizer(model).save_pretrained(str(folder))
 
 
-def _attention(model: Model, config: Any) -> str:
+def attention_of(model: Model, config: Any) -> str:
+    """The `attn_implementation` that a model of this configuration gets: packed, sdpa or eager.
+
+    Packed, unless the model's attention does more than softmax(q k^T) v (a window, capping, dropout), or is not
+    transformers' exchangeable kind (MPT, checked with 5.15).
+    """
     if model.attn_implementation != "auto":
         return model.attn_implementation
-    # transformers' MPT has neither sdpa nor flash attention (checked with 5.15).
-    return "eager" if config.model_type == "mpt" else "sdpa"
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # none: code of the model's own
+    if kind is None or not kind._supports_attention_backend:
+        return "sdpa" if kind is None or kind._supports_sdpa else "eager"
+    special = ["attn_logit_softcapping", "attention_dropout", "attention_chunk_size"]
+    special += ["sliding_window"] if getattr(config, "use_sliding_window", True) else []
+    return "sdpa" if any(getattr(config, key, None) for key in special) else PACKED
 
 
-def _can_be_packed(base: PreTrainedModel) -> bool:
-    """Whether all that the model's attention does is softmax(q k^T) v: no window, no capping, no dropout, no ALiBi."""
-    config = base.config
-    special = ("sliding_window", "attn_logit_softcapping", "attention_dropout", "attention_chunk_size")
-    windows = getattr(config, "use_sliding_window", True)
-    return base._supports_attention_backend and not any(
-        getattr(config, key, None) for key in special if windows or key != "sliding_window"
-    )
+def lora_config(base: nn.Module, lora: Lora) -> LoraConfig:
+    """PEFT's configuration of a recipe's adapters.
 
-
-def _lora_config(base: nn.Module, lora: Lora) -> LoraConfig:
+    Raises:
+        UserError: `lora.target_modules` names layers that the model does not have.
+    """
     linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
     targets = lora.target_modules
     if targets == "auto":

@@ -257,7 +257,7 @@ class Evaluation(Section):
         64, ge=1, description="rows sampled together on a rank; fewer where a cache of long prompts is too large (ours)"
     )
     micro_batch_size: int = Field(
-        16, ge=1, description="rows of one packed forward over prompts; memory against speed (ours)"
+        64, ge=1, description="rows of one packed forward over prompts; memory against speed (ours)"
     )
     decoding: Literal["sample", "greedy", "likelihood"] = Field(
         "sample",

@@ -49,7 +49,7 @@ def make_policy(folder, critic="shared", checkpointing=False, seed=3, dropout=0.
     return policy
 
 
-def samples(vocabulary=200, shared=9, seed=0):
+def samples(vocabulary=200, shared=20, seed=0):
     """Two groups: rows of different lengths behind a long common prefix, and rows that share little."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,6 +59,25 @@ def samples(vocabulary=200, shared=9, seed=0):
     prefix = ids(shared)
     rows = [Sample(prefix + ids(n), ids(m)) for n, m in ((4, 3), (7, 1), (2, 6))]
     return rows + [Sample(ids(n), ids(m)) for n, m in ((5, 2), (8, 4))]
+
+
+def nested_prompts():
+    """A task's prefix, two passages under it, questions; one prompt twice, and one that begins another."""
+    generator = torch.Generator().manual_seed(5)
+
+    def ids(n):
+        return torch.randint(5, 200, (n,), generator=generator).tolist()
+
+    task, one, other, question = ids(20), ids(24), ids(40), ids(6)
+    return [
+        [*task, *one, *question],
+        [*task, *other, *ids(3)],
+        [*task, *one, *ids(2)],
+        [*task, *other, *ids(9)],
+        [*task, *one, *question],
+        [*task, *one],
+        ids(7),
+    ]
 
 
 ROOT = Path(__file__).parent.parent

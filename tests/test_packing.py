@@ -79,4 +79,4 @@ def test_each_token_is_a_row_of_one_block_and_rows_of_a_block_are_of_like_length
     assert places == list(range(packed.input_ids.shape[1]))
     for block in packed.blocks:
         lengths = [row.length for row in block.rows]
-        assert lengths == sorted(lengths, reverse=True) and 4 * lengths[-1] >= 3 * lengths[0]
+        assert lengths == sorted(lengths, reverse=True) and 2 * lengths[-1] >= lengths[0]

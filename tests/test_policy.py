@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support import ARCHITECTURES, CPU, make_policy, samples
+from support import ARCHITECTURES, CPU, make_policy, nested_prompts, samples
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, MptConfig, Qwen2Config
 
 from extensions.errors import UserError
 from extensions.numerics import token_entropy
 from extensions.packing import Sample, pack
-from extensions.policy import ValueHead, load_policy, load_tokenizer, resolve_model
+from extensions.policy import ValueHead, attention_of, load_policy, load_tokenizer, resolve_model
 from extensions.recipe import Lora, Model
 
 
@@ -32,8 +32,11 @@ def gradients(module):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpointing):
-    rows = samples()
+@pytest.mark.parametrize("nested", [False, True], ids=["prefix", "nested"])
+def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpointing, nested):
+    rows = (
+        [Sample(prompt, [7, 8, 9][: 1 + i % 3]) for i, prompt in enumerate(nested_prompts())] if nested else samples()
+    )
     packed_policy = make_policy(tiny_model(architecture), checkpointing=checkpointing).train()
     plain_policy = make_policy(tiny_model(architecture)).train()
     weights = torch.randn(sum(len(s.response) for s in rows), generator=torch.Generator().manual_seed(5))
@@ -54,6 +57,27 @@ def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpoint
         torch.testing.assert_close(
             ours[name], theirs[name], atol=2e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_packed_attention_is_masked_attention(tiny_model, implementation):
+    policy, masked = make_policy(tiny_model("qwen2")).eval(), make_policy(tiny_model("qwen2")).eval()
+    masked.causal_lm.set_attn_implementation(implementation)
+    assert policy.packed_attention and not masked.packed_attention
+    packed = pack([Sample(prompt, [7, 8]) for prompt in nested_prompts()])
+    with torch.no_grad(), policy.role("actor"), masked.role("actor"):
+        torch.testing.assert_close(policy.packed_states(packed), masked.packed_states(packed), atol=2e-5, rtol=1e-4)
+
+
+def test_only_plain_attention_is_packed():
+    auto = Model(path="x")
+    plain_config, windowed = LlamaConfig(), Qwen2Config(use_sliding_window=True, sliding_window=64)
+    assert attention_of(auto, plain_config) == attention_of(auto, Qwen2Config()) == "packed"
+    assert attention_of(auto, MistralConfig(sliding_window=None)) == "packed"
+    for config in (windowed, MistralConfig(sliding_window=64), LlamaConfig(attention_dropout=0.1), Gemma2Config()):
+        assert attention_of(auto, config) == "sdpa"
+    assert attention_of(auto, MptConfig()) == "eager"
+    assert attention_of(Model(path="x", attn_implementation="eager"), plain_config) == "eager"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -10,7 +10,7 @@ from support import adapter_of, free_port, launch, timeless, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions import ppo, train
-from extensions.policy import load_tokenizer
+from extensions.policy import Policy, load_tokenizer
 from extensions.recipe import Model, load_recipe
 from extensions.run import read_json, read_jsonl
 
@@ -122,6 +122,34 @@ def test_every_switch_runs(tiny_model, tmp_path, overrides):
     for line in read_jsonl(tmp_path / "run" / "metrics.jsonl"):
         assert all(line[k] is not None for k in ("policy_loss", "value_loss", "entropy", "grad_norm"))
         assert (line["kl"] is None) == ("ppo.kl.init=0" in overrides)
+
+
+def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch):
+    """Old logprobs that are recomputed come from the first update's forward: the same bits as from one of their own."""
+    forward, calls, counts = Policy.forward, [], []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return forward(*args, **kwargs)
+
+    def apart(self, experience):
+        return self._all_rows(experience, "actor", logprobs=True, values=True)
+
+    monkeypatch.setattr(Policy, "forward", counted)
+    for name in ("shared", "own"):
+        (tmp_path / name).mkdir()
+        path = write_recipe(tmp_path / name, tiny_model("llama"), output_dir=str(tmp_path / name / "run"))
+        if name == "own":
+            monkeypatch.setattr(ppo.PpoTrainer, "_old_policy", apart)
+        calls.clear()
+        options = ["ppo.old_logprobs=recomputed", "ppo.micro_batch_size=4", "evaluation.before=false"]
+        assert train.main([str(path), *options]) == 0
+        counts.append(len(calls))
+    own, shared = (tmp_path / name / "run" for name in ("own", "shared"))
+    ours, theirs = adapter_of(shared), adapter_of(own)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert timeless(shared / "metrics.jsonl") == timeless(own / "metrics.jsonl")
+    assert counts == [2 * (1 + 2), 2 * (1 + 1 + 2)], "reference and two epochs, and the old policy; for two steps"
 
 
 def test_resumed_is_uninterrupted(tiny_model, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support import ARCHITECTURES, make_policy, samples
+from support import ARCHITECTURES, make_policy, nested_prompts, samples
 
 from extensions.decoding import TreeDecoder
 from extensions.packing import Sample, pack
@@ -121,25 +121,6 @@ def test_random_numbers_are_streams_of_their_own():
     budgets = [12 + int(random_numbers(0, 0, step, row, 32)[0] * 21) for step in range(200) for row in range(16)]
     assert set(budgets) == set(range(12, 33))  # uniform over 12 to 32
     assert abs(np.mean(budgets) - 22) < 5 * np.std(budgets) / len(budgets) ** 0.5
-
-
-def nested_prompts():
-    """A task's prefix, two passages under it, questions; one prompt twice, and one that begins another."""
-    generator = torch.Generator().manual_seed(5)
-
-    def ids(n):
-        return torch.randint(5, 200, (n,), generator=generator).tolist()
-
-    task, one, other, question = ids(20), ids(24), ids(18), ids(6)
-    return [
-        [*task, *one, *question],
-        [*task, *other, *ids(3)],
-        [*task, *one, *ids(2)],
-        [*task, *other, *ids(9)],
-        [*task, *one, *question],
-        [*task, *one],
-        ids(7),
-    ]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -11,6 +11,7 @@ from worker import serve
 
 from extensions.launch import prepare_environment
 from extensions.recipe import load_recipe
+from extensions.strategy import trainable_state
 from extensions.train import Training, prepare
 
 
@@ -28,6 +29,8 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     def iterate(step: int) -> dict[str, Any]:
         start = time.perf_counter()
         metrics, _ = training.trainer.iterate(step)
+        if "save" in job:
+            training.policy.save_adapter(Path(job["save"]) / "adapter", trainable_state(training.policy))
         return {"seconds": time.perf_counter() - start, "phases": metrics["seconds"], "weights_gb": weights / 2**30}
 
     return iterate

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs import BATCHES, BUDGET, JOBS, RECIPE, job_of, make_models, overrides_of, prompts_of
+from transformers import AutoConfig
 from worker import Worker
 
+from extensions.flops import Batch, Shape, ppo_flops
 from extensions.packing import common_prefix
+from extensions.recipe import Lora
 
 HERE = Path(__file__).parent
 ROWS = 16
@@ -63,7 +66,15 @@ def measure(name: str, dtype: str, args: argparse.Namespace, peer: str) -> dict[
                 print(f"  {name} {dtype} round {step}: {worker.name} {result['seconds']:.3f} s", file=sys.stderr)
     for worker in workers:
         worker.close()
-    return {"job": name, "title": job.title, "dtype": dtype, "shape": shape_of(prompts), "found": found}
+    return {
+        "job": name,
+        "title": job.title,
+        "dtype": dtype,
+        "threads": args.threads,
+        "shape": shape_of(prompts),
+        "floor_flops": floor_flops(args.folder / "models" / job.model, prompts),
+        "found": found,
+    }
 
 
 def shape_of(prompts: list[list[list[int]]]) -> dict[str, float]:
@@ -75,7 +86,18 @@ def shape_of(prompts: list[list[list[int]]]) -> dict[str, float]:
     }
 
 
-def medians(result: dict[str, Any], who: str) -> dict[str, Any]:
+def floor_flops(model: Path, prompts: list[list[list[int]]]) -> float:
+    """FLOPs of one PPO iteration that the job cannot avoid (`extensions.flops`), the mean over the batches."""
+    shape = Shape.of(AutoConfig.from_pretrained(model), Lora())
+    found = []
+    for batch in prompts:
+        prefix = common_prefix(batch)
+        rows = Batch(prefix, [len(row) - prefix for row in batch], [BUDGET] * len(batch))
+        found.append(sum(ppo_flops(shape, [rows], 4, len(batch)).values()))
+    return statistics.mean(found)
+
+
+def summary(result: dict[str, Any], who: str) -> dict[str, Any]:
     rounds = result["found"][who]
     seconds = [r["seconds"] for r in rounds]
     return {
@@ -87,6 +109,13 @@ def medians(result: dict[str, Any], who: str) -> dict[str, Any]:
     }
 
 
+def ratio(result: dict[str, Any], one: str, other: str) -> str:
+    """Median over the rounds of one's time over the other's in the same round, with its range."""
+    pairs = zip(result["found"][one], result["found"][other], strict=True)
+    ratios = sorted(a["seconds"] / b["seconds"] for a, b in pairs)
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
+
+
 def report(result: dict[str, Any]) -> str:
     """A result as Markdown."""
     shape, found = result["shape"], result["found"]
@@ -94,7 +123,7 @@ def report(result: dict[str, Any]) -> str:
         f"### {result['title']}, {result['dtype']}",
         "",
         f"Prompts {shape['prompt']:.0f} tokens, {shape['prefix']:.0f} of them shared by the batch of {ROWS}; "
-        f"{shape['response']} written.",
+        f"{shape['response']} written; {len(next(iter(found.values())))} rounds, {result['threads']} threads.",
         "",
         "| | s/iteration (min - max) | samples/s | by phase, s | peak RSS, GB | base weights, GB |",
         "|---|---|---|---|---|---|",
@@ -102,13 +131,33 @@ def report(result: dict[str, Any]) -> str:
     for who in found:
         if who == "machine":
             continue
-        m = medians(result, who)
-        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in m["phases"].items())
+        m = summary(result, who)
+        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in m["phases"].items() if seconds >= 0.005)
         lines.append(
             f"| {who} | {m['seconds']:.2f} ({m['spread'][0]:.2f} - {m['spread'][1]:.2f}) | {ROWS / m['seconds']:.2f} | "
             f"{phases} | {m['rss']:.2f} | {m['weights']:.2f} |"
         )
-    return "\n".join(lines)
+    lines.append("")
+    if "machine" in found:
+        rate = statistics.median(r["flops_per_s"] for r in found["machine"])
+        seconds = result["floor_flops"] / rate
+        lines.append(
+            f"- floor of PPO: {result['floor_flops'] / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s = {seconds:.2f} s; "
+            + ", ".join(
+                f"{who} is at {100 * seconds / summary(result, who)['seconds']:.0f}% of it"
+                for who in ("ours", "trl")
+                if who in found
+            )
+        )
+    for one, other, what in (
+        ("trl", "ours", "TRL / ours, PPO"),
+        ("ours", "hf-sft", "PPO here / Hugging Face SFT, a sample"),
+        ("hf-sft", "ours-sft", "Hugging Face SFT / SFT here"),
+        ("ours", "ours-sft", "PPO here / SFT here, a sample"),
+    ):
+        if one in found and other in found:
+            lines.append(f"- {what}: {ratio(result, one, other)}")
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
