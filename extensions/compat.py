@@ -12,6 +12,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,8 +93,20 @@ __all__ = [
     "compute_approx_kl",
     "compute_reward",
     "deepspeed",
+    "forget_shared_memory",
     "openrlhf_importable",
 ]
+
+
+def forget_shared_memory() -> None:
+    """Remove what DeepSpeed 0.19.6 leaves of this rank in shared memory on a CPU: 66 MB, until the machine restarts.
+
+    Its name is made of user, address, port and rank (csrc/cpu/comm/shm.cpp).
+    """
+    parts = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK"))
+    if hasattr(os, "getuid"):
+        name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *map(str, parts)])
+        (Path("/dev/shm") / name).unlink(missing_ok=True)
 
 
 @contextmanager

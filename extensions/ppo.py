@@ -184,8 +184,10 @@ class PpoTrainer:
         if not self.one_forward or len(chunks) > 1:
             return self._all_rows(experience, "actor", logprobs=True, values=self.ppo.critic == "shared")
         packed, rows = self._pack(experience, chunks[0]), list(chunks[0])
+        self.policy.train()  # there is no dropout, and models checkpoint gradients in this mode alone
         with self.policy.role("actor"), torch.enable_grad():
             self._first = self.engine(packed, entropy=self.entropy)
+        self.policy.eval()
         results = {name: torch.zeros(experience.mask.shape, device=self.policy.device) for name in self._first}
         for name, flat in self._first.items():
             results[name][rows] = pad_rows(flat.detach(), packed.lengths, experience.mask.shape[1])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.optimization import Adafactor, get_scheduler
 
-from extensions.compat import DeepspeedStrategy, deepspeed
+from extensions.compat import DeepspeedStrategy, deepspeed, forget_shared_memory
 from extensions.errors import UserError
 from extensions.policy import Policy
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
@@ -84,6 +84,7 @@ class Strategy(DeepspeedStrategy):
         if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
             deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)
+            atexit.register(forget_shared_memory)
         self.world_size = dist.get_world_size()
         self.ds_device_mesh = init_device_mesh(
             accelerator.device_name(), (self.world_size, 1, 1), mesh_dim_names=("dp", "sp", "tp")

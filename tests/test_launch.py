@@ -1,6 +1,7 @@
 """The launch scripts and the pinned sets, without network: installs go to stub interpreters that count their calls."""
 
 import os
+import platform
 import re
 import shutil
 import socket
@@ -508,3 +509,32 @@ def test_our_tests_package_comes_before_the_one_in_site_packages():
     spec = util.find_spec("tests")
     assert spec is not None
     assert str(ROOT / "tests") in list(spec.submodule_search_locations or [])
+
+
+ALLOCATE = """
+import resource, sys
+from extensions.launch import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+faults = []
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = bytearray(b"x") * (40 << 20)
+    del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(max(faults[1:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept by glibc alone")
+def test_freed_memory_is_kept_unless_the_user_has_other_wishes():
+    """Page faults of a block of 40 MB after the first: 10240 pages where each block is fresh memory."""
+
+    def faults(kind, **environment):
+        command = [sys.executable, "-c", ALLOCATE, kind]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("kept") < 100 < 5000 < faults("plain")
+    assert faults("kept", MALLOC_MMAP_THRESHOLD_="1000000") > 5000

@@ -3,6 +3,7 @@
 import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,7 +125,8 @@ def test_every_switch_runs(tiny_model, tmp_path, overrides):
         assert (line["kl"] is None) == ("ppo.kl.init=0" in overrides)
 
 
-def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch, checkpointing):
     """Old logprobs that are recomputed come from the first update's forward: the same bits as from one of their own."""
     forward, calls, counts = Policy.forward, [], []
 
@@ -143,6 +145,7 @@ def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch):
             monkeypatch.setattr(ppo.PpoTrainer, "_old_policy", apart)
         calls.clear()
         options = ["ppo.old_logprobs=recomputed", "ppo.micro_batch_size=4", "evaluation.before=false"]
+        options.append(f"model.gradient_checkpointing={checkpointing}")
         assert train.main([str(path), *options]) == 0
         counts.append(len(calls))
     own, shared = (tmp_path / name / "run" for name in ("own", "shared"))
@@ -216,10 +219,12 @@ def test_two_ranks_are_one(tiny_model, tmp_path, one_rank, stage):
     """The same global batch on two ranks, at every ZeRO stage, is the run on one."""
     run = tmp_path / "run"
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run), deepspeed={"zero_stage": stage})
-    done = launch(path, ranks=2)
+    port = str(free_port())
+    done = launch(path, launcher=["--num_accelerators", "2", "--master_port", port])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert_same_run(run, one_rank)
     assert done.stdout.count("reward curve:") == 1, "rank 0 alone prints"
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is given back"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from jobs import JOBS, RECIPE, ROOT, make_models, overrides_of
 def seconds_of(ranks: int, overrides: list[str], steps: int, name: str, runs: Path) -> list[float]:
     """Seconds of each iteration but the first, of a run of its own."""
     command = ["deepspeed", "--num_gpus", str(ranks), str(ROOT / "launch" / "ppo.sh")]
-    command += [str(RECIPE), *overrides, f"name={name}", f"max_steps={steps}"]
+    command += [str(RECIPE), *overrides, f"output_dir={runs / name}", f"max_steps={steps}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     lines = (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -58,12 +58,12 @@ def measure(name: str, dtype: str, args: argparse.Namespace, peer: str) -> dict[
     chosen = {key: value for key, value in contestants.items() if key in args.contestants}
     workers = [Worker(key, command, data, folder, args.threads) for key, (command, data) in chosen.items()]
     found: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
-    for step in range(args.rounds + 1):
+    for step in range(args.warm_up + args.rounds):
         for worker in workers:
             result = worker.iterate(step % BATCHES)
-            if step > 0:  # the first warms up
+            if step >= args.warm_up:
                 found[worker.name].append(result)
-                print(f"  {name} {dtype} round {step}: {worker.name} {result['seconds']:.3f} s", file=sys.stderr)
+            print(f"  {name} {dtype} iteration {step}: {worker.name} {result['seconds']:.3f} s", file=sys.stderr)
     for worker in workers:
         worker.close()
     return {
@@ -166,7 +166,8 @@ def main() -> None:
     parser.add_argument("--jobs", default=",".join(JOBS), help="of: %(default)s")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--contestants", default="machine,ours,trl,hf-sft,ours-sft")
-    parser.add_argument("--rounds", type=int, default=5, help="measured iterations of each, after one to warm up")
+    parser.add_argument("--rounds", type=int, default=5, help="measured iterations of each")
+    parser.add_argument("--warm-up", type=int, default=1, help="iterations before")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="models, environments, results")
     parser.add_argument("--trl-python", help="interpreter of an environment with trl.txt; else one is made")
