@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from extensions.packing import Block, Pack
+from extensions.packing import Pack
 
 NAME = "packed"
 
@@ -56,7 +56,7 @@ class PackAttention:
     """
 
     def __init__(self, pack: Pack, remember: bool = False) -> None:
-        self.layout = _Layout(pack)
+        self.layout = pack.layout
         self.remembered: dict[int, tuple[Tensor, Tensor]] | None = {} if remember else None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -64,7 +64,7 @@ class PackAttention:
         if self.remembered is not None:
             self.remembered[layer] = k, v
         layout = self.layout
-        own = [_Spread.apply(x, layout.spread, layout.collect, layout.padding) for x in (q, k, v)]
+        own = [_Spread.apply(x, layout.spread, layout.collect) for x in (q, k, v)]
         outputs, first = [], 0
         for block, mask in layout.blocks:
             rows, width = len(block.rows), block.rows[0].length
@@ -78,36 +78,6 @@ class PackAttention:
             first += rows * width
         joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return _Collect.apply(joined, layout.spread, layout.collect, layout.padding)[None]
-
-
-class _Layout:
-    """Where the tokens of a pack stand among the padded rows of its blocks: M places in all, block by block."""
-
-    def __init__(self, pack: Pack) -> None:
-        device = pack.input_ids.device
-        spread: list[int] = []  # (M,) place in the pack; that of the row's first token at padding
-        padded: list[int] = []  # padding among the M
-        collect = [0] * pack.input_ids.shape[1]  # (L,) place among the M
-        self.blocks: list[tuple[Block, Tensor]] = []
-        for block in pack.blocks:
-            width = block.rows[0].length  # the longest
-            for row in block.rows:
-                for offset in range(row.length):
-                    collect[row.first + offset] = len(spread) + offset
-                spread += range(row.first, row.first + row.length)
-                padded += range(len(spread), len(spread) + width - row.length)
-                spread += [row.first] * (width - row.length)
-            self.blocks.append((block, _mask(block, device)))
-        self.spread, self.collect = torch.tensor(spread, device=device), torch.tensor(collect, device=device)
-        self.padding = torch.tensor(padded, device=device) if padded else None
-
-
-def _mask(block: Block, device: torch.device) -> Tensor:
-    """(rows, width, keys) float32 to be added to scores. Padding sees what the row's own places before it are."""
-    seen, width = sum(span.length for span in block.seen), block.rows[0].length
-    own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    visible = torch.cat([torch.ones(width, seen, dtype=torch.bool, device=device), own], 1)
-    return torch.zeros(visible.shape, device=device).masked_fill_(~visible, torch.finfo(torch.float32).min)
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
@@ -159,13 +129,13 @@ class _Spread(torch.autograd.Function):
     """x[spread]. Each place is taken once, but for padding; so the backward pass is a lookup too, not a sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spread: Tensor, collect: Tensor, padding: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, spread: Tensor, collect: Tensor) -> Tensor:
         ctx.collect = collect
         return x.index_select(0, spread)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0].index_select(0, ctx.collect), None, None, None  # padding gets no gradient
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.collect), None, None  # padding gets no gradient
 
 
 class _Collect(torch.autograd.Function):

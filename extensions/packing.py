@@ -70,6 +70,11 @@ class Pack:
         ]
 
     @cached_property
+    def layout(self) -> Layout:
+        """The blocks with their rows padded to the longest; made once, for every pass over the pack."""
+        return Layout(self)
+
+    @cached_property
     def mask(self) -> Tensor:
         """(1, 1, L, L) bool, true where a query (row) may see a key (column): for models that need it dense."""
         size = self.input_ids.shape[1]
@@ -81,6 +86,36 @@ class Pack:
                     mask[own, span.first : span.first + span.length] = True
                 mask[own, own] = torch.ones(row.length, row.length, dtype=torch.bool).tril()
         return mask[None, None].to(self.input_ids.device)
+
+
+class Layout:
+    """Where the tokens of a pack stand among the padded rows of its blocks: M places in all, block by block."""
+
+    def __init__(self, pack: Pack) -> None:
+        device = pack.input_ids.device
+        spread: list[int] = []  # (M,) place in the pack; that of the row's first token at padding
+        padded: list[int] = []  # padding among the M
+        collect = [0] * pack.input_ids.shape[1]  # (L,) place among the M
+        self.blocks: list[tuple[Block, Tensor]] = []
+        for block in pack.blocks:
+            width = block.rows[0].length  # the longest
+            for row in block.rows:
+                for offset in range(row.length):
+                    collect[row.first + offset] = len(spread) + offset
+                spread += range(row.first, row.first + row.length)
+                padded += range(len(spread), len(spread) + width - row.length)
+                spread += [row.first] * (width - row.length)
+            self.blocks.append((block, _mask(block, device)))
+        self.spread, self.collect = torch.tensor(spread, device=device), torch.tensor(collect, device=device)
+        self.padding = torch.tensor(padded, device=device) if padded else None
+
+
+def _mask(block: Block, device: torch.device) -> Tensor:
+    """(width, keys) float32 to be added to the scores of each row of a block; padding sees the row before it."""
+    seen, width = sum(span.length for span in block.seen), block.rows[0].length
+    own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    visible = torch.cat([torch.ones(width, seen, dtype=torch.bool, device=device), own], 1)
+    return torch.zeros(visible.shape, device=device).masked_fill_(~visible, torch.finfo(torch.float32).min)
 
 
 @dataclass
