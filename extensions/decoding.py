@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from extensions.attention import PackAttention
-from extensions.packing import Sample, Span, pack
+from extensions.packing import Sample, Span, micro_batches, pack
 from extensions.policy import Policy
 
 
@@ -65,10 +65,9 @@ class TreeDecoder:
         states: list[Tensor] = []
         own: list[int] = []  # tokens of each row that are not shared
         found: list[tuple[dict[int, tuple[Tensor, Tensor]], list[Span]]] = []  # of each forward
-        alike = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-        for first in range(0, len(alike), rows_at_once):
-            members = alike[first : first + rows_at_once]
-            packed = pack([Sample(prompts[i], []) for i in members], device)
+        samples = [Sample(prompt, []) for prompt in prompts]
+        for members in micro_batches(samples, range(len(samples)), rows_at_once):
+            packed = pack([samples[i] for i in members], device)
             attend = PackAttention(packed, remember=True)
             hidden = policy.packed_states(packed, attend)
             assert attend.remembered is not None
@@ -179,12 +178,13 @@ class PaddedDecoder:
     def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
         self.policy, device, lengths = policy, policy.device, [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        self.order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+        self.order: list[int] = []
+        samples = [Sample(prompt, []) for prompt in prompts]
         states: list[Tensor] = []
         layers: list[list[tuple[Tensor, Tensor]]] = []  # keys and values (rows, heads, longest, size), forward by layer
-        for first in range(0, len(prompts), rows_at_once):
-            members = self.order[first : first + rows_at_once]
-            packed = pack([Sample(prompts[i], []) for i in members], device)
+        for members in micro_batches(samples, range(len(samples)), rows_at_once):
+            self.order += members
+            packed = pack([samples[i] for i in members], device)
             hidden, cache = policy.packed_states_and_cache(packed)
             index = torch.zeros(len(members), longest, dtype=torch.long, device=device)  # padding: place 0, unseen
             for k, places in enumerate(packed.places):

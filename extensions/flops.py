@@ -157,7 +157,7 @@ class Work:
 
 
 def packs(batches: Sequence[Batch], size: int) -> list[list[Batch]]:
-    """The rows in packs of at most `size`, those of a task together, as `extensions.loop.micro_batches` cuts them.
+    """The rows in packs of at most `size`, those of a task together, as `extensions.packing.micro_batches` cuts them.
 
     Args:
         batches: one for each task in the batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from extensions.packing import Sample
 from extensions.policy import Policy
 
 
@@ -47,12 +46,6 @@ class Clock:
             if self.device.type != "cpu":
                 torch.accelerator.synchronize()
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-
-def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Slots in chunks of at most `size`, those with like prompts together so that they share what they begin with."""
-    ordered = sorted(slots, key=lambda slot: list(samples[slot].prompt))
-    return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
 
 
 def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

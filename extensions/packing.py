@@ -233,6 +233,12 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
     )
 
 
+def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Slots in chunks of at most `size`, those with like prompts together so that they share what they begin with."""
+    ordered = sorted(slots, key=lambda slot: list(samples[slot].prompt))
+    return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+
+
 def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:
     """The same pack with every token of each sample but its first as a target, for the loss on whole sequences.
 

@@ -28,10 +28,10 @@ from extensions.compat import (
     compute_reward,
 )
 from extensions.data import BatchOrder, Example
-from extensions.loop import Clock, add, micro_batches, mixed_seed
+from extensions.loop import Clock, add, mixed_seed
 from extensions.metrics import shares
 from extensions.numerics import Entropy, gae, length_mask, pad_rows, td_targets, whiten
-from extensions.packing import Pack, Sample, pack
+from extensions.packing import Pack, Sample, micro_batches, pack
 from extensions.policy import Policy
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Ppo

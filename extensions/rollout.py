@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.decoding import read_prompts
 from extensions.numerics import sample_tokens, token_logprobs
-from extensions.packing import Sample, pack
+from extensions.packing import Sample, micro_batches, pack
 from extensions.policy import Policy
 from extensions.prompts import CLOSE
 
@@ -116,11 +116,10 @@ class Sampler:
     def logprobs(self, samples: Sequence[Sample]) -> Tensor:
         """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy."""
         self.policy.eval()
-        order = sorted(range(len(samples)), key=lambda i: list(samples[i].prompt))
         totals = torch.zeros(len(samples), device=self.policy.device)
         with self.policy.role("actor"):
-            for first in range(0, len(order), self.micro_batch_size):
-                members = order[first : first + self.micro_batch_size]
+            for chunk in micro_batches(samples, range(len(samples)), self.micro_batch_size):
+                members = list(chunk)
                 packed = pack([samples[i] for i in members], self.policy.device)
                 tokens = self.policy(packed, values=False)["logprobs"]
                 totals[members] = torch.stack([part.sum() for part in tokens.split(packed.lengths)])

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from extensions.compat import SFTLoss
 from extensions.data import BatchOrder, Example
-from extensions.loop import Clock, add, micro_batches, mixed_seed
-from extensions.packing import Sample, pack, with_sequence_targets
+from extensions.loop import Clock, add, mixed_seed
+from extensions.packing import Sample, micro_batches, pack, with_sequence_targets
 from extensions.policy import Policy
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Sft

@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from extensions.cli import app
 from extensions.errors import UserError
 from extensions.flops import Batch, Shape, Work, backward_flops, forward_flops, pack_work, packs, ppo_flops, sft_flops
-from extensions.loop import micro_batches
-from extensions.packing import Sample, common_prefix, pack, with_sequence_targets
+from extensions.packing import Sample, common_prefix, micro_batches, pack, with_sequence_targets
 from extensions.plan import GIB, LINKS, Memory, Options, Planner, Setting, kept_bytes, link_rate, tables, typical_batch
 from extensions.recipe import Lora, load_recipe
 from extensions.strategy import make_optimizer
