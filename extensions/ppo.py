@@ -12,8 +12,9 @@ The run around it (data, engine, evaluations, checkpoints) is `extensions.train`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,26 +181,32 @@ class PpoTrainer:
 
     def _old_policy(self, experience: Experience) -> dict[str, Tensor]:
         """Logprobs, and values of a shared critic, of the policy that sampled: (B, T)."""
-        chunks = self._micro_batches(experience, range(len(experience.samples)))
-        if not self.one_forward or len(chunks) > 1:
+        if not self.one_forward or len(experience.samples) > self.ppo.micro_batch_size:
             return self._all_rows(experience, "actor", logprobs=True, values=self.ppo.critic == "shared")
-        packed, rows = self._pack(experience, chunks[0]), list(chunks[0])
+
+        def first(packed: Pack) -> dict[str, Tensor]:
+            with torch.enable_grad():
+                self._first = self.engine(packed, entropy=self.entropy)
+            return {name: flat.detach() for name, flat in self._first.items()}
+
         self.policy.train()  # there is no dropout, and models checkpoint gradients in this mode alone
-        with self.policy.role("actor"), torch.enable_grad():
-            self._first = self.engine(packed, entropy=self.entropy)
+        results = self._rows_of(experience, "actor", first)
         self.policy.eval()
-        results = {name: torch.zeros(experience.mask.shape, device=self.policy.device) for name in self._first}
-        for name, flat in self._first.items():
-            results[name][rows] = pad_rows(flat.detach(), packed.lengths, experience.mask.shape[1])
         return results
 
     def _all_rows(self, experience: Experience, role: Any, logprobs: bool, values: bool) -> dict[str, Tensor]:
         """A forward over all samples under `role`; results (B, T)."""
+        return self._rows_of(experience, role, partial(self.policy, logprobs=logprobs, values=values))
+
+    def _rows_of(
+        self, experience: Experience, role: Any, forward: Callable[[Pack], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What `forward` gives for each pack of the samples, by sample: (B, T)."""
         results: dict[str, Tensor] = {}
         with self.policy.role(role):
             for slots in self._micro_batches(experience, range(len(experience.samples))):
                 packed = self._pack(experience, slots)
-                for name, flat in self.policy(packed, logprobs=logprobs, values=values).items():
+                for name, flat in forward(packed).items():
                     rows = results.setdefault(name, torch.zeros(experience.mask.shape, device=flat.device))
                     rows[list(slots)] = pad_rows(flat, packed.lengths, rows.shape[1])
         return results
