@@ -82,12 +82,19 @@ with openrlhf_importable():
     from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
+
+# What DeepSpeed's checkpoints hold besides tensors, numbers and text (0.19.6); nothing that runs code.
+CHECKPOINT_GLOBALS: list[Any] = []
+
 __all__ = [
+    "CHECKPOINT_GLOBALS",
     "AdaptiveKLController",
     "DeepspeedStrategy",
     "FixedKLController",
     "PolicyLoss",
     "SFTLoss",
+    "TorchCheckpointEngine",
     "ValueLoss",
     "alibi_positions",
     "compute_approx_kl",
@@ -106,7 +113,7 @@ def forget_shared_memory() -> None:
     parts = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK"))
     if hasattr(os, "getuid"):
         name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *map(str, parts)])
-        (Path("/dev/shm") / name).unlink(missing_ok=True)
+        (Path("/dev/shm") / name).unlink(missing_ok=True)  # nosec B108 # only removes; DeepSpeed's name
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # nosec B403 # only the error of one
 from typing import Any
 
 import torch
@@ -39,14 +40,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
 from extensions import train
+from extensions.console import Reporter
 from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, spread
 from extensions.errors import UserError
+from extensions.files import read_json, read_jsonl, write_json, write_jsonl
 from extensions.metrics import Prediction, score, score_all
 from extensions.policy import load_config, load_tokenizer
 from extensions.recipe import Model, Recipe
 from extensions.report import before_after_table
-from extensions.run import Reporter, RunFolder, read_json, read_jsonl, write_json, write_jsonl
+from extensions.run import RunFolder
 from extensions.run_data import RunData
+from extensions.signals import Stopped
 from extensions.strategy import Strategy
 from extensions.tasks import Task
 
@@ -266,7 +270,7 @@ def load_encoder(
     try:
         transformers.logging.set_verbosity_error()  # it says at length that the head is not in the file
         source, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         key = "the intermediate model" if start else "model.path"
         raise UserError(f"{key}: cannot load {path!r}: {' '.join(str(error).split())[:400]}") from error
     finally:
@@ -336,7 +340,9 @@ def run(recipe: Recipe) -> None:
     jobs, splits = load_jobs(recipe, reporter.warn)
     for job in jobs:
         source.check(job.examples)
-    folder = RunFolder(recipe.run_dir, recipe) if strategy.is_rank_0() else None
+    rows = [row for job in jobs for row in (*job.train, *job.validation, *job.table)]
+    inputs = {"data": RunData(train=rows).fingerprint()}
+    folder = RunFolder(recipe.run_dir, recipe, inputs, reporter.warn) if strategy.is_rank_0() else None
     if folder is not None and folder.set_aside is not None:
         reporter.say(f"an earlier run was moved to {folder.set_aside}")
     strategy.barrier()  # rank 0 has set up the folder
@@ -375,7 +381,7 @@ class Run:
             self.root / "models" / job.start if job.start else None,
             self.reporter.warn,
         )
-        progress = Progress(self.reporter, job.task.display_name)
+        progress = Progress(self.reporter, job.task.display_name, self.strategy)
         validation = by_length(job.validation)
 
         def scores(outputs: EvalPrediction) -> dict[str, Any]:
@@ -395,6 +401,8 @@ class Run:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=newest_epoch(checkpoints))
+        if progress.stopped:
+            raise Stopped
         table = self.answer(trainer, job, job.table)
         test = self.answer(trainer, job, job.test)
         if self.folder is not None:
@@ -467,7 +475,7 @@ class Run:
         """
         recipe, tasks = self.recipe, folder.root / "tasks"
         records = {job.task.name: read_json(tasks / f"{job.task.name}.json") for job in jobs}
-        folder.start_trackers(recipe)
+        folder.start_trackers(recipe, 0)
         (folder.root / "metrics.jsonl").unlink(missing_ok=True)
         validations, step, samples, seconds = [], 0, 0, 0.0
         for name, record in records.items():
@@ -510,11 +518,13 @@ class Run:
 
 
 class Progress(TrainerCallback):
-    """Training seconds, without the validations, and what is printed while the Trainer works."""
+    """Training seconds, without the validations; what is printed while the Trainer works; ending it when told to."""
 
-    def __init__(self, reporter: Reporter, title: str) -> None:
-        self.reporter, self.title = reporter, title
+    def __init__(self, reporter: Reporter, title: str, strategy: Strategy) -> None:
+        self.reporter, self.title, self.strategy = reporter, title, strategy
         self.seconds = 0.0
+        self.stopped = False
+        self._training = False
         self._started = time.monotonic()
 
     def on_train_begin(
@@ -524,6 +534,19 @@ class Progress(TrainerCallback):
             (entry["eval_seconds"] for entry in state.log_history[::-1] if "eval_seconds" in entry), 0.0
         )
         self.reporter.progress(0, state.max_steps)
+        self._training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The answers to the table are given again; a validation ends, since its epoch is not saved yet."""
+        if not self._training and self.strategy.stopping():
+            raise Stopped
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -531,6 +554,8 @@ class Progress(TrainerCallback):
         self._started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.strategy.stopping():
+            self.stopped = control.should_save = control.should_training_stop = True
         batch = args.train_batch_size * args.world_size
         self.reporter.progress(state.global_step * batch, state.max_steps * batch)
 

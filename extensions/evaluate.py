@@ -10,13 +10,15 @@ from typing import Literal
 
 import torch
 
+from extensions import signals, watchdog
+from extensions.console import Reporter
 from extensions.data import Example
+from extensions.files import jsonl, read_jsonl, write_jsonl
 from extensions.metrics import Prediction
 from extensions.packing import Sample
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Sampler, random_numbers
-from extensions.run import Reporter, jsonl, read_jsonl, write_jsonl
 from extensions.strategy import Strategy
 from extensions.tasks import Task
 
@@ -153,6 +155,9 @@ class Evaluator:
             title: what is evaluated, in words.
             file: name of the predictions in the run folder; None: not kept.
             resumable: also keep the part that a killed run had.
+
+        Raises:
+            Stopped: on every rank, if one was told to stop.
         """
         strategy, recipe = self.strategy, self.recipe
         self.tell_dropped()  # of training, since the last evaluation
@@ -165,7 +170,14 @@ class Evaluator:
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         found: list[Prediction] = []
         self.reporter.progress(0, left)
-        for batch in self._in_lockstep(batches) if self.sampler.lockstep else batches[strategy.rank]:
+        lockstep = bool(self.sampler.lockstep)
+        stopped = False
+        for batch in self._in_lockstep(batches) if lockstep else batches[strategy.rank]:
+            watchdog.progress()
+            # In lockstep all ranks must leave at the same place.
+            stopped = strategy.stopping() if lockstep else signals.requested() is not None
+            if stopped:
+                break
             tokens = recipe.rollout.max_new_tokens
             answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
             found += answered
@@ -175,6 +187,8 @@ class Evaluator:
             self.reporter.progress(len(found) * strategy.world_size, left)
         if part is not None:
             part.close()
+        if any(strategy.gather(stopped)):
+            raise signals.Stopped
         self.tell_dropped()
         by_key = known | {(p.task, p.index): p for part_of in strategy.gather(found) for p in part_of}
         predictions = [by_key[example.task.name, example.index] for example in examples]
@@ -221,7 +235,7 @@ class Evaluator:
     def _resumed(self, stem: str) -> dict[tuple[str, int], Prediction]:
         """What earlier, killed evaluations had, on every rank; put into one file, since a killed one may end torn."""
         parts = sorted(self.folder.glob(f"{stem}.part-*.jsonl"))
-        mine = [Prediction(**record) for path in parts for record in read_jsonl(path)]
+        mine = [Prediction(**record) for path in parts for record in read_jsonl(path, skip_damaged=True)]
         known = {(p.task, p.index): p for part in self.strategy.gather(mine) for p in part}
         self.strategy.barrier()  # all have read
         if self.strategy.is_rank_0() and parts:

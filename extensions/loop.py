@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from extensions.policy import Policy
+from extensions import watchdog
+from extensions.policy import Policy, Role
 
 
 class Trainer(Protocol):
@@ -29,6 +30,12 @@ class Trainer(Protocol):
     def load_state(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
 
+    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """This rank's samples of the iteration in work, and what is known of them, each (B, ...)."""
+
+    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+        """The losses of one of these samples, alone, by the role that each must be computed in."""
+
 
 @dataclass
 class Clock:
@@ -39,6 +46,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        watchdog.progress()
         start = time.perf_counter()
         try:
             yield

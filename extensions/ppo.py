@@ -33,7 +33,7 @@ from extensions.loop import Clock, add, mixed_seed
 from extensions.metrics import shares
 from extensions.numerics import Entropy, gae, length_mask, pad_rows, td_targets, whiten
 from extensions.packing import Pack, Sample, micro_batches, pack
-from extensions.policy import Policy
+from extensions.policy import Policy, Role
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Ppo
 from extensions.rewards import Reward
@@ -41,6 +41,7 @@ from extensions.rollout import Request, Sampler, random_numbers
 from extensions.strategy import Strategy
 
 TRAINING = 0  # purpose of its random numbers
+MEASURED = ("scores", "logprobs", "values", "kl", "advantages", "targets")  # tensors of an experience, all (B, ...)
 
 
 @dataclass
@@ -59,6 +60,17 @@ class Experience:
     kl: Tensor  # (B, T) log pi_old - log pi_ref
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) whitened
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) what the values are fitted to
+
+
+@dataclass
+class ActorLoss:
+    """Of one micro-batch, over the tokens of the whole minibatch."""
+
+    logprobs: Tensor  # (B, T), now
+    entropy: Tensor  # (B, T)
+    policy_loss: Tensor
+    clipped: Tensor  # share of its tokens
+    loss: Tensor  # with the entropy bonus
 
 
 class PpoTrainer:
@@ -100,6 +112,7 @@ class PpoTrainer:
         exact = policy.causal_lm.dtype == torch.float32
         self.recompute = ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
         self._packs: dict[tuple[int, ...], Pack] = {}
+        self._experience: Experience | None = None  # of the iteration in work
         # Without dropout the forward of the batch's first update is that of the old policy, if it is a single one.
         dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.modules())
         self.one_forward = not dropout and ppo.mini_batch_size is None and ppo.critic == "shared"
@@ -117,13 +130,17 @@ class PpoTrainer:
         clock = Clock(self.policy.device)
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("rollout"):
-            experience = self.sample(batch, step)
+            experience = self._experience = self.sample(batch, step)
         with clock("reward"):
             scores = self.reward(experience.texts, experience.prompts, experience.examples)
             experience.scores = torch.tensor(scores, dtype=torch.float32, device=self.policy.device)
         with clock("reference"):
             mismatch = self.complete(experience)
             self.estimate_advantages(experience)
+        guard = self.strategy.guard
+        guard.samples(range(len(batch)))
+        for name in MEASURED:
+            guard.watch(name, getattr(experience, name))
         with clock("update"):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
@@ -266,21 +283,20 @@ class PpoTrainer:
         shared = self.ppo.critic == "shared"
         for k, chunk in enumerate(chunks):
             packed, rows = self._pack(experience, chunk), list(chunk)
-            mask, width = experience.mask[rows], experience.mask.shape[1]
+            mask = experience.mask[rows]
             last = k == len(chunks) - 1
             torch.manual_seed(mixed_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
+            self.strategy.guard.samples(rows)
             with self.policy.role("actor"):
                 out, self._first = self._first or self.engine(packed, entropy=self.entropy, values=shared), None
-                logprobs, entropy = (pad_rows(out[name], packed.lengths, width) for name in ("logprobs", "entropy"))
-                policy_loss, clipped, *_ = self.policy_loss(
-                    logprobs, experience.logprobs[rows], experience.advantages[rows], mask, **scale
-                )
-                loss = policy_loss
-                if self.ppo.entropy_coef > 0:
-                    loss = loss - self.ppo.entropy_coef * (entropy * mask).sum() / tokens * self.strategy.world_size
+                actor = self._actor_loss(experience, out, packed, rows, scale)
+                logprobs, entropy, policy_loss = actor.logprobs, actor.entropy, actor.policy_loss
+                loss = actor.loss
                 if shared:
                     value_loss = self._value_loss(experience, out, packed, rows, scale)
                     loss = loss + self.ppo.value_coef * value_loss
+                self.strategy.guard.watch("logprobs of the update", logprobs)
+                self.strategy.guard.watch("entropy", entropy)
                 self.strategy.update(self.engine, loss, last and shared)
             if not shared:
                 with self.policy.role("critic"):
@@ -292,12 +308,26 @@ class PpoTrainer:
             add(sums, "tokens", counted)
             add(sums, "policy_loss", policy_loss * share)
             add(sums, "value_loss", value_loss * share)
-            add(sums, "clip_fraction", clipped * counted)
+            add(sums, "clip_fraction", actor.clipped * counted)
             add(sums, "entropy", (entropy * mask).sum())
             if moment[1] == 0 and k == 0 and not self.recompute:
                 # Before the first update of the batch the ratio is 1 but for rounding (and dropout).
                 sums.setdefault("sampling_mismatch", (logprobs.detach() - experience.logprobs[rows])[mask].abs().sum())
                 sums.setdefault("mismatch_tokens", counted)
+
+    def _actor_loss(
+        self, experience: Experience, out: dict[str, Tensor], packed: Pack, rows: list[int], scale: dict[str, Any]
+    ) -> ActorLoss:
+        mask, width = experience.mask[rows], experience.mask.shape[1]
+        logprobs, entropy = (pad_rows(out[name], packed.lengths, width) for name in ("logprobs", "entropy"))
+        policy_loss, clipped, *_ = self.policy_loss(
+            logprobs, experience.logprobs[rows], experience.advantages[rows], mask, **scale
+        )
+        loss = policy_loss
+        if self.ppo.entropy_coef > 0:
+            bonus = (entropy * mask).sum() / scale["batch_num_tokens"] * self.strategy.world_size
+            loss = loss - self.ppo.entropy_coef * bonus
+        return ActorLoss(logprobs, entropy, policy_loss, clipped, loss)
 
     def _value_loss(
         self, experience: Experience, out: dict[str, Tensor], packed: Pack, rows: list[int], scale: dict[str, Any]
@@ -306,6 +336,47 @@ class PpoTrainer:
         return self.value_loss(
             values, experience.values[rows], experience.targets[rows], experience.mask[rows], **scale
         )
+
+    # ------------------------------------------------------------------------------------ numbers that are none
+
+    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """The samples of the iteration in work, and what is known of them: (B, ...)."""
+        experience = self._experience
+        if experience is None:
+            return [], {}
+        records = [
+            {
+                "task": example.task.name,
+                "index": example.index,
+                "gold": example.label,
+                "prompt": experience.prompts[slot],
+                "response": experience.texts[slot],
+                "prompt_ids": list(experience.samples[slot].prompt),
+                "response_ids": list(experience.samples[slot].response),
+            }
+            for slot, example in enumerate(experience.examples)
+        ]
+        known = {name: getattr(experience, name) for name in (*MEASURED, "mask")}
+        return records, {name: tensor for name, tensor in known.items() if len(tensor) == len(records)}
+
+    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+        """The losses of one sample of the iteration in work, alone, by the role that each must be computed in."""
+        experience = self._experience
+        assert experience is not None
+        packed, rows = self._pack(experience, (slot,)), [slot]
+        scale = {"dp_size": 1, "batch_num_tokens": experience.mask[rows].sum().float()}
+
+        def actor() -> Tensor:
+            out = self.policy(packed, entropy=self.entropy)
+            loss = self._actor_loss(experience, out, packed, rows, scale).loss
+            if self.ppo.critic == "shared":
+                loss = loss + self.ppo.value_coef * self._value_loss(experience, out, packed, rows, scale)
+            return loss
+
+        def critic() -> Tensor:
+            return self._value_loss(experience, self.policy(packed, logprobs=False), packed, rows, scale)
+
+        return {"actor": actor} if self.ppo.critic == "shared" else {"actor": actor, "critic": critic}
 
     # ---------------------------------------------------------------------------------------------- 6 log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -92,6 +93,17 @@ class RunData:
         if recipe.evaluation.predict_test and has_split(task, "test"):
             data.test = table if split == "test" else rows("test")
         return data
+
+    def fingerprint(self) -> str:
+        """sha256 of all rows of the run, wherever their files are."""
+        digest = hashlib.sha256()
+        for name, rows in (("train", self.train), ("table", self.table), ("validation", self.validation)):
+            digest.update(f"{name} {len(rows)}".encode())
+            for row in rows:
+                digest.update(repr((row.task.name, row.index, row.fields, row.label, row.pair)).encode())
+        digest.update(repr([(row.task.name, row.index, row.fields) for row in self.test]).encode())
+        digest.update(repr(self.demonstrations).encode())
+        return digest.hexdigest()
 
     @property
     def split(self) -> str:

@@ -9,7 +9,7 @@ The run around it (data, engine, evaluations, checkpoints) is `extensions.train`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from extensions.compat import SFTLoss
 from extensions.data import BatchOrder, Example
 from extensions.loop import Clock, add, mixed_seed
-from extensions.packing import Sample, micro_batches, pack, with_sequence_targets
-from extensions.policy import Policy
+from extensions.packing import Pack, Sample, micro_batches, pack, with_sequence_targets
+from extensions.policy import Policy, Role
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Sft
 from extensions.strategy import Strategy
@@ -47,6 +47,7 @@ class SftTrainer:
         self.policy, self.engine, self.strategy = policy, engine, strategy
         self.encoder, self.order, self.sft, self.seed = encoder, order, sft, seed
         self.loss = SFTLoss()
+        self._batch: tuple[list[Example], list[Sample]] = ([], [])  # of the iteration in work
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the engine's state: nothing."""
@@ -61,6 +62,7 @@ class SftTrainer:
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("encode"):
             samples = [self.encode(example) for example in batch]
+            self._batch = batch, samples
         with clock("update"):
             sums = self.update(samples, step)
         return self.summarise(sums, step, clock), []
@@ -86,10 +88,8 @@ class SftTrainer:
         chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
         sums: dict[str, Tensor] = {}
         for k, chunk in enumerate(chunks):
-            members = [samples[slot] for slot in chunk]
-            packed = pack(members, self.policy.device)
-            if sequence:
-                packed = with_sequence_targets(packed, members)
+            packed = self._pack([samples[slot] for slot in chunk])
+            self.strategy.guard.samples(chunk)
             torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks
             with self.policy.role("actor"):
                 logprobs = self.engine(packed, values=False, temperature=1.0)["logprobs"]
@@ -101,6 +101,35 @@ class SftTrainer:
             add(sums, "answer_loss", -logprobs[:answer_tokens].sum())
             add(sums, "answer_tokens", torch.tensor(answer_tokens, device=logprobs.device))
         return sums
+
+    def _pack(self, samples: Sequence[Sample]) -> Pack:
+        """A pack with the targets that the loss is over."""
+        packed = pack(samples, self.policy.device)
+        return with_sequence_targets(packed, samples) if self.sft.loss == "sequence" else packed
+
+    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """The samples of the iteration in work."""
+        records = [
+            {
+                "task": example.task.name,
+                "index": example.index,
+                "gold": example.label,
+                "prompt_ids": list(sample.prompt),
+                "response_ids": list(sample.response),
+            }
+            for example, sample in zip(*self._batch, strict=True)
+        ]
+        return records, {}
+
+    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+        """The loss of one sample of the iteration in work, alone."""
+        packed = self._pack([self._batch[1][slot]])
+
+        def actor() -> Tensor:
+            logprobs = self.policy(packed, values=False, temperature=1.0)["logprobs"]
+            return self.loss(logprobs, packed.weights, dp_size=1, batch_num_tokens=packed.weights.sum())
+
+        return {"actor": actor}
 
     def summarise(self, sums: dict[str, Tensor], step: int, clock: Clock) -> dict[str, Any]:
         """Metrics over all ranks: mean losses in nats a token, over all targets and over the answers' tokens."""

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers.optimization import Adafactor, get_scheduler
 
+from extensions import signals, watchdog
 from extensions.compat import DeepspeedStrategy, deepspeed, forget_shared_memory
 from extensions.errors import UserError
+from extensions.guard import Guard
 from extensions.policy import Policy
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
@@ -105,7 +107,8 @@ class Strategy(DeepspeedStrategy):
         if self.world_size == 1:
             return values
         on_device = values.to(self.device)
-        dist.all_reduce(on_device)
+        with watchdog.waiting("a sum over the ranks"):
+            dist.all_reduce(on_device)
         return on_device.to(values.device)
 
     def gather(self, item: Any) -> list[Any]:
@@ -113,12 +116,18 @@ class Strategy(DeepspeedStrategy):
         if self.world_size == 1:
             return [item]
         items: list[Any] = [None] * self.world_size
-        dist.all_gather_object(items, item)
+        with watchdog.waiting("an exchange between the ranks"):
+            dist.all_gather_object(items, item)
         return items
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            with watchdog.waiting("a barrier"):
+                dist.barrier()
+
+    def stopping(self) -> bool:
+        """Whether any rank was asked to stop (`extensions.signals`); the same answer on each."""
+        return any(self.gather(signals.requested() is not None))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -136,6 +145,7 @@ class Strategy(DeepspeedStrategy):
             config=config,
             dist_init_required=False,
         )
+        self.guard = Guard(policy.trainable)
         return engine
 
     def engine_config(self) -> dict[str, Any]:
@@ -156,14 +166,22 @@ class Strategy(DeepspeedStrategy):
 
         `loss` must already be normalised by the whole batch and multiplied by the number of ranks, as OpenRLHF's
         losses do with `dp_size`: DeepSpeed averages gradients over ranks.
+
+        Raises:
+            BadNumber: on every rank, before the optimizer's step, if a gradient or what else the guard has noted of
+                the batch is not finite.
         """
+        self.guard.watch("loss", loss)
         engine.set_gradient_accumulation_boundary(last)
-        engine.backward(loss, scale_wrt_gas=False)
+        with watchdog.waiting("the exchange of gradients"):
+            engine.backward(loss, scale_wrt_gas=False)
         if last:
+            self.guard.check(self.sum)
             if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
                 gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
                 self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-            engine.step()
+            with watchdog.waiting("the optimizer's step"):
+                engine.step()
 
     def get_grad_norm(self, model: nn.Module) -> float:
         """Norm of the last update's gradients over all ranks, before clipping."""

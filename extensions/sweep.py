@@ -28,9 +28,10 @@ import yaml
 
 from extensions.data import check_trainable, has_split
 from extensions.errors import UserError
+from extensions.files import read_json, read_jsonl
 from extensions.metrics import mean_score
 from extensions.recipe import Recipe, all_keys, load_recipe, value_at
-from extensions.run import is_finished, read_json, read_jsonl
+from extensions.run import is_finished
 from extensions.run_data import table_split
 from extensions.tasks import Task
 

@@ -22,9 +22,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from extensions.console import Reporter
 from extensions.data import has_split
 from extensions.errors import UserError
-from extensions.run import Reporter, is_finished, read_json, write_json, write_text
+from extensions.files import read_json, write_json, write_text
+from extensions.run import is_finished
 from extensions.sweep import Cell, Outcome, Sweep, as_yaml, assignments, choose, outcome, script
 from extensions.tasks import SUITES
 

@@ -7,6 +7,7 @@ The training itself is a trainer's (`extensions.ppo`, `extensions.sft`), the ans
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import sys
 import time
@@ -20,9 +21,14 @@ import torch
 import transformers
 from torch import Tensor
 
+from extensions import signals, watchdog
+from extensions.checkpoint import Checkpoints
+from extensions.console import Reporter
 from extensions.data import BatchOrder, rows_of_epoch
 from extensions.errors import UserError
 from extensions.evaluate import Evaluator
+from extensions.files import move_into, read_jsonl, sha256, write_json, write_text
+from extensions.guard import BadNumber, Problem, leave
 from extensions.loop import Trainer
 from extensions.metrics import mean_score, score_all
 from extensions.plots import loss_curve, reward_curve
@@ -31,22 +37,14 @@ from extensions.ppo import PpoTrainer
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe, load_recipe
 from extensions.report import before_after_table, model_card
-from extensions.rewards import load_reward
+from extensions.rewards import Reward, load_reward
 from extensions.rollout import Sampler
-from extensions.run import (
-    CollapseWatch,
-    Reporter,
-    RunFolder,
-    newest_checkpoint,
-    prune_checkpoints,
-    read_json,
-    read_jsonl,
-    write_json,
-)
+from extensions.run import RunFolder, adapter_hash
 from extensions.run_data import RunData
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy, load_trainable_state, trainable_state
 from extensions.tasks import Task
+from extensions.watch import Watch
 
 AFTER = "predictions_after.jsonl"
 TEST = "predictions_test.jsonl"  # what `nlu submit` reads
@@ -74,7 +72,9 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
     tokenizer = load_tokenizer(recipe.model)
-    folder = RunFolder(recipe.run_dir, recipe) if strategy.is_rank_0() else None
+    folder = None
+    if strategy.is_rank_0():
+        folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
     if folder is not None and folder.set_aside is not None:
         reporter.say(f"an earlier run was moved to {folder.set_aside}")
     strategy.barrier()  # the folder is there
@@ -121,6 +121,15 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         sampler = Sampler(policy, tokenizer, ppo.micro_batch_size, lockstep)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
     return Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+
+
+def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
+    """Hashes of what the run reads besides the base model: a run that is resumed must read the same."""
+    return {
+        "model.adapter": adapter_hash(recipe.model.adapter),
+        "reward": None if reward.packed_labels else sha256(reward.path),  # files of the project have its version
+        "data": data.fingerprint(),
+    }
 
 
 def _check_ranks(recipe: Recipe, world_size: int) -> None:
@@ -202,8 +211,9 @@ class Evaluation(Run):
 
     def go(self) -> None:
         start = time.monotonic()
-        self.evaluate("after", "", AFTER, resumable=True)
-        self.answer_test(resumable=True)
+        with watchdog.watching(self.strategy.rank, self.recipe.deepspeed.timeout):
+            self.evaluate("after", "", AFTER, resumable=True)
+            self.answer_test(resumable=True)
         self.write_scores()
         self.evaluator.forget_parts()
         if self.folder is not None:
@@ -231,40 +241,83 @@ class Training(Run):
         self.trainer, self.policy, self.last_step = trainer, trainer.policy, steps
         self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
         self.best_state: dict[str, Tensor] | None = None
-        self.collapse = CollapseWatch()
+        kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
+        self.watch = Watch(recipe.data.tasks, kl)
+        self.checkpoints = Checkpoints(recipe.run_dir, strategy, trainer.engine, recipe.checkpoint.keep)
         self.step = 0
+        self.validated = 0  # step of the last validation
+        self.saved: tuple[int, int] | None = None  # step and `validated` of the last checkpoint
         self.seconds = 0.0  # of training, over all sessions
 
     def go(self) -> None:
         self.resume()
         if self.folder is not None:
-            self.folder.start_trackers(self.recipe)
+            self.folder.start_trackers(self.recipe, self.step)
+        try:
+            with watchdog.watching(self.strategy.rank, self.recipe.deepspeed.timeout):
+                self._go()
+        except signals.Stopped:
+            if self.saved != (self.step, self.validated) and not self.save_checkpoint():
+                raise SaveError("the run was told to stop, and its state could not be saved; free some space") from None
+            if self.folder is not None:
+                self.folder.close()
+            raise
+
+    def _go(self) -> None:
         if self.recipe.evaluation.before and "before" not in self.scores:
-            self.evaluate("before", "before training, ", "predictions_before.jsonl")
+            self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
+            self.evaluator.forget_parts()
         self.train()
         if self.best_state is not None:
             load_trainable_state(self.policy, self.best_state)
             self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
         self.save_adapter()
-        self.evaluate("after", "after training, ", AFTER)
-        self.answer_test()
+        # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
+        resumable = self.saved == (self.step, self.validated)
+        self.evaluate("after", "after training, ", AFTER, resumable)
+        self.answer_test(resumable)
         self.finish()
+        self.evaluator.forget_parts()
 
     def train(self) -> None:
-        recipe = self.recipe
+        """Iterations, with a validation and a checkpoint where they are due. Told to stop, it ends between two."""
+        checkpoints = self.recipe.checkpoint.every_steps
         self.reporter.begin(self.last_step, self.step)
-        while self.step < self.last_step and not self._stopped_early():
-            start = time.monotonic()
+        try:
+            if checkpoints and self.saved is None:
+                self.save_checkpoint()  # what was evaluated before training is not evaluated again
+            while True:
+                if self._due(self.recipe.evaluation.every_steps) and self.validated < self.step:
+                    self._validate()
+                done = self.step >= self.last_step or self._stopped_early()
+                new_best = self.step > 0 and self.best["step"] == self.step
+                due = checkpoints and (done or new_best or self._due(checkpoints))
+                if due and self.saved != (self.step, self.validated):
+                    self.save_checkpoint()
+                if done:
+                    break
+                if self.strategy.stopping():
+                    raise signals.Stopped
+                self._iterate()
+        finally:
+            self.reporter.end()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step > 0 and self.step % every == 0
+
+    def _iterate(self) -> None:
+        start = time.monotonic()
+        try:
             metrics, records = self.trainer.iterate(self.step)
-            self.step += 1
-            self.seconds += time.monotonic() - start
-            self._record(metrics | {"elapsed_s": self.seconds}, records)
-            if recipe.evaluation.every_steps and self.step % recipe.evaluation.every_steps == 0:
-                self._validate()
-            if recipe.checkpoint.every_steps and self.step % recipe.checkpoint.every_steps == 0:
-                self.save_checkpoint()
-        self.reporter.end()
+        except BadNumber as bad:
+            raise NumbersError(self._explained(bad)) from bad
+        except UserError as error:  # a reward that is no number, on this rank alone
+            self._leave([Problem(f"reward: {error}", [], "")], None)
+            raise
+        self.step += 1
+        self.seconds += time.monotonic() - start
+        self._record(metrics | {"elapsed_s": self.seconds}, records)
 
     def _stopped_early(self) -> bool:
         patience = self.recipe.evaluation.patience
@@ -277,16 +330,8 @@ class Training(Run):
         kept = records[: self.recipe.logging.rollout_samples]
         self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
         self.reporter.step(metrics)
-        for task in self.recipe.data.tasks:
-            if not task.is_regression:
-                own = [
-                    (task.answer(r["answer"]), task.answer(r["gold"]))
-                    for r in records
-                    if r["task"] == task.name and r["answer"] is not None
-                ]
-                warning = self.collapse.add(task.name, own)
-                if warning:
-                    self.reporter.warn(warning)
+        for warning in self.watch.step(metrics, records):
+            self.reporter.warn(warning)
 
     def _validate(self) -> None:
         predictions = self.evaluator.predict(self.data.validation, f"at step {self.step}, validation split")
@@ -298,6 +343,7 @@ class Training(Run):
             self.best_state = trainable_state(self.policy)
         else:
             self.best["since"] += 1
+        self.validated = self.step
         self.reporter.say(
             f"validation {100 * metric:.1f}"
             + (" (best so far)" if better else f" (best {100 * self.best['metric']:.1f} at step {self.best['step']})")
@@ -311,49 +357,124 @@ class Training(Run):
         """Samples that were learned from."""
         return self.step * self.recipe.training_batch
 
+    # ------------------------------------------------------------------------------------ numbers that are none
+
+    def _explained(self, bad: BadNumber) -> str:
+        """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
+        problems = [self._blamed(problem) for problem in bad.problems[:8]]
+        folder = self._leave(problems, trainable_state(self.policy))
+        samples, _ = self.trainer.evidence()
+        own = []
+        for problem in problems:
+            named = [f"{slot} ({samples[slot]['task']}, row {samples[slot]['index']})" for slot in problem.slots[:4]]
+            more = f" and {len(problem.slots) - 4} more" if len(problem.slots) > 4 else ""
+            own.append(
+                f"  rank {self.strategy.rank}: {problem.found} in {problem.tensor}; sample {', '.join(named)}{more}"
+            )
+        found = "\n".join(line for part in self.strategy.gather(own) for line in part)
+        return (
+            f"step {self.step + 1}: numbers that are none, found before the update, so the weights are as they were:\n"
+            f"{found}\nThe batch is in {folder}; look at it with: nlu replay {folder}\nWhat often helps: a lower "
+            "optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
+        )
+
+    def _blamed(self, problem: Problem) -> Problem:
+        """A gradient is that of a whole micro-batch; find the samples whose own gradient is not finite either."""
+        if (
+            not problem.tensor.startswith(("gradient", "loss")) or self.strategy.stage == 3
+        ):  # there the ranks must agree
+            return problem
+        parameters = list(self.policy.trainable.values())
+        guilty = []
+        for slot in problem.slots:
+            for role, loss in self.trainer.losses_of(slot).items():
+                with self.policy.role(role):
+                    found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+                if not all(torch.isfinite(gradient).all() for gradient in found if gradient is not None):
+                    guilty.append(slot)
+                    break
+        return Problem(problem.tensor, guilty or problem.slots, problem.found)
+
+    def _leave(self, problems: Sequence[Problem], weights: dict[str, Tensor] | None) -> Path:
+        folder = self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
+        samples, tensors = self.trainer.evidence()
+        own = weights if self.strategy.is_rank_0() else None
+        leave(folder, self.strategy.rank, problems, samples, tensors, own)
+        return folder
+
     # -------------------------------------------------------------------------------------------- checkpoints
 
-    def save_checkpoint(self) -> None:
-        """Write a resume point; its folder gets its final name only once it is complete."""
-        root = self.recipe.run_dir / "checkpoints"
+    def save_checkpoint(self) -> bool:
+        """Write a resume point. False, with a warning, where the disk refuses.
+
+        Raises:
+            SaveError: it refuses, and the recipe says that the run then stops.
+        """
+        self._compare_ranks()
         state = {
             "step": self.step,
+            "validated": self.validated,
             "seconds": self.seconds,
             "trainer": self.trainer.state(),
+            "watch": self.watch.state(),
             "best": self.best,
-            "world_size": self.strategy.world_size,
+            "scores": self.scores,
         }
-        tag = f"writing-{self.step}"
-        self.trainer.engine.save_checkpoint(str(root), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        error = None
         if self.folder is not None:
-            write_json(root / tag / "run.json", state)
-            if self.best_state is not None:
-                torch.save(self.best_state, root / tag / "best.pt")
-            (root / tag).replace(root / f"step-{self.step}")
-            prune_checkpoints(self.folder.root, self.recipe.checkpoint.keep)
-        self.strategy.barrier()
+            try:
+                self.folder.sync()  # its lines up to here are there when the checkpoint is
+            except OSError as refused:
+                error = str(refused)
+        error = self.strategy.gather(error)[0]
+        if error is None:
+            error = self.checkpoints.save(self.step, state, self.best_state, self.best["step"])
+        if error is None:
+            self.saved = (self.step, self.validated)
+            return True
+        last = "there is none before it" if self.saved is None else f"that of step {self.saved[0]} is as it was"
+        message = f"the checkpoint of step {self.step} could not be written ({error}); {last}"
+        if self.recipe.checkpoint.on_error == "stop":
+            raise SaveError(message)
+        self.reporter.warn(f"{message}. The run goes on, unsaved; free some space")
+        return False
+
+    def _compare_ranks(self) -> None:
+        """Warn where a rank's trained parameters are not those of the others, which no exchange would put right."""
+        if self.strategy.world_size == 1 or self.strategy.stage == 3:  # under ZeRO 3 there is but one copy
+            return
+        digest = hashlib.sha256()
+        for tensor in trainable_state(self.policy).values():
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        found = self.strategy.gather(digest.hexdigest())
+        common = Counter(found).most_common(1)[0][0]
+        others = [rank for rank, one in enumerate(found) if one != common]
+        if others:
+            self.reporter.warn(
+                f"step {self.step}: the trained parameters of rank {', '.join(map(str, others))} differ from those of "
+                "the others, so the run no longer computes what its recipe says. Most often a faulty device, or a "
+                "reward that answers otherwise on each rank; stop, and resume from a checkpoint before this one"
+            )
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint in the run folder, if there is one."""
-        checkpoint = newest_checkpoint(self.recipe.run_dir)
+        """Go on from the newest good checkpoint in the run folder, if there is one."""
+        checkpoint = self.checkpoints.newest(self.reporter.warn)
         if checkpoint is None:
+            if self.folder is not None:
+                self.folder.cut_back(0)
             return
-        state = read_json(checkpoint / "run.json")
-        if state["world_size"] != self.strategy.world_size:
-            raise UserError(
-                f"{checkpoint} was written by {state['world_size']} ranks, this run has {self.strategy.world_size}; "
-                "start as many, or choose another output_dir"
-            )
-        self.trainer.engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name, load_module_strict=False)
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.checkpoints.load(checkpoint, self.reporter.warn)
+        state = checkpoint.state
+        self.step, self.validated, self.seconds = state["step"], state["validated"], state["seconds"]
+        self.best, self.best_state, self.scores = state["best"], checkpoint.best, state["scores"]
         self.trainer.load_state(state["trainer"])
-        if (checkpoint / "best.pt").exists():
-            self.best_state = torch.load(checkpoint / "best.pt", weights_only=True)
+        self.watch.load_state(state["watch"])
+        self.saved = (self.step, self.validated)
         if self.folder is not None:
             self.folder.cut_back(self.step)
-        if (self.recipe.run_dir / "eval.json").exists():
-            self.scores = read_json(self.recipe.run_dir / "eval.json")
-        self.reporter.say(f"resuming after step {self.step} from {checkpoint}")
+            if "before" in self.scores:
+                self.write_scores()
+        self.reporter.say(f"resuming after step {self.step} from {checkpoint.folder}")
 
     # ------------------------------------------------------------------------------------------------- the end
 
@@ -361,8 +482,10 @@ class Training(Run):
         """Before the last evaluations, which may take longer than the training."""
         state = trainable_state(self.policy)
         if self.folder is not None:
-            self.policy.save_adapter(self.folder.root / "adapter", state)
-            self.evaluator.encoder.tokenizer.save_pretrained(str(self.folder.root / "adapter"))
+            temporary = self.folder.root / "adapter.tmp"
+            self.policy.save_adapter(temporary, state)
+            self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
+            move_into(temporary, self.folder.root / "adapter")
             self.policy.save_critic(self.folder.root / "critic", state)
 
     def finish(self) -> None:
@@ -378,7 +501,7 @@ class Training(Run):
             "seconds": self.seconds,
             "started_from": _method_of(recipe.model.adapter),
         }
-        self.write_scores()
+        self.folder.close()
         metrics = read_jsonl(root / "metrics.jsonl")
         if recipe.method == "ppo":
             curve = root / "reward_curve.png"
@@ -387,8 +510,8 @@ class Training(Run):
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
         card = model_card(recipe, self.scores, self.data.split, self.samples, self.step, self.seconds)
-        card.save(root / "adapter" / "README.md")
-        self.folder.close()
+        write_text(root / "adapter" / "README.md", str(card))
+        self.write_scores()  # last: with them the run is finished
         self.reporter.say(
             f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
         )
@@ -404,6 +527,14 @@ def _method_of(adapter: str | None) -> str | None:
         return None
 
 
+class SaveError(Exception):
+    """A checkpoint could not be written, and the run is to stop then."""
+
+
+class NumbersError(Exception):
+    """NaN or infinity; the message says where."""
+
+
 def _report(message: str, rank: str, status: int) -> int:
     """Print an error once. Most are the same on all ranks: rank 0 speaks, and the launcher then ends the others.
 
@@ -416,29 +547,66 @@ def _report(message: str, rank: str, status: int) -> int:
     return status
 
 
-def _crash(rank: str) -> int:
-    print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+def _crash(error: Exception, rank: str) -> int:
+    """An error that nobody foresaw. That of a collective is the echo of another rank's, which speaks first."""
+    if _is_of_collective(error):
+        time.sleep(5)
+        print(
+            f"error: rank {rank}: stopped, since another rank is gone ({' '.join(str(error).split())[:200]}). Its own "
+            "error stands above, if it could still print one; a rank that is killed cannot, and that is mostly for "
+            "lack of memory",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     return 1
 
 
+def _is_of_collective(error: Exception) -> bool:
+    """Whether a collective failed because another rank did not take part to its end."""
+    said = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in said for word in ("gloo", "nccl", "closed by peer", "socket"))
+    )
+
+
+def _stopped(method: str, arguments: Sequence[str], rank: str) -> int:
+    if rank == "0":
+        command = signals.command_line(method, arguments)
+        print(f"stopped ({signals.requested() or 'another rank was told to'}); go on with: {command}", flush=True)
+    return 0
+
+
 def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], None] = run) -> int:
-    """RECIPE [key.sub=value ...], as launch/METHOD.sh got them. Returns the exit status."""
+    """RECIPE [key.sub=value ...], as launch/METHOD.sh got them.
+
+    Returns the exit status: 0 finished, or stopped as told; 1 crashed; 2 the user's to put right; 3 the disk is full;
+    4 numbers that are none. (5, from `extensions.watchdog`: a rank hangs.)
+    """
     rank = os.environ.get("RANK", "0")
     try:
         if not arguments or arguments[0].startswith("-"):
             raise UserError(f"usage: deepspeed launch/{method}.sh RECIPE [key.sub=value ...]")
-        do(load_recipe(arguments[0], arguments[1:], method))
+        with signals.caught():
+            do(load_recipe(arguments[0], arguments[1:], method))
+    except signals.Stopped:
+        return _stopped(method, arguments, rank)
     except UserError as error:
         return _report(str(error), rank, 2)
+    except SaveError as error:
+        return _report(f"{error}\nThen run the same command again: it resumes from the last checkpoint", rank, 3)
+    except NumbersError as error:
+        return _report(str(error), rank, 4)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return _crash(rank)
+            return _crash(error, rank)
         return _report(
             f"the disk is full ({error.filename or 'while writing to the run folder'}); free some space, then run the "
             "same command again: it resumes from the last checkpoint",
             rank,
             3,
         )
-    except Exception:
-        return _crash(rank)
+    except Exception as error:
+        return _crash(error, rank)
     return 0

@@ -12,10 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from extensions.files import read_jsonl
 from extensions.packing import Sample
 from extensions.policy import load_policy
 from extensions.recipe import Lora, Model
-from extensions.run import read_jsonl
 
 # Words that a tiny encoder can tell apart.
 GOOD, BAD = ("good", "great", "fine", "lovely"), ("bad", "awful", "dull", "poor")

@@ -20,8 +20,8 @@ from extensions import encoder
 from extensions.data import Example
 from extensions.encoder import Input, answers_of, load_encoder, load_input, load_jobs, segments
 from extensions.errors import UserError
+from extensions.files import read_json, read_jsonl
 from extensions.recipe import Model, load_recipe
-from extensions.run import read_json, read_jsonl
 from extensions.tasks import SUITES, TASKS
 
 

@@ -16,11 +16,11 @@ from extensions import train
 from extensions.cli import app
 from extensions.data import Example, demonstrations
 from extensions.evaluate import predict
+from extensions.files import read_json, read_jsonl
 from extensions.policy import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
 from extensions.recipe import Model
 from extensions.rollout import Sampler
-from extensions.run import read_json, read_jsonl
 from extensions.tasks import TASKS
 
 COLA, SST2, STSB = TASKS["cola"], TASKS["sst2"], TASKS["stsb"]

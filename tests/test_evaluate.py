@@ -14,6 +14,7 @@ from support import make_policy
 from extensions.data import Example, one_right_one_wrong, spread, units
 from extensions.errors import UserError
 from extensions.evaluate import predict
+from extensions.files import read_json, read_jsonl, write_json
 from extensions.metrics import Prediction, score_all
 from extensions.plots import reward_curve, smoothed
 from extensions.policy import load_tokenizer
@@ -21,16 +22,7 @@ from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
 from extensions.report import before_after_table, loading_code, model_card
 from extensions.rollout import Response, Sampler
-from extensions.run import (
-    CollapseWatch,
-    RunFolder,
-    newest_checkpoint,
-    prune_checkpoints,
-    read_json,
-    read_jsonl,
-    versions,
-    write_json,
-)
+from extensions.run import RunFolder, newest_checkpoint, prune_checkpoints, versions
 from extensions.tasks import SUITES, TASKS, Task
 
 COLA, SST2, STSB, MULTIRC, RECORD, AXG = (TASKS[name] for name in ("cola", "sst2", "stsb", "multirc", "record", "axg"))
@@ -342,46 +334,6 @@ def test_support_of_a_shortened_prompt(tiny_model):
     assert all(limit - 20 < len(ids) <= limit for ids, _ in prompts), "shortened, all of them"
     expected = [plain_support(sampler, RECORD, text) for _, text in prompts]
     assert [p.support for p in found] == pytest.approx(expected, rel=2e-5)
-
-
-# --------------------------------------------------------------------------------------------------- collapse watch
-
-
-def feed(watch, pairs, batch=16):
-    said = [watch.add("cola", pairs[k : k + batch]) for k in range(0, len(pairs), batch)]
-    return [text for text in said if text]
-
-
-def test_collapse_is_noticed_once_a_window():
-    watch = CollapseWatch(window=160, share=0.95)
-    golds = ["1", "0"] * 80
-    assert feed(watch, [("1", gold) for gold in golds[:144]]) == []
-    (said,) = feed(watch, [("1", gold) for gold in golds[:16]])
-    for part in ("cola", "100%", "'1'", "160", "ppo.entropy_coef", "data.balanced"):
-        assert part in said
-    assert feed(watch, [("1", gold) for gold in golds[:144]]) == []
-    assert len(feed(watch, [("1", gold) for gold in golds[:32]])) == 1
-
-
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        [("1", "1"), ("0", "0")] * 200,
-        [("1", "1")] * 400,  # the data are as one-sided as the answers
-        [*([("1", "0")] * 9), ("0", "1")] * 40,  # 90%: below the share
-    ],
-    ids=["varied", "one-sided data", "just below"],
-)
-def test_no_false_alarm(pairs):
-    assert feed(CollapseWatch(window=160, share=0.95), pairs) == []
-
-
-def test_tasks_are_watched_apart():
-    watch = CollapseWatch(window=8)
-    golds = ["1", "0"] * 4
-    for _ in range(3):
-        assert watch.add("sst2", [(gold, gold) for gold in golds]) is None
-    assert "cola" in watch.add("cola", [("0", gold) for gold in golds])
 
 
 # ------------------------------------------------------------------------------------------------------ run folder

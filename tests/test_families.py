@@ -7,9 +7,9 @@ from official import write_benchmarks
 from support import ROOT
 
 from extensions import policy, train
+from extensions.files import read_json, read_jsonl
 from extensions.policy import load_policy
 from extensions.recipe import load_recipe
-from extensions.run import read_json, read_jsonl
 
 FAMILIES = {"llama": "llama2", "qwen2": "qwen2_5", "mpt": "mpt"}
 SMALL = [

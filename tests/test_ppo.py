@@ -11,9 +11,9 @@ from support import adapter_of, free_port, launch, timeless, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions import ppo, train
+from extensions.files import read_json, read_jsonl
 from extensions.policy import Policy, load_tokenizer
 from extensions.recipe import Model, load_recipe
-from extensions.run import read_json, read_jsonl
 
 
 @pytest.fixture(scope="module")

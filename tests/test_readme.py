@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from extensions import encoder, train
 from extensions.cli import app
 from extensions.data import load_examples
-from extensions.run import read_json
+from extensions.files import read_json
 from extensions.submit import make_archive
 from extensions.tasks import SUITES, TASKS, Task
 from extensions.tasks.shared import THREE_WAY_ENTAILMENT

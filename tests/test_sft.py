@@ -12,11 +12,11 @@ from extensions import policy as policies
 from extensions import sft, train
 from extensions.data import Example
 from extensions.errors import UserError
+from extensions.files import read_json, read_jsonl
 from extensions.packing import Sample, pack, with_sequence_targets
 from extensions.policy import load_policy, load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
 from extensions.recipe import Lora, Model, Sft, load_recipe
-from extensions.run import read_json, read_jsonl
 from extensions.sft import SftTrainer
 from extensions.tasks import TASKS
 
