@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,7 +81,7 @@ class CheckpointFiles(TorchCheckpointEngine):
                 do()
             except OSError as error:
                 self.error = error
-            except RuntimeError as error:  # torch's writer wraps what the disk says
+            except (RuntimeError, SafetensorError) as error:  # what the disk says, in the words of torch's writer
                 self.error = OSError(str(error))
 
 

@@ -427,6 +427,27 @@ def report(
 
 
 @app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="RUN/failed/step-N, which a stopped run left", metavar="FOLDER")],
+    overrides: Overrides = None,
+) -> None:
+    """Compute a batch that stopped a run again, sample by sample: which sample, which module gives no numbers."""
+    from extensions.replay import replay as again
+    from extensions.replay import table
+
+    with _user_errors():
+        said, samples = again(folder, overrides or [])
+    console.print("\n".join(["in the run:", *(f"  {line}" for line in said or ["nothing was noted"])]), markup=False)
+    console.print(table(samples))
+    bad = sum(sample.bad for sample in samples)
+    console.print(
+        f"{bad} of {len(samples)} samples give no numbers again"
+        if bad
+        else "all samples give finite numbers now: it was the dropout of that moment, the precision, or the device"
+    )
+
+
+@app.command()
 def merge(
     recipe: RecipePath,
     folder: Annotated[Path, typer.Argument(help="folder to write", metavar="DIR")],

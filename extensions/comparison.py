@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from extensions.errors import UserError
+from extensions.files import read_json, read_jsonl
 from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
-from extensions.run import read_json, read_jsonl
 from extensions.tasks import TASKS, Task
 
 # Names as the paper prints them, by the whole name of folder or hub: a merged model has another, and is another.
@@ -32,24 +32,35 @@ OWN_TO_A_RUN = ("name", "output_dir", "data", "evaluation", "checkpoint", "loggi
 SET_ASIDE = re.compile(r"\.old\d+$")  # earlier runs, renamed by a later one
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Score(BaseModel):
     """Of one task: what `extensions.metrics.score` returns."""
 
-    score: float
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    samples: int
-    format_error_rate: float
-    majority: float | None = None
-    gold_shares: dict[str, float] = {}
-    predicted_shares: dict[str, float] = {}
+    score: Finite
+    metrics: dict[str, Finite]
+    intervals: dict[str, tuple[Finite, Finite]]
+    samples: Count
+    format_error_rate: Finite
+    majority: Finite | None = None
+    gold_shares: dict[str, Finite] = {}
+    predicted_shares: dict[str, Finite] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Score:
+        missing = [name for name in self.metrics if name not in self.intervals]
+        if missing:
+            raise ValueError(f"no interval of {missing[0]}")
+        return self
 
 
 class Training(BaseModel):
     tasks: list[str]
-    steps: int
-    samples: int
-    seconds: float
+    steps: Count
+    samples: Count
+    seconds: Finite
     started_from: str | None = None  # method that made the adapter which training began with, if that is known
 
 
@@ -66,20 +77,20 @@ class Evaluated(BaseModel):
 class Iteration(BaseModel):
     """A line of metrics.jsonl."""
 
-    step: int
-    samples: int
-    elapsed_s: float
-    reward_mean: float | None = None
-    accuracy: float | None = None
+    step: Count
+    samples: Count
+    elapsed_s: Finite
+    reward_mean: Finite | None = None
+    accuracy: Finite | None = None
 
 
 class Validation(BaseModel):
     """A line of validation.jsonl."""
 
-    step: int
-    samples: int
-    seconds: float
-    mean: float
+    step: Count
+    samples: Count
+    seconds: Finite
+    mean: Finite
     tasks: dict[str, Any]
 
 
@@ -139,8 +150,11 @@ def find_runs(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Finish
     Raises:
         UserError: a path holds no run; a run is unfinished or damaged.
     """
-    folders = {folder.resolve(): folder for path in paths for folder in _run_folders(path, warn)}
-    return [read_run(folder) for folder in folders.values()]
+    try:
+        folders = {folder.resolve(): folder for path in paths for folder in _run_folders(path, warn)}
+        return [read_run(folder) for folder in folders.values()]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); leave it out") from error
 
 
 def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
@@ -150,6 +164,8 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
         best = _parsed(list[str], path / "best.json", read_json)
         if not best:
             raise UserError(f"{path} is a sweep without a finished run; run the same command again: it goes on")
+        if any("\0" in name for name in best):
+            raise _damaged(path / "best.json", "a name of a folder holds NUL")
         return [path / name for name in best]
     if (path / "recipe.yaml").exists():
         return [path]
@@ -188,11 +204,16 @@ def read_run(folder: Path) -> FinishedRun:
         )
     evaluated: Evaluated = _parsed(Evaluated, folder / "eval.json", read_json)
     names = [task.name for task in recipe.data.tasks]
-    unknown = [name for name in evaluated.after if name not in names]
+    unknown = [name for name in (*evaluated.after, *evaluated.before) if name not in names]
     if unknown:
         raise _damaged(folder / "eval.json", f"it has a result of {unknown[0]!r}, which is not in data.tasks")
     if recipe.method != "eval" and not (evaluated.training and evaluated.training.tasks):
         raise _damaged(folder / "eval.json", "it does not say what was trained")
+    for task in recipe.data.tasks:
+        scores = [moment[task.name] for moment in (evaluated.before, evaluated.after) if task.name in moment]
+        missing = [metric for metric in task.metrics for score in scores if metric not in score.metrics]
+        if missing:
+            raise _damaged(folder / "eval.json", f"it lacks the metric {missing[0]} of {task.name}")
     if not evaluated.after:
         raise _damaged(folder / "eval.json", "it has a result of no task")
     iterations, validations = folder / "metrics.jsonl", folder / "validation.jsonl"
@@ -209,8 +230,11 @@ T = TypeVar("T")
 
 
 def _parsed(kind: type[T], file: Path, read: Callable[[Path], Any]) -> T:
+    adapter = TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_python(read(file))
+        value = adapter.validate_python(read(file))
+        adapter.dump_json(value)  # ValueError if a text holds half of a surrogate pair, which a report could not
+        return value
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

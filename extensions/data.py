@@ -77,7 +77,7 @@ def load_examples(
             reader.skipped += 1
             continue
         label = _label(row, reader, where) if reader.labelled else None
-        kept = {name: row[column] for name, column in task.source.keep.items() if column in row}
+        kept = _kept(row, task, where)
         if "idx" in kept:
             kept["idx"] = _number(kept["idx"])
         examples.append(Example(task, len(examples), fields, label, None, kept))
@@ -164,12 +164,21 @@ def _find(task: Task, split: str, root: str | None) -> tuple[list[Path], bool] |
     """Files of a split and whether they are the hub's parquet files; None where there are none.
 
     In `root` itself, or in its folder named as the suite, so that one folder may hold GLUE and SuperGLUE.
+
+    Raises:
+        UserError: a name is too long for the file system, or no pattern.
     """
     for folder in [Path(root or ".")] + ([Path(root) / task.suite] if root is not None else []):
         path = folder / task.source.files[split]
-        if path.is_file():
-            return [path], False
-        found = _parquet_files(task.source.hub, split, folder) if task.source.hub is not None else []
+        try:
+            if path.is_file():
+                return [path], False
+            found = _parquet_files(task.source.hub, split, folder) if task.source.hub is not None else []
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"{path}: cannot be looked up (task {task.name}, split {split}: {error}); check data.root and the "
+                "task's source"
+            ) from error
         if found:
             return found, True
     return None
@@ -222,9 +231,9 @@ def _reader(task: Task, split: str, root: str | None) -> _Reader:
             f"task {task.name} needs data.root, the folder that holds {task.source.files[split]} of the official "
             f"download, for example data.root=path/to/{task.suite}; data.root=hub downloads the rows"
         )
-    if root is not None and not Path(root).is_dir():
-        raise UserError(f"data.root: {root!r} is not a folder; it should hold {task.source.files[split]}")
     found = _find(task, split, root)
+    if found is None and root is not None and not Path(root).is_dir():
+        raise UserError(f"data.root: {root!r} is not a folder; it should hold {task.source.files[split]}")
     if found is None:
         path = Path(root or ".") / task.source.files[split]
         raise UserError(f"{path}: no such file (task {task.name}, split {split}); check data.root and source.files")
@@ -333,7 +342,7 @@ def _read_parquet(path: Path, reader: _Reader) -> Iterator[tuple[str, dict[str |
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: cannot be read after row {number} ({error}); download it again") from error
 
 
@@ -379,6 +388,25 @@ def _label(row: dict[str | int, Any], reader: _Reader, where: str) -> str:
         low, high = task.score_range
         raise UserError(f"{where}, field {column!r}: expected a number from {low:g} to {high:g}, got {text!r}")
     return text
+
+
+def _kept(row: dict[str | int, Any], task: Task, where: str) -> dict[str, Any]:
+    """The columns that stand beside a prediction, in JSON; those that tell questions apart must be there."""
+    kept: dict[str, Any] = {}
+    for name, column in task.source.keep.items():
+        if column not in row and name not in task.unit:
+            continue
+        value = _cell(row, column, where)
+        try:
+            if type(value) is not int:
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{where}, field {column!r}: {repr(value)[:60]} cannot stand in a file of predictions ({error}); "
+                "expected text, numbers or lists of them"
+            ) from error
+        kept[name] = value
+    return kept
 
 
 def _number(value: Any) -> Any:

@@ -86,7 +86,7 @@ def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines of a JSONL file that are not wanted, and those that are no whole JSON objects; the rest as it is."""
+    """Drop the lines of a JSONL file that are not wanted, or no whole JSON objects; the others stay as they are."""
     temporary = path.with_name(f"{path.name}.tmp")
     with path.open("rb") as old, temporary.open("wb") as new:
         for line in old:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,6 +32,9 @@ class Trainer(Protocol):
 
     def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """This rank's samples of the iteration in work, and what is known of them, each (B, ...)."""
+
+    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `evidence` gave as the iteration in work."""
 
     def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The losses of one of these samples, alone, by the role that each must be computed in."""

@@ -14,7 +14,9 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError  # nosec B403 # only the error of one
 from typing import Any, Literal
 
 import torch
@@ -45,9 +47,9 @@ Role = Literal["actor", "critic", "reference"]
 ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic", "reference": "reference"}
 LOGITS_AT_ONCE = 2**24  # numbers of a chunk of logits (64 MB in float32): a vocabulary of 152k is large
 
-# Files inside packages are checked against what was tested: a changed file is another model.
+# Files inside packages are checked against what was tested, bytes and sha256: a changed file is another model.
 KNOWN_FILES = {
-    "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
 }
 
 # Query and value projections by their names in the model families; the first that fits is taken (authors: q and v).
@@ -260,7 +262,7 @@ def resolve_model(path: str) -> tuple[str, str | None]:
     `pip:PACKAGE` is a model file inside an installed package, found without importing it.
 
     Raises:
-        UserError: no such package, no model file in it, or its hash is not the known one.
+        UserError: no such package, no model file in it, or its size or hash is not the known one.
     """
     if not path.startswith("pip:"):
         return path, None
@@ -276,11 +278,22 @@ def resolve_model(path: str) -> tuple[str, str | None]:
         raise UserError(f"model.path: package {package!r} holds {len(found)} .gguf files, expected one")
     known = KNOWN_FILES.get(found[0].name)
     if known is not None:
-        with found[0].open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != known:
-            raise UserError(f"{found[0]}: sha256 is {digest}, expected {known}; reinstall the package {package!r}")
+        now = found[0].stat()
+        # A file of another size is another one: no need to read it.
+        digest = _sha256(found[0], now.st_size, now.st_mtime_ns) if now.st_size == known[0] else "not computed"
+        if (now.st_size, digest) != known:
+            raise UserError(
+                f"{found[0]}: {now.st_size} bytes with sha256 {digest}, expected {known[0]} bytes with sha256 "
+                f"{known[1]}; reinstall the package {package!r}"
+            )
     return str(found[0].parent), found[0].name
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file; read once while its size and time stay the same, since a run loads three things from it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -288,6 +301,11 @@ def _explained(path: str) -> Iterator[None]:
     """Turns what transformers raises for a wrong model path into one sentence."""
     try:
         yield
+    except UnpicklingError as error:
+        raise UserError(
+            f"model.path: {path!r} holds weights in a pickle (.bin) with more in it than tensors, which is not read: "
+            "it could run code. Use a model in safetensors"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
@@ -387,6 +405,7 @@ def load_base(model: Model, device: torch.device) -> PreTrainedModel:
     with _explained(model.path):
         options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf, **options)
+        options["weights_only"] = True  # of weights that are no safetensors but a pickle, nothing but tensors
         if model.load_in_4bit:
             options["device_map"] = {"": device}
             options["quantization_config"] = BitsAndBytesConfig(
@@ -402,15 +421,36 @@ def load_base(model: Model, device: torch.device) -> PreTrainedModel:
     return base
 
 
-def _load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftModel:
-    """The base with the adapter in a folder. With `lora` it goes on training with that dropout; all else must agree."""
-    if not (Path(path) / "adapter_config.json").is_file():
+def _adapter_config(path: str) -> Any:
+    """The configuration of the adapter in a folder.
+
+    Raises:
+        UserError: there is none, or loading it could run code.
+    """
+    folder = Path(path)
+    if not (folder / "adapter_config.json").is_file():
         raise UserError(
             f"model.adapter: {path!r} is not a folder with a PEFT adapter (adapter_config.json); a run leaves one as "
             "runs/NAME/adapter"
         )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"model.adapter: {path!r} has no adapter_model.safetensors. Other weights (adapter_model.bin) are pickles, "
+            "which could run code, and are not read: ask for the adapter in safetensors, peft's format since 2023"
+        )
+    config = PeftConfig.from_pretrained(path)
+    if getattr(config, "megatron_config", None):
+        raise UserError(
+            f"model.adapter: {path!r} has a megatron_config, with which peft imports a Python module that the adapter "
+            "names; remove megatron_config from its adapter_config.json"
+        )
+    return config
+
+
+def _load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftModel:
+    """The base with the adapter in a folder. With `lora` it goes on training with that dropout; all else must agree."""
     try:
-        config = PeftConfig.from_pretrained(path)
+        config = _adapter_config(path)
         if not isinstance(config, LoraConfig):
             raise UserError(
                 f"model.adapter: {path!r} is not a LoRA adapter but {config.peft_type}; only LoRA is used here"
@@ -461,6 +501,7 @@ def merge_adapter(model: Model, folder: Path) -> None:
         raise UserError(
             "model.adapter: missing; name the adapter to merge, for example model.adapter=runs/NAME/adapter"
         )
+    _adapter_config(model.adapter)
     lm = PeftModel.from_pretrained(load_base(model, torch.device("cpu")), model.adapter)
     lm.merge_and_unload(safe_merge=True).save_pretrained(str(folder))
     load_tokenizer(model).save_pretrained(str(folder))

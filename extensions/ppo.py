@@ -140,7 +140,7 @@ class PpoTrainer:
         guard = self.strategy.guard
         guard.samples(range(len(batch)))
         for name in MEASURED:
-            guard.watch(name, getattr(experience, name))
+            guard.watch(f"{name} of the rollout", getattr(experience, name))
         with clock("update"):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
@@ -358,6 +358,18 @@ class PpoTrainer:
         ]
         known = {name: getattr(experience, name) for name in (*MEASURED, "mask")}
         return records, {name: tensor for name, tensor in known.items() if len(tensor) == len(records)}
+
+    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `evidence` gave as the iteration in work."""
+        self._packs.clear()
+        self._experience = Experience(
+            examples=[],
+            samples=[Sample(r["prompt_ids"], r["response_ids"]) for r in records],
+            texts=[r["response"] for r in records],
+            prompts=[r["prompt"] for r in records],
+            lengths=[len(r["response_ids"]) for r in records],
+            **tensors,
+        )
 
     def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The losses of one sample of the iteration in work, alone, by the role that each must be computed in."""

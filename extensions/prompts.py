@@ -285,9 +285,13 @@ def unpack_label(packed: str) -> tuple[Task, str]:
         if "labels" in record or "score_range" in record:
             kind = {key: record[key] for key in ("labels", "score_range") if key in record}
             metrics = ["accuracy"] if "labels" in kind else ["spearman"]
-            return Task(name=task, description="-", question="{text}", metrics=metrics, **kind), gold  # type: ignore[arg-type]
-        return TASKS[task], gold
-    except (KeyError, TypeError, ValueError) as error:
+            known = Task(name=task, description="-", question="{text}", metrics=metrics, **kind)  # type: ignore[arg-type]
+        else:
+            known = TASKS[task]
+        if not isinstance(gold, str) or parse_answer(known.answer(gold) + CLOSE, known) is None:
+            raise ValueError(f"{gold!r} is no label of the task")
+        return known, gold
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"label {packed!r} is not of the form that extensions.prompts.pack_label writes "
             '({"task": ..., "gold": ...})'

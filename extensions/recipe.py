@@ -13,6 +13,7 @@ import copy
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from extensions.credentials import hidden, without_secrets
 from extensions.errors import UserError
 from extensions.tasks import SUITES, TASKS, Task, find_task
 
@@ -246,6 +248,9 @@ class DeepSpeed(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage; LoRA state is tiny, 3 shards the base (ours)")
     offload: bool = Field(False, description="optimizer state, and under ZeRO 3 the base, in CPU memory (ours)")
     config: str | None = Field(None, description="your own DeepSpeed JSON, merged over the one made here")
+    timeout: Number = Field(
+        600, gt=0, description="seconds without progress after which a rank counts as hung and the run ends (ours)"
+    )
 
 
 class Evaluation(Section):
@@ -281,8 +286,28 @@ class Logging(Section):
 
 
 class Checkpoint(Section):
-    every_steps: int = Field(0, ge=0, description="iterations between checkpoints; 0: only the final adapter")
-    keep: int = Field(2, ge=1, description="newest checkpoints to keep")
+    every_steps: int = Field(
+        50,
+        ge=0,
+        description="iterations between checkpoints; also before the first, after the last and at a new best "
+        "validation. 0: only when the run is told to stop (ours)",
+    )
+    keep: int = Field(2, ge=1, description="newest checkpoints to keep, besides that of the best validation (ours)")
+    on_error: Literal["warn", "stop"] = Field(
+        "warn", description="when a full disk refuses a checkpoint or a record: go on and say so, or stop (ours)"
+    )
+
+
+# What a run that is resumed may have otherwise than before: none of it changes a bit of the result.
+MAY_CHANGE = (
+    "output_dir",
+    "checkpoint",
+    "deepspeed.timeout",
+    "data.root",  # the rows must be the same: they are hashed
+    "logging.tensorboard",
+    "logging.wandb",
+    "logging.trackio",
+)
 
 
 class Recipe(Section):
@@ -395,18 +420,67 @@ def contradictions(recipe: Recipe) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- loading
 
 
+DEEPEST = 20  # parts of a key; no recipe has as many
+MOST_VALUES = 100_000  # of a recipe, aliases written out: some lines of them can stand for billions
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # YAML can spell it, no file name and no UTF-8 can hold it
+
+
 class _Loader(yaml.SafeLoader):
-    """safe_load that refuses a key given twice; PyYAML keeps the last one silently."""
+    """safe_load that refuses a key given twice, of which PyYAML keeps the last one silently, and what is no value."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count_values(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise _invalid(node, f"{str(node.value)[:40]!r} is not of the type {kind} ({error})") from error
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise _invalid(node, "a whole number of more than 64 bits")
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in seen:
-                raise UserError(
-                    f"{key.start_mark.name}, line {key.start_mark.line + 1}: key {key.value!r} is given twice"
-                )
+                raise _invalid(key, f"key {key.value!r} is given twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _invalid(node: yaml.Node, what: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
+
+
+def _count_values(node: yaml.Node, counts: dict[int, int | None]) -> int:
+    """Values in and below a node, aliases written out.
+
+    Args:
+        counts: of the nodes seen before, by id; None while one is being counted.
+    """
+    if id(node) in counts:
+        known = counts[id(node)]
+        if known is None:
+            raise _invalid(node, "an alias leads back to where it stands")
+        return known
+    counts[id(node)] = None
+    inner = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        inner = itertools.chain.from_iterable(node.value)
+    elif isinstance(node, yaml.ScalarNode) and NOT_TEXT.search(node.value):
+        raise _invalid(node, f"{node.value[:40]!r} holds NUL or half of a surrogate pair, which is not text")
+    count = 1 + sum(_count_values(one, counts) for one in inner)
+    if count > MOST_VALUES:
+        raise _invalid(node, f"more than {MOST_VALUES} values, aliases written out")
+    counts[id(node)] = count
+    return count
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), method: str | None = None) -> Recipe:
@@ -418,8 +492,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), method: str | N
         method: what a launch script does; None leaves it to the recipe.
 
     Raises:
-        UserError: with every error in it, one a line; or the recipe names another method.
+        UserError: with every error in it, one a line; or the recipe names another method. What looks like an access
+            token is an error, and is never shown.
     """
+    try:
+        return _load(path, overrides, method)
+    except UserError as error:
+        message = hidden(str(error))
+    raise UserError(message)  # out of the handler: the errors behind it show what is hidden
+
+
+def _load(path: str | Path, overrides: Sequence[str], method: str | None) -> Recipe:
     raw, lines = _read_yaml(Path(path))
     for override in overrides:
         _apply(raw, override)
@@ -451,14 +534,19 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raw = loader.construct_document(node) if node is not None else None
         lines = dict(_key_lines(node, "", set()))
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {_problem(error, text)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values (name:, model:, data:), got {type(raw).__name__}")
     return raw, lines
+
+
+def _problem(error: Exception, text: str) -> str:
+    """What is wrong in a YAML text, in one line. Where it holds a token, which YAML might show in part: only where."""
+    if hidden(text) == text:
+        return " ".join(str(error).split())
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f" in line {mark.line + 1}"
+    return f"what is wrong{place} is not shown, since the text holds an access token; take that out first"
 
 
 def _key_lines(node: yaml.Node | None, prefix: str, seen: set[int]) -> list[tuple[str, str]]:
@@ -475,21 +563,23 @@ def _key_lines(node: yaml.Node | None, prefix: str, seen: set[int]) -> list[tupl
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"override {override!r}: expected key.sub=value, for example ppo.batch_size=8")
+        raise UserError(f"override {hidden(override)!r}: expected key.sub=value, for example ppo.batch_size=8")
     try:
-        value = yaml.safe_load(text) if text else None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        value = yaml.load(text, _Loader) if text else None  # nosec B506 # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(
-            f"override {override!r}: the value is not valid YAML ({' '.join(str(error).split())})"
+            f"override {hidden(override)!r}: the value is not valid YAML ({_problem(error, override)})"
         ) from error
     *parents, last = key.strip().split(".")
+    if len(parents) > DEEPEST:
+        raise UserError(f"override {hidden(override)[:80]!r}: no key has so many parts")
     place = raw
     for parent in parents:
         if isinstance(place, dict) and place.get(parent) is None:
             place[parent] = {}
         place = place[parent] if isinstance(place, dict) else None
     if not isinstance(place, dict):
-        raise UserError(f"override {override!r}: {'.'.join(parents)} holds a value, not keys")
+        raise UserError(f"override {hidden(override)!r}: {'.'.join(parents)} holds a value, not keys")
     place[last] = value
 
 
@@ -499,14 +589,16 @@ def _check(raw: dict[str, Any]) -> tuple[list[tuple[str, str]], Recipe | None]:
     Cross-key rules can only be checked on a recipe whose single keys are right, so wrong keys are dropped and the
     rest is checked again.
     """
-    errors: list[tuple[str, str]] = []
+    raw, errors = without_secrets(raw)
+    secret = {key for key, _ in errors}  # reported once
     try:
-        return [], Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
+        return errors, recipe if not errors else None
     except ValidationError as error:
         for item in error.errors():
             if not item["loc"]:  # contradictions: one a line
                 errors += [("", message) for message in str(item["msg"]).removeprefix("Value error, ").split("\n")]
-            else:
+            elif _dotted(item["loc"]) not in secret:
                 errors.append((_dotted(item["loc"]), _message(item, raw)))
         places = [tuple(item["loc"]) for item in error.errors() if item["loc"]]
     if places:

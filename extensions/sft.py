@@ -121,6 +121,10 @@ class SftTrainer:
         ]
         return records, {}
 
+    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `evidence` gave as the iteration in work."""
+        self._batch = [], [Sample(record["prompt_ids"], record["response_ids"]) for record in records]
+
     def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The loss of one sample of the iteration in work, alone."""
         packed = self._pack([self._batch[1][slot]])

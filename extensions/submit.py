@@ -22,6 +22,7 @@ from extensions.metrics import Prediction, best_supported, units_of
 from extensions.tasks import SUITES, Task
 
 PREDICTIONS = "predictions_test.jsonl"  # of a run folder
+LARGEST = 10**9  # bytes of an archive's files together; those of GLUE are about 4 MB
 Id = int | tuple[int, int, int]  # row number; of MultiRC passage, question and answer
 Rows = list[tuple[Id, str | int]]
 
@@ -104,9 +105,15 @@ def check_archive(path: Path, suite: str, data_root: str | None = None) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            contents = {name: archive.read(name) for name in names}
+            size = sum(info.file_size for info in archive.infolist())  # zipfile unpacks no more than it says there
+            contents = {name: archive.read(name) for name in dict.fromkeys(names)} if size <= LARGEST else {}
     except Exception as error:  # of many types: damaged, encrypted, of an unknown compression ...
         raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
+    if size > LARGEST:
+        raise UserError(
+            f"{path}: its files are {size} bytes unpacked, more than the {LARGEST} that are read; no submission is so "
+            "large, so give the archive that `nlu submit` wrote"
+        )
     files = {}
     for name, content in contents.items():
         try:

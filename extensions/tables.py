@@ -361,7 +361,7 @@ def bias(rows: Sequence[Row]) -> str | None:
     for row in rows:
         for result in row.results.values():
             gold, predicted = result.score.gold_shares, result.score.predicted_shares
-            if not gold:
+            if not gold.keys() - {WRONG_FORMAT}:
                 continue
             shares = [f"{word} {percent(predicted.get(word, 0.0))} ({percent(gold[word])})" for word in gold]
             off = {word: predicted.get(word, 0.0) - gold[word] for word in gold if word != WRONG_FORMAT}

@@ -571,6 +571,11 @@ def _is_of_collective(error: Exception) -> bool:
     )
 
 
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a disk, or a user's share of it, is full; the writer of safetensors says so in words alone (0.8)."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+
+
 def _stopped(method: str, arguments: Sequence[str], rank: str) -> int:
     if rank == "0":
         command = signals.command_line(method, arguments)
@@ -598,15 +603,14 @@ def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], N
         return _report(f"{error}\nThen run the same command again: it resumes from the last checkpoint", rank, 3)
     except NumbersError as error:
         return _report(str(error), rank, 4)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full_disk(error):
             return _crash(error, rank)
+        place = getattr(error, "filename", None) or "while writing to the run folder"
         return _report(
-            f"the disk is full ({error.filename or 'while writing to the run folder'}); free some space, then run the "
-            "same command again: it resumes from the last checkpoint",
+            f"the disk is full ({place}); free some space, then run the same command again: it resumes from the last "
+            "checkpoint",
             rank,
             3,
         )
-    except Exception as error:
-        return _crash(error, rank)
     return 0

@@ -7,7 +7,7 @@
 #
 # For more than one machine call deepspeed yourself, with its own options (--hostfile, --no_ssh --node_rank 0 ...).
 
-script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
+script=$(cd "$(dirname "$0")" && pwd)/${0##*/}
 root=$(dirname "$(dirname "$script")")
 if [ -x "$root/.venv/bin/deepspeed" ]; then
     # Another environment is left alone if it is active and can run this.
@@ -15,7 +15,29 @@ if [ -x "$root/.venv/bin/deepspeed" ]; then
         export PATH="$root/.venv/bin:$PATH" VIRTUAL_ENV="$root/.venv"
     fi
 elif ! command -v deepspeed >/dev/null; then
-    echo "$(basename "$0"): deepspeed is not installed; run 'bash launch/quickstart.sh' once, or activate the environment" >&2
+    echo "${0##*/}: deepspeed is not installed; run 'bash launch/quickstart.sh' once, or activate the environment" >&2
     exit 1
 fi
-exec deepspeed --quiet ${NPROC:+--num_accelerators "$NPROC"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$script" "$@"
+
+# DeepSpeed's launcher answers a signal by giving its ranks 30 seconds and ends with status 1. Here it has a process group
+# of its own, which Ctrl-C does not reach, and the ranks are told to stop: they finish the step, save, and all end well.
+set -m
+deepspeed --quiet ${NPROC:+--num_accelerators "$NPROC"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$script" "$@" &
+launcher=$!
+set +m
+asked=0
+stop() {
+    asked=$((asked + 1))
+    if [ "$asked" -gt 1 ]; then
+        kill -KILL -- "-$launcher" 2>/dev/null
+    else
+        echo "${0##*/}: stopping after this step; once more ends it at once" >&2
+        # Without ranks on this machine, or without pkill, the launcher; ranks that lose theirs stop too.
+        pkill -TERM -g "$launcher" -f -- '--local_rank=' 2>/dev/null || kill -TERM "$launcher" 2>/dev/null
+    fi
+}
+trap stop INT TERM HUP
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || true; done # a signal ends a wait
+status=0
+wait "$launcher" || status=$?
+exit "$status"

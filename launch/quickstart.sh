@@ -4,4 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
-exec deepspeed --quiet --num_accelerators 1 launch/ppo.sh recipes/quickstart.yaml "$@"
+NPROC=1 exec bash launch/ppo.sh recipes/quickstart.yaml "$@"

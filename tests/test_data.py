@@ -1,8 +1,11 @@
 """Reading files with every known trap, and the order of the batches."""
 
+import datetime
 import json
 from collections import Counter
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from extensions.data import (
@@ -15,7 +18,7 @@ from extensions.data import (
     rows_of_epoch,
 )
 from extensions.errors import UserError
-from extensions.tasks import TASKS, Task
+from extensions.tasks import TASKS, Hub, Task
 
 COLA, SST2, RTE, STSB = (TASKS[name] for name in ("cola", "sst2", "rte", "stsb"))
 
@@ -229,6 +232,51 @@ def test_missing_files_splits_and_folders(root):
         load_examples(SST2, "train", None)
     (root / "train.jsonl").mkdir()
     assert "no such file" in refused(OWN, "train", root)
+
+
+def test_names_that_no_file_system_takes(root):
+    assert "cannot be looked up (task sst2, split train" in refused(SST2, "train", root / ("x" * 300))
+    source = OWN.source.model_copy(update={"files": {"train": "x" * 300}})
+    message = refused(OWN.model_copy(update={"source": source}), "train", root)
+    assert "check data.root and the task's source" in message
+
+
+@pytest.mark.parametrize("config", ["/abs", "**b"])
+def test_folders_of_the_hub_that_are_no_patterns(root, config):
+    hub = Hub(repo="a/b", config=config)
+    task = OWN.model_copy(update={"source": OWN.source.model_copy(update={"hub": hub})})
+    assert "cannot be looked up" in refused(task, "train", root)
+
+
+KEEPING = {"files": {"train": "train.jsonl"}, "keep": {"group": "g"}}
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '["\\udfff"]', '{"a": [NaN]}'])
+def test_what_cannot_stand_beside_a_prediction(root, value):
+    task = Task.model_validate(OWN.model_dump(exclude={"source"}) | {"source": KEEPING})
+    put(root, "train.jsonl", jsonl(GOOD | {"g": [1, "a", None]}, GOOD))
+    assert [e.kept for e in load_examples(task, "train", str(root))] == [{"group": [1, "a", None]}, {}]
+    put(root, "train.jsonl", jsonl(GOOD) + jsonl(GOOD)[:-2] + f', "g": {value}' + "}\n")
+    message = refused(task, "train", root)
+    assert "train.jsonl, line 2, field 'g': " in message and "cannot stand in a file of predictions" in message
+
+
+def test_dates_of_a_parquet_file_cannot_be_kept(root):
+    (root / "rte").mkdir()
+    columns = {"sentence1": ["a"], "sentence2": ["b"], "label": [1]}
+    for idx, part in (
+        (pyarrow.array([datetime.timedelta(seconds=1)]), "row 1, field 'idx': datetime.timedelta(seconds=1) cannot stand"),
+        (pyarrow.array([2**30], pyarrow.date32()), "cannot be read after row 0"),  # a date that Python does not know
+    ):
+        pyarrow.parquet.write_table(pyarrow.table(columns | {"idx": idx}), root / "rte" / "train-0.parquet")
+        assert part in refused(RTE, "train", root)
+
+
+def test_columns_that_tell_questions_apart_must_be_there(root):
+    source = {"source": KEEPING, "unit": ["group"]}
+    task = Task.model_validate(OWN.model_dump(exclude={"source", "unit"}) | source)
+    put(root, "train.jsonl", jsonl(GOOD | {"g": 1}, GOOD))
+    assert "train.jsonl, line 2: no field 'g'" in refused(task, "train", root)
 
 
 def test_own_files_need_no_root(root, monkeypatch):

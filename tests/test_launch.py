@@ -261,6 +261,15 @@ def test_setup_without_nvcc_says_that_flash_attn_is_left_out(tree: Tree):
     assert not any("flash-attn" in call for call in tree.pip_installs())
 
 
+@pytest.mark.parametrize(
+    "machine, installed",
+    [("x86_64-pc-linux-gnu", True), ("aarch64-unknown-linux-gnu", False), ("arm64-apple-darwin23", False)],
+)
+def test_atheris_is_installed_where_there_are_packages_of_it(tree: Tree, machine: str, installed: bool):
+    assert tree.setup(MACHTYPE=machine).returncode == 0
+    assert ("\natheris==" in (tree.root / ".venv/requirements.txt").read_text()) == installed
+
+
 def test_setup_rejects_an_unknown_device(tree: Tree):
     fails_with(tree.setup(NLU_DEVICE="tpu"), "NLU_DEVICE=tpu", "cpu or gpu")
 

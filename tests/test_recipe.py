@@ -214,7 +214,7 @@ def test_bare_label_words_that_yaml_does_not_read_as_text(load, word, form):
         ),
         pytest.param(
             "x: &a {b: *a}\n",
-            "unknown key",
+            "an alias leads back to where it stands",
         ),
         pytest.param(
             BASE + "1: 2\n",
@@ -225,6 +225,57 @@ def test_bare_label_words_that_yaml_does_not_read_as_text(load, word, form):
 def test_files_that_are_no_recipes(load, content, part):
     message = refused(load, content)
     assert part in message and "recipe.yaml" in message
+
+
+@pytest.mark.parametrize(
+    "value, part",
+    [
+        ("!!int ''", "'' is not of the type int"),
+        ("!!bool x", "'x' is not of the type bool"),
+        ("!!timestamp x", "'x' is not of the type timestamp"),
+        ("!!float x", "'x' is not of the type float"),
+        ("2020-13-45", "'2020-13-45' is not of the type timestamp (month must be in 1..12)"),
+        ("!!map [1]", "expected a mapping"),
+        ("{[a]: b}", "unhashable key"),
+        ("{a: 1, a: 2}", "'a' is given twice"),
+        ("18446744073709551616", "more than 64 bits"),
+        ("0x" + "f" * 5000, "more than 64 bits"),  # Python reads it, but refuses to print it
+        ("9" * 5000, "is not of the type int"),
+        ('"a\\ud800"', "half of a surrogate pair"),
+        ('"a\\0"', "holds NUL"),
+    ],
+)
+def test_values_that_yaml_lets_through(load, value, part):
+    message = refused(load, BASE + f"seed: {value}\n")
+    assert part in message and "line 6" in message
+    message = refused(load, BASE, f"seed={value}")
+    assert part in message and "seed=" in message
+
+
+def laughs(levels):
+    """Lists of nine aliases to the list before: 9 ** levels values."""
+    lists = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9 if n else ['x'] * 9)}]\n" for n in range(levels)]
+    return "".join(lists)
+
+
+def test_aliases_that_stand_for_too_much(load):
+    assert "more than 100000 values, aliases written out" in refused(load, BASE + laughs(12))
+    assert "l1: unknown key" in refused(load, BASE + laughs(2))
+
+
+def test_aliases_are_values(load):
+    recipe = load(BASE + "ppo: {batch_size: &n 8, mini_batch_size: *n}\n")
+    assert recipe.ppo.mini_batch_size == 8
+
+
+def test_an_override_of_very_many_parts(load):
+    assert "no key has so many parts" in refused(load, BASE, f"{'a.' * 5000}b=1")
+
+
+@pytest.mark.parametrize("high", [".inf", ".nan"])
+def test_a_range_of_scores_has_ends(load, high):
+    own = OWN.replace("labels: {good: [Good, fine], bad: [Bad]}", f"score_range: [0, {high}]")
+    assert "score_range must be [low, high]" in refused(load, own.replace("[accuracy, f1_macro]", "[pearson]"))
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -357,12 +408,12 @@ def test_the_shown_recipe_loads_to_the_same(load, text):
 @settings(max_examples=40)
 @given(
     labels=st.dictionaries(
-        st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda t: t.strip()),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(lambda t: t.strip()),
         st.just(0),
         min_size=2,
         max_size=4,
     ),
-    text=st.text(st.characters(codec="utf-8"), min_size=1, max_size=30),
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30),
 )
 def test_own_tasks_survive_the_round_trip(tmp_path_factory, labels, text):
     if len({word.lower() for word in labels}) < len(labels) or any("judgement" in word.lower() for word in labels):

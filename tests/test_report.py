@@ -177,6 +177,10 @@ def spoiled(tmp_path, file, content):
 GOOD = {"method": "ppo", "split": "validation", "after": {"sst2": result(TASKS["sst2"], 0.5)}}
 
 
+SST2 = GOOD["after"]["sst2"]
+TRAINED_GOOD = GOOD | {"training": {"tasks": ["sst2"], "steps": 1, "samples": 1, "seconds": 1.0}}
+
+
 @pytest.mark.parametrize(
     "file, content, message",
     [
@@ -190,6 +194,15 @@ GOOD = {"method": "ppo", "split": "validation", "after": {"sst2": result(TASKS["
         ("eval.json", json.dumps(GOOD | {"after": {"cola": GOOD["after"]["sst2"]}}), "'cola'.*not in data.tasks"),
         ("eval.json", json.dumps(GOOD | {"after": {}, "training": {
             "tasks": ["sst2"], "steps": 1, "samples": 1, "seconds": 1.0}}), "result of no task"),
+        ("eval.json", json.dumps(TRAINED_GOOD | {"split": "\ud800"}), "surrogate"),
+        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"score": math.inf}}}), r"after\.sst2\.score"),
+        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"samples": 10**400}}}), r"sst2\.samples"),
+        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"intervals": {}}}}), "no interval of accuracy"),
+        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"metrics": {}}}}), "lacks the metric accuracy of"),
+        ("eval.json", json.dumps(TRAINED_GOOD | {"before": {"rte": SST2}}), "'rte'.*not in data.tasks"),
+        ("eval.json", '{"after": ' + "[" * 5000, "eval.json is damaged"),
+        ("metrics.jsonl", "[" * 5000 + "\n", "metrics.jsonl is damaged"),
+        ("metrics.jsonl", '{"step": 1, "samples": 16, "elapsed_s": 1.0, "reward_mean": 1e999}\n', "0.reward_mean"),
         ("recipe.yaml", "name: [", "recipe.yaml"),
         ("recipe.yaml", "name: x\nmodle: {}\n", "modle"),
         ("metrics.jsonl", '{"step": 1}\n', "metrics.jsonl is damaged: 0.samples"),
@@ -216,6 +229,15 @@ def test_what_is_no_run(tmp_path):
     (tmp_path / "sweep" / "best.json").write_text('["gone"]')
     with pytest.raises(UserError, match="gone is no run folder"):
         runs_of(tmp_path / "sweep")
+
+
+@pytest.mark.parametrize(
+    "name, message", [("x" * 300, "cannot be read.*too long"), ("a\\u0000b", "holds NUL"), ("\\ud800", "surrogate")]
+)
+def test_names_of_runs_that_no_file_system_takes(tmp_path, name, message):
+    (tmp_path / "best.json").write_text(f'["{name}"]')
+    with pytest.raises(UserError, match=f"(?s){re.escape(str(tmp_path))}.*{message}"):
+        runs_of(tmp_path)
 
 
 def test_a_record_that_a_killed_run_left_unfinished_is_no_damage(tmp_path):
@@ -640,6 +662,8 @@ def test_bias(tmp_path):
     (line,) = bias(rows).splitlines()[2:]
     assert cells_of(line)[1:] == ["SST-2", "Positive 70.0 (50.0), Negative 20.0 (50.0)", "10.0", "-30.0 (Negative)"]
     assert bias(rows_of(runs_of(write_run(tmp_path / "y", "ppo", {"stsb": (0.5,)})))) is None
+    odd = result(TASKS["sst2"], 0.6) | {"gold_shares": {"wrong format": 1.0}}
+    assert bias(rows_of(runs_of(write_run(tmp_path / "z", "ppo", {"sst2": odd})))) is None
 
 
 def test_costs_and_time_ratios(tmp_path):

@@ -5,6 +5,7 @@ The entries of `extensions.tasks` and a recipe's own `data.tasks` have the same 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -132,7 +133,10 @@ class Submission(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    file: str = Field(description="name in the archive; .tsv or .jsonl decides the format")
+    file: str = Field(
+        description="name in the archive (letters, digits, . _ -); .tsv or .jsonl decides the format",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(tsv|jsonl)$",
+    )
     labels: dict[str, str | int] = Field({}, description="label -> what the server calls it, where that differs")
     nesting: Literal["multirc", "record"] | None = Field(None, description="rows of one question in one object")
 
@@ -182,7 +186,7 @@ class Task(BaseModel):
             raise ValueError("give either labels (classification) or score_range (regression)")
         if self.labels and len(self.labels) < 2:
             raise ValueError("labels needs at least two entries")
-        if self.score_range and not 0 <= self.score_range[0] < self.score_range[1]:
+        if self.score_range and not 0 <= self.score_range[0] < self.score_range[1] < math.inf:
             raise ValueError(f"score_range must be [low, high] with 0 <= low < high, got {list(self.score_range)}")
         if not self.fields:
             raise ValueError("question uses no {field}: the model would never see the data")

@@ -383,10 +383,9 @@ def kill(bench: Bench, number: int) -> Tally:
             statuses = running.wait()
             if not any(statuses):
                 break  # it ended before its time
-            if set(statuses) - {0, -signal.SIGKILL}:
-                # The others may notice that a rank is gone before they are killed as well.
-                if bench.job.ranks == 1 or -signal.SIGKILL not in statuses:
-                    tally.lost.append(f"{bench.job.name}: ended with {statuses} ({folder})")
+            # Others may notice that a rank is gone before they are killed as well.
+            if -signal.SIGKILL not in statuses:
+                tally.lost.append(f"{bench.job.name}: ended with {statuses} ({folder})")
             tally.counts["kills"] += 1
             tally.counts[f"kills {kind}"] += 1
         if bench.resume(recipe, tally, "killed") if not train_finished(folder) else True:
@@ -526,7 +525,8 @@ def fill(bench: Bench, number: int) -> Tally:
             refused = "could not be written" in log or "the disk is full" in log or "cannot be written" in log
             tally.counts["small disks"] += 1
             tally.counts["that were full"] += refused
-            if any(status not in (0, 2, 3) for status in statuses) or "Traceback" in log:
+            ended = (0, 2, 3, -signal.SIGKILL) if any(statuses) and bench.job.ranks > 1 else (0, 2, 3)
+            if any(status not in ended for status in statuses) or "Traceback" in log:
                 tally.lost.append(f"{bench.job.name}, a full disk: ended with {statuses} ({folder})")
             if stops and "the checkpoint of step" in log and "could not be written" in log and statuses[0] != 3:
                 tally.lost.append(f"{bench.job.name}, a full disk: went on, and should have stopped ({folder})")
@@ -536,7 +536,7 @@ def fill(bench: Bench, number: int) -> Tally:
             tally.counts["ended well all the same"] += not any(statuses)
             if (disk / "run").exists():
                 shutil.copytree(disk / "run", folder / "run")
-        (folder / "log.txt").unlink()
+        (folder / "log.txt").rename(folder / "full.txt")
         recipe = bench.job.recipe(folder, bench.model)
         if train_finished(folder) or bench.resume(recipe, tally, "a full disk"):
             bench.compare(folder, tally, "a full disk")
