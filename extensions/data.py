@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from extensions.errors import UserError
 from extensions.generated import GENERATORS
-from extensions.prompts import CLOSE, parse_answer, told_apart
+from extensions.prompts import is_label, told_apart
 from extensions.rows import ROWS
 from extensions.tasks import Hub, Task
 
@@ -384,7 +384,7 @@ def _label(row: dict[str | int, Any], reader: _Reader, where: str) -> str:
             raise UserError(f"{where}, field {column!r}: label {text!r} is not one of {allowed} (task {task.name})")
         return text
     number = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    if not number or parse_answer(text + CLOSE, task) is None:  # what no answer could be equal to is no label
+    if not number or not is_label(text, task):
         low, high = task.score_range
         raise UserError(f"{where}, field {column!r}: expected a number from {low:g} to {high:g}, got {text!r}")
     return text
@@ -492,7 +492,7 @@ class BatchOrder:
             self._units.setdefault(examples[unit[0]].task.name, []).append(unit)
         sizes = Counter(example.task.name for example in examples)
         self._shares = {name: rows[name] / size for name, size in sizes.items()} if rows is not None else {}
-        self._order = cache(self._shuffled)
+        self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch is of one epoch, or of two or three
         self._ends: list[int] = []  # number of positions up to the end of each epoch that was looked at
 
     def batch(self, step: int) -> list[Example]:

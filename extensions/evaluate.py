@@ -13,6 +13,7 @@ import torch
 from extensions import signals, watchdog
 from extensions.console import Reporter
 from extensions.data import Example
+from extensions.errors import UserError
 from extensions.files import jsonl, read_jsonl, write_jsonl
 from extensions.metrics import Prediction
 from extensions.packing import Sample
@@ -96,7 +97,14 @@ def answer(
     if decoding == "likelihood":
         texts = [f"{list(options.values())[k]}{CLOSE}" for k in chances.argmax(-1).tolist()]
     else:
-        texts = [response.text for response in sampler.sample(requests, greedy=decoding == "greedy")]
+        responses = sampler.sample(requests, greedy=decoding == "greedy")
+        texts = [response.text for response in responses]
+        if not bool(torch.isfinite(torch.cat([response.logprobs for response in responses])).all()):
+            broken = [row.index for row, r in zip(batch, responses, strict=True) if not r.logprobs.isfinite().all()]
+            raise UserError(
+                f"{task.name}, row {broken[0]}: the model's logits are NaN or infinite, so its answers mean nothing. "
+                "Its file is broken, its adapter has diverged, or its dtype overflows: try model.dtype=float32"
+            )
     return [
         Prediction(task.name, row.index, text, parse_answer(text, task), row.label, row.kept, support)
         for row, text, support in zip(batch, texts, supports, strict=True)

@@ -97,7 +97,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
 
     The draw depends on the row's own uniform number alone, so it is the same in any batch and on any rank. Sums are in
     float64: in float32 the tail of a large vocabulary would be lost. They are taken over chunks of the vocabulary
-    first, then within the chunk that holds the draw.
+    first, then within the chunk that holds the draw. Logits that are no numbers give some token, whose logprob is none.
     """
     size = 256
     p = logits.softmax(-1)
@@ -106,14 +106,15 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
     below = _first_above(chunks, uniforms.double() * chunks[:, -1])
     inside = p[torch.arange(len(p), device=p.device), below].double().cumsum(-1)
     before = torch.where(below > 0, chunks.gather(-1, (below - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
-    return below * size + _first_above(inside, uniforms.double() * chunks[:, -1] - before)
+    drawn = below * size + _first_above(inside, uniforms.double() * chunks[:, -1] - before)
+    return drawn.clamp(max=logits.shape[-1] - 1)
 
 
 def _first_above(cumulative: Tensor, values: Tensor) -> Tensor:
     """First place (B,) where a rising row (B, n) exceeds its value; its last rise where rounding puts it beyond."""
     total = cumulative[:, -1:]
     values = torch.minimum(values.unsqueeze(-1), total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, values, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, values, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

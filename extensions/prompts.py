@@ -265,6 +265,15 @@ def _parse_score(head: str, low: float, high: float) -> float | None:
     return numbers[0] if low <= numbers[0] <= high else None
 
 
+def is_label(label: str, task: Task) -> bool:
+    """Whether a label of the data is one that an answer can be equal to: a label of the task, or a plain decimal in
+    its range."""
+    if task.score_range is None:
+        return label in task.labels
+    low, high = task.score_range
+    return _NUMBER.fullmatch(label) is not None and low <= float(label) <= high
+
+
 # ------------------------------------------------------------------------------------- labels of the reward files
 
 
@@ -288,7 +297,7 @@ def unpack_label(packed: str) -> tuple[Task, str]:
             known = Task(name=task, description="-", question="{text}", metrics=metrics, **kind)  # type: ignore[arg-type]
         else:
             known = TASKS[task]
-        if not isinstance(gold, str) or parse_answer(known.answer(gold) + CLOSE, known) is None:
+        if not isinstance(gold, str) or not is_label(gold, known):
             raise ValueError(f"{gold!r} is no label of the task")
         return known, gold
     except (KeyError, TypeError, ValueError, RecursionError) as error:

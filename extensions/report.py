@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -106,7 +106,7 @@ def model_card(
         adapters: that the card is for; more than one: one for each task.
     """
     path, adapter = recipe.model.path, recipe.model.adapter
-    on_hub = path if not path.startswith("pip:") and not Path(path).exists() else None
+    on_hub = path if not path.startswith("pip:") and not os.path.exists(path) else None
     data = ModelCardData(
         library_name="peft",
         base_model=on_hub,

@@ -50,6 +50,7 @@ def write_report(runs: Sequence[FinishedRun], out: Path, only: str | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
         _clear(out)
+        (out / "report.md").write_text(f"{TITLE}\n", encoding="utf-8")  # should this end half-way, it is still ours
         for table in tables:
             for ending, form in (("md", markdown), ("tex", latex), ("csv", csv_text)):
                 (out / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")

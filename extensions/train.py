@@ -361,16 +361,18 @@ class Training(Run):
 
     def _explained(self, bad: BadNumber) -> str:
         """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
-        problems = [self._blamed(problem) for problem in bad.problems[:8]]
+        problems = [self._blamed(problem) for problem in bad.problems[:20]]
         folder = self._leave(problems, trainable_state(self.policy))
         samples, _ = self.trainer.evidence()
         own = []
-        for problem in problems:
+        for problem in problems[:3]:  # in the order of the computation, so the cause comes first
             named = [f"{slot} ({samples[slot]['task']}, row {samples[slot]['index']})" for slot in problem.slots[:4]]
             more = f" and {len(problem.slots) - 4} more" if len(problem.slots) > 4 else ""
             own.append(
                 f"  rank {self.strategy.rank}: {problem.found} in {problem.tensor}; sample {', '.join(named)}{more}"
             )
+        if len(bad.problems) > 3:
+            own.append(f"  rank {self.strategy.rank}: and then in {len(bad.problems) - 3} more tensors")
         found = "\n".join(line for part in self.strategy.gather(own) for line in part)
         return (
             f"step {self.step + 1}: numbers that are none, found before the update, so the weights are as they were:\n"
@@ -389,8 +391,10 @@ class Training(Run):
         for slot in problem.slots:
             for role, loss in self.trainer.losses_of(slot).items():
                 with self.policy.role(role):
-                    found = torch.autograd.grad(loss(), parameters, allow_unused=True)
-                if not all(torch.isfinite(gradient).all() for gradient in found if gradient is not None):
+                    value = loss()
+                    found = torch.autograd.grad(value, parameters, allow_unused=True)
+                numbers = [value, *(gradient for gradient in found if gradient is not None)]
+                if not all(torch.isfinite(tensor).all() for tensor in numbers):
                     guilty.append(slot)
                     break
         return Problem(problem.tensor, guilty or problem.slots, problem.found)
@@ -589,12 +593,16 @@ def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], N
     Returns the exit status: 0 finished, or stopped as told; 1 crashed; 2 the user's to put right; 3 the disk is full;
     4 numbers that are none. (5, from `extensions.watchdog`: a rank hangs.)
     """
+    with signals.caught():  # to the last word: the launcher gives the other ranks SIGTERM as soon as one has failed
+        return _main(arguments, method, do)
+
+
+def _main(arguments: Sequence[str], method: str, do: Callable[[Recipe], None]) -> int:
     rank = os.environ.get("RANK", "0")
     try:
         if not arguments or arguments[0].startswith("-"):
             raise UserError(f"usage: deepspeed launch/{method}.sh RECIPE [key.sub=value ...]")
-        with signals.caught():
-            do(load_recipe(arguments[0], arguments[1:], method))
+        do(load_recipe(arguments[0], arguments[1:], method))
     except signals.Stopped:
         return _stopped(method, arguments, rank)
     except UserError as error:

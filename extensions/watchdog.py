@@ -21,6 +21,7 @@ from extensions import signals
 
 GRACE = 30.0
 HUNG = 5  # exit status
+STDERR = 2  # the descriptor: sys.stderr may be something without one
 
 _seconds: float | None = None  # without progress; None: nobody watches
 _last = 0.0
@@ -49,7 +50,7 @@ def progress() -> None:
     _last = time.monotonic()
     if _seconds is not None:
         # The thread below needs Python's lock, which a regular expression that never ends does not give away.
-        faulthandler.dump_traceback_later(_seconds + 2 * GRACE, exit=True)
+        faulthandler.dump_traceback_later(_seconds + 2 * GRACE, exit=True, file=STDERR)
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def _watch(rank: int) -> None:
                 f"rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}); it hangs in the topmost "
                 "line of the main thread, the last one printed here:"
             )
-            faulthandler.dump_traceback(all_threads=True)
+            faulthandler.dump_traceback(STDERR, all_threads=True)
         os._exit(HUNG)
 
 

@@ -214,7 +214,7 @@ def test_a_malformed_jsonl_is_named_with_file_line_and_field(root, line, parts):
         assert part in message
 
 
-@pytest.mark.parametrize("label", ["NaN", "Infinity", "true", "null", '"x"', "6", "[1]"])
+@pytest.mark.parametrize("label", ["NaN", "Infinity", "true", "null", '"x"', '"~3"', '"3.5."', '"(3)"', "6", "[1]"])
 def test_jsonl_scores_are_checked(root, label):
     source = {"files": {"train": "train.jsonl"}}
     entry = {"name": "own", "description": "-", "question": "{text}", "score_range": [0.0, 5.0], "metrics": ["pearson"]}
@@ -262,14 +262,14 @@ def test_what_cannot_stand_beside_a_prediction(root, value):
 
 
 def test_dates_of_a_parquet_file_cannot_be_kept(root):
-    (root / "rte").mkdir()
-    columns = {"sentence1": ["a"], "sentence2": ["b"], "label": [1]}
+    (root / "boolq").mkdir()
+    columns = {"passage": ["a"], "question": ["b"], "label": [1]}
     for idx, part in (
-        (pyarrow.array([datetime.timedelta(seconds=1)]), "row 1, field 'idx': datetime.timedelta(seconds=1) cannot stand"),
+        (pyarrow.array([datetime.timedelta(seconds=1)]), "row 1, field 'idx': datetime.timedelta(seconds=1) cannot"),
         (pyarrow.array([2**30], pyarrow.date32()), "cannot be read after row 0"),  # a date that Python does not know
     ):
-        pyarrow.parquet.write_table(pyarrow.table(columns | {"idx": idx}), root / "rte" / "train-0.parquet")
-        assert part in refused(RTE, "train", root)
+        pyarrow.parquet.write_table(pyarrow.table(columns | {"idx": idx}), root / "boolq" / "train-0.parquet")
+        assert part in refused(TASKS["boolq"], "train", root)
 
 
 def test_columns_that_tell_questions_apart_must_be_there(root):

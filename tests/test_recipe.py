@@ -408,7 +408,9 @@ def test_the_shown_recipe_loads_to_the_same(load, text):
 @settings(max_examples=40)
 @given(
     labels=st.dictionaries(
-        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(lambda t: t.strip()),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(
+            lambda t: t.strip()
+        ),
         st.just(0),
         min_size=2,
         max_size=4,

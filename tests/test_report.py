@@ -178,7 +178,11 @@ GOOD = {"method": "ppo", "split": "validation", "after": {"sst2": result(TASKS["
 
 
 SST2 = GOOD["after"]["sst2"]
-TRAINED_GOOD = GOOD | {"training": {"tasks": ["sst2"], "steps": 1, "samples": 1, "seconds": 1.0}}
+COMPLETE = GOOD | {"training": {"tasks": ["sst2"], "steps": 1, "samples": 1, "seconds": 1.0}}
+
+
+def with_score(**changed):
+    return json.dumps(COMPLETE | {"after": {"sst2": SST2 | changed}})
 
 
 @pytest.mark.parametrize(
@@ -194,12 +198,12 @@ TRAINED_GOOD = GOOD | {"training": {"tasks": ["sst2"], "steps": 1, "samples": 1,
         ("eval.json", json.dumps(GOOD | {"after": {"cola": GOOD["after"]["sst2"]}}), "'cola'.*not in data.tasks"),
         ("eval.json", json.dumps(GOOD | {"after": {}, "training": {
             "tasks": ["sst2"], "steps": 1, "samples": 1, "seconds": 1.0}}), "result of no task"),
-        ("eval.json", json.dumps(TRAINED_GOOD | {"split": "\ud800"}), "surrogate"),
-        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"score": math.inf}}}), r"after\.sst2\.score"),
-        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"samples": 10**400}}}), r"sst2\.samples"),
-        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"intervals": {}}}}), "no interval of accuracy"),
-        ("eval.json", json.dumps(TRAINED_GOOD | {"after": {"sst2": SST2 | {"metrics": {}}}}), "lacks the metric accuracy of"),
-        ("eval.json", json.dumps(TRAINED_GOOD | {"before": {"rte": SST2}}), "'rte'.*not in data.tasks"),
+        ("eval.json", with_score(score=math.inf), r"after\.sst2\.score"),
+        ("eval.json", with_score(samples=10**400), r"after\.sst2\.samples"),
+        ("eval.json", with_score(intervals={}), "no interval of accuracy"),
+        ("eval.json", with_score(metrics={}), "lacks the metric accuracy of sst2"),
+        ("eval.json", json.dumps(COMPLETE | {"split": "\ud800"}), "surrogate"),
+        ("eval.json", json.dumps(COMPLETE | {"before": {"rte": SST2}}), "'rte'.*not in data.tasks"),
         ("eval.json", '{"after": ' + "[" * 5000, "eval.json is damaged"),
         ("metrics.jsonl", "[" * 5000 + "\n", "metrics.jsonl is damaged"),
         ("metrics.jsonl", '{"step": 1, "samples": 16, "elapsed_s": 1.0, "reward_mean": 1e999}\n', "0.reward_mean"),
@@ -885,6 +889,25 @@ def test_what_the_pictures_show(tmp_path, scene, drawn):
     assert ppo.scores == pytest.approx([0.5 + 0.05 * k for k in range(1, 7)])
     assert both.on_training and both.samples[0] == 16 and both.minutes[-1] == pytest.approx(3.0)
     assert both.scores[0] == pytest.approx((reward(1) + 1) / 2)
+
+
+def test_a_report_that_ended_half_way_is_replaced(tmp_path, drawn, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    runs = runs_of(write_run(tmp_path / "x", "ppo", {"sst2": (0.5,)}, rewards=[0.1, 0.2]))
+    with monkeypatch.context() as patched:
+        patched.setattr("extensions.results.reward_curves", refuse)
+        with pytest.raises(UserError, match="No space left"):
+            write_report(runs, tmp_path / "out")
+    assert (tmp_path / "out" / "table1_glue.md").exists()
+    assert "## Runs" in write_report(runs, tmp_path / "out")[0].read_text()
+
+
+def test_a_model_path_that_no_file_system_takes(tmp_path, drawn):
+    path = "x" * 300
+    assert write_report(runs_of(write_run(tmp_path / "x", "ppo", {"sst2": (0.5,)}, path=path)), tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "model_card.md").data.base_model == path
 
 
 def test_an_encoder_is_a_level_to_reach(tmp_path, drawn):

@@ -18,6 +18,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
+# ruff: noqa: E402 (what follows is found by way of this line)
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
 
 import pyarrow
@@ -91,11 +93,6 @@ class Target:
     name: str
     read: Callable[[bytes], None]  # UserError if it refuses the input
     seeds: Callable[[], Sequence[bytes]]  # valid inputs
-    more: Callable[[], Sequence[bytes]] = tuple  # inputs that need not be valid, to mutate as well
-
-    @property
-    def corpus(self) -> list[bytes]:
-        return [*self.seeds(), *self.more()]
 
 
 @contextmanager
@@ -114,11 +111,11 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def feed(target: Target, data: bytes, counts: Counts) -> None:
-    """One case."""
+def feed(target: Target, data: bytes, counts: Counts, slowdown: int = 1) -> None:
+    """One case, by code that is `slowdown` times as slow as it is for users."""
     counts.cases += 1
     try:
-        with limited(CPU_SECONDS):
+        with limited(slowdown * CPU_SECONDS):
             target.read(data)
         counts.accepted += 1
     except UserError:
@@ -136,7 +133,7 @@ def described(error: BaseException) -> str:
 
 def run(target: Target, cases: int, seed: int) -> Counts:
     """The seeded engine: the same cases every time."""
-    rng, corpus, counts = random.Random(f"{target.name} {seed}"), target.corpus, Counts()
+    rng, corpus, counts = random.Random(f"{target.name} {seed}"), target.seeds(), Counts()
     for _ in range(cases):
         feed(target, mutated(rng.choice(corpus), rng, corpus), counts)
     return counts
@@ -149,15 +146,16 @@ NASTY = [
     *(b"\\ud800", b'"\\ud800"', b"\\u0000", b'"\\0"', b"\xf0\x9f\x98\x80", "\u0130\u017f\u212a\u0665".encode()),
     *(b"1e999", b"-1e999", b"NaN", b"Infinity", b"-0", b"1e-400", b"9" * 400, b"9" * 5000, b"0x" + b"f" * 5000),
     *(b"18446744073709551616", b"2147483648", b"-1", b"0", b"1.5", b"0b1", b"1_000", b"1:1:1", b".inf", b".nan"),
-    *(b"null", b"true", b"no", b"~", b"[]", b"{}", b'""', b"''", b"[[]]", b'{"a": {}}', b"x" * 300, b"../x", b"/", b"."),
+    *(b"null", b"true", b"no", b"~", b"[]", b"{}", b'""', b"''", b"[[]]", b'{"a": {}}', b"x" * 300, b"../x", b"/"),
     *(b"2020-13-45", b"2020-01-01", b"2001-12-14t21:59:43.10-99:99", b"0001-01-01 00:00:00+23:59", b"=", b"<<: "),
     *(b"!!binary x", b"!!binary YQ==", b"!!float x", b"!!int ''", b"!!bool x", b"!!null x", b"!!timestamp x"),
     *(b"!!set {a, b}", b"!!omap [a: 1]", b"!!pairs [a: 1]", b"!!map [1]", b"!!seq {a: 1}", b"!!str {a: 1}"),
     *(b"!!python/object:os.system x", b"!!python/object/apply:os.getcwd []", b"!x y", b"!<tag:a,2000:b> c"),
-    *(b"&a ", b"*a", b"&a [*a]", b"&a {b: *a}", b"<<: *a\n", b"<<: {seed: 1}\n", b"<<: [1]\n", b"? [a]\n: b\n", b"? "),
-    *(b"{[a]: b}", b"{{a: b}: c}", b"{1: 2}", b"{1.5: 2}", b"{null: 1}", b"{true: 1}", b"{2020-01-01: 1}", b"|\n", b">-\n"),
-    *(b"---\n", b"...\n", b"%YAML 9.9\n", b"%TAG ! x\n", b"- ", b": ", b"#", b'"', b"'", b"\\", b"@", b"`", b",", b"</"),
-    *(b"</Judgement>", b"<Judgement>", b"Yes", b"No", b"not ", b"2.5", b"entailment", b'"label": 1', b'"idx": {}', b"@placeholder"),
+    *(b"&a ", b"*a", b"&a [*a]", b"&a {b: *a}", b"<<: *a\n", b"<<: {seed: 1}\n", b"<<: [1]\n"),
+    *(b"? ", b"? [a]\n: b\n", b"{[a]: b}", b"{{a: b}: c}", b"{1: 2}", b"{1.5: 2}", b"{null: 1}", b"{true: 1}"),
+    *(b"{2020-01-01: 1}", b"|\n", b">-\n", b"---\n", b"...\n", b"%YAML 9.9\n", b"%TAG ! x\n"),
+    *(b"- ", b": ", b"#", b'"', b"'", b"\\", b"@", b"`"),
+    *(b"</Judgement>", b"<Judgement>", b"Yes", b"No", b"not ", b"2.5", b"entailment", b'"label": 1', b"@placeholder"),
 ]  # fmt: skip
 NASTY.append(  # a billion laughs
     b"a: &l0 [x, x, x, x, x, x, x, x, x]\n"
@@ -285,7 +283,7 @@ def _changed_json(text: bytes, rng: random.Random) -> bytes:
     return json.dumps(whole).encode()
 
 
-CHANGES = (_flip, _delete, _repeat, _splice, _insert, _insert, _replace_word, _replace_word, _nest, _lines, _value, _value)
+CHANGES = (_flip, _delete, _repeat, _splice, _nest, _lines, *[_insert, _replace_word, _value] * 2)
 
 
 def _inside_archive(data: bytes, rng: random.Random) -> bytes:
@@ -373,7 +371,6 @@ def written(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
-
 
 
 def loose_text(data: bytes) -> str:
@@ -634,21 +631,27 @@ def run_files() -> dict[str, bytes]:
     }
 
 
+def damaged_files() -> list[bytes]:
+    sweep = {"best.json": b'["first", "second"]'}
+    return [name.encode() + b"\n" + text for name, text in (run_files() | sweep).items()]
+
+
 def read_run(data: bytes) -> None:
     """A folder of runs of which one has a damaged file: its name is the first line. `nlu report` without pictures."""
     name, _, content = data.partition(b"\n")
     file = next((one for one in RUN_FILES if one.encode() == name), RUN_FILES[len(data) % len(RUN_FILES)])
     folder = scratch("runs")
     for other in RUN_FILES:
-        (folder / "first" / other).unlink(missing_ok=True)
-        (folder / "best.json").unlink(missing_ok=True)
+        for place in (folder, folder / "first"):
+            (place / other).unlink(missing_ok=True)
     for other, text in run_files().items():
         written(folder / "first" / other, text)
         written(folder / "second" / other, text)
     written(folder / file if file == "best.json" else folder / "first" / file, content)
     runs = find_runs([folder], lambda message: None)
+    shutil.rmtree(report := scratch("report"))
     with mock.patch.multiple("extensions.results", reward_curves=lambda *a: None, accuracy_curves=lambda *a: None):
-        write_report(runs, scratch("report"))
+        write_report(runs, report)
 
 
 # ----- what models write
@@ -702,10 +705,11 @@ TARGETS = {
     target.name: target
     for target in (
         Target("recipe", read_recipe, lambda: [BASE, OWN, *(path.read_bytes() for path in SHIPPED)]),
-        Target("override", read_overrides, lambda: [b"ppo.batch_size=8\ndata.tasks=cola,rte", b"model.adapter=a/b\nseed=3"]),
+        Target("override", read_overrides, lambda: [b"ppo.batch_size=8\ndata.tasks=cola,rte", b"reward=a/b\nseed=3"]),
         Target("own", read_own, lambda: [OWN]),
         data_target("tsv", "qnli"),
         data_target("cola", "cola"),
+        data_target("stsb", "stsb"),
         data_target("jsonl", "boolq"),
         data_target("multirc", "multirc"),
         data_target("record", "record"),
@@ -714,7 +718,7 @@ TARGETS = {
         Target("parquet", read_parquet, hub_files),
         Target("predictions", read_answers, lambda: [predictions_of(suite) for suite in SUITES]),
         Target("archive", read_archive, archives),
-        Target("runs", read_run, lambda: [name.encode() + b"\n" + text for name, text in run_files().items()], lambda: [b'best.json\n["first", "second"]']),
+        Target("runs", read_run, damaged_files),
         Target("parser", read_response, responses),
         Target("labels", read_label, labels),
     )
@@ -761,14 +765,14 @@ def explore(name: str, seconds: str, seed: str, folder: str) -> None:
     """What that process does: atheris chooses the cases, half of them by our mutator. Does not return."""
     import atheris
 
-    target, counts, corpus = TARGETS[name], Counts(), TARGETS[name].corpus
+    target, counts, corpus = TARGETS[name], Counts(), TARGETS[name].seeds()
     limit_memory()
     for n, data in enumerate(corpus):
         written(Path(folder) / "corpus" / str(n), data)
     end = time.monotonic() + float(seconds)
 
     def one(data: bytes) -> None:
-        feed(target, data, counts)
+        feed(target, data, counts, slowdown=6)
         if time.monotonic() > end:
             record = asdict(counts) | {"uncaught": [(crash.data.hex(), crash.error) for crash in counts.uncaught]}
             (Path(folder) / "counts.json").write_text(json.dumps(record))
@@ -781,8 +785,12 @@ def explore(name: str, seconds: str, seed: str, folder: str) -> None:
             return mutated(data, rng, corpus)[:longest]
         return atheris.Mutate(data, longest)
 
-    options = [f"-seed={int(seed) + 1}", f"-max_len={LONGEST_GUIDED}", "-timeout=100", "-rss_limit_mb=0", "-verbosity=0"]
-    atheris.Setup(["fuzz", *options, str(Path(folder) / "corpus")], one, custom_mutator=mutator)
+    lengths = [f"-max_len={LONGEST_GUIDED}", "-rss_limit_mb=0", "-timeout=100"]  # the limits are ours
+    atheris.Setup(
+        ["fuzz", f"-seed={int(seed) + 1}", *lengths, "-verbosity=0", str(Path(folder) / "corpus")],
+        one,
+        custom_mutator=mutator,
+    )
     atheris.Fuzz()
 
 

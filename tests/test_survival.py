@@ -1,0 +1,716 @@
+"""A run survives: whole checkpoints, exact resume, clean stops, numbers that are none. `tests/faults` has the rest."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from support import ROOT, adapter_of, free_port, launch, timeless, write_recipe
+from typer.testing import CliRunner
+
+from extensions import checkpoint, files, signals, train, watchdog
+from extensions.checkpoint import check, folders
+from extensions.cli import app
+from extensions.errors import UserError
+from extensions.files import Lines, keep_lines, read_json, read_jsonl, write_json, write_text
+from extensions.policy import Policy
+from extensions.recipe import load_recipe
+from extensions.run import RunFolder, is_finished
+
+RESUMABLE = {
+    "checkpoint": {"every_steps": 1},
+    "evaluation": {"max_samples": 2, "every_steps": 1, "validation_samples": 2},
+    "logging": {"tensorboard": False},
+}
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def with_reward(folder: Path, body: str) -> str:
+    """A recipe's `reward`: a file whose function has this body."""
+    path = folder / "my_reward.py"
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    path.write_text(
+        f"import os, random, signal, time\ncalls = 0\n\n\ndef reward(text, label):\n    global calls\n{lines}\n"
+    )
+    return str(path)
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_lines_survive_a_full_disk(tmp_path, monkeypatch):
+    path = tmp_path / "x.jsonl"
+    lines, write = Lines(path), os.write
+    lines.append([{"a": 1}])
+
+    def half(handle, data):
+        if len(data) < 4:
+            no_space()
+        return write(handle, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "write", half)
+        with pytest.raises(OSError, match="No space"):
+            lines.append([{"b": 2}])
+        assert path.read_text() == '{"a": 1}\n', "no half of a line stays"
+    lines.append([{"c": "ü"}])
+    lines.close()
+    assert read_jsonl(path) == [{"a": 1}, {"b": 2}, {"c": "ü"}], "nothing is lost"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert read_json(path) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_lines_are_named_or_dropped(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 2}\n[3]\n{"step": 4}\n{"step": 5')
+    with pytest.raises(UserError, match="line 2: damaged"):
+        read_jsonl(path)
+    assert [r["step"] for r in read_jsonl(path, skip_damaged=True)] == [1, 2, 4]
+    keep_lines(path, lambda record: record["step"] < 4)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    (tmp_path / "y.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"y\.json: damaged"):
+        read_json(tmp_path / "y.json")
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def unfinished(tiny_model, tmp_path_factory):
+    """A PPO run with three checkpoints that was killed before its last evaluation; and what it is when it ends."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    path = write_recipe(
+        folder, tiny_model("llama"), output_dir=str(folder / "run"), max_steps=3, **RESUMABLE | {"seed": 3}
+    )
+    assert train.main([str(path), "checkpoint.keep=5"]) == 0
+    shutil.copytree(folder / "run", folder / "whole")
+    (folder / "run" / "eval.json").unlink()
+    return folder
+
+
+def again(unfinished, folder) -> Path:
+    """A copy of the unfinished run, and its recipe."""
+    shutil.copytree(unfinished / "run", folder / "run")
+    recipe = yaml.safe_load((unfinished / "recipe.yaml").read_text()) | {"output_dir": str(folder / "run")}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def assert_ended_as(whole: Path, run: Path) -> None:
+    ours, theirs = adapter_of(run), adapter_of(whole)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert timeless(run / name) == timeless(whole / name)
+    for name in ("rollouts.jsonl", "predictions_before.jsonl", "predictions_after.jsonl"):
+        assert read_jsonl(run / name) == read_jsonl(whole / name)
+    found, expected = read_json(run / "eval.json"), read_json(whole / "eval.json")
+    assert found["after"] == expected["after"] and found["before"] == expected["before"]
+
+
+def test_checkpoints_are_there_from_the_start_and_the_best_stays(unfinished, tiny_model, tmp_path):
+    assert [path.name for path in folders(unfinished / "run")] == ["step-0", "step-1", "step-2", "step-3"]
+    best = read_json(folders(unfinished / "run")[-1] / "run.json")["best"]["step"]
+    path = write_recipe(
+        tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=3, **RESUMABLE | {"seed": 3}
+    )
+    assert train.main([str(path), "checkpoint.keep=1"]) == 0
+    assert {path.name for path in folders(tmp_path / "run")} == {f"step-{best}", "step-3"}
+
+
+def test_a_whole_checkpoint_is_found_whole(unfinished):
+    assert [check(folder) for folder in folders(unfinished / "run")] == [[]] * 4
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "run.json", "mp_rank_00_model_states.pt", "random-0.pt"])
+@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "gone"])
+def test_damage_is_found(unfinished, tmp_path, name, damage):
+    folder = tmp_path / "step-3"
+    shutil.copytree(folders(unfinished / "run")[-1], folder)
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    elif damage == "bit":
+        place = data.index(b'"sha256": "') + 12 if name == "manifest.json" else len(data) // 2
+        data[place] ^= 4
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
+    (problem,) = check(folder)
+    assert name in problem or damage == "bit"
+
+
+@pytest.mark.parametrize("damaged", [1, 4], ids=["the newest", "all"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(unfinished, tmp_path, capsys, damaged):
+    path = again(unfinished, tmp_path)
+    for folder in folders(tmp_path / "run")[-damaged:]:
+        with (folder / "run.json").open("a") as file:
+            file.write(" ")  # by hand
+    assert train.main([str(path), "checkpoint.keep=5"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("is damaged and is not used") == damaged and "run.json has" in said
+    assert ("resuming after step 2" in said) == (damaged == 1)
+    assert_ended_as(unfinished / "whole", tmp_path / "run")
+    assert len(list((tmp_path / "run" / "checkpoints").glob("damaged-step-*"))) == damaged, "kept, to be looked at"
+
+
+def test_no_code_in_a_checkpoint_runs(unfinished, tmp_path, capsys):
+    """A pickle in the place of a state, with a manifest that agrees."""
+    path, mark = again(unfinished, tmp_path), tmp_path / "mark"
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
+    folder = folders(tmp_path / "run")[-1]
+    torch.save({"torch": Evil()}, folder / "random-0.pt")
+    manifest = read_json(folder / "manifest.json")
+    manifest["files"]["random-0.pt"] = checkpoint._entry(folder / "random-0.pt")
+    write_json(folder / "manifest.json", manifest)
+    assert train.main([str(path)]) == 1
+    assert "Weights only load failed" in capsys.readouterr().err and not mark.exists()
+
+
+def test_records_are_cut_back_to_the_checkpoint(unfinished, tmp_path, capsys):
+    path = again(unfinished, tmp_path)
+    shutil.rmtree(folders(tmp_path / "run")[-1])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + b'{"step": 4, "torn')
+    assert train.main([str(path)]) == 0
+    assert_ended_as(unfinished / "whole", tmp_path / "run")
+    assert "was changed" not in capsys.readouterr().out
+
+
+def test_records_that_are_missing_are_told(unfinished, tmp_path, capsys):
+    path = again(unfinished, tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[1:]))
+    assert train.main([str(path)]) == 0
+    assert "metrics.jsonl was changed: it has 2 of 3 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on_error", ["warn", "stop"])
+def test_a_full_disk_at_a_checkpoint(unfinished, tmp_path, capsys, monkeypatch, on_error):
+    path = again(unfinished, tmp_path)
+    for folder in folders(tmp_path / "run")[-2:]:
+        shutil.rmtree(folder)
+    save, calls = checkpoint._save, []
+
+    def full(content, path):
+        calls.append(path)
+        no_space() if path.parent.name == "writing-2" else save(content, path)
+
+    monkeypatch.setattr(checkpoint, "_save", full)
+    status = train.main([str(path), f"checkpoint.on_error={on_error}", "checkpoint.keep=5"])
+    told = capsys.readouterr()
+    said = " ".join((told.out + told.err).split())
+    assert "the checkpoint of step 2 could not be written" in said and "that of step 1 is as it was" in said
+    names = [folder.name for folder in folders(tmp_path / "run")]
+    assert all(check(folder) == [] for folder in folders(tmp_path / "run"))
+    if on_error == "warn":
+        assert status == 0 and names == ["step-0", "step-1", "step-3"]
+        assert_ended_as(unfinished / "whole", tmp_path / "run")
+    else:
+        assert status == 3 and names == ["step-0", "step-1"] and calls
+
+
+def test_random_generators_come_back():
+    state = checkpoint._random_state()
+    drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
+    checkpoint._restore_random_state(state)
+    assert [random.random(), np.random.rand(), float(torch.rand(()))] == drawn
+
+
+# ------------------------------------------------------------------------------------------------------ the recipe
+
+
+def test_what_may_change_and_what_may_not(unfinished, tmp_path, capsys):
+    path = again(unfinished, tmp_path)
+    assert train.main([str(path), "optimizer.lr=0.5", "deepspeed.timeout=60"]) == 2
+    error = capsys.readouterr().err
+    assert "optimizer.lr: was 0.01, is 0.5" in error and "timeout" not in error.partition("These may change")[0]
+    assert "checkpoint" in error.partition("These may change: ")[2]
+    assert train.main([str(path), "deepspeed.timeout=60", "checkpoint.keep=7"]) == 0
+    assert_ended_as(unfinished / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("changed", ["data", "reward"])
+def test_what_a_run_reads_must_be_the_same(tiny_model, tmp_path, capsys, changed):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"text {k}", "label": "ab"[k % 2]}) + "\n" for k in range(8)))
+    task = {
+        "name": "own",
+        "description": "Say a or b.",
+        "question": "{text}",
+        "labels": ["a", "b"],
+        "source": {"files": {"train": str(rows), "validation": str(rows)}},
+    }
+    reward = with_reward(tmp_path, "calls += 1\nif calls == 6: raise SystemExit\nreturn 1.0")
+    path = write_recipe(
+        tmp_path,
+        tiny_model("llama"),
+        output_dir=str(tmp_path / "run"),
+        data={"tasks": [task]},
+        reward=reward,
+        **RESUMABLE,
+    )
+    with pytest.raises(SystemExit):
+        train.main([str(path)])
+    if changed == "data":
+        rows.write_text(rows.read_text().replace("text 3", "text 33"))
+    else:
+        Path(reward).write_text(Path(reward).read_text() + "# changed\n")
+    assert train.main([str(path)]) == 2
+    assert f"has changed since (sha256): {changed}." in capsys.readouterr().err
+
+
+def test_two_runs_do_not_write_into_one_folder(unfinished, tmp_path, capsys):
+    path = again(unfinished, tmp_path)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); "
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code + "time.sleep(60)", str(tmp_path / "run" / "run.lock")], stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == b"1\n"
+        assert train.main([str(path)]) == 2
+        assert "another run is writing there" in capsys.readouterr().err
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert train.main([str(path)]) == 0
+
+
+def test_other_versions_are_told(unfinished, tmp_path, capsys):
+    path = again(unfinished, tmp_path)
+    versions = read_json(tmp_path / "run" / "versions.json")
+    versions["packages"]["torch"] = "1.0"
+    write_json(tmp_path / "run" / "versions.json", versions)
+    assert train.main([str(path)]) == 0
+    assert "torch was 1.0, is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "versions.json"])
+def test_a_damaged_run_folder_is_told(unfinished, tmp_path, capsys, name):
+    path = again(unfinished, tmp_path)
+    (tmp_path / "run" / name).write_text("{{{")
+    assert train.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert name in error and "damaged" in error and "Traceback" not in error
+
+
+def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path, tiny_model):
+    told = []
+    recipe = load_recipe(write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run")))
+    folder = RunFolder(tmp_path / "run", recipe, {}, told.append)
+
+    class Broken:
+        __name__ = "broken"
+
+        def log(self, *args, **kwargs):
+            raise ConnectionError("no network")
+
+    folder._trackers.append(Broken())
+    for step in (1, 2):
+        folder.metrics({"step": step, "loss": 0.5})
+    folder.close()
+    assert [r["step"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    assert len(told) == 1 and "broken failed" in told[0] and "no network" in told[0]
+
+
+def test_is_finished(tmp_path):
+    assert not is_finished(tmp_path)
+    for text, expected in (("{", False), ("[]", False), ('{"before": {}}', False), ('{"after": {}}', True)):
+        write_text(tmp_path / "eval.json", text)
+        assert is_finished(tmp_path) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- stops
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_bits(
+    unfinished, tmp_path, capsys, number, tiny_model
+):
+    """Checkpoints are off, so the one that is written is for the stop."""
+    path = write_recipe(
+        tmp_path,
+        tiny_model("llama"),
+        output_dir=str(tmp_path / "run"),
+        max_steps=3,
+        **RESUMABLE | {"seed": 3, "checkpoint": {"every_steps": 0}},
+    )
+    iterate = train.Training._iterate
+
+    def stopping(self):
+        iterate(self)
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Training, "_iterate", stopping)
+        assert train.main([str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"stopped ({number.name}); go on with: bash launch/ppo.sh {path}" in said
+    (folder,) = folders(tmp_path / "run")
+    assert folder.name == "step-2" and read_json(folder / "run.json")["validated"] == 1, "the validation is cut off too"
+    assert not is_finished(tmp_path / "run")
+    assert train.main([str(path)]) == 0
+    assert "resuming after step 2" in capsys.readouterr().out
+    assert_ended_as(unfinished / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_evaluation_of_a_training_is_cut_off_and_goes_on(
+    unfinished, tmp_path, monkeypatch, capsys, tiny_model, moment
+):
+    path = write_recipe(
+        tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=3, **RESUMABLE | {"seed": 3}
+    )
+    from extensions import evaluate
+
+    answer, stem = evaluate.answer, f"predictions_{moment}"
+
+    def stopping(*args):
+        found = answer(*args)
+        if list((tmp_path / "run").glob(f"{stem}.part-*")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(evaluate, "answer", stopping)
+    options = ["evaluation.batch_size=1"]
+    assert train.main([str(path), *options]) == 0
+    assert len(read_jsonl(tmp_path / "run" / f"{stem}.part-0.jsonl")) == 1
+    monkeypatch.setattr(evaluate, "answer", answer)
+    capsys.readouterr()
+    assert train.main([str(path), *options]) == 0
+    assert "2 rows" in (said := capsys.readouterr().out) and "1 are done already" in said
+    assert_ended_as(unfinished / "whole", tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.part-*"))
+
+
+def test_a_second_ctrl_c_ends_it_and_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.caught():
+            assert signals.requested() is None
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.requested() is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.requested() == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ------------------------------------------------------------------------------------------ numbers that are none
+
+
+def poisoned(monkeypatch, where: str) -> None:
+    """Samples with an odd number of tokens give no numbers, where there is a gradient."""
+    forward = Policy.forward
+
+    def wrong(self, pack, *args, **kwargs):
+        result = dict(forward(self, pack, *args, **kwargs))
+        logprobs = result.get("logprobs")
+        if logprobs is None or not logprobs.requires_grad:
+            return result
+        lengths = [sum(span.length for span in chain) + 1 for chain in pack.chains]  # the last token is no input
+        odd = [torch.full((n,), all_of_it % 2 == 1) for all_of_it, n in zip(lengths, pack.lengths, strict=True)]
+        where_odd = torch.nn.functional.pad(torch.cat(odd), (0, len(logprobs) - sum(pack.lengths)))
+        if where == "gradient":
+            logprobs.register_hook(lambda gradient: torch.where(where_odd, torch.nan, gradient))
+        else:
+            result["logprobs"] = torch.where(where_odd, torch.inf, logprobs)
+        return result
+
+    monkeypatch.setattr(Policy, "forward", wrong)
+
+
+@pytest.mark.parametrize("method", ["ppo", "sft"])
+@pytest.mark.parametrize("where", ["gradient", "logprobs"])
+def test_numbers_that_are_none_stop_before_the_weights(tiny_model, tmp_path, capsys, monkeypatch, method, where):
+    path = write_recipe(
+        tmp_path,
+        tiny_model("llama"),
+        output_dir=str(tmp_path / "run"),
+        sft={"batch_size": 4, "micro_batch_size": 4, "max_steps": 2},
+        **RESUMABLE,
+    )
+    poisoned(monkeypatch, where)
+    assert train.main([str(path), "ppo.micro_batch_size=4"], method) == 4
+    error = capsys.readouterr().err
+    failed = tmp_path / "run" / "failed" / "step-1"
+    samples, said = read_json(failed / "rank-0.json")["samples"], read_json(failed / "rank-0.json")["problems"]
+    odd = [k for k, one in enumerate(samples) if len(one["prompt_ids"] + one["response_ids"]) % 2]
+    assert 0 < len(odd) < len(samples) == 4
+    kind = "gradient of" if where == "gradient" else "loss" if method == "sft" else "logprobs of the update"
+    problem = next(p for p in said if p["tensor"].startswith(kind))
+    assert sorted(problem["slots"]) == odd
+    first = problem["slots"][0]
+    assert (
+        f"{first} ({samples[first]['task']}, row {samples[first]['index']})" in error
+        and f"nlu replay {failed}" in error
+    )
+    assert "Traceback" not in error
+    weights = load_file(failed / "weights.safetensors")
+    assert all((t == 0).all() for name, t in weights.items() if "lora_B" in name), "as they were: fresh"
+    assert [folder.name for folder in folders(tmp_path / "run")] == ["step-0"]
+
+
+def test_replay_names_the_sample_and_the_module(tiny_model, tmp_path, capsys):
+    """A base model with a token whose embedding is no number, and one row with it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), model)
+    weights = load_file(model / "model.safetensors")
+    from transformers import AutoTokenizer
+
+    (token,) = AutoTokenizer.from_pretrained(model)("~", add_special_tokens=False)["input_ids"]
+    weights["model.embed_tokens.weight"][token] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    rows = tmp_path / "rows.jsonl"
+    texts = [f"text {k}{'~' if k == 2 else ''}" for k in range(4)]
+    rows.write_text("".join(json.dumps({"text": text, "label": "ab"[k % 2]}) + "\n" for k, text in enumerate(texts)))
+    task = {
+        "name": "own",
+        "description": "Say a or b.",
+        "question": "{text}",
+        "labels": ["a", "b"],
+        "source": {"files": {"train": str(rows), "validation": str(rows)}},
+    }
+    path = write_recipe(tmp_path, model, output_dir=str(tmp_path / "run"), data={"tasks": [task]}, **RESUMABLE)
+    assert train.main([str(path), "evaluation.before=false", "evaluation.every_steps=0"]) == 4
+    error = capsys.readouterr().err
+    assert "own, row 2" in error and not any(f"own, row {k}" in error for k in (0, 1, 3))
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "run" / "failed" / "step-1")])
+    assert done.exit_code == 0, done.output
+    assert "1 of 4 samples give no numbers again" in done.output and "embed_tokens" in done.output
+
+
+def test_replay_of_something_else_is_told(tmp_path):
+    done = CliRunner().invoke(app, ["replay", str(tmp_path)])
+    assert done.exit_code == 2 and "failed/step-N" in done.stderr
+
+
+def test_a_reward_that_is_no_number_leaves_its_batch(tiny_model, tmp_path, capsys):
+    reward = with_reward(tmp_path, "return float('nan')")
+    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), reward=reward, **RESUMABLE)
+    assert train.main([str(path), "evaluation.before=false"]) == 2
+    assert "nan" in capsys.readouterr().err
+    left = read_json(tmp_path / "run" / "failed" / "step-1" / "rank-0.json")
+    assert len(left["samples"]) == 4 and "nan" in left["problems"][0]["tensor"]
+
+
+# ----------------------------------------------------------------------------------------------- ranks, for real
+
+
+@pytest.fixture
+def launched():
+    """`launched(recipe, ranks, log)`; what is left of it is killed in the end."""
+    started = []
+
+    def start(path: Path, *args) -> subprocess.Popen:
+        started.append(path)
+        return _launched(path, *args)
+
+    yield start
+    for path in started:
+        for process in _processes_of(path):
+            process.kill()
+
+
+def _processes_of(path: Path) -> list:
+    return [p for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or [])]
+
+
+def _launched(path: Path, ranks: int, log: Path, program: tuple[str, ...] = ()) -> subprocess.Popen:
+    """A run by the real launcher, in a session of its own."""
+    programs = Path(sys.executable).parent
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {k: v for k, v in os.environ.items() if k not in group} | {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "VIRTUAL_ENV": str(programs.parent),
+        "OMP_NUM_THREADS": "1",
+        "NPROC": str(ranks),
+        "MASTER_PORT": str(free_port()),
+    }
+    deepspeed = ("deepspeed", "--num_accelerators", str(ranks), "--master_port", environment["MASTER_PORT"])
+    command = [*(program or deepspeed), "launch/ppo.sh", str(path)]
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+        )
+
+
+def ranks_of(path: Path) -> dict[int, int]:
+    """Rank -> process of the runs of a recipe."""
+    found = {}
+    for process in _processes_of(path):
+        rank = next((part for part in process.info["cmdline"] if part.startswith("--local_rank=")), None)
+        if rank:
+            found[int(rank.partition("=")[2])] = process.pid
+    return found
+
+
+def wait_for(condition, seconds: float = 90):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+    return value
+
+
+def steps_of(path: Path) -> int:
+    metrics = path.parent / "run" / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def endless(tmp_path, tiny_model, **more):
+    return write_recipe(
+        tmp_path,
+        tiny_model("llama"),
+        output_dir=str(tmp_path / "run"),
+        max_steps=100000,
+        evaluation={"before": False, "max_samples": 2},
+        checkpoint={"every_steps": 5},
+        logging={"tensorboard": False},
+        **more,
+    )
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_takes_the_run_down(launched, tmp_path, tiny_model):
+    path, log = endless(tmp_path, tiny_model), tmp_path / "log"
+    run = launched(path, 2, log)
+    wait_for(lambda: steps_of(path) > 6)
+    os.kill(ranks_of(path)[1], signal.SIGKILL)
+    assert run.wait(timeout=60) != 0
+    said = log.read_text()
+    assert "rank 0: stopped, since another rank is gone" in said and "Traceback" not in said
+    assert not ranks_of(path), "nobody is left"
+    assert all(check(folder) == [] for folder in folders(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_with_the_line_where_it_hangs(launched, tmp_path, tiny_model):
+    reward = with_reward(
+        tmp_path, "calls += 1\nif calls > 20 and os.environ['RANK'] == '1': time.sleep(10000)\nreturn 1.0"
+    )
+    path, log = endless(tmp_path, tiny_model, reward=reward, deepspeed={"timeout": 4}), tmp_path / "log"
+    run = launched(path, 2, log)
+    assert run.wait(timeout=120) != 0
+    said = log.read_text()
+    assert "rank 1: no progress for" in said and "my_reward.py" in said
+    assert said.index("rank 1: no progress") < said.index("rank 0: ")
+    assert not ranks_of(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model, ranks):
+    path, log = endless(tmp_path, tiny_model), tmp_path / "log"
+    run = launched(path, ranks, log, ("bash",))
+    wait_for(lambda: steps_of(path) > 1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 0, log.read_text()
+    said = log.read_text()
+    assert "ppo.sh: stopping after this step" in said and said.count("go on with: deepspeed") == 1
+    last = folders(tmp_path / "run")[-1]
+    assert last.name == f"step-{steps_of(path)}" and check(last) == []
+    assert not ranks_of(path)
+
+
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_gone_stop(launched, tmp_path, tiny_model):
+    """`kill` of the deepspeed command ends that process alone."""
+    path, log = endless(tmp_path, tiny_model), tmp_path / "log"
+    run = launched(path, 1, log)
+    wait_for(lambda: steps_of(path) > 1)
+    run.kill()
+    run.wait()
+    wait_for(lambda: not ranks_of(path), 30)
+    assert "stopped (the launcher has gone); go on with: " in log.read_text()
+    assert folders(tmp_path / "run")[-1].name == f"step-{steps_of(path)}"
+
+
+@pytest.mark.slow
+def test_numbers_that_are_none_on_one_rank_stop_all(tmp_path, tiny_model):
+    reward = with_reward(tmp_path, "return 3e38 if os.environ['RANK'] == '1' else 1.0")
+    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), reward=reward, **RESUMABLE)
+    done = launch(path, "ppo.whiten=false", "ppo.kl.init=0", ranks=2)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "rank 1: infinity in" in done.stderr and "rank 0: infinity" not in done.stderr
+    failed = tmp_path / "run" / "failed" / "step-1"
+    assert {p.name for p in failed.iterdir()} >= {"rank-0.json", "rank-1.json", "weights.safetensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
+    path = endless(tmp_path, tiny_model, deepspeed={"zero_stage": stage})
+    log = tmp_path / "log"
+    run = launched(path, 1, log, ("bash",))
+    wait_for(lambda: steps_of(path) > 1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 0
+    log = tmp_path / "log2"
+    run = launched(path, 2, log, ("bash",))
+    if stage:
+        assert run.wait(timeout=90) == 2
+        assert "was written by 1 ranks, this run has 2" in log.read_text()
+        return
+    before = steps_of(path)
+    wait_for(lambda: steps_of(path) > before)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 0
+    assert "it goes on, to other bits" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [0, 3, 5, 9])
+def test_killed_stopped_and_damaged_runs_end_with_the_same_bits(job, tmp_path):
+    """PPO and SFT, AdamW and Adafactor, shared and separate critic, 1 and 2 ranks; all of them in the full harness."""
+    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--seed", "1", "--folder", str(tmp_path)]
+    counts = {"kill": 4, "stop": 1, "corrupt": 2, "fill": 2}
+    if job:
+        del counts["fill"]
+    for trial, number in counts.items():
+        done = subprocess.run([*command, trial, "--number", str(number)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "the same bits in the end" in done.stdout or "left out" in done.stdout
+        shutil.rmtree(next(tmp_path.glob("job-*")))
+
+
+def test_the_watchdog_leaves_a_run_that_goes_on_alone():
+    with watchdog.watching(0, 30.0):
+        for _ in range(3):
+            watchdog.progress()
+            with watchdog.waiting("a sum"):
+                pass
+    assert watchdog._seconds is None
