@@ -105,7 +105,7 @@ def _again(sample: Replayed, trainer: Trainer, policy: Policy) -> Replayed:
         with policy.role(role), _first_not_finite(policy) as places:
             value = loss()
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        sample.losses[role] = float(value)
+        sample.losses[role] = float(value.detach())
         squares += sum(float(gradient.double().square().sum()) for gradient in gradients if gradient is not None)
         sample.first = sample.first or next(iter(places), None)
     sample.gradient_norm = math.sqrt(squares) if squares >= 0 else math.nan

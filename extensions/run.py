@@ -12,7 +12,7 @@ adapter/           PEFT adapter and model card
 critic/            value head, and the critic's adapter if it has one
 checkpoints/       resume points (`extensions.checkpoint`)
 failed/            batches with numbers that are none (`extensions.guard`)
-run.lock           who writes here
+run.lock           who writes here, as long as it does
 """
 
 from __future__ import annotations
@@ -259,6 +259,7 @@ class RunFolder:
             except Exception as error:
                 self._warn(f"{_name(tracker)} did not finish: {type(error).__name__}: {error}")
         self._trackers.clear()
+        (self.root / "run.lock").unlink(missing_ok=True)
         self._lock.close()
 
 

@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 from support import make_policy
 
+from extensions.checkpoint import folders
 from extensions.data import Example, one_right_one_wrong, spread, units
 from extensions.errors import UserError
 from extensions.evaluate import predict
@@ -22,7 +23,7 @@ from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
 from extensions.report import before_after_table, loading_code, model_card
 from extensions.rollout import Response, Sampler
-from extensions.run import RunFolder, newest_checkpoint, prune_checkpoints, versions
+from extensions.run import RunFolder, versions
 from extensions.tasks import SUITES, TASKS, Task
 
 COLA, SST2, STSB, MULTIRC, RECORD, AXG = (TASKS[name] for name in ("cola", "sst2", "stsb", "multirc", "record", "axg"))
@@ -344,7 +345,7 @@ def recipe_of(**keys):
 
 
 def unfinished(root, recipe, steps=(2, 4)):
-    run = RunFolder(root, recipe)
+    run = RunFolder(root, recipe, {})
     run.append("metrics.jsonl", [{"step": k, "reward_mean": 0.1 * k} for k in range(1, 7)])
     run.append("rollouts.jsonl", [{"step": k, "text": "line\u2028 “Yes”"} for k in range(1, 7)])
     run.close()
@@ -355,7 +356,7 @@ def unfinished(root, recipe, steps=(2, 4)):
 
 def test_a_new_folder(tmp_path):
     root = tmp_path / "deep" / "run"
-    run = RunFolder(root, recipe_of())
+    run = RunFolder(root, recipe_of(), {})
     assert run.set_aside is None
     assert Recipe.model_validate(yaml.safe_load((root / "recipe.yaml").read_text())) == recipe_of()
     assert read_json(root / "versions.json")["packages"]["torch"] == versions()["packages"]["torch"]
@@ -369,7 +370,7 @@ def test_a_finished_run_is_set_aside(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of())
     write_json(root / "eval.json", {"before": {}, "after": {}})
     for number in (1, 2):
-        run = RunFolder(root, recipe_of(seed=number))
+        run = RunFolder(root, recipe_of(seed=number), {})
         assert run.set_aside == tmp_path / f"run.old{number}"
         assert (run.set_aside / "recipe.yaml").exists() and not (root / "eval.json").exists()
         write_json(root / "eval.json", {"after": {}})
@@ -378,14 +379,14 @@ def test_a_finished_run_is_set_aside(tmp_path):
 
 def test_a_run_without_checkpoint_is_set_aside(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of(), steps=())
-    assert RunFolder(root, recipe_of()).set_aside == tmp_path / "run.old1"
+    assert RunFolder(root, recipe_of(), {}).set_aside == tmp_path / "run.old1"
 
 
 def test_an_unfinished_run_goes_on(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of())
     write_json(root / "eval.json", {"before": {}})
-    run = RunFolder(root, recipe_of())
-    assert run.set_aside is None and newest_checkpoint(root).name == "step-4"
+    run = RunFolder(root, recipe_of(), {})
+    assert run.set_aside is None and folders(root)[-1].name == "step-4"
     run.cut_back(4)
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")] == [1, 2, 3, 4]
     assert read_jsonl(root / "rollouts.jsonl")[-1] == {"step": 4, "text": "line\u2028 “Yes”"}
@@ -397,11 +398,11 @@ def test_an_unfinished_run_goes_on(tmp_path):
 def test_an_unfinished_run_refuses_another_recipe(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of())
     with pytest.raises(UserError) as caught:
-        RunFolder(root, recipe_of(seed=3, ppo={"epochs": 2}))
+        RunFolder(root, recipe_of(seed=3, ppo={"epochs": 2}), {})
     for part in ("another recipe", "output_dir", "seed: was 0, is 3", "ppo.epochs: was 4, is 2"):
         assert part in str(caught.value)
     assert "lora" not in str(caught.value)
-    assert RunFolder(root, recipe_of(output_dir=str(root))).set_aside is None, "the folder may be named another way"
+    assert RunFolder(root, recipe_of(output_dir=str(root)), {}).set_aside is None, "the folder may be named another way"
 
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
@@ -409,7 +410,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
     with (root / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "rew')
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    RunFolder(root, recipe_of()).cut_back(6)
+    RunFolder(root, recipe_of(), {}).cut_back(6)
     assert (root / "metrics.jsonl").read_text().endswith("\n")
 
 
@@ -417,25 +418,22 @@ def test_a_recipe_cut_by_a_kill_is_a_plain_error(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of())
     (root / "recipe.yaml").write_text("")
     with pytest.raises(UserError, match=r"recipe\.yaml is damaged.*output_dir"):
-        RunFolder(root, recipe_of())
+        RunFolder(root, recipe_of(), {})
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output_dir: cannot write to"):
-        RunFolder(tmp_path / "file", recipe_of())
+        RunFolder(tmp_path / "file", recipe_of(), {})
     with pytest.raises(UserError, match="output_dir: cannot write to"):
-        RunFolder(tmp_path / "file" / "below", recipe_of())
+        RunFolder(tmp_path / "file" / "below", recipe_of(), {})
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
-    for step in (9, 10, 100, 20):
-        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "unfinished-101").mkdir()
-    assert newest_checkpoint(tmp_path).name == "step-100"
-    prune_checkpoints(tmp_path, 2)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-100", "step-20", "unfinished-101"]
-    assert newest_checkpoint(tmp_path / "none") is None
+    for name in ("step-9", "step-10", "step-100", "step-20", "writing-101", "damaged-step-102", "step-x"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in folders(tmp_path)] == ["step-9", "step-10", "step-20", "step-100"]
+    assert folders(tmp_path / "none") == []
 
 
 # ---------------------------------------------------------------------------------------------------------- report

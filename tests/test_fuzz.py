@@ -40,7 +40,7 @@ def test_some_mutated_inputs(name):
 @pytest.mark.slow
 @every_target
 def test_many_mutated_inputs(name):
-    counts = fuzz.run(fuzz.TARGETS[name], 500, seed=2)
+    counts = fuzz.run(fuzz.TARGETS[name], 250, seed=2)
     assert errors(counts) == []
     assert counts.accepted > 0 and (counts.refused > 0 or name == "parser"), "both ways of the reader are walked"
 
@@ -49,7 +49,7 @@ def test_many_mutated_inputs(name):
 @guided
 @pytest.mark.parametrize("name", ["recipe", "labels"])
 def test_inputs_that_coverage_guides_to(name):
-    counts = fuzz.run_atheris(fuzz.TARGETS[name], seconds=8, seed=1)
+    counts = fuzz.run_atheris(fuzz.TARGETS[name], seconds=6, seed=1)
     assert errors(counts) == []
     assert counts.accepted + counts.refused == counts.cases > len(fuzz.TARGETS[name].seeds())
 

@@ -263,6 +263,12 @@ def test_aliases_that_stand_for_too_much(load):
     assert "l1: unknown key" in refused(load, BASE + laughs(2))
 
 
+@pytest.mark.parametrize("word", ["<5", "a<b", "Judgement", " "])
+def test_label_words_that_no_answer_could_hold(load, word):
+    message = refused(load, OWN.replace("bad: [Bad]", f'bad: ["{word}"]'))
+    assert f"label word {word!r} is empty, or holds '<'" in message
+
+
 def test_aliases_are_values(load):
     recipe = load(BASE + "ppo: {batch_size: &n 8, mini_batch_size: *n}\n")
     assert recipe.ppo.mini_batch_size == 8
@@ -408,7 +414,7 @@ def test_the_shown_recipe_loads_to_the_same(load, text):
 @settings(max_examples=40)
 @given(
     labels=st.dictionaries(
-        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).filter(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0<"), min_size=1, max_size=8).filter(
             lambda t: t.strip()
         ),
         st.just(0),

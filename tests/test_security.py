@@ -118,8 +118,8 @@ def test_a_token_in_an_override_is_hidden_too(write, override, part):
     "text, part",
     [
         (f"name: r\nmodel: {{path: {'x' * 30} {TOKEN} {'x' * 30}\n", "line 3"),
-        (f"name: r\nname: r\n{TOKEN}: 1\n{TOKEN}: 1\n", "is given twice"),
-        (f"{TOKEN}: 1\n{TOKEN}: 1\n", "is given twice"),
+        (f"name: r\nname: r\n{TOKEN}: 1\n{TOKEN}: 1\n", "line 2 is not shown"),
+        (f"{TOKEN}: 1\n{TOKEN}: 1\n", "line 2 is not shown"),
     ],
     ids=["excerpt", "other key twice", "key twice"],
 )

@@ -13,6 +13,7 @@ from extensions import sft, train
 from extensions.data import Example
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl
+from extensions.guard import Guard
 from extensions.packing import Sample, pack, with_sequence_targets
 from extensions.policy import load_policy, load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
@@ -41,6 +42,7 @@ class PlainEngine:
 
     def __init__(self, policy):
         self.policy = policy
+        self.guard = Guard({})
 
     def __call__(self, *args, **kwargs):
         return self.policy(*args, **kwargs)

@@ -33,14 +33,14 @@ def test_engine_steps_are_plain_steps_bit_for_bit(tiny_model, name, dtype):
     policy = make_policy(tiny_model("llama"), dtype=dtype).train()
     plain = copy.deepcopy(policy)
     batch = pack(samples())
-    engine = make_strategy().wrap(policy, Optimizer(name=name, lr=1e-2), Schedule(name="constant", warmup_ratio=0), 5)
+    strategy = make_strategy()
+    engine = strategy.wrap(policy, Optimizer(name=name, lr=1e-2), Schedule(name="constant", warmup_ratio=0), 5)
     parameters = list(plain.trainable.values())
     if name == "adafactor":
         options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
         optimizer = Adafactor(parameters, lr=1e-2, **options)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
-    strategy = make_strategy()
     for _ in range(5):
         with policy.role("actor"):
             strategy.update(engine, loss_of(engine, batch), last=True)

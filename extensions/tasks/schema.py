@@ -58,8 +58,8 @@ def _only_text(words: list[Any]) -> list[str]:
     for word in words:
         if not isinstance(word, str):
             raise ValueError(f"label words must be text, got {word!r}; YAML reads bare yes/no/1 otherwise: quote it")
-        if not word.strip() or "judgement" in word.lower():
-            raise ValueError(f"label word {word!r} is empty or holds the word of the answer's own tags")
+        if not word.strip() or "judgement" in word.lower() or "<" in word:
+            raise ValueError(f"label word {word!r} is empty, or holds '<' or the word of the answer's own tags")
     return words
 
 

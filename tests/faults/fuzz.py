@@ -300,14 +300,14 @@ def _inside_archive(data: bytes, rng: random.Random) -> bytes:
         if kind == "content":
             members[name] = rng.choice(CHANGES)(content, rng, list(members.values()) or [b""])
         elif kind != "drop":
-            members[rng.choice(["x.tsv", "../x", "/x", "x" * 300, "a/", "\u2028", name.lower(), ""])] = content
+            members[rng.choice(["x.tsv", "../x", "/x", "x" * 300, "a/", "\u2028", ""])] = content
         if kind == "copy":
             members[name] = content
     raw = io.BytesIO()
     method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
     with zipfile.ZipFile(raw, "w", method) as archive:
         for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name or "_"), content, method)
+            archive.writestr(zipfile.ZipInfo(name or "empty"), content, method)
     changed = bytearray(raw.getvalue())
     if rng.random() < 0.2:  # flags and methods of the first header: encrypted, unknown compression
         changed[rng.choice([6, 7, 8, 9])] ^= 1 << rng.randrange(8)
