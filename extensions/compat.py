@@ -83,9 +83,13 @@ with openrlhf_importable():
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
 
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
-# What DeepSpeed's checkpoints hold besides tensors, numbers and text (0.19.6); nothing that runs code.
-CHECKPOINT_GLOBALS: list[Any] = []
+# What DeepSpeed's checkpoints hold besides tensors, numbers and text (0.19.6, ZeRO): an enum, a static loss scale and a
+# place in a flat buffer. Their code sets attributes, no more.
+CHECKPOINT_GLOBALS: list[Any] = [ZeroStageEnum, LossScaler, fragment_address]
 
 __all__ = [
     "CHECKPOINT_GLOBALS",

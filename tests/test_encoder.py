@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import zipfile
 
 import pytest
@@ -405,6 +407,35 @@ def test_a_stopped_run_goes_on_to_the_same_bits(write, tmp_path, monkeypatch, ca
     assert weights.keys() == whole.keys() == {"one", "two", "three"}
     for name, tensors in whole.items():
         assert all(torch.equal(weights[name][key], tensor) for key, tensor in tensors.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["training", "answering"])
+def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(write, tmp_path, monkeypatch, capsys, moment):
+    """SIGTERM in the middle of an epoch, or while the table is answered."""
+    assert encoder.main([str(write(name="whole", encoder={"epochs": 3}))]) == 0
+    path = write(name="cut", encoder={"epochs": 3})
+    name = {"training": "on_step_end", "answering": "on_prediction_step"}[moment]
+    method = getattr(encoder.Progress, name)
+
+    def stopping(self, args, state, control, **kwargs):
+        if (moment == "training" and state.global_step == 8) or (moment == "answering" and not self._training):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return method(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.Progress, name, stopping)
+        assert encoder.main([str(path)]) == 0
+    assert "go on with: bash launch/encoder.sh" in capsys.readouterr().out
+    assert not (tmp_path / "cut" / "eval.json").exists()
+    assert encoder.main([str(path)]) == 0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    ours, theirs = (load_file(f / "models" / "mood" / "model.safetensors") for f in (cut, whole))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert read_json(cut / "eval.json")["after"] == read_json(whole / "eval.json")["after"]
+    assert [r["loss"] for r in read_jsonl(cut / "metrics.jsonl")] == [
+        r["loss"] for r in read_jsonl(whole / "metrics.jsonl")
+    ]
 
 
 @pytest.mark.slow

@@ -553,6 +553,7 @@ JOBS = [
     for critic in critics
     for ranks in (1, 2)
 ]
+JOBS += [Job(ranks=2, zero_stage=1), Job(ranks=2, zero_stage=2, critic="adapter"), Job(ranks=2, zero_stage=3)]
 TRIALS: dict[str, tuple[Callable[[Bench, int], Tally], int]] = {
     "kill": (kill, 8),
     "stop": (stop, 2),
