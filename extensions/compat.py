@@ -5,9 +5,11 @@ Each workaround names its reason and the versions that it was checked with. Noth
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import sys
+import time
 import types
 import warnings
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.cpp_extension
 import transformers.modeling_flash_attention_utils
 import transformers.modeling_utils
 from torch import nn
@@ -105,8 +108,34 @@ __all__ = [
     "compute_reward",
     "deepspeed",
     "forget_shared_memory",
+    "load_op",
     "openrlhf_importable",
 ]
+
+
+def load_op(builder_name: str) -> None:
+    """Compile (once) and load one of DeepSpeed's C++ ops for this accelerator; nothing where it has none.
+
+    torch (2.13) guards the building, and each later loading, by a file `lock` that a killed process leaves behind, and
+    then every later run would wait for ever. Here a lock that dies with its process stands before it, so whoever holds
+    that may remove the other. DeepSpeed keeps the loaded op and does not come to torch's lock any more.
+    """
+    builder = deepspeed.accelerator.get_accelerator().create_op_builder(builder_name)
+    if builder is None or not builder.is_compatible(verbose=False):
+        return
+    folder = Path(torch.utils.cpp_extension._get_build_directory(builder.name, False))
+    try:
+        lock = folder.with_name(f"{folder.name}.run.lock").open("w")
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+    except OSError:  # a folder that may not be written, a file system without locks
+        builder.load(verbose=False)
+        return
+    with lock:
+        torchs = folder / "lock"
+        # In a folder that other programs use too, a young one may be theirs; a build takes a minute.
+        if torchs.exists() and (folder.is_relative_to(sys.prefix) or time.time() - torchs.stat().st_mtime > 600):
+            torchs.unlink(missing_ok=True)
+        builder.load(verbose=False)
 
 
 def forget_shared_memory() -> None:

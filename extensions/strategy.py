@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers.optimization import Adafactor, get_scheduler
 
 from extensions import signals, watchdog
-from extensions.compat import DeepspeedStrategy, deepspeed, forget_shared_memory
+from extensions.compat import DeepspeedStrategy, deepspeed, forget_shared_memory, load_op
 from extensions.errors import UserError
 from extensions.guard import Guard
 from extensions.policy import Policy
@@ -83,6 +83,8 @@ class Strategy(DeepspeedStrategy):
         accelerator = deepspeed.accelerator.get_accelerator()
         if accelerator.device_name() != "cpu":
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        if accelerator.device_name() == "cpu":
+            load_op("ShareMemCommBuilder")
         if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
             deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)
@@ -216,6 +218,7 @@ def make_optimizer(policy: Policy, settings: Optimizer, offload: bool) -> torch.
     if offload:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+        load_op("CPUAdamBuilder")
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     return torch.optim.AdamW(groups, **options)
 

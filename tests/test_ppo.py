@@ -155,43 +155,6 @@ def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch, check
     assert counts == [2 * (1 + 2), 2 * (1 + 1 + 2)], "reference and two epochs, and the old policy; for two steps"
 
 
-def test_resumed_is_uninterrupted(tiny_model, tmp_path):
-    """Stopped after step 2 of 4 and started again: the same adapter and the same metrics, bit for bit."""
-    options = {
-        "checkpoint": {"every_steps": 1},
-        "evaluation": {"max_samples": 2, "every_steps": 1, "validation_samples": 2},
-    }
-    recipes = {}
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-        recipes[name] = write_recipe(
-            tmp_path / name, tiny_model("llama"), output_dir=str(tmp_path / name / "run"), max_steps=4, **options
-        )
-    assert train.main([str(recipes["whole"])]) == 0
-
-    class Killed(BaseException):
-        pass
-
-    iterate = ppo.PpoTrainer.iterate
-
-    def killing(self, step):
-        if step == 2:
-            raise Killed
-        return iterate(self, step)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo.PpoTrainer, "iterate", killing)
-        with pytest.raises(Killed):
-            train.main([str(recipes["cut"])])
-    assert train.main([str(recipes["cut"])]) == 0
-    whole, cut = tmp_path / "whole" / "run", tmp_path / "cut" / "run"
-    ours, theirs = adapter_of(cut), adapter_of(whole)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-    assert timeless(cut / "metrics.jsonl") == timeless(whole / "metrics.jsonl")
-    assert read_jsonl(cut / "rollouts.jsonl") == read_jsonl(whole / "rollouts.jsonl")
-
-
 @pytest.fixture(scope="module")
 def one_rank(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one-rank")

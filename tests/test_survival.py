@@ -605,6 +605,20 @@ def endless(tmp_path, tiny_model, **more):
 
 
 @pytest.mark.slow
+def test_a_start_that_was_killed_does_not_block_later_ones(tmp_path, tiny_model):
+    """torch's lock of a C++ op, as a process that is killed while it loads one leaves it."""
+    path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=1)
+    lock = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm" / "lock"
+    assert lock.parent.is_dir()
+    lock.touch()
+    try:
+        assert launch(path).returncode == 0
+        assert not lock.exists()
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+@pytest.mark.slow
 def test_a_rank_that_is_killed_takes_the_run_down(launched, tmp_path, tiny_model):
     path, log = endless(tmp_path, tiny_model), tmp_path / "log"
     run = launched(path, 2, log)
@@ -612,7 +626,7 @@ def test_a_rank_that_is_killed_takes_the_run_down(launched, tmp_path, tiny_model
     os.kill(ranks_of(path)[1], signal.SIGKILL)
     assert run.wait(timeout=60) != 0
     said = log.read_text()
-    # Rank 0 may be where nothing of Python runs, in DeepSpeed's own exchange by shared memory; then the launcher speaks.
+    # Rank 0 may be where no Python runs, in DeepSpeed's own exchange by shared memory; then the launcher speaks.
     assert "rank 0: stopped, since another rank is gone" in said or "return code = -9" in said
     assert "Traceback" not in said
     assert not ranks_of(path), "nobody is left"
@@ -634,10 +648,9 @@ def test_a_rank_that_hangs_is_named_with_the_line_where_it_hangs(launched, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model, ranks):
+def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model):
     path, log = endless(tmp_path, tiny_model), tmp_path / "log"
-    run = launched(path, ranks, log, ("bash",))
+    run = launched(path, 2, log, ("bash",))
     wait_for(lambda: steps_of(path) > 1)
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=60) == 0, log.read_text()
@@ -676,37 +689,31 @@ def test_numbers_that_are_none_on_one_rank_stop_all(tmp_path, tiny_model):
 @pytest.mark.parametrize("stage", [0, 2])
 def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
     path = endless(tmp_path, tiny_model, deepspeed={"zero_stage": stage})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signals, "requested", lambda: "SIGTERM" if steps_of(path) == 2 else None)
+        assert train.main([str(path)]) == 0
     log = tmp_path / "log"
-    run = launched(path, 1, log, ("bash",))
-    wait_for(lambda: steps_of(path) > 1)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=60) == 0
-    log = tmp_path / "log2"
     run = launched(path, 2, log, ("bash",))
     if stage:
         assert run.wait(timeout=90) == 2
         assert "was written by 1 ranks, this run has 2" in log.read_text()
         return
-    before = steps_of(path)
-    wait_for(lambda: steps_of(path) > before)
+    wait_for(lambda: steps_of(path) > 2)
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=60) == 0
     assert "it goes on, to other bits" in log.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [0, 3, 5, 9])
-def test_killed_stopped_and_damaged_runs_end_with_the_same_bits(job, tmp_path):
-    """PPO and SFT, AdamW and Adafactor, shared and separate critic, 1 and 2 ranks; all of them in the full harness."""
-    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--seed", "1", "--folder", str(tmp_path)]
-    counts = {"kill": 4, "stop": 1, "corrupt": 2, "fill": 2}
-    if job:
-        del counts["fill"]
-    for trial, number in counts.items():
-        done = subprocess.run([*command, trial, "--number", str(number)], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert "the same bits in the end" in done.stdout or "left out" in done.stdout
-        shutil.rmtree(next(tmp_path.glob("job-*")))
+@pytest.mark.parametrize("job", [0, 7, 10], ids=["PPO", "PPO, two ranks, Adafactor, own critic", "SFT, Adafactor"])
+def test_killed_stopped_filled_and_damaged_runs_end_with_the_same_bits(job, tmp_path):
+    """Some of each; `python tests/faults/faults.py` does many, with every kind of run."""
+    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--number", "3", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    counts = dict(line.strip().split(": ", 1) for line in done.stdout.partition("in all")[2].strip().splitlines())
+    assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs a file system of its own, which not all may mount
+    assert '"kills": 3' in counts["kill"] and '"told": 3' in counts["corrupt"]
 
 
 def test_the_watchdog_leaves_a_run_that_goes_on_alone():
