@@ -103,11 +103,16 @@ class Checkpoints:
         self.root, self.strategy, self.engine, self.keep = root / "checkpoints", strategy, engine, keep
         self.files = CheckpointFiles()
         engine.checkpoint_engine = self.files
+        engine._copy_recovery_script = lambda save_path: (
+            None
+        )  # a script for users, unguarded against a full disk (0.19.6)
 
     # ------------------------------------------------------------------------------------------------- writing
 
-    def save(self, step: int, state: Mapping[str, Any], best: dict[str, Tensor] | None, best_step: int) -> str | None:
-        """Write a checkpoint, then forget old ones but that of the best validation.
+    def save(
+        self, step: int, state: Mapping[str, Any], best: dict[str, Tensor] | None, best_step: int | None
+    ) -> str | None:
+        """Write a checkpoint, then forget old ones but that of the best validation, if there was one.
 
         Returns what a rank's disk refused; then nothing has changed, and the checkpoints before it are as they were.
         """
@@ -154,15 +159,19 @@ class Checkpoints:
 
     def _finish(self, folder: Path, step: int, entries: dict[str, Any]) -> None:
         write_json(folder / MANIFEST, {"step": step, "ranks": self.strategy.world_size, "files": entries})
-        folder.replace(self.root / f"step-{step}")
+        final, old = self.root / f"step-{step}", self.root / f"replaced-{step}"
+        if final.exists():  # of a session that stopped before the validation of this step
+            final.rename(old)
+        folder.rename(final)
         sync_folder(self.root)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _agree(self) -> str | None:
         """The first error of any rank, on every rank."""
         errors = self.strategy.gather(str(self.files.error) if self.files.error is not None else None)
         return next((error for error in errors if error is not None), None)
 
-    def _prune(self, best_step: int) -> None:
+    def _prune(self, best_step: int | None) -> None:
         for path in folders(self.root.parent)[: -self.keep]:
             if _step(path) != best_step:
                 shutil.rmtree(path, ignore_errors=True)
@@ -213,6 +222,16 @@ def folders(run: Path) -> list[Path]:
     """Folders of a run's checkpoints, oldest first; whether they are whole is not looked at."""
     found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=_step)
+
+
+def recover(run: Path) -> None:
+    """Put back what a kill between the two renames of a replaced checkpoint left under its other name."""
+    for old in (run / "checkpoints").glob("replaced-*"):
+        final = old.with_name(f"step-{_step(old)}")
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(final)
 
 
 def check(folder: Path) -> list[str]:

@@ -440,6 +440,9 @@ def replay(
     console.print("\n".join(["in the run:", *(f"  {line}" for line in said or ["nothing was noted"])]), markup=False)
     console.print(table(samples))
     bad = sum(sample.bad for sample in samples)
+    if not all(sample.losses for sample in samples):
+        console.print("the run stopped before it had losses, so nothing was computed again")
+        return
     console.print(
         f"{bad} of {len(samples)} samples give no numbers again"
         if bad

@@ -120,6 +120,10 @@ def load_op(builder_name: str) -> None:
     then every later run would wait for ever. Here a lock that dies with its process stands before it, so whoever holds
     that may remove the other. DeepSpeed keeps the loaded op and does not come to torch's lock any more.
     """
+    # The ninja of this environment, not another one on PATH: each version takes what the other built for stale.
+    programs = os.path.dirname(sys.executable)
+    if not os.environ.get("PATH", "").startswith(programs):
+        os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
     builder = deepspeed.accelerator.get_accelerator().create_op_builder(builder_name)
     if builder is None or not builder.is_compatible(verbose=False):
         return

@@ -39,7 +39,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
-from extensions import train
+from extensions import train, watchdog
 from extensions.console import Reporter
 from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, spread
 from extensions.errors import UserError
@@ -346,7 +346,8 @@ def run(recipe: Recipe) -> None:
     if folder is not None and folder.set_aside is not None:
         reporter.say(f"an earlier run was moved to {folder.set_aside}")
     strategy.barrier()  # rank 0 has set up the folder
-    Run(recipe, strategy, reporter, folder, source).go(jobs, splits)
+    with watchdog.watching(strategy.rank, recipe.deepspeed.timeout):
+        Run(recipe, strategy, reporter, folder, source).go(jobs, splits)
 
 
 class Run:
@@ -545,6 +546,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The answers to the table are given again; a validation ends, since its epoch is not saved yet."""
+        watchdog.progress()
         if not self._training and self.strategy.stopping():
             raise Stopped
 
@@ -554,6 +556,7 @@ class Progress(TrainerCallback):
         self._started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        watchdog.progress()
         if self.strategy.stopping():
             self.stopped = control.should_save = control.should_training_stop = True
         batch = args.train_batch_size * args.world_size

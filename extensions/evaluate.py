@@ -178,14 +178,12 @@ class Evaluator:
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         found: list[Prediction] = []
         self.reporter.progress(0, left)
-        lockstep = bool(self.sampler.lockstep)
-        stopped = False
-        for batch in self._in_lockstep(batches) if lockstep else batches[strategy.rank]:
+        for batch in self._in_lockstep(batches) if self.sampler.lockstep else self._in_turns(batches):
             watchdog.progress()
-            # In lockstep all ranks must leave at the same place.
-            stopped = strategy.stopping() if lockstep else signals.requested() is not None
-            if stopped:
-                break
+            if strategy.stopping():  # asked in each turn, so no rank waits long for another, and all leave together
+                raise signals.Stopped
+            if not batch:
+                continue
             tokens = recipe.rollout.max_new_tokens
             answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
             found += answered
@@ -195,8 +193,6 @@ class Evaluator:
             self.reporter.progress(len(found) * strategy.world_size, left)
         if part is not None:
             part.close()
-        if any(strategy.gather(stopped)):
-            raise signals.Stopped
         self.tell_dropped()
         by_key = known | {(p.task, p.index): p for part_of in strategy.gather(found) for p in part_of}
         predictions = [by_key[example.task.name, example.index] for example in examples]
@@ -217,6 +213,12 @@ class Evaluator:
                     by_rank[turn % world_size].append(batch)
                     turn += 1
         return by_rank
+
+    def _in_turns(self, by_rank: Sequence[Sequence[list[Example]]]) -> Iterator[list[Example]]:
+        """This rank's batches, then empty ones as long as another rank has work."""
+        own = by_rank[self.strategy.rank]
+        for turn in range(max(map(len, by_rank))):
+            yield own[turn] if turn < len(own) else []
 
     def _in_lockstep(self, by_rank: Sequence[Sequence[list[Example]]]) -> Iterator[list[Example]]:
         """This rank's batches, filled up so that all ranks do the same forwards at the same time (ZeRO 3).

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extensions import watchdog
 from extensions.compat import (
     AdaptiveKLController,
     FixedKLController,
@@ -127,7 +128,7 @@ class PpoTrainer:
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration. Returns its metrics and, for each sample of this batch, a record; same on all ranks."""
-        clock = Clock(self.policy.device)
+        clock, self._experience = Clock(self.policy.device), None
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("rollout"):
             experience = self._experience = self.sample(batch, step)
@@ -222,6 +223,7 @@ class PpoTrainer:
         results: dict[str, Tensor] = {}
         with self.policy.role(role):
             for slots in self._micro_batches(experience, range(len(experience.samples))):
+                watchdog.progress()
                 packed = self._pack(experience, slots)
                 for name, flat in forward(packed).items():
                     rows = results.setdefault(name, torch.zeros(experience.mask.shape, device=flat.device))
@@ -282,6 +284,7 @@ class PpoTrainer:
         chunks = self._micro_batches(experience, slots)
         shared = self.ppo.critic == "shared"
         for k, chunk in enumerate(chunks):
+            watchdog.progress()
             packed, rows = self._pack(experience, chunk), list(chunk)
             mask = experience.mask[rows]
             last = k == len(chunks) - 1

@@ -23,7 +23,7 @@ from extensions.errors import UserError
 from extensions.files import read_json
 from extensions.loop import Trainer
 from extensions.policy import Policy, load_policy
-from extensions.ppo import PpoTrainer
+from extensions.ppo import MEASURED, PpoTrainer
 from extensions.recipe import Recipe, load_recipe
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy, load_trainable_state
@@ -37,7 +37,7 @@ class Replayed:
     slot: int
     record: dict[str, Any]  # of rank-K.json
     known: list[str]  # tensors of the run that are not finite at this sample
-    losses: dict[str, float] = field(default_factory=dict)  # role -> loss, now
+    losses: dict[str, float] = field(default_factory=dict)  # role -> loss, now; none where the run had not come to it
     gradient_norm: float = 0.0
     first: str | None = None  # the first module whose output is not finite, now
 
@@ -73,12 +73,14 @@ def replay(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list
         tensors = load_file(path.with_suffix(".safetensors"), device=str(strategy.device))
         samples = content["samples"]
         said += [f"rank {rank}: {p['found']} in {p['tensor']}; samples {p['slots']}" for p in content["problems"]]
-        if samples:
-            trainer.recall(samples, tensors)
-        found += [
-            _again(Replayed(rank, slot, record, _not_finite(tensors, slot)), trainer, policy)
-            for slot, record in enumerate(samples)
-        ]
+        whole = recipe.method == "sft" or set(MEASURED) <= tensors.keys()
+        if samples and whole:
+            # What was no number in the run is shown; here it would hide which sample gives none by itself.
+            trainer.recall(
+                samples, {k: t.nan_to_num(0, 0, 0) if t.is_floating_point() else t for k, t in tensors.items()}
+            )
+        part = [Replayed(rank, slot, record, _not_finite(tensors, slot)) for slot, record in enumerate(samples)]
+        found += [_again(sample, trainer, policy) for sample in part] if whole else part
     return said, found
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import reward_fns
+from extensions import watchdog
 from extensions.data import Example
 from extensions.errors import UserError
 from extensions.prompts import pack_label
@@ -47,7 +48,11 @@ class Reward:
         """
         labels = [self.label(example) for example in examples]
         if not self.batched:
-            return [self._one(text, label) for text, label in zip(texts, labels, strict=True)]
+            found = []
+            for text, label in zip(texts, labels, strict=True):
+                watchdog.progress()  # a reward may ask another model, and take its time
+                found.append(self._one(text, label))
+            return found
         queries = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
         try:
             result = self.function(queries, list(prompts), labels)

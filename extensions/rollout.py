@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from extensions import watchdog
 from extensions.decoding import read_prompts
 from extensions.numerics import sample_tokens, token_logprobs
 from extensions.packing import Sample, micro_batches, pack
@@ -89,6 +90,7 @@ class Sampler:
         logprobs, values = torch.zeros(2, len(requests), steps, device=device)
         closed = [False] * len(requests)
         for step in range(steps):
+            watchdog.progress()
             rows = decoder.order  # the requests that are still being written, and some that ended lately
             logits = policy.logits(states)
             drawn = logits.argmax(-1) if greedy else sample_tokens(logits, chances[rows, step])

@@ -33,12 +33,13 @@ from typing import Any
 import yaml
 
 from extensions import __version__
-from extensions.checkpoint import folders
+from extensions.checkpoint import folders, recover
 from extensions.errors import UserError
 from extensions.files import Lines, keep_lines, read_json, write_json, write_text
 from extensions.recipe import MAY_CHANGE, Recipe, dump_recipe
 
 PACKAGES = ("torch", "transformers", "deepspeed", "openrlhf", "peft", "datasets", "flash-attn", "vllm", "ray", "numpy")
+LOCK = "run.lock"
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl")  # each line has its step
 
 
@@ -106,12 +107,16 @@ class RunFolder:
             lock = _lock(root) if (root / "recipe.yaml").exists() else None
             if lock is not None and self._continues(recipe, known):
                 known["run_id"] = read_json(root / "versions.json").get("run_id", known["run_id"])
-            elif lock is not None:
-                lock.close()
-                lock, self.set_aside = None, _free_name(root)
-                root.rename(self.set_aside)
-            root.mkdir(parents=True, exist_ok=True)
-            self._lock = lock or _lock(root)
+                self._lock = lock
+            else:
+                if lock is not None:
+                    self.set_aside = _free_name(root)
+                    root.rename(self.set_aside)
+                root.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(root)
+                if lock is not None and self.set_aside is not None:
+                    (self.set_aside / LOCK).unlink(missing_ok=True)
+                    lock.close()
             write_text(root / "recipe.yaml", dump_recipe(recipe))
             write_json(root / "versions.json", known)
         except OSError as error:
@@ -124,6 +129,7 @@ class RunFolder:
         """Whether the run in the folder is to be resumed. Refuses another one, since its bits would differ."""
         if is_finished(self.root):
             return False
+        recover(self.root)
         # Of evaluations, and of encoders: tasks that are finished, epochs of the one that is not.
         patterns = ("*.part-*.jsonl", "tasks/*.json", "checkpoints/*/checkpoint-*")
         parts = [path for pattern in patterns for path in self.root.glob(pattern)]
@@ -198,15 +204,20 @@ class RunFolder:
         for lines in self._lines.values():
             lines.sync()
 
-    def cut_back(self, step: int) -> None:
-        """Drop what was recorded after `step`, and lines that are damaged, before a run resumes from its checkpoint."""
+    def cut_back(self, step: int, validated: int) -> None:
+        """Drop what was recorded after a checkpoint, and lines that are damaged, before a run resumes from it.
+
+        Args:
+            validated: step of the last validation that the checkpoint knows of.
+        """
         for name in RECORDS:
             if not (self.root / name).exists():
                 continue
             steps: list[int] = []
+            last = validated if name == "validation.jsonl" else step
 
-            def wanted(record: dict[str, Any], steps: list[int] = steps) -> bool:
-                if isinstance(record.get("step"), int) and record["step"] <= step:
+            def wanted(record: dict[str, Any], steps: list[int] = steps, last: int = last) -> bool:
+                if isinstance(record.get("step"), int) and record["step"] <= last:
                     steps.append(record["step"])
                     return True
                 return False
@@ -259,7 +270,7 @@ class RunFolder:
             except Exception as error:
                 self._warn(f"{_name(tracker)} did not finish: {type(error).__name__}: {error}")
         self._trackers.clear()
-        (self.root / "run.lock").unlink(missing_ok=True)
+        (self.root / LOCK).unlink(missing_ok=True)
         self._lock.close()
 
 
@@ -290,9 +301,12 @@ def _lock(root: Path) -> Any:
     Raises:
         UserError: another process holds it.
     """
-    file = (root / "run.lock").open("a+", encoding="utf-8")
+    file = (root / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (root / LOCK).exists() or os.fstat(file.fileno()).st_ino != (root / LOCK).stat().st_ino:
+            file.close()  # its holder has just ended and removed it
+            return _lock(root)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from extensions import watchdog
 from extensions.compat import SFTLoss
 from extensions.data import BatchOrder, Example
 from extensions.loop import Clock, add, mixed_seed
@@ -59,6 +60,7 @@ class SftTrainer:
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One optimizer step. Returns its metrics, the same on all ranks; there are no responses to record."""
         clock = Clock(self.policy.device)
+        self._batch = [], []
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("encode"):
             samples = [self.encode(example) for example in batch]
@@ -88,6 +90,7 @@ class SftTrainer:
         chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
         sums: dict[str, Tensor] = {}
         for k, chunk in enumerate(chunks):
+            watchdog.progress()
             packed = self._pack([samples[slot] for slot in chunk])
             self.strategy.guard.samples(chunk)
             torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks

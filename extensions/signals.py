@@ -46,8 +46,12 @@ def caught() -> Iterator[None]:
         return
     before: dict[signal.Signals, Any] = {}
 
+    interrupts = 0
+
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and _reason == signal.SIGINT.name:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and interrupts > 1:
             raise KeyboardInterrupt
         request(signal.Signals(number).name)
 

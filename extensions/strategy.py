@@ -10,6 +10,7 @@ import json
 import math
 import os
 import socket
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,7 @@ class Strategy(DeepspeedStrategy):
         on_device = values.to(self.device)
         with watchdog.waiting("a sum over the ranks"):
             dist.all_reduce(on_device)
+            self._settle()
         return on_device.to(values.device)
 
     def gather(self, item: Any) -> list[Any]:
@@ -126,6 +128,12 @@ class Strategy(DeepspeedStrategy):
         if self.world_size > 1:
             with watchdog.waiting("a barrier"):
                 dist.barrier()
+                self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the device here: its collectives return at once, and the waiting would come elsewhere."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
     def stopping(self) -> bool:
         """Whether any rank was asked to stop (`extensions.signals`); the same answer on each."""
@@ -175,14 +183,17 @@ class Strategy(DeepspeedStrategy):
         """
         self.guard.watch("loss", loss)
         engine.set_gradient_accumulation_boundary(last)
-        with watchdog.waiting("the exchange of gradients"):
+        shared = self.world_size > 1 and (last or self.stage == 3)
+        with watchdog.waiting("the exchange of gradients") if shared else nullcontext():
             engine.backward(loss, scale_wrt_gas=False)
+            if shared:
+                self._settle()
         if last:
             self.guard.check(self.sum)
             if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
                 gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
                 self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-            with watchdog.waiting("the optimizer's step"):
+            with watchdog.waiting("the optimizer's step") if shared else nullcontext():
                 engine.step()
 
     def get_grad_norm(self, model: nn.Module) -> float:

@@ -6,6 +6,7 @@ The training itself is a trainer's (`extensions.ppo`, `extensions.sft`), the ans
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import os
@@ -14,6 +15,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     strategy = Strategy(
         recipe.seed, recipe.deepspeed, recipe.sft.max_grad_norm if method == "sft" else ppo.max_grad_norm
     )
-    strategy.setup_distributed()
+    strategy.setup_distributed(timedelta(seconds=max(1800.0, recipe.deepspeed.timeout + 2 * watchdog.GRACE)))
     reporter = Reporter(active=strategy.is_rank_0())
     if not (reporter.active and sys.stderr.isatty()):
         transformers.utils.logging.disable_progress_bar()
@@ -129,7 +132,13 @@ def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | No
         "model.adapter": adapter_hash(recipe.model.adapter),
         "reward": None if reward.packed_labels else sha256(reward.path),  # files of the project have its version
         "data": data.fingerprint(),
+        "deepspeed.config": _hash_of(recipe.deepspeed.config),
     }
+
+
+def _hash_of(path: str | None) -> str | None:
+    """None where there is no such file: who reads it says so."""
+    return sha256(Path(path)) if path is not None and Path(path).is_file() else None
 
 
 def _check_ranks(recipe: Recipe, world_size: int) -> None:
@@ -248,6 +257,7 @@ class Training(Run):
         self.validated = 0  # step of the last validation
         self.saved: tuple[int, int] | None = None  # step and `validated` of the last checkpoint
         self.seconds = 0.0  # of training, over all sessions
+        self.iterated = False  # in this session
 
     def go(self) -> None:
         self.resume()
@@ -275,6 +285,8 @@ class Training(Run):
         self.save_adapter()
         # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
         resumable = self.saved == (self.step, self.validated)
+        if self.iterated:
+            self.evaluator.forget_parts()
         self.evaluate("after", "after training, ", AFTER, resumable)
         self.answer_test(resumable)
         self.finish()
@@ -307,13 +319,14 @@ class Training(Run):
         return bool(every) and self.step > 0 and self.step % every == 0
 
     def _iterate(self) -> None:
-        start = time.monotonic()
+        start, self.iterated = time.monotonic(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
         except BadNumber as bad:
             raise NumbersError(self._explained(bad)) from bad
         except UserError as error:  # a reward that is no number, on this rank alone
-            self._leave([Problem(f"reward: {error}", [], "")], None)
+            with suppress(OSError):
+                self._leave([Problem(f"reward: {error}", [], "")], None)
             raise
         self.step += 1
         self.seconds += time.monotonic() - start
@@ -361,10 +374,15 @@ class Training(Run):
 
     def _explained(self, bad: BadNumber) -> str:
         """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
-        problems = [self._blamed(problem) for problem in bad.problems[:20]]
-        folder = self._leave(problems, trainable_state(self.policy))
+        weights = trainable_state(self.policy)
         samples, _ = self.trainer.evidence()
-        own = []
+        problems, folder, own = bad.problems, self._failed, []
+        try:
+            self._leave(problems, weights)
+            problems = self._blamed(problems)
+            self._leave(problems, weights)
+        except OSError as error:
+            own.append(f"  rank {self.strategy.rank}: its part of the batch could not be written ({error.strerror})")
         for problem in problems[:3]:  # in the order of the computation, so the cause comes first
             named = [f"{slot} ({samples[slot]['task']}, row {samples[slot]['index']})" for slot in problem.slots[:4]]
             more = f" and {len(problem.slots) - 4} more" if len(problem.slots) > 4 else ""
@@ -380,31 +398,40 @@ class Training(Run):
             "optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
         )
 
-    def _blamed(self, problem: Problem) -> Problem:
-        """A gradient is that of a whole micro-batch; find the samples whose own gradient is not finite either."""
-        if (
-            not problem.tensor.startswith(("gradient", "loss")) or self.strategy.stage == 3
-        ):  # there the ranks must agree
-            return problem
-        parameters = list(self.policy.trainable.values())
-        guilty = []
-        for slot in problem.slots:
-            for role, loss in self.trainer.losses_of(slot).items():
-                with self.policy.role(role):
-                    value = loss()
-                    found = torch.autograd.grad(value, parameters, allow_unused=True)
-                numbers = [value, *(gradient for gradient in found if gradient is not None)]
-                if not all(torch.isfinite(tensor).all() for tensor in numbers):
-                    guilty.append(slot)
-                    break
-        return Problem(problem.tensor, guilty or problem.slots, problem.found)
+    def _blamed(self, problems: Sequence[Problem]) -> list[Problem]:
+        """A gradient or loss is that of a whole micro-batch; find the samples whose own is not finite either."""
+        of_batch = ("gradient", "loss")
+        suspects = sorted({slot for p in problems if p.tensor.startswith(of_batch) for slot in p.slots})
+        if self.strategy.stage == 3:  # there each forward is one of all ranks
+            return list(problems)
+        guilty = {slot for slot in suspects if self._is_bad(slot)}
+        return [
+            Problem(p.tensor, [s for s in p.slots if s in guilty] or p.slots, p.found)
+            if p.tensor.startswith(of_batch)
+            else p
+            for p in problems
+        ]
 
-    def _leave(self, problems: Sequence[Problem], weights: dict[str, Tensor] | None) -> Path:
-        folder = self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
+    def _is_bad(self, slot: int) -> bool:
+        watchdog.progress()
+        parameters = list(self.policy.trainable.values())
+        for role, loss in self.trainer.losses_of(slot).items():
+            with self.policy.role(role):
+                value = loss()
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
+            numbers = [value, *(gradient for gradient in found if gradient is not None)]
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
+                return True
+        return False
+
+    @property
+    def _failed(self) -> Path:
+        return self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
+
+    def _leave(self, problems: Sequence[Problem], weights: dict[str, Tensor] | None) -> None:
         samples, tensors = self.trainer.evidence()
         own = weights if self.strategy.is_rank_0() else None
-        leave(folder, self.strategy.rank, problems, samples, tensors, own)
-        return folder
+        leave(self._failed, self.strategy.rank, problems, samples, tensors, own)
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
@@ -432,7 +459,8 @@ class Training(Run):
                 error = str(refused)
         error = self.strategy.gather(error)[0]
         if error is None:
-            error = self.checkpoints.save(self.step, state, self.best_state, self.best["step"])
+            best_step = None if self.best["metric"] is None else self.best["step"]
+            error = self.checkpoints.save(self.step, state, self.best_state, best_step)
         if error is None:
             self.saved = (self.step, self.validated)
             return True
@@ -465,7 +493,7 @@ class Training(Run):
         checkpoint = self.checkpoints.newest(self.reporter.warn)
         if checkpoint is None:
             if self.folder is not None:
-                self.folder.cut_back(0)
+                self.folder.cut_back(0, 0)
             return
         self.checkpoints.load(checkpoint, self.reporter.warn)
         state = checkpoint.state
@@ -475,7 +503,7 @@ class Training(Run):
         self.watch.load_state(state["watch"])
         self.saved = (self.step, self.validated)
         if self.folder is not None:
-            self.folder.cut_back(self.step)
+            self.folder.cut_back(self.step, self.validated)
             if "before" in self.scores:
                 self.write_scores()
         self.reporter.say(f"resuming after step {self.step} from {checkpoint.folder}")
@@ -505,7 +533,7 @@ class Training(Run):
             "seconds": self.seconds,
             "started_from": _method_of(recipe.model.adapter),
         }
-        self.folder.close()
+        self.folder.sync()
         metrics = read_jsonl(root / "metrics.jsonl")
         if recipe.method == "ppo":
             curve = root / "reward_curve.png"
@@ -516,6 +544,7 @@ class Training(Run):
         card = model_card(recipe, self.scores, self.data.split, self.samples, self.step, self.seconds)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
+        self.folder.close()
         self.reporter.say(
             f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
         )
@@ -545,7 +574,11 @@ def _report(message: str, rank: str, status: int) -> int:
     A rank that is still there after some seconds has an error of its own, which nobody else would tell.
     """
     if rank != "0":
-        time.sleep(5)
+        told, end = signals.requested(), time.monotonic() + 5
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            if signals.requested() != told:  # by the launcher: rank 0 has said the same
+                return status
         message = f"rank {rank}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status
@@ -594,7 +627,10 @@ def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], N
     4 numbers that are none. (5, from `extensions.watchdog`: a rank hangs.)
     """
     with signals.caught():  # to the last word: the launcher gives the other ranks SIGTERM as soon as one has failed
-        return _main(arguments, method, do)
+        status = _main(arguments, method, do)
+    if status:  # leaving the group well takes all ranks, and NCCL would wait for those that are still in a collective
+        atexit.unregister(torch.distributed.destroy_process_group)
+    return status
 
 
 def _main(arguments: Sequence[str], method: str, do: Callable[[Recipe], None]) -> int:

@@ -25,14 +25,15 @@ STDERR = 2  # the descriptor: sys.stderr may be something without one
 
 _seconds: float | None = None  # without progress; None: nobody watches
 _last = 0.0
+_armed = 0.0  # when `progress` last set the alarm of faulthandler
 _waiting: str | None = None  # in which collective
 
 
 def start(rank: int, seconds: float) -> None:
     """Watch this process from now on, until `stop`."""
-    global _seconds
+    global _seconds, _armed
     watched = _seconds is not None
-    _seconds = seconds
+    _seconds, _armed = seconds, 0.0
     progress()
     if not watched:
         threading.Thread(target=_watch, args=(rank,), daemon=True, name="watchdog").start()
@@ -46,9 +47,10 @@ def stop() -> None:
 
 def progress() -> None:
     """The run goes on."""
-    global _last
+    global _last, _armed
     _last = time.monotonic()
-    if _seconds is not None:
+    if _seconds is not None and _last - _armed > min(1.0, _seconds / 10):
+        _armed = _last
         # The thread below needs Python's lock, which a regular expression that never ends does not give away.
         faulthandler.dump_traceback_later(_seconds + 2 * GRACE, exit=True, file=STDERR)
 
@@ -86,18 +88,16 @@ def _watch(rank: int) -> None:
         if _seconds is None or idle < seconds + (GRACE if collective else 0):
             continue
         if collective:
-            _say(f"rank {rank}: waited {idle:.0f} s in {collective} for another rank, which hangs or is gone")
+            _say(f"error: rank {rank}: waited {idle:.0f} s in {collective} for another rank, which hangs or is gone.")
         else:
-            _say(
-                f"rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}); it hangs in the topmost "
-                "line of the main thread, the last one printed here:"
-            )
-            faulthandler.dump_traceback(STDERR, all_threads=True)
+            _say(f"error: rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}).")
+        _say("It is in the topmost line of the main thread, the last thread printed here:")
+        faulthandler.dump_traceback(STDERR, all_threads=True)
         os._exit(HUNG)
 
 
 def _say(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _launcher() -> psutil.Process | None:

@@ -387,7 +387,7 @@ def test_an_unfinished_run_goes_on(tmp_path):
     write_json(root / "eval.json", {"before": {}})
     run = RunFolder(root, recipe_of(), {})
     assert run.set_aside is None and folders(root)[-1].name == "step-4"
-    run.cut_back(4)
+    run.cut_back(4, 4)
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")] == [1, 2, 3, 4]
     assert read_jsonl(root / "rollouts.jsonl")[-1] == {"step": 4, "text": "line\u2028 “Yes”"}
     run.append("metrics.jsonl", [{"step": 5}])
@@ -410,7 +410,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
     with (root / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "rew')
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    RunFolder(root, recipe_of(), {}).cut_back(6)
+    RunFolder(root, recipe_of(), {}).cut_back(6, 6)
     assert (root / "metrics.jsonl").read_text().endswith("\n")
 
 

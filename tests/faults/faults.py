@@ -38,6 +38,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import matplotlib.pyplot  # noqa: E402, F401 # now, not in each child
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from conftest import tiny_config, tiny_tokenizer  # noqa: E402
