@@ -383,6 +383,44 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_bits(
     assert_ended_as(unfinished / "whole", tmp_path / "run")
 
 
+def test_a_stop_in_a_validation_and_then_another_checkpoint_of_its_step(unfinished, tmp_path, tiny_model):
+    """The checkpoint of step 2 is written twice: before its validation, cut off, and after it."""
+    path = write_recipe(
+        tmp_path,
+        tiny_model("llama"),
+        output_dir=str(tmp_path / "run"),
+        max_steps=3,
+        **RESUMABLE | {"seed": 3, "checkpoint": {"every_steps": 1, "on_error": "stop"}},
+    )
+    validate = train.Training._validate
+
+    def stopping(self):
+        if self.step == 2:
+            raise signals.Stopped
+        validate(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Training, "_validate", stopping)
+        assert train.main([str(path)]) == 0
+    last = folders(tmp_path / "run")[-1]
+    assert last.name == "step-2" and read_json(last / "run.json")["validated"] == 1
+    with (tmp_path / "run" / "validation.jsonl").open("a") as file:
+        file.write('{"step": 2}\n')  # as if it had come to its record
+    assert train.main([str(path), "checkpoint.keep=9"]) == 0
+    assert read_json(last / "run.json")["validated"] == 2 and check(last) == []
+    assert_ended_as(unfinished / "whole", tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("replaced-*"))
+
+
+def test_a_kill_between_two_renames_of_a_checkpoint(tmp_path):
+    root = tmp_path / "checkpoints"
+    for name in ("replaced-4", "replaced-2", "step-2"):
+        (root / name).mkdir(parents=True)
+    (root / "replaced-4" / "old").touch()
+    checkpoint.recover(tmp_path)
+    assert sorted(path.name for path in root.iterdir()) == ["step-2", "step-4"] and (root / "step-4" / "old").exists()
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_evaluation_of_a_training_is_cut_off_and_goes_on(
     unfinished, tmp_path, monkeypatch, capsys, tiny_model, moment
@@ -419,8 +457,9 @@ def test_a_second_ctrl_c_ends_it_and_ignored_signals_stay_ignored():
             assert signals.requested() is None
             os.kill(os.getpid(), signal.SIGHUP)
             assert signals.requested() is None
+            os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
-            assert signals.requested() == "SIGINT"
+            assert signals.requested() == "SIGTERM"
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(1)
@@ -525,6 +564,9 @@ def test_a_reward_that_is_no_number_leaves_its_batch(tiny_model, tmp_path, capsy
     assert "nan" in capsys.readouterr().err
     left = read_json(tmp_path / "run" / "failed" / "step-1" / "rank-0.json")
     assert len(left["samples"]) == 4 and "nan" in left["problems"][0]["tensor"]
+    done = CliRunner().invoke(app, ["replay", str(tmp_path / "run" / "failed" / "step-1")])
+    assert done.exit_code == 0, done.output
+    assert "before it had losses" in done.output and "my_reward.py" in done.output.replace("\n", "")
 
 
 # ----------------------------------------------------------------------------------------------- ranks, for real
