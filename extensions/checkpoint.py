@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,15 @@ class CheckpointFiles(TorchCheckpointEngine):
 
     Notes which files this rank wrote, and the first error instead of raising it: a rank that left DeepSpeed's
     `save_checkpoint` early would leave the others waiting in its barriers.
+
+    Args:
+        trained: names of the trained parameters; others are left out. DeepSpeed leaves out what is frozen, but under
+            one name only where a model's head is its embedding (0.19.6): most of a checkpoint would be that matrix.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trained: Container[str]) -> None:
         super().__init__()
+        self.trained = trained
         self.begin()
 
     def begin(self) -> None:
@@ -65,7 +70,10 @@ class CheckpointFiles(TorchCheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         def write() -> None:
-            _save(state_dict, Path(path))
+            content = dict(state_dict)
+            if isinstance(content.get("module"), Mapping):
+                content["module"] = {k: v for k, v in content["module"].items() if k in self.trained}
+            _save(content, Path(path))
             self.written.append(Path(path))
 
         self.attempt(write)
@@ -101,7 +109,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, strategy: Strategy, engine: deepspeed.DeepSpeedEngine, keep: int) -> None:
         self.root, self.strategy, self.engine, self.keep = root / "checkpoints", strategy, engine, keep
-        self.files = CheckpointFiles()
+        self.files = CheckpointFiles({name for name, p in engine.module.named_parameters() if p.requires_grad})
         engine.checkpoint_engine = self.files
         engine._copy_recovery_script = lambda save_path: (
             None

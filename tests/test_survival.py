@@ -144,6 +144,18 @@ def test_a_whole_checkpoint_is_found_whole(unfinished):
     assert [check(folder) for folder in folders(unfinished / "run")] == [[]] * 4
 
 
+def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_model, tmp_path):
+    """Also where the head is the embedding, which has two names then."""
+    model = tmp_path / "tied"
+    shutil.copytree(tiny_model("llama"), model)
+    config = read_json(model / "config.json") | {"tie_word_embeddings": True}
+    (model / "config.json").write_text(json.dumps(config))
+    path = write_recipe(tmp_path, model, output_dir=str(tmp_path / "run"), max_steps=1, **RESUMABLE)
+    assert train.main([str(path), "evaluation.every_steps=0"]) == 0
+    content = torch.load(folders(tmp_path / "run")[-1] / "mp_rank_00_model_states.pt", weights_only=True)
+    assert content["module"] and all("lora_" in name or "value_head" in name for name in content["module"])
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "run.json", "mp_rank_00_model_states.pt", "random-0.pt"])
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "gone"])
 def test_damage_is_found(unfinished, tmp_path, name, damage):
