@@ -512,7 +512,7 @@ class Training(Run):
 
     def save_adapter(self) -> None:
         """Before the last evaluations, which may take longer than the training."""
-        state = trainable_state(self.policy)
+        state = trainable_state(self.policy) if self.best_state is None else self.best_state
         if self.folder is not None:
             temporary = self.folder.root / "adapter.tmp"
             self.policy.save_adapter(temporary, state)

@@ -14,6 +14,7 @@ from extensions import encoder, train
 from extensions.cli import app
 from extensions.data import load_examples
 from extensions.files import read_json
+from extensions.guard import Problem, leave
 from extensions.submit import make_archive
 from extensions.tasks import SUITES, TASKS, Task
 from extensions.tasks.shared import THREE_WAY_ENTAILMENT
@@ -69,6 +70,9 @@ def scene(tiny_model, tmp_path_factory):
         patch.chdir(folder)
         for method, *overrides in (("ppo",), ("sft",), ("eval",), ("eval", "prompt.shots=5")):
             assert train.main([str(ROOT / "recipes/smollm2.yaml"), *model, *SMALL, *overrides], method) == 0
+    sample = {"task": "sst2", "index": 3, "prompt": "a", "response": "b", "prompt_ids": [1, 2], "response_ids": [3]}
+    problem = Problem("logprobs of the rollout", [0], "NaN")
+    leave(folder / "runs" / "smollm2" / "failed" / "step-12", 0, [problem], [sample], {}, None)
     return folder
 
 

@@ -36,6 +36,14 @@ RESUMABLE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell that starts a job in the background hands down SIGINT ignored, and what is ignored stays so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def no_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -749,7 +757,7 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
     log = tmp_path / "log"
     run = launched(path, 2, log, ("bash",))
     if stage:
-        assert run.wait(timeout=90) == 2
+        assert run.wait(timeout=120) == 2
         assert "was written by 1 ranks, this run has 2" in log.read_text()
         return
     wait_for(lambda: steps_of(path) > 2)
@@ -759,15 +767,15 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [0, 7, 10], ids=["PPO", "PPO, two ranks, Adafactor, own critic", "SFT, Adafactor"])
+@pytest.mark.parametrize("job", [7, 10], ids=["PPO, two ranks, Adafactor, own critic", "SFT, Adafactor"])
 def test_killed_stopped_filled_and_damaged_runs_end_with_the_same_bits(job, tmp_path):
     """Some of each; `python tests/faults/faults.py` does many, with every kind of run."""
-    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--number", "3", "--folder", str(tmp_path)]
+    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--number", "2", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     counts = dict(line.strip().split(": ", 1) for line in done.stdout.partition("in all")[2].strip().splitlines())
     assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs a file system of its own, which not all may mount
-    assert '"kills": 3' in counts["kill"] and '"told": 3' in counts["corrupt"]
+    assert '"kills": 2' in counts["kill"] and '"told": 2' in counts["corrupt"]
 
 
 def test_the_watchdog_leaves_a_run_that_goes_on_alone():
