@@ -69,14 +69,20 @@ class CheckpointFiles(TorchCheckpointEngine):
         self.attempt(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
 
     def save(self, state_dict: Any, path: str) -> None:
-        def write() -> None:
-            content = dict(state_dict)
-            if isinstance(content.get("module"), Mapping):
-                content["module"] = {k: v for k, v in content["module"].items() if k in self.trained}
-            _save(content, Path(path))
-            self.written.append(Path(path))
+        content = dict(state_dict)
+        if isinstance(content.get("module"), Mapping):
+            content["module"] = {k: v for k, v in content["module"].items() if k in self.trained}
+        self.write(Path(path), lambda target: _save(content, target))
 
-        self.attempt(write)
+    def write(self, path: Path, do: Callable[[Path], object]) -> None:
+        """Attempt to have `do` write a file, and bring it to the disk."""
+
+        def attempt() -> None:
+            do(path)
+            sync_file(path)
+            self.written.append(path)
+
+        self.attempt(attempt)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         with torch.serialization.safe_globals(CHECKPOINT_GLOBALS):
@@ -96,7 +102,6 @@ class CheckpointFiles(TorchCheckpointEngine):
 def _save(content: Any, path: Path) -> None:
     with path.open("wb") as file:
         torch.save(content, file)
-    sync_file(path)
 
 
 class Checkpoints:
@@ -111,9 +116,8 @@ class Checkpoints:
         self.root, self.strategy, self.engine, self.keep = root / "checkpoints", strategy, engine, keep
         self.files = CheckpointFiles({name for name, p in engine.module.named_parameters() if p.requires_grad})
         engine.checkpoint_engine = self.files
-        engine._copy_recovery_script = lambda save_path: (
-            None
-        )  # a script for users, unguarded against a full disk (0.19.6)
+        # DeepSpeed would copy a script for users there, unguarded against a full disk (0.19.6).
+        engine._copy_recovery_script = lambda save_path: None
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -134,9 +138,9 @@ class Checkpoints:
         self.engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
         self.files.save(_random_state(), str(folder / f"random-{self.strategy.rank}.pt"))
         if main:
-            self._write(folder / "run.json", lambda path: write_json(path, state))
+            self.files.write(folder / "run.json", lambda path: write_json(path, state))
             if best is not None:
-                self._write(folder / "best.safetensors", lambda path: save_file(best, path))
+                self.files.write(folder / "best.safetensors", lambda path: save_file(best, path))
         entries: dict[str, Any] = {}
         self.files.attempt(lambda: entries.update({path.name: _entry(path) for path in self.files.written}))
         by_rank = self.strategy.gather(entries)
@@ -156,14 +160,6 @@ class Checkpoints:
         for left in self.root.glob("writing-*"):  # of a run that was killed there
             shutil.rmtree(left)
         folder.mkdir(parents=True)
-
-    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
-        def attempt() -> None:
-            write(path)
-            sync_file(path)
-            self.files.written.append(path)
-
-        self.files.attempt(attempt)
 
     def _finish(self, folder: Path, step: int, entries: dict[str, Any]) -> None:
         write_json(folder / MANIFEST, {"step": step, "ranks": self.strategy.world_size, "files": entries})

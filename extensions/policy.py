@@ -10,7 +10,6 @@ The only module that imports peft.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from extensions.attention import NAME as PACKED
 from extensions.attention import Attend, PackAttention
 from extensions.compat import alibi_positions
 from extensions.errors import UserError
+from extensions.files import sha256
 from extensions.numerics import Entropy, OfLogits, token_entropy, token_logprobs
 from extensions.packing import Pack
 from extensions.recipe import Lora, Model, Recipe
@@ -292,8 +292,7 @@ def resolve_model(path: str) -> tuple[str, str | None]:
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Of a file; read once while its size and time stay the same, since a run loads three things from it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
 
 
 @contextmanager

@@ -65,15 +65,23 @@ def caught() -> Iterator[None]:
             signal.signal(one, handler)
 
 
+def launcher() -> psutil.Process | None:
+    """The `deepspeed` command above DeepSpeed's process for this machine, which does not notice when that one dies."""
+    with suppress(psutil.Error):
+        for process in psutil.Process().parents():
+            if any(os.path.basename(part) == "deepspeed" for part in process.cmdline()[:2]):
+                return process
+    return None
+
+
 def command_line(method: str, arguments: Sequence[str]) -> str:
     """The command that started this process's run, as one would type it: the launcher's, with its options."""
     script = f"{method}.sh"
     with suppress(psutil.Error):
-        for process in psutil.Process().parents():
-            command = process.cmdline()
-            programs = [os.path.basename(part) for part in command[:2]]
-            if "deepspeed" in programs and any(os.path.basename(part) == script for part in command):
-                options = [part for part in command[programs.index("deepspeed") + 1 :] if part != "--quiet"]
-                return shlex.join(["deepspeed", *options])
+        command = found.cmdline() if (found := launcher()) is not None else []
+        names = [os.path.basename(part) for part in command]
+        if script in names:
+            options = [part for part in command[names.index("deepspeed") + 1 :] if part != "--quiet"]
+            return shlex.join(["deepspeed", *options])
     ranks = os.environ.get("WORLD_SIZE", "1")
     return ("" if ranks == "1" else f"NPROC={ranks} ") + shlex.join(["bash", f"launch/{script}", *arguments])

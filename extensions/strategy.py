@@ -82,10 +82,10 @@ class Strategy(DeepspeedStrategy):
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         transformers.set_seed(self.seed)
         accelerator = deepspeed.accelerator.get_accelerator()
-        if accelerator.device_name() != "cpu":
-            accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         if accelerator.device_name() == "cpu":
             load_op("ShareMemCommBuilder")
+        else:
+            accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
             deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)

@@ -1,6 +1,6 @@
 """A rank that hangs ends, and says where it hung; so does one that waits for it.
 
-Between `start` and `stop` a rank must show progress, at least once in the given seconds: a phase of an iteration, a
+While it is watched a rank must show progress, at least once in the given seconds: a phase of an iteration, a
 batch of an evaluation. One that computes and does not is the one that hangs: its stack is printed. One that waits in a
 collective for another gets `GRACE` seconds more, so that the guilty one speaks first; the launcher ends the rest.
 """
@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
-
 from extensions import signals
 
 GRACE = 30.0
@@ -27,22 +25,6 @@ _seconds: float | None = None  # without progress; None: nobody watches
 _last = 0.0
 _armed = 0.0  # when `progress` last set the alarm of faulthandler
 _waiting: str | None = None  # in which collective
-
-
-def start(rank: int, seconds: float) -> None:
-    """Watch this process from now on, until `stop`."""
-    global _seconds, _armed
-    watched = _seconds is not None
-    _seconds, _armed = seconds, 0.0
-    progress()
-    if not watched:
-        threading.Thread(target=_watch, args=(rank,), daemon=True, name="watchdog").start()
-
-
-def stop() -> None:
-    global _seconds
-    _seconds = None
-    faulthandler.cancel_dump_traceback_later()
 
 
 def progress() -> None:
@@ -57,12 +39,16 @@ def progress() -> None:
 
 @contextmanager
 def watching(rank: int, seconds: float) -> Iterator[None]:
-    """`start`, and `stop` at the end."""
-    start(rank, seconds)
+    """Watch this process meanwhile."""
+    global _seconds, _armed
+    _seconds, _armed = seconds, 0.0
+    progress()
+    threading.Thread(target=_watch, args=(rank,), daemon=True, name="watchdog").start()
     try:
         yield
     finally:
-        stop()
+        _seconds = None
+        faulthandler.cancel_dump_traceback_later()
 
 
 @contextmanager
@@ -79,7 +65,7 @@ def waiting(collective: str) -> Iterator[None]:
 
 
 def _watch(rank: int) -> None:
-    launcher = _launcher()
+    launcher = signals.launcher()
     while (seconds := _seconds) is not None:
         time.sleep(min(1.0, seconds / 10))
         idle, collective = time.monotonic() - _last, _waiting
@@ -98,14 +84,3 @@ def _watch(rank: int) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _launcher() -> psutil.Process | None:
-    """The `deepspeed` command above DeepSpeed's process for this machine, which does not notice when that one dies."""
-    try:
-        for process in psutil.Process().parents():
-            if any(os.path.basename(part) == "deepspeed" for part in process.cmdline()[:2]):
-                return process
-    except psutil.Error:
-        pass
-    return None

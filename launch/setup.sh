@@ -108,19 +108,11 @@ setup_complete() { # requirements file
 }
 
 setup_compile_comm_op() {
-    # Now rather than in the first run, where it looks like a hang. A lock left by a killed compiler would
-    # make every later run wait for ever.
-    PATH="$venv/bin:$PATH" "$venv/bin/python" - <<'PY'
-import os
-from deepspeed.accelerator import get_accelerator
-from torch.utils.cpp_extension import _get_build_directory
+    # Now rather than in the first run, where it looks like a hang.
+    "$venv/bin/python" - <<'PY'
+from extensions.compat import load_op
 
-builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-if builder is not None and builder.is_compatible():
-    lock = os.path.join(_get_build_directory(builder.name, False), "lock")
-    if os.path.exists(lock):
-        os.remove(lock)
-    builder.load()
+load_op("ShareMemCommBuilder")
 PY
 }
 

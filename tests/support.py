@@ -111,18 +111,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_command(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess:
-    """A command in the repository root, with this environment's programs first on PATH."""
+def environment() -> dict[str, str]:
+    """For a process of its own, with this environment's programs first on PATH."""
     programs = Path(sys.executable).parent
     # A run in this process is a process group of its own, described in the environment.
     group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {k: v for k, v in os.environ.items() if k not in group} | {
+    return {k: v for k, v in os.environ.items() if k not in group} | {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "VIRTUAL_ENV": str(programs.parent),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT)
+
+
+def run_command(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess:
+    """A command in the repository root."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=ROOT)
 
 
 def launch(recipe: Path, *overrides: str, ranks: int = 1, launcher: list[str] | None = None, method: str = "ppo"):

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from support import ROOT, adapter_of, free_port, launch, timeless, write_recipe
+from support import ROOT, adapter_of, environment, free_port, launch, timeless, write_recipe
 from typer.testing import CliRunner
 
 from extensions import checkpoint, files, signals, train, watchdog
@@ -56,6 +56,22 @@ def with_reward(folder: Path, body: str) -> str:
         f"import os, random, signal, time\ncalls = 0\n\n\ndef reward(text, label):\n    global calls\n{lines}\n"
     )
     return str(path)
+
+
+def own_task(rows: Path) -> dict:
+    """A task of two labels, with the same rows in training and validation."""
+    return {
+        "name": "own",
+        "description": "Say a or b.",
+        "question": "{text}",
+        "labels": ["a", "b"],
+        "source": {"files": {"train": str(rows), "validation": str(rows)}},
+    }
+
+
+def three_steps(folder: Path, model: Path, **more) -> Path:
+    """The recipe of the fixture `unfinished`, for a run of its own."""
+    return write_recipe(folder, model, output_dir=str(folder / "run"), max_steps=3, seed=3, **RESUMABLE | more)
 
 
 # ---------------------------------------------------------------------------------------------------------- files
@@ -110,9 +126,7 @@ def test_damaged_lines_are_named_or_dropped(tmp_path):
 def unfinished(tiny_model, tmp_path_factory):
     """A PPO run with three checkpoints that was killed before its last evaluation; and what it is when it ends."""
     folder = tmp_path_factory.mktemp("unfinished")
-    path = write_recipe(
-        folder, tiny_model("llama"), output_dir=str(folder / "run"), max_steps=3, **RESUMABLE | {"seed": 3}
-    )
+    path = three_steps(folder, tiny_model("llama"))
     assert train.main([str(path), "checkpoint.keep=5"]) == 0
     shutil.copytree(folder / "run", folder / "whole")
     (folder / "run" / "eval.json").unlink()
@@ -141,9 +155,7 @@ def assert_ended_as(whole: Path, run: Path) -> None:
 def test_checkpoints_are_there_from_the_start_and_the_best_stays(unfinished, tiny_model, tmp_path):
     assert [path.name for path in folders(unfinished / "run")] == ["step-0", "step-1", "step-2", "step-3"]
     best = read_json(folders(unfinished / "run")[-1] / "run.json")["best"]["step"]
-    path = write_recipe(
-        tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=3, **RESUMABLE | {"seed": 3}
-    )
+    path = three_steps(tmp_path, tiny_model("llama"))
     assert train.main([str(path), "checkpoint.keep=1"]) == 0
     assert {path.name for path in folders(tmp_path / "run")} == {f"step-{best}", "step-3"}
 
@@ -281,19 +293,12 @@ def test_what_may_change_and_what_may_not(unfinished, tmp_path, capsys):
 def test_what_a_run_reads_must_be_the_same(tiny_model, tmp_path, capsys, changed):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"text {k}", "label": "ab"[k % 2]}) + "\n" for k in range(8)))
-    task = {
-        "name": "own",
-        "description": "Say a or b.",
-        "question": "{text}",
-        "labels": ["a", "b"],
-        "source": {"files": {"train": str(rows), "validation": str(rows)}},
-    }
     reward = with_reward(tmp_path, "calls += 1\nif calls == 6: raise SystemExit\nreturn 1.0")
     path = write_recipe(
         tmp_path,
         tiny_model("llama"),
         output_dir=str(tmp_path / "run"),
-        data={"tasks": [task]},
+        data={"tasks": [own_task(rows)]},
         reward=reward,
         **RESUMABLE,
     )
@@ -376,13 +381,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_bits(
     unfinished, tmp_path, capsys, number, tiny_model
 ):
     """Checkpoints are off, so the one that is written is for the stop."""
-    path = write_recipe(
-        tmp_path,
-        tiny_model("llama"),
-        output_dir=str(tmp_path / "run"),
-        max_steps=3,
-        **RESUMABLE | {"seed": 3, "checkpoint": {"every_steps": 0}},
-    )
+    path = three_steps(tmp_path, tiny_model("llama"), checkpoint={"every_steps": 0})
     iterate = train.Training._iterate
 
     def stopping(self):
@@ -405,13 +404,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_bits(
 
 def test_a_stop_in_a_validation_and_then_another_checkpoint_of_its_step(unfinished, tmp_path, tiny_model):
     """The checkpoint of step 2 is written twice: before its validation, cut off, and after it."""
-    path = write_recipe(
-        tmp_path,
-        tiny_model("llama"),
-        output_dir=str(tmp_path / "run"),
-        max_steps=3,
-        **RESUMABLE | {"seed": 3, "checkpoint": {"every_steps": 1, "on_error": "stop"}},
-    )
+    path = three_steps(tmp_path, tiny_model("llama"), checkpoint={"every_steps": 1, "on_error": "stop"})
     validate = train.Training._validate
 
     def stopping(self):
@@ -445,9 +438,7 @@ def test_a_kill_between_two_renames_of_a_checkpoint(tmp_path):
 def test_an_evaluation_of_a_training_is_cut_off_and_goes_on(
     unfinished, tmp_path, monkeypatch, capsys, tiny_model, moment
 ):
-    path = write_recipe(
-        tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=3, **RESUMABLE | {"seed": 3}
-    )
+    path = three_steps(tmp_path, tiny_model("llama"))
     from extensions import evaluate
 
     answer, stem = evaluate.answer, f"predictions_{moment}"
@@ -556,14 +547,9 @@ def test_replay_names_the_sample_and_the_module(tiny_model, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     texts = [f"text {k}{'~' if k == 2 else ''}" for k in range(4)]
     rows.write_text("".join(json.dumps({"text": text, "label": "ab"[k % 2]}) + "\n" for k, text in enumerate(texts)))
-    task = {
-        "name": "own",
-        "description": "Say a or b.",
-        "question": "{text}",
-        "labels": ["a", "b"],
-        "source": {"files": {"train": str(rows), "validation": str(rows)}},
-    }
-    path = write_recipe(tmp_path, model, output_dir=str(tmp_path / "run"), data={"tasks": [task]}, **RESUMABLE)
+    path = write_recipe(
+        tmp_path, model, output_dir=str(tmp_path / "run"), data={"tasks": [own_task(rows)]}, **RESUMABLE
+    )
     assert train.main([str(path), "evaluation.before=false", "evaluation.every_steps=0"]) == 4
     error = capsys.readouterr().err
     assert "own, row 2" in error and not any(f"own, row {k}" in error for k in (0, 1, 3))
@@ -613,20 +599,13 @@ def _processes_of(path: Path) -> list:
 
 def _launched(path: Path, ranks: int, log: Path, program: tuple[str, ...] = ()) -> subprocess.Popen:
     """A run by the real launcher, in a session of its own."""
-    programs = Path(sys.executable).parent
-    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {k: v for k, v in os.environ.items() if k not in group} | {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "VIRTUAL_ENV": str(programs.parent),
-        "OMP_NUM_THREADS": "1",
-        "NPROC": str(ranks),
-        "MASTER_PORT": str(free_port()),
-    }
-    deepspeed = ("deepspeed", "--num_accelerators", str(ranks), "--master_port", environment["MASTER_PORT"])
+    port = str(free_port())
+    own = environment() | {"NPROC": str(ranks), "MASTER_PORT": port}
+    deepspeed = ("deepspeed", "--num_accelerators", str(ranks), "--master_port", port)
     command = [*(program or deepspeed), "launch/ppo.sh", str(path)]
     with log.open("w") as file:
         return subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+            command, stdout=file, stderr=subprocess.STDOUT, env=own, cwd=ROOT, start_new_session=True
         )
 
 

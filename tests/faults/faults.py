@@ -49,6 +49,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from extensions import train  # noqa: E402
 from extensions.checkpoint import check, folders  # noqa: E402
 from extensions.files import read_json, read_jsonl  # noqa: E402
+from extensions.run import is_finished  # noqa: E402
 
 STEPS = 4
 
@@ -392,15 +393,10 @@ def kill(bench: Bench, number: int) -> Tally:
                 tally.lost.append(f"{bench.job.name}: ended with {statuses} ({folder})")
             tally.counts["kills"] += 1
             tally.counts[f"kills {kind}"] += 1
-        if bench.resume(recipe, tally, "killed") if not train_finished(folder) else True:
+        if bench.resume(recipe, tally, "killed") if not is_finished(folder / "run") else True:
             bench.compare(folder, tally, "killed")
         _tidy(folder, tally)
     return tally
-
-
-def train_finished(folder: Path) -> bool:
-    scores = folder / "run" / "eval.json"
-    return scores.exists() and "after" in read_json(scores)
 
 
 def _tidy(folder: Path, tally: Tally) -> None:
@@ -428,7 +424,7 @@ def stop(bench: Bench, number: int) -> Tally:
             tally.counts["stops"] += 1
             if any(statuses):
                 tally.lost.append(f"{bench.job.name}: a stop ended with {statuses} ({folder})")
-        if bench.resume(recipe, tally, "stopped") if not train_finished(folder) else True:
+        if bench.resume(recipe, tally, "stopped") if not is_finished(folder / "run") else True:
             bench.compare(folder, tally, "stopped")
         _tidy(folder, tally)
     return tally
@@ -542,7 +538,7 @@ def fill(bench: Bench, number: int) -> Tally:
                 shutil.copytree(disk / "run", folder / "run")
         (folder / "log.txt").rename(folder / "full.txt")
         recipe = bench.job.recipe(folder, bench.model)
-        if train_finished(folder) or bench.resume(recipe, tally, "a full disk"):
+        if is_finished(folder / "run") or bench.resume(recipe, tally, "a full disk"):
             bench.compare(folder, tally, "a full disk")
         _tidy(folder, tally)
     return tally
