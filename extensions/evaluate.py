@@ -178,19 +178,20 @@ class Evaluator:
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         found: list[Prediction] = []
         self.reporter.progress(0, left)
-        for batch in self._in_lockstep(batches) if self.sampler.lockstep else self._in_turns(batches):
-            watchdog.progress()
-            if strategy.stopping():  # asked in each turn, so no rank waits long for another, and all leave together
-                raise signals.Stopped
-            if not batch:
-                continue
-            tokens = recipe.rollout.max_new_tokens
-            answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
-            found += answered
-            if part is not None:
-                part.write(jsonl([asdict(prediction) for prediction in answered]))
-                part.flush()
-            self.reporter.progress(len(found) * strategy.world_size, left)
+        with self.sampler.session():
+            for batch in self._in_lockstep(batches) if self.sampler.lockstep else self._in_turns(batches):
+                watchdog.progress()
+                if strategy.stopping():  # asked in each turn, so no rank waits long for another, and all leave together
+                    raise signals.Stopped
+                if not batch:
+                    continue
+                tokens = recipe.rollout.max_new_tokens
+                answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
+                found += answered
+                if part is not None:
+                    part.write(jsonl([asdict(prediction) for prediction in answered]))
+                    part.flush()
+                self.reporter.progress(len(found) * strategy.world_size, left)
         if part is not None:
             part.close()
         self.tell_dropped()

@@ -21,6 +21,12 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
+def mean_and_worst(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Mean and largest absolute difference of two tensors of one shape, in float64."""
+    difference = (a.double() - b.double()).abs()
+    return float(difference.mean()), float(difference.max())
+
+
 def token_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of softmax(logits): (N, V) -> (N,), in float32."""
     logprobs = logits.float().log_softmax(-1)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # only the error of one
@@ -317,6 +319,30 @@ def _explained(path: str) -> Iterator[None]:
             f"model.path: cannot load {path!r}: it must be a local folder with a model, a reachable hub name, or "
             f"pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
         ) from error
+
+
+def model_folder(model: Model) -> Path | str:
+    """Folder (or hub name) of a model in transformers' format, for programs that read no other.
+
+    A GGUF file is written out in float32 once, into the cache of this user ($XDG_CACHE_HOME/nlu-ppo).
+    """
+    folder, gguf = resolve_model(model.path)
+    if gguf is None:
+        return folder
+    source = Path(folder) / gguf
+    now = source.stat()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlu-ppo"
+    target = cache / f"{source.stem}-{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        whole = Model(path=model.path, dtype="float32", attn_implementation="eager")
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            load_base(whole, torch.device("cpu")).save_pretrained(temporary)
+            load_tokenizer(whole).save_pretrained(temporary)
+            with suppress(OSError):  # another process was faster
+                Path(temporary).rename(target)
+            Path(temporary).mkdir(exist_ok=True)
+    return target
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:

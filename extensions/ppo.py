@@ -111,7 +111,9 @@ class PpoTrainer:
         # Sampling and the packed forward agree to rounding in float32; in bfloat16 they do not, and the ratio of the
         # first epoch would not be 1.
         exact = policy.causal_lm.dtype == torch.float32
-        self.recompute = ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
+        self.recompute = (
+            not sampler.exact or ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
+        )
         self._packs: dict[tuple[int, ...], Pack] = {}
         self._experience: Experience | None = None  # of the iteration in work
         # Without dropout the forward of the batch's first update is that of the old policy, if it is a single one.
@@ -157,7 +159,8 @@ class PpoTrainer:
             draw, uniforms = random_numbers(self.seed, TRAINING, step, row, self.max_new_tokens)
             budget = self.min_new_tokens + int(draw * (self.max_new_tokens - self.min_new_tokens + 1))
             requests.append(Request(ids, budget, uniforms))
-        responses = self.sampler.sample(requests)
+        with self.sampler.session():
+            responses = self.sampler.sample(requests)
         lengths = [len(response.tokens) for response in responses]
         width, device = max(lengths), self.policy.device
         mask = length_mask(lengths, width, device)
@@ -442,6 +445,7 @@ class PpoTrainer:
             "grad_norm": self.strategy.get_grad_norm(self.engine),
             "lr": self.engine.get_lr()[0],
             "response_tokens": response_tokens / len(records),
+            **self.sampler.metrics,
             "seconds": clock.seconds,
             "samples_per_s": len(records) / seconds,
         }

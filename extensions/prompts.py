@@ -175,10 +175,15 @@ class PromptEncoder:
         return self.tokenizer(f"{answer}{CLOSE}", add_special_tokens=False)["input_ids"]
 
     def _ids(self, text: str) -> list[int]:
-        # A chat template writes its own special tokens; the plain form takes the tokenizer's (BOS for Llama).
-        ids = self.tokenizer(text, add_special_tokens=not self.chat_template)["input_ids"]
-        # Some end every text with EOS as well; here the text always goes on.
-        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+        return prompt_ids(self.tokenizer, text, self.chat_template)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: bool) -> list[int]:
+    """Token ids of a prompt's text."""
+    # A chat template writes its own special tokens; the plain form takes the tokenizer's (BOS for Llama).
+    ids: list[int] = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
+    # Some end every text with EOS as well; here the text always goes on.
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 # ------------------------------------------------------------------------------------------------------ parsing

@@ -131,13 +131,53 @@ class Prompt(Section):
 
 
 class Rollout(Section):
-    engine: Literal["hf"] = Field("hf", description="what samples: hf is the policy itself (ours)")
+    engine: Literal["hf", "vllm"] = Field(
+        "hf",
+        description="what samples: hf is the policy itself; vllm an engine beside each rank, which gets the adapter "
+        "anew after every update. With engine: ray it is vllm in any case (ours)",
+    )
     min_new_tokens: int = Field(12, ge=1, description="low end of the response budget, in tokens (paper 5.1)")
     max_new_tokens: int = Field(
         32, ge=1, description="high end of the budget, drawn for each row; evaluation uses it for all (paper 5.1)"
     )
     temperature: Number = Field(
         1.0, gt=0, description="of the multinomial sampling in training and evaluation (paper 5.1)"
+    )
+
+
+class Vllm(Section):
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share an engine's weights; Ray only (ours)")
+    gpu_memory_utilization: Number = Field(
+        0.3, gt=0, le=1, description="share of a GPU's memory that an engine takes, its weights included (ours)"
+    )
+    enforce_eager: bool = Field(False, description="no CUDA graphs; on a CPU there are none in any case (ours)")
+    sleep: bool = Field(
+        True, description="leave the GPU's memory to the training between rollouts, where they share it (ours)"
+    )
+    probe_samples: int = Field(
+        4, ge=1, description="training rows whose logprobs by engine and trainer are compared after each sync (ours)"
+    )
+    probe_tolerance: Number | None = Field(
+        None,
+        gt=0,
+        description="mean difference of these logprobs, in nats, beyond which the run stops; null: 0.001 in float32, "
+        "0.1 in bfloat16 (ours)",
+    )
+
+
+class Ray(Section):
+    address: str | None = Field(
+        None, description="of a running Ray cluster (auto, HOST:PORT, ray://...); null: RAY_ADDRESS, else one here"
+    )
+    num_nodes: int = Field(1, ge=1, description="nodes of each group: actor, critic, reference (ours)")
+    gpus_per_node: int | None = Field(
+        None, ge=1, description="ranks of each group on a node; null: the node's GPUs, or 1 on a CPU (ours)"
+    )
+    colocate: bool = Field(
+        True, description="all groups and engines share the same GPUs in turns; false: each has its own (ours)"
+    )
+    num_engines: int | None = Field(
+        None, ge=1, description="vLLM engines; null: as many as the actor's GPUs hold, which colocate needs (ours)"
     )
 
 
@@ -316,6 +356,11 @@ class Recipe(Section):
         "ppo", description="what the run does; set by the script of launch/ that starts it"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    engine: Literal["deepspeed", "ray"] = Field(
+        "deepspeed",
+        description="what trains by PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and vLLM "
+        "(launch/ppo_ray.sh) (ours)",
+    )
     output_dir: str | None = Field(
         None, description="run folder, exactly there; null: runs/NAME, with -sft, -zero-shot, ... for other than PPO"
     )
@@ -339,6 +384,8 @@ class Recipe(Section):
     sft: Sft = Field(default_factory=Sft, description="paper 4.2")
     encoder: Encoder = Field(default_factory=Encoder, description="paper 5.2")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="the training engine")
+    vllm: Vllm = Field(default_factory=Vllm, description="of rollout.engine: vllm and engine: ray")
+    ray: Ray = Field(default_factory=Ray, description="of engine: ray")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="validation and the before/after table")
     logging: Logging = Field(
         default_factory=Logging, description="records and trackers; metrics.jsonl is always written"
@@ -409,6 +456,19 @@ def contradictions(recipe: Recipe) -> list[str]:
         errors.append(f"ppo.mini_batch_size: {ppo.mini_batch_size} does not divide ppo.batch_size: {ppo.batch_size}")
     if recipe.evaluation.patience and not recipe.evaluation.every_steps:
         errors.append("evaluation.patience needs evaluation.every_steps: without validations nothing can stop early")
+    if recipe.engine == "ray" and recipe.method != "ppo":
+        errors.append(f"engine: ray trains by PPO alone; leave engine out for method: {recipe.method}")
+    if rollout.engine == "vllm" and recipe.engine == "deepspeed":
+        if ppo.old_logprobs == "sampled":
+            errors.append(
+                "ppo.old_logprobs: sampled does not go with rollout.engine: vllm, whose logprobs are rounded otherwise "
+                "than the trainer's and which knows no values; use auto"
+            )
+        if recipe.vllm.tensor_parallel_size > 1:
+            errors.append(
+                f"vllm.tensor_parallel_size: {recipe.vllm.tensor_parallel_size} needs engine: ray; under DeepSpeed "
+                "each rank has an engine of its own"
+            )
     for name in sorted({name for name in names if names.count(name) > 1}):
         errors.append(f"data.tasks: {name!r} is named twice")
     for name in recipe.encoder.intermediate_for:

@@ -46,7 +46,10 @@ class Reward:
         Raises:
             UserError: the function raised, or returned another type, length or a number that is not finite.
         """
-        labels = [self.label(example) for example in examples]
+        return self.of_labels(texts, prompts, [self.label(example) for example in examples])
+
+    def of_labels(self, texts: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> list[float]:
+        """The same, for labels as `label` gives them."""
         if not self.batched:
             found = []
             for text, label in zip(texts, labels, strict=True):

@@ -7,8 +7,10 @@ on the batch or rank that it is sampled in, and a resumed run needs no generator
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +71,20 @@ class Sampler:
         self.micro_batch_size, self.lockstep = micro_batch_size, lockstep
         self.eos = _eos_ids(policy, tokenizer)
         self.may_close = _tokens_with(">", tokenizer)
+
+    exact = (
+        True  # whether its logprobs are the trainer's but for rounding in float32, and its values those of the policy
+    )
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """All sampling happens inside one, with weights that stay as they are. Enter it on every rank."""
+        yield
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What there is to say of the engine since the last session began."""
+        return {}
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:

@@ -41,12 +41,12 @@ from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe, load_recipe
 from extensions.report import before_after_table, model_card
 from extensions.rewards import Reward, load_reward
-from extensions.rollout import Sampler
 from extensions.run import RunFolder, adapter_hash
 from extensions.run_data import RunData
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy, load_trainable_state, trainable_state
 from extensions.tasks import Task
+from extensions.vllm_engine import Sync, SyncError, make_sampler, probe_samples, require
 from extensions.watch import Watch
 
 AFTER = "predictions_after.jsonl"
@@ -72,6 +72,8 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     if not (reporter.active and sys.stderr.isatty()):
         transformers.utils.logging.disable_progress_bar()
     _check_ranks(recipe, strategy.world_size)
+    if recipe.rollout.engine == "vllm":
+        require("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
     tokenizer = load_tokenizer(recipe.model)
@@ -109,7 +111,11 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     if method != "eval" or sharded:
         engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, _updates(recipe, steps))
     lockstep = recipe.rollout.max_new_tokens if sharded else None
-    sampler = Sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep)
+    sync = None
+    if recipe.rollout.engine == "vllm":
+        probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
+        sync = Sync(recipe, policy, strategy, probed, reporter.say)
+    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep, sync)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
     if method == "eval":
         return Evaluation(recipe, strategy, reporter, folder, data, evaluator)
@@ -121,7 +127,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
         budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
-        sampler = Sampler(policy, tokenizer, ppo.micro_batch_size, lockstep)
+        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, lockstep, sync)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
     return Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
@@ -624,7 +630,7 @@ def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], N
     """RECIPE [key.sub=value ...], as launch/METHOD.sh got them.
 
     Returns the exit status: 0 finished, or stopped as told; 1 crashed; 2 the user's to put right; 3 the disk is full;
-    4 numbers that are none. (5, from `extensions.watchdog`: a rank hangs.)
+    4 numbers that are none; 6 the rollout engine has other weights. (5, from `extensions.watchdog`: a rank hangs.)
     """
     with signals.caught():  # to the last word: the launcher gives the other ranks SIGTERM as soon as one has failed
         status = _main(arguments, method, do)
@@ -647,6 +653,8 @@ def _main(arguments: Sequence[str], method: str, do: Callable[[Recipe], None]) -
         return _report(f"{error}\nThen run the same command again: it resumes from the last checkpoint", rank, 3)
     except NumbersError as error:
         return _report(str(error), rank, 4)
+    except SyncError as error:
+        return _report(str(error), rank, 6)
     except Exception as error:
         if not _is_full_disk(error):
             return _crash(error, rank)
