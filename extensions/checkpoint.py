@@ -114,6 +114,7 @@ class Checkpoints:
 
     def __init__(self, root: Path, strategy: Strategy, engine: deepspeed.DeepSpeedEngine, keep: int) -> None:
         self.root, self.strategy, self.engine, self.keep = root / "checkpoints", strategy, engine, keep
+        self.ranks = strategy.world_size
         self.files = CheckpointFiles({name for name, p in engine.module.named_parameters() if p.requires_grad})
         engine.checkpoint_engine = self.files
         # DeepSpeed would copy a script for users there, unguarded against a full disk (0.19.6).
@@ -134,15 +135,12 @@ class Checkpoints:
             self.files.attempt(lambda: self._make(folder))
         if (error := self._agree()) is not None:
             return error
-        # Its barriers are passed on every rank, whatever happened to a file.
-        self.engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
-        self.files.save(_random_state(), str(folder / f"random-{self.strategy.rank}.pt"))
+        entries = self._write_parts(folder)
         if main:
             self.files.write(folder / "run.json", lambda path: write_json(path, state))
             if best is not None:
                 self.files.write(folder / "best.safetensors", lambda path: save_file(best, path))
-        entries: dict[str, Any] = {}
-        self.files.attempt(lambda: entries.update({path.name: _entry(path) for path in self.files.written}))
+        self.files.attempt(lambda: entries.update({path.name: file_entry(path) for path in self.files.written}))
         by_rank = self.strategy.gather(entries)
         if main:
             complete = {name: entry for part in by_rank for name, entry in part.items()}
@@ -156,13 +154,27 @@ class Checkpoints:
         self.strategy.barrier()
         return error
 
+    def _write_parts(self, folder: Path) -> dict[str, Any]:
+        """What each rank has to write. Returns entries of files that `self.files` has not written."""
+        # Its barriers are passed on every rank, whatever happened to a file.
+        self.engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
+        self.files.save(random_state(), str(folder / f"random-{self.strategy.rank}.pt"))
+        return {}
+
+    def _read_parts(self, folder: Path) -> None:
+        """Put back what `_write_parts` wrote."""
+        self.engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+        own = folder / f"random-{self.strategy.rank}.pt"
+        if own.exists():
+            restore_random_state(self.files.load(str(own)))
+
     def _make(self, folder: Path) -> None:
         for left in self.root.glob("writing-*"):  # of a run that was killed there
             shutil.rmtree(left)
         folder.mkdir(parents=True)
 
     def _finish(self, folder: Path, step: int, entries: dict[str, Any]) -> None:
-        write_json(folder / MANIFEST, {"step": step, "ranks": self.strategy.world_size, "files": entries})
+        write_json(folder / MANIFEST, {"step": step, "ranks": self.ranks, "files": entries})
         final, old = self.root / f"step-{step}", self.root / f"replaced-{step}"
         if final.exists():  # of a session that stopped before the validation of this step
             final.rename(old)
@@ -207,7 +219,7 @@ class Checkpoints:
         Raises:
             UserError: it was written by another number of ranks, and its parts are those of each rank.
         """
-        ranks, now = read_json(checkpoint.folder / MANIFEST)["ranks"], self.strategy.world_size
+        ranks, now = read_json(checkpoint.folder / MANIFEST)["ranks"], self.ranks
         if ranks != now and self.strategy.stage > 0:
             raise UserError(
                 f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}, and each rank's file holds its "
@@ -216,10 +228,7 @@ class Checkpoints:
             )
         if ranks != now:
             warn(f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}: it goes on, to other bits")
-        self.engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.folder.name, load_module_strict=False)
-        own = checkpoint.folder / f"random-{self.strategy.rank}.pt"
-        if own.exists():
-            _restore_random_state(self.files.load(str(own)))
+        self._read_parts(checkpoint.folder)
 
 
 def folders(run: Path) -> list[Path]:
@@ -250,7 +259,7 @@ def check(folder: Path) -> list[str]:
         return [f"{MANIFEST} cannot be used ({error})"]
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
@@ -279,7 +288,7 @@ def _free(folder: Path, name: str) -> str:
 # -------------------------------------------------------------------------------------------------- random states
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """Of all generators that code in this process may draw from, a user's reward included."""
     _, keys, *rest = np.random.get_state()
     state = {
@@ -292,7 +301,7 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     keys, *rest = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy(), *rest))

@@ -80,6 +80,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 import deepspeed  # noqa: E402
 
 with openrlhf_importable():
+    from openrlhf.models.actor import Actor
     from openrlhf.models.loss import PolicyLoss, SFTLoss, ValueLoss
     from openrlhf.models.utils import compute_approx_kl, compute_reward
     from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
@@ -96,6 +97,7 @@ CHECKPOINT_GLOBALS: list[Any] = [ZeroStageEnum, LossScaler, fragment_address]
 
 __all__ = [
     "CHECKPOINT_GLOBALS",
+    "Actor",
     "AdaptiveKLController",
     "DeepspeedStrategy",
     "FixedKLController",

@@ -41,6 +41,9 @@ class BadNumber(Exception):
         super().__init__("; ".join(f"{p.tensor}: {p.found}, samples {p.slots}" for p in problems) or "another rank")
         self.problems = list(problems)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        return BadNumber, (self.problems,)
+
 
 class Guard:
     """Notes on the device what is not finite, and asks for the notes once an update, so that nothing waits.

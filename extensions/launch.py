@@ -55,4 +55,6 @@ def main(method: str, arguments: Sequence[str]) -> int:
     """Entry point of launch/METHOD.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
     prepare_environment()
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    if method == "ppo_ray":
+        return importlib.import_module("extensions.ray_engine.driver").main(arguments)
     return importlib.import_module(f"extensions.{MODULES[method]}").main(arguments, method)

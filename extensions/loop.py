@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from extensions import watchdog
 from extensions.policy import Policy, Role
+from extensions.strategy import load_trainable_state, trainable_state
 
 
 class Trainer(Protocol):
@@ -30,6 +32,15 @@ class Trainer(Protocol):
     def load_state(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """All trained parameters, whole, on the CPU. Call it on every rank."""
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Put back what `weights` gave. Call it on every rank."""
+
+    def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
+        """Write `state` in PEFT's format, and the critic if there is one, each into its folder."""
+
     def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """This rank's samples of the iteration in work, and what is known of them, each (B, ...)."""
 
@@ -38,6 +49,22 @@ class Trainer(Protocol):
 
     def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The losses of one of these samples, alone, by the role that each must be computed in."""
+
+
+class OfPolicy:
+    """What a training loop keeps in a policy of this process."""
+
+    policy: Policy
+
+    def weights(self) -> dict[str, Tensor]:
+        return trainable_state(self.policy)
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        load_trainable_state(self.policy, state)
+
+    def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
+        self.policy.save_adapter(adapter, state)
+        self.policy.save_critic(critic, state)
 
 
 @dataclass

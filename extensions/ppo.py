@@ -30,7 +30,7 @@ from extensions.compat import (
     compute_reward,
 )
 from extensions.data import BatchOrder, Example
-from extensions.loop import Clock, add, mixed_seed
+from extensions.loop import Clock, OfPolicy, add, mixed_seed
 from extensions.metrics import shares
 from extensions.numerics import Entropy, gae, length_mask, pad_rows, td_targets, whiten
 from extensions.packing import Pack, Sample, micro_batches, pack
@@ -74,7 +74,7 @@ class ActorLoss:
     loss: Tensor  # with the entropy bonus
 
 
-class PpoTrainer:
+class PpoTrainer(OfPolicy):
     """The training loop over one batch order.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions import watchdog
@@ -69,7 +70,7 @@ class Sampler:
     ) -> None:
         self.policy, self.tokenizer = policy, tokenizer
         self.micro_batch_size, self.lockstep = micro_batch_size, lockstep
-        self.eos = _eos_ids(policy, tokenizer)
+        self.eos = eos_ids(policy.causal_lm.generation_config, tokenizer)
         self.may_close = _tokens_with(">", tokenizer)
 
     exact = (
@@ -153,8 +154,13 @@ class Sampler:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _eos_ids(policy: Policy, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    configured = policy.causal_lm.generation_config.eos_token_id if policy.causal_lm.generation_config else None
+def eos_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of the tokens that end a response by themselves.
+
+    Args:
+        config: the model's own, if it has one.
+    """
+    configured = config.eos_token_id if config else None
     ids = configured if isinstance(configured, list) else [configured]
     return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from extensions import watchdog
 from extensions.compat import SFTLoss
 from extensions.data import BatchOrder, Example
-from extensions.loop import Clock, add, mixed_seed
+from extensions.loop import Clock, OfPolicy, add, mixed_seed
 from extensions.packing import Pack, Sample, micro_batches, pack, with_sequence_targets
 from extensions.policy import Policy, Role
 from extensions.prompts import PromptEncoder
@@ -26,7 +26,7 @@ from extensions.recipe import Sft
 from extensions.strategy import Strategy
 
 
-class SftTrainer:
+class SftTrainer(OfPolicy):
     """The training loop over one batch order.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import errno
 import hashlib
+import importlib
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions import signals, watchdog
 from extensions.checkpoint import Checkpoints
@@ -44,7 +46,7 @@ from extensions.rewards import Reward, load_reward
 from extensions.run import RunFolder, adapter_hash
 from extensions.run_data import RunData
 from extensions.sft import SftTrainer
-from extensions.strategy import Strategy, load_trainable_state, trainable_state
+from extensions.strategy import Strategy
 from extensions.tasks import Task
 from extensions.vllm_engine import Sync, SyncError, make_sampler, probe_samples, require
 from extensions.watch import Watch
@@ -55,6 +57,10 @@ TEST = "predictions_test.jsonl"  # what `nlu submit` reads
 
 def run(recipe: Recipe) -> None:
     """Do what a recipe's method says and write its run folder, on this rank."""
+    if recipe.engine == "ray":
+        if os.environ.get("RANK", "0") == "0":  # Ray starts ranks of its own
+            importlib.import_module("extensions.ray_engine.driver").start_run(recipe)
+        return
     prepare(recipe).go()
 
 
@@ -79,9 +85,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     tokenizer = load_tokenizer(recipe.model)
     folder = None
     if strategy.is_rank_0():
-        folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
-    if folder is not None and folder.set_aside is not None:
-        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+        folder = open_folder(recipe, reward, data, reporter)
     strategy.barrier()  # the folder is there
     reporter.say(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
@@ -95,21 +99,11 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         ppo.kl.reference if method == "ppo" and ppo.kl.init > 0 else "base",
         training=method != "eval",
     )
-    encoder = PromptEncoder(
-        tokenizer,
-        prompt_limit(recipe, policy.causal_lm.config),
-        recipe.prompt.chat_template,
-        recipe.prompt.shots,
-        data.demonstrations,
-    )
-    for example in (*data.train, *data.table, *data.validation, *data.test):
-        encoder.check(example.task, example.fields)  # a prompt that cannot fit stops the run here
-    for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
-        _check_budget(task, encoder, recipe.rollout.max_new_tokens, reporter)
+    encoder = make_encoder(recipe, data, tokenizer, policy.causal_lm.config, reporter)
     sharded = recipe.deepspeed.zero_stage == 3
     engine, steps = None, recipe.training_steps(len(data.train))
     if method != "eval" or sharded:
-        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, _updates(recipe, steps))
+        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     lockstep = recipe.rollout.max_new_tokens if sharded else None
     sync = None
     if recipe.rollout.engine == "vllm":
@@ -119,9 +113,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
     if method == "eval":
         return Evaluation(recipe, strategy, reporter, folder, data, evaluator)
-    order = BatchOrder(
-        data.train, recipe.training_batch, recipe.seed, recipe.data.balanced, _rows_of_epoch(recipe, data)
-    )
+    order = make_order(recipe, data)
     trainer: Trainer
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
@@ -171,7 +163,7 @@ def _check_budget(task: Task, encoder: PromptEncoder, budget: int, reporter: Rep
         )
 
 
-def _updates(recipe: Recipe, steps: int) -> int:
+def num_updates(recipe: Recipe, steps: int) -> int:
     """Optimizer steps of the whole run, of `steps` iterations."""
     if recipe.method == "sft":
         return steps
@@ -179,9 +171,37 @@ def _updates(recipe: Recipe, steps: int) -> int:
     return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
 
 
-def _rows_of_epoch(recipe: Recipe, data: RunData) -> dict[str, int]:
+def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
+    """Which training rows make up each batch."""
     settings, sizes = recipe.data, Counter(example.task.name for example in data.train)
-    return rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)
+    rows = rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)
+    return BatchOrder(data.train, recipe.training_batch, recipe.seed, settings.balanced, rows)
+
+
+def make_encoder(
+    recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, reporter: Reporter
+) -> PromptEncoder:
+    """The prompts of a run; one that cannot fit stops it here.
+
+    Args:
+        config: of the model.
+    """
+    prompt = recipe.prompt
+    limit = prompt_limit(recipe, config)
+    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, data.demonstrations)
+    for example in (*data.train, *data.table, *data.validation, *data.test):
+        encoder.check(example.task, example.fields)
+    for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
+        _check_budget(task, encoder, recipe.rollout.max_new_tokens, reporter)
+    return encoder
+
+
+def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
+    """The run folder; by one process."""
+    folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
+    if folder.set_aside is not None:
+        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+    return folder
 
 
 class Run:
@@ -253,17 +273,20 @@ class Training(Run):
         steps: int,
     ) -> None:
         super().__init__(recipe, strategy, reporter, folder, data, evaluator)
-        self.trainer, self.policy, self.last_step = trainer, trainer.policy, steps
+        self.trainer, self.last_step = trainer, steps
         self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
         self.best_state: dict[str, Tensor] | None = None
         kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
         self.watch = Watch(recipe.data.tasks, kl)
-        self.checkpoints = Checkpoints(recipe.run_dir, strategy, trainer.engine, recipe.checkpoint.keep)
+        self.checkpoints = self.make_checkpoints()
         self.step = 0
         self.validated = 0  # step of the last validation
         self.saved: tuple[int, int] | None = None  # step and `validated` of the last checkpoint
         self.seconds = 0.0  # of training, over all sessions
         self.iterated = False  # in this session
+
+    def make_checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.recipe.run_dir, self.strategy, self.trainer.engine, self.recipe.checkpoint.keep)
 
     def go(self) -> None:
         self.resume()
@@ -286,7 +309,7 @@ class Training(Run):
             self.evaluator.forget_parts()
         self.train()
         if self.best_state is not None:
-            load_trainable_state(self.policy, self.best_state)
+            self.trainer.load_weights(self.best_state)
             self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
         self.save_adapter()
         # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
@@ -359,7 +382,7 @@ class Training(Run):
         better = self.best["metric"] is None or metric > self.best["metric"]
         if better:
             self.best = {"metric": metric, "step": self.step, "since": 0}
-            self.best_state = trainable_state(self.policy)
+            self.best_state = self.trainer.weights()
         else:
             self.best["since"] += 1
         self.validated = self.step
@@ -380,7 +403,7 @@ class Training(Run):
 
     def _explained(self, bad: BadNumber) -> str:
         """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
-        weights = trainable_state(self.policy)
+        weights = self.trainer.weights()
         samples, _ = self.trainer.evidence()
         problems, folder, own = bad.problems, self._failed, []
         try:
@@ -420,9 +443,9 @@ class Training(Run):
 
     def _is_bad(self, slot: int) -> bool:
         watchdog.progress()
-        parameters = list(self.policy.trainable.values())
+        parameters = list(self.trainer.policy.trainable.values())
         for role, loss in self.trainer.losses_of(slot).items():
-            with self.policy.role(role):
+            with self.trainer.policy.role(role):
                 value = loss()
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
             numbers = [value, *(gradient for gradient in found if gradient is not None)]
@@ -482,7 +505,7 @@ class Training(Run):
         if self.strategy.world_size == 1 or self.strategy.stage == 3:  # under ZeRO 3 there is but one copy
             return
         digest = hashlib.sha256()
-        for tensor in trainable_state(self.policy).values():
+        for tensor in self.trainer.weights().values():
             digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         found = self.strategy.gather(digest.hexdigest())
         common = Counter(found).most_common(1)[0][0]
@@ -518,13 +541,12 @@ class Training(Run):
 
     def save_adapter(self) -> None:
         """Before the last evaluations, which may take longer than the training."""
-        state = trainable_state(self.policy) if self.best_state is None else self.best_state
+        state = self.trainer.weights() if self.best_state is None else self.best_state
         if self.folder is not None:
             temporary = self.folder.root / "adapter.tmp"
-            self.policy.save_adapter(temporary, state)
+            self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             move_into(temporary, self.folder.root / "adapter")
-            self.policy.save_critic(self.folder.root / "critic", state)
 
     def finish(self) -> None:
         """Scores, curve, card, table."""
@@ -626,27 +648,41 @@ def _stopped(method: str, arguments: Sequence[str], rank: str) -> int:
     return 0
 
 
-def main(arguments: Sequence[str], method: str = "ppo", do: Callable[[Recipe], None] = run) -> int:
+def main(
+    arguments: Sequence[str],
+    method: str = "ppo",
+    do: Callable[[Recipe], None] = run,
+    script: str | None = None,
+    set_by_script: Sequence[str] = (),
+) -> int:
     """RECIPE [key.sub=value ...], as launch/METHOD.sh got them.
+
+    Args:
+        script: of launch/ that was started, if it is not called METHOD.
+        set_by_script: overrides that it makes.
 
     Returns the exit status: 0 finished, or stopped as told; 1 crashed; 2 the user's to put right; 3 the disk is full;
     4 numbers that are none; 6 the rollout engine has other weights. (5, from `extensions.watchdog`: a rank hangs.)
     """
     with signals.caught():  # to the last word: the launcher gives the other ranks SIGTERM as soon as one has failed
-        status = _main(arguments, method, do)
+        status = _main(arguments, method, do, script or method, set_by_script)
     if status:  # leaving the group well takes all ranks, and NCCL would wait for those that are still in a collective
         atexit.unregister(torch.distributed.destroy_process_group)
     return status
 
 
-def _main(arguments: Sequence[str], method: str, do: Callable[[Recipe], None]) -> int:
+def _main(
+    arguments: Sequence[str], method: str, do: Callable[[Recipe], None], script: str, set_by_script: Sequence[str]
+) -> int:
     rank = os.environ.get("RANK", "0")
     try:
         if not arguments or arguments[0].startswith("-"):
-            raise UserError(f"usage: deepspeed launch/{method}.sh RECIPE [key.sub=value ...]")
-        do(load_recipe(arguments[0], arguments[1:], method))
+            raise UserError(
+                f"usage: {'bash' if script != method else 'deepspeed'} launch/{script}.sh RECIPE [key.sub=value ...]"
+            )
+        do(load_recipe(arguments[0], [*arguments[1:], *set_by_script], method))
     except signals.Stopped:
-        return _stopped(method, arguments, rank)
+        return _stopped(script, arguments, rank)
     except UserError as error:
         return _report(str(error), rank, 2)
     except SaveError as error:

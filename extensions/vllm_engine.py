@@ -240,13 +240,15 @@ def probe_samples(examples: Sequence[Example], encoder: PromptEncoder, count: in
     return samples
 
 
-def trainer_logprobs(policy: Policy, samples: Sequence[Sample], micro_batch_size: int) -> list[float]:
-    """Logprobs of all response tokens at temperature 1, in order; under the policy's role."""
+def trainer_logprobs(
+    policy: Policy, samples: Sequence[Sample], micro_batch_size: int, temperature: float = 1.0
+) -> list[float]:
+    """Logprobs of all response tokens, in order; under the policy's role."""
     by_row: dict[int, list[float]] = {}
     with torch.no_grad():
         for rows in micro_batches(samples, range(len(samples)), micro_batch_size):
             packed = pack([samples[i] for i in rows], policy.device)
-            flat = policy(packed, values=False, temperature=1.0)["logprobs"].cpu()
+            flat = policy(packed, values=False, temperature=temperature)["logprobs"].cpu()
             by_row |= {i: part.tolist() for i, part in zip(rows, flat.split(packed.lengths), strict=True)}
     return [value for i in range(len(samples)) for value in by_row[i]]
 

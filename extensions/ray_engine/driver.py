@@ -1,0 +1,217 @@
+"""What launch/ppo_ray.sh runs: [--print] RECIPE [key.sub=value ...]."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+
+from extensions import signals, train
+from extensions.console import Reporter
+from extensions.errors import UserError
+from extensions.policy import load_config, load_tokenizer
+from extensions.ray_engine import openrlhf
+from extensions.ray_engine.arguments import Shape, arguments, command, differences, refused, shape_of, where
+from extensions.recipe import Recipe
+from extensions.rewards import load_reward
+from extensions.run_data import RunData
+from extensions.vllm_engine import Probe, check_family, engine_dtype, engine_environment, probe_samples, require
+
+PASSED_ON = ("TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above
+
+
+def show(recipe: Recipe) -> str:
+    """What `--print` prints: OpenRLHF's command, where each key goes, and what differs."""
+    shape = shape_of(recipe, torch.cuda.device_count())
+    lines = [
+        "# OpenRLHF's command for this recipe, to be read: by itself it would not sync its adapters.",
+        command(recipe, shape),
+    ]
+    lines += ["", "# Where each key goes."]
+    lines += [f"{key} = {value}: {place}" for key, (value, place) in where(recipe).items()]
+    lines += ["", "# Otherwise than in the DeepSpeed loop.", *(f"- {one}" for one in differences(recipe))]
+    return "\n".join(lines)
+
+
+def run(recipe: Recipe) -> None:
+    """Train by PPO on Ray and write the run folder."""
+    if errors := refused(recipe):
+        raise UserError("\n".join(errors))
+    for name in FORGOTTEN:
+        os.environ.pop(name, None)
+    reporter = Reporter(active=True)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    engine_environment()
+    reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
+    config = load_config(recipe.model)
+    check_family(config)
+    tokenizer = load_tokenizer(recipe.model)
+    encoder = train.make_encoder(recipe, data, tokenizer, config, reporter)
+    shape = shape_of(recipe, torch.cuda.device_count())
+    options = arguments(recipe, shape)
+    openrlhf.parse(options)  # its own checks, before anything starts
+    folder = train.open_folder(recipe, reward, data, reporter)
+    reporter.say(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
+    for one in differences(recipe):
+        reporter.say(f"- {one}")
+
+    import ray
+
+    start(recipe, shape)
+    # These import vllm and ray, and OpenRLHF's modules that do.
+    from extensions.ray_engine import trainer as own
+    from extensions.ray_engine.workers import CriticActor, Engines, PolicyActor, ReferenceActor
+
+    steps = recipe.training_steps(len(data.train))
+    updates = train.num_updates(recipe, steps)
+    made: list[Any] = []
+
+    def make(
+        pretrain: str, strategy: Any, actor: Any, critic: Any, _: Any, reference: Any, engines: Any, **more: Any
+    ) -> Any:
+        generator = own.SamplesGenerator(strategy, None, None, None, engines)
+        groups = own.Groups(actor, critic, engines, generator)
+        padded = load_tokenizer(recipe.model)
+        padded.pad_token = padded.pad_token or padded.eos_token  # what stands in padding changes nothing
+
+        def fit() -> None:
+            probe = Probe(engine_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
+            probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
+            order = train.make_order(recipe, data)
+            parts = (padded, encoder, reward, order, probe, probed)
+            trainer = own.RayTrainer(recipe, strategy, groups, critic, reference, *parts)
+            evaluator = own.evaluator(recipe, strategy, reporter, trainer)
+            own.RayTraining(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
+
+        made.append(fit)
+        return SimpleNamespace(fit=fit, get_max_steps=lambda: updates)
+
+    module = openrlhf.MODULE
+    parts = {
+        f"{module}:get_strategy": lambda args: own.RayStrategy(recipe, args),
+        f"{module}:PolicyModelActor": ray.remote(num_gpus=1)(PolicyActor),
+        f"{module}:ReferenceModelActor": ray.remote(num_gpus=1)(ReferenceActor),
+        f"{module}:CriticModelActor": ray.remote(num_gpus=1)(CriticActor),
+        "openrlhf.trainer.ray.vllm_engine:RolloutRayActor": Engines(recipe, shape.on_cpu),
+        "openrlhf.trainer.ppo_trainer:PPOTrainer": Here(make, ray.put),
+    }
+    try:
+        with signals.caught():  # Ray has put handlers of its own in their place
+            openrlhf.train(options, parts)
+    finally:
+        ray.shutdown()
+
+
+class Here:
+    """Stands for a class of Ray's, but its one object lives in this process.
+
+    OpenRLHF makes an actor of its trainer; here it is the driver, which has the terminal, the signals and the folder.
+    """
+
+    def __init__(self, make: Callable[..., Any], put: Callable[[Any], Any]) -> None:
+        self.make, self.put = make, put
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        made = self.make(*args, **kwargs)
+
+        def method(name: str) -> Any:
+            return SimpleNamespace(remote=lambda *a, **k: self.put(getattr(made, name)(*a, **k)))
+
+        return SimpleNamespace(fit=method("fit"), get_max_steps=method("get_max_steps"))
+
+
+def start(recipe: Recipe, shape: Shape) -> None:
+    """Join the cluster of ray.address or RAY_ADDRESS, or start one on this machine.
+
+    Raises:
+        UserError: it cannot be reached, or has too few GPUs.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    wanted = shape.ranks if recipe.ray.colocate else shape.ranks * 3 + shape.engines * recipe.vllm.tensor_parallel_size
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables |= {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "NCCL_"))}
+    settings: dict[str, Any] = {
+        "runtime_env": {"env_vars": variables},
+        "log_to_driver": os.environ.get("NLU_RAY_LOGS") == "1",
+        "logging_level": "warning",
+    }
+    if address:
+        try:
+            ray.init(address=address, **settings)
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"ray.address: {address}: no Ray cluster answers there ({error})") from error
+    else:
+        # On a CPU a "GPU" is a place for a rank.
+        count = max(wanted, torch.cuda.device_count())
+        ray.init(num_gpus=count, num_cpus=max(count + 1, os.cpu_count() or 1), include_dashboard=False, **settings)
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if there < wanted:
+        ray.shutdown()
+        raise UserError(
+            f"the Ray cluster has {there} GPUs and this recipe needs {wanted}; change ray.num_nodes, ray.gpus_per_node, "
+            "ray.num_engines or ray.colocate (on machines without GPUs start nodes with ray start --num-gpus=N)"
+        )
+
+
+class GroupGone(Exception):
+    """A process of the engine died; the message says which, and what to do."""
+
+
+def start_run(recipe: Recipe) -> None:
+    """`run`, whose errors are those of the process that had them.
+
+    Raises:
+        UserError: ray or vllm is missing.
+        GroupGone: a worker or an engine is gone.
+    """
+    require("ray", "vllm")
+    import ray
+
+    try:
+        run(recipe)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        while isinstance(cause, ray.exceptions.RayTaskError):
+            cause = cause.cause
+        if _is_dead_engine(cause):
+            raise GroupGone(_gone("a vLLM engine's process", cause)) from error
+        raise (cause if isinstance(cause, Exception) else error) from error
+    except ray.exceptions.RayActorError as error:
+        raise GroupGone(_gone("a process of the engine", error)) from error
+
+
+def _is_dead_engine(error: Any) -> bool:
+    return type(error).__name__ == "EngineDeadError"
+
+
+def _gone(what: str, error: Any) -> str:
+    said = " ".join(str(error).split())
+    return (
+        f"{what} is gone, mostly for lack of memory: {said[:600]}\nRay's logs are in /tmp/ray/session_latest/logs. Run "
+        "the same command again: it resumes from the last checkpoint"
+    )
+
+
+def main(words: Sequence[str]) -> int:
+    """Returns the exit status (`extensions.train.main`)."""
+    printing = "--print" in words
+    words = [word for word in words if word != "--print"]
+
+    def do(recipe: Recipe) -> None:
+        if printing:
+            print(show(recipe))
+        else:
+            start_run(recipe)
+
+    return train.main(words, "ppo", do, "ppo_ray", ["engine=ray"])
