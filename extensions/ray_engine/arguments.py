@@ -1,8 +1,8 @@
 """From a recipe to the arguments of OpenRLHF's `train_ppo_ray`: one mapping, total on both sides.
 
 Every key of a recipe is in `KEYS`, every option of OpenRLHF's parser in `given` or in `LEFT`; tests compare both with
-the recipe's schema and with the parser itself. A key goes to an option; or it is kept by this project's part of the engine
-and means the same as in the DeepSpeed loop; or it differs, and the difference is printed; or it is refused.
+the recipe's schema and with the parser itself. A key goes to an option; or it is kept by this project's part of the
+engine and means the same as in the DeepSpeed loop; or it differs, and the difference is printed; or it is refused.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ def differences(recipe: Recipe) -> list[str]:
     ]
     if recipe.ppo.critic == "shared":
         found.append(
-            "ppo.critic: shared: OpenRLHF's critic is a group of its own, with an adapter of its own (as critic: adapter)"
+            "ppo.critic: shared: OpenRLHF's critic is a group of its own, with its own adapter (as critic: adapter)"
         )
     if recipe.ppo.max_grad_norm:
         found.append("ppo.max_grad_norm: actor and critic are clipped each by its own norm, not by their common one")

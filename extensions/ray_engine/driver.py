@@ -66,7 +66,10 @@ def run(recipe: Recipe) -> None:
 
     start(recipe, shape)
     # These import vllm and ray, and OpenRLHF's modules that do.
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
     from extensions.ray_engine import trainer as own
+    from extensions.ray_engine.models import RayStrategy
     from extensions.ray_engine.workers import CriticActor, Engines, PolicyActor, ReferenceActor
 
     steps = recipe.training_steps(len(data.train))
@@ -76,7 +79,7 @@ def run(recipe: Recipe) -> None:
     def make(
         pretrain: str, strategy: Any, actor: Any, critic: Any, _: Any, reference: Any, engines: Any, **more: Any
     ) -> Any:
-        generator = own.SamplesGenerator(strategy, None, None, None, engines)
+        generator = SamplesGenerator(strategy, None, None, None, engines)
         groups = own.Groups(actor, critic, engines, generator)
         padded = load_tokenizer(recipe.model)
         padded.pad_token = padded.pad_token or padded.eos_token  # what stands in padding changes nothing
@@ -95,7 +98,7 @@ def run(recipe: Recipe) -> None:
 
     module = openrlhf.MODULE
     parts = {
-        f"{module}:get_strategy": lambda args: own.RayStrategy(recipe, args),
+        f"{module}:get_strategy": lambda args: RayStrategy(recipe, args),
         f"{module}:PolicyModelActor": ray.remote(num_gpus=1)(PolicyActor),
         f"{module}:ReferenceModelActor": ray.remote(num_gpus=1)(ReferenceActor),
         f"{module}:CriticModelActor": ray.remote(num_gpus=1)(CriticActor),
@@ -159,8 +162,9 @@ def start(recipe: Recipe, shape: Shape) -> None:
     if there < wanted:
         ray.shutdown()
         raise UserError(
-            f"the Ray cluster has {there} GPUs and this recipe needs {wanted}; change ray.num_nodes, ray.gpus_per_node, "
-            "ray.num_engines or ray.colocate (on machines without GPUs start nodes with ray start --num-gpus=N)"
+            f"the Ray cluster has {there} GPUs and this recipe needs {wanted}; change ray.num_nodes, "
+            "ray.gpus_per_node, ray.num_engines or ray.colocate (on machines without GPUs start nodes with ray start "
+            "--num-gpus=N)"
         )
 
 

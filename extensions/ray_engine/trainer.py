@@ -337,8 +337,8 @@ class RayTrainer(BasePPOTrainer):
 
     def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
         for folder, (group, part) in zip((adapter, critic), self._parts(state), strict=True):
-            folder.mkdir(parents=True, exist_ok=True)
             for name, content in self.groups.all(group, "saved", ray.put(part))[0].items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(folder / name, content)
 
     def records(self, experiences: Sequence[Any]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def plain(actor_class: Any) -> Any:
 class Rollout(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
     """OpenRLHF's vLLM engine, which serves the policy's adapter; the agent's rewards are computed here too."""
 
-    async def __init__(self, *args: Any, recipe: Recipe, on_cpu: bool, **settings: Any) -> None:
+    async def __init__(self, *args: Any, recipe: Recipe, on_cpu: bool, **settings: Any) -> None:  # type: ignore[misc]
         self.recipe = recipe
         options = engine_options(recipe, on_cpu, recipe.lora.rank)
         del settings["worker_extension_cls"]  # of OpenRLHF's weight sync
@@ -74,15 +74,12 @@ class Rollout(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
     ) -> Any:
         """One request under the newest adapter."""
         self._count = getattr(self, "_count", 0) + 1
-        output = None
-        async for output in self.llm.generate(
-            {"prompt_token_ids": list(prompt_token_ids)},
-            sampling_params,
-            request_id=f"request-{self._count}",
-            lora_request=self.adapters.request,
-        ):
-            pass
-        return output
+        prompt = {"prompt_token_ids": list(prompt_token_ids)}
+        name, adapter = f"request-{self._count}", self.adapters.request
+        outputs = [
+            one async for one in self.llm.generate(prompt, sampling_params, request_id=name, lora_request=adapter)
+        ]
+        return outputs[-1]
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Use a new version from now on. No request may be in work."""
@@ -168,8 +165,16 @@ class _Trained:
         """OpenRLHF calls it at the end; the run has saved its adapter."""
 
 
-class _NoWeightSync(ppo_actor.ActorPPOTrainer):  # type: ignore[misc]
-    """Without the process group between trainer and engines, which needs NCCL and has no use."""
+class _ActorTrainer(ppo_actor.ActorPPOTrainer):
+    """Without the process group between trainer and engines, which needs NCCL and has no use here."""
+
+    def training_step(self, experience: Any, kl_ctl: float, step: int, loss_batch_info: Any = None) -> dict[str, Any]:
+        """As OpenRLHF's, but its logs: they weigh by tokens what has been divided by the whole batch's (0.11.2)."""
+        status = super().training_step(experience, kl_ctl, step, loss_batch_info)
+        own = status["num_action_tokens"] * loss_batch_info["dp_size"] / loss_batch_info["batch_num_tokens"]
+        for name in ("policy_loss", "entropy_loss"):
+            status["metrics"][name] = status["metrics"][name] / own
+        return status
 
     def _init_vllm_sync_group(self, backend: str) -> None:
         pass
@@ -188,7 +193,7 @@ class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[
 
         parts = {
             f"{ACTOR}:Actor": actor,
-            f"{ACTOR}:ActorPPOTrainer": _NoWeightSync,
+            f"{ACTOR}:ActorPPOTrainer": _ActorTrainer,
             f"{ACTOR}:get_tokenizer": _tokenizer,
         }
         with replaced(parts):
