@@ -59,9 +59,10 @@ BYTES_4BIT = 0.516  # of a weight in nf4 with double quantisation (QLoRA, sectio
 ALL_REDUCE_LATENCY_S = 20e-6  # of one hop of a collective, NCCL's order of magnitude between nodes
 # Kernels of an optimizer step for each trained matrix: AdamW's are fused over many, Adafactor's are not.
 OPTIMIZER_KERNELS = {"adamw": 2, "adafactor": 25}
+VLLM_CPU_CACHE = GIB  # of keys and values, its engine's default here on a CPU
 NOT_MODELLED = (
-    "Not modelled: tokenizing, rewards, the time of evaluations, checkpoints, the slowest rank of each step, "
-    "deepspeed.offload and deepspeed.config."
+    "Not modelled: tokenizing, rewards, the time of evaluations, checkpoints, the slowest rank of each step, vLLM's "
+    "speed (rollouts are taken as this project's own) and Ray's messages, deepspeed.offload and deepspeed.config."
 )
 # Whole iterations of SmolLM2-135M on CoLA (tests/bench, two cores, with the rate measured there): bfloat16 11.8 s,
 # taken 10.7; float32 16.4 s, taken 18.2; memory 1.97 and 2.73 GiB, taken 2.03 and 2.83.
@@ -666,7 +667,36 @@ class Planner:
             parts["base weights"] = self.base_bytes / ranks + min(self.base_bytes, DEEPSPEED_LIVE * word)
         if stage > 0:
             parts["DeepSpeed's gradient buffer"] = DEEPSPEED_BUCKET
+        parts["base weights"] *= self.copies
+        if self.vllm:
+            self._with_engine(parts)
         return {name: size / GIB for name, size in parts.items() if size}
+
+    @property
+    def vllm(self) -> bool:
+        return self.ppo and (self.recipe.engine == "ray" or self.recipe.rollout.engine == "vllm")
+
+    @property
+    def copies(self) -> int:
+        """Of the base on a GPU: one in all roles, or one a group on Ray where they share the GPUs."""
+        if not self.ppo or self.recipe.engine == "deepspeed" or not self.recipe.ray.colocate:
+            return 1
+        return 2 + (self.recipe.ppo.kl.init > 0)
+
+    def _with_engine(self, parts: dict[str, float]) -> None:
+        """Put vLLM's memory in; while it sleeps, that of the update is there in its stead."""
+        shares = self.recipe.engine == "deepspeed" or self.recipe.ray.colocate
+        parts["cache of rollout or evaluation"] = 0.0
+        if not shares:
+            return
+        engine = self.recipe.vllm.gpu_memory_utilization * self.device.memory * GIB
+        if self.options.cpu:
+            engine = self.base_bytes + VLLM_CPU_CACHE
+        if self.recipe.vllm.sleep and not self.options.cpu:
+            if engine < parts["activations"] + parts["logits"]:
+                return
+            parts["activations"] = parts["logits"] = 0.0
+        parts["vLLM engine"] = engine
 
     @property
     def _sequence(self) -> bool:

@@ -6,7 +6,8 @@ workers    its Ray actors, extended: engine, policy, reference, critic
 models     what they hold: the models of `extensions.policy`, this project's optimizer
 agent      its rollout contract
 trainer    its PPO step in the driver, and the run around it
+cluster    the Ray cluster that it runs on
 driver     what launch/ppo_ray.sh runs
 
-Nothing here imports ray or vllm before it is needed but `workers`, `trainer` and `driver`.
+Only `workers`, `trainer` and `agent` need ray or vllm to be imported.
 """

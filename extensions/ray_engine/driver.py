@@ -15,14 +15,13 @@ from extensions import signals, train
 from extensions.console import Reporter
 from extensions.errors import UserError
 from extensions.policy import load_config, load_tokenizer
-from extensions.ray_engine import openrlhf
-from extensions.ray_engine.arguments import Shape, arguments, command, differences, refused, shape_of, where
+from extensions.ray_engine import cluster, openrlhf
+from extensions.ray_engine.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe
 from extensions.rewards import load_reward
 from extensions.run_data import RunData
 from extensions.vllm_engine import Probe, check_family, engine_dtype, engine_environment, probe_samples, require
 
-PASSED_ON = ("TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above
 
 
@@ -54,9 +53,9 @@ def run(recipe: Recipe) -> None:
     check_family(config)
     tokenizer = load_tokenizer(recipe.model)
     encoder = train.make_encoder(recipe, data, tokenizer, config, reporter)
-    shape = shape_of(recipe, torch.cuda.device_count())
+    shape = shape_of(recipe, cluster.join(recipe))
     options = arguments(recipe, shape)
-    openrlhf.parse(options)  # its own checks, before anything starts
+    openrlhf.parse(options)  # its own checks
     folder = train.open_folder(recipe, reward, data, reporter)
     reporter.say(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
     for one in differences(recipe):
@@ -64,7 +63,7 @@ def run(recipe: Recipe) -> None:
 
     import ray
 
-    start(recipe, shape)
+    cluster.ensure(recipe, shape)
     # These import vllm and ray, and OpenRLHF's modules that do.
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
@@ -128,44 +127,6 @@ class Here:
             return SimpleNamespace(remote=lambda *a, **k: self.put(getattr(made, name)(*a, **k)))
 
         return SimpleNamespace(fit=method("fit"), get_max_steps=method("get_max_steps"))
-
-
-def start(recipe: Recipe, shape: Shape) -> None:
-    """Join the cluster of ray.address or RAY_ADDRESS, or start one on this machine.
-
-    Raises:
-        UserError: it cannot be reached, or has too few GPUs.
-    """
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
-    wanted = shape.ranks if recipe.ray.colocate else shape.ranks * 3 + shape.engines * recipe.vllm.tensor_parallel_size
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    variables |= {name: value for name, value in os.environ.items() if name.startswith(("VLLM_", "NCCL_"))}
-    settings: dict[str, Any] = {
-        "runtime_env": {"env_vars": variables},
-        "log_to_driver": os.environ.get("NLU_RAY_LOGS") == "1",
-        "logging_level": "warning",
-    }
-    if address:
-        try:
-            ray.init(address=address, **settings)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"ray.address: {address}: no Ray cluster answers there ({error})") from error
-    else:
-        # On a CPU a "GPU" is a place for a rank.
-        count = max(wanted, torch.cuda.device_count())
-        ray.init(num_gpus=count, num_cpus=max(count + 1, os.cpu_count() or 1), include_dashboard=False, **settings)
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if there < wanted:
-        ray.shutdown()
-        raise UserError(
-            f"the Ray cluster has {there} GPUs and this recipe needs {wanted}; change ray.num_nodes, "
-            "ray.gpus_per_node, ray.num_engines or ray.colocate (on machines without GPUs start nodes with ray start "
-            "--num-gpus=N)"
-        )
 
 
 class GroupGone(Exception):

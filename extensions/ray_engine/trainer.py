@@ -62,8 +62,8 @@ def wait(references: Sequence[Any]) -> list[Any]:
     """`ray.get` that tells the watchdog of every result that comes."""
     pending = list(references)
     while pending:
-        _, pending = ray.wait(pending, num_returns=1, timeout=1.0) if pending else ([], [])
-        if len(pending) < len(references):
+        ready, pending = ray.wait(pending, num_returns=1, timeout=1.0)
+        if ready:
             watchdog.progress()
     return list(ray.get(list(references)))
 

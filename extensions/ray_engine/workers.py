@@ -6,6 +6,7 @@ What OpenRLHF's methods make by name (a model, a trainer, a tokenizer) is put in
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,11 @@ class Rollout(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
         self.eos = sorted(eos_ids(config, self.tokenizer))
         self.reward = load_reward(recipe.reward)
         self.adapters = Adapters()
+
+    def _configure_vllm_env(self, *args: Any) -> None:
+        super()._configure_vllm_env(*args)
+        # OpenRLHF allows pickles between vLLM's processes for its weight sync (0.11.2); nothing here sends any.
+        os.environ.pop("VLLM_ALLOW_INSECURE_SERIALIZATION", None)
 
     async def generate(
         self, prompt_token_ids: Sequence[int], sampling_params: Any, multi_modal_data: Any = None
