@@ -1,7 +1,7 @@
 """The one door to OpenRLHF, and the one place for what exists only because a dependency assumes CUDA or has a quirk.
 
-Each workaround names its reason and the versions that it was checked with. Besides `extensions.ray_engine`, which extends
-OpenRLHF's Ray classes, nothing else imports `openrlhf`.
+Each workaround names its reason and the versions that it was checked with. Nothing else imports `openrlhf` but
+`extensions.ray_engine`, which extends its Ray classes.
 """
 
 from __future__ import annotations

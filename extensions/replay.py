@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ def replay(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list
     if not parts:
         raise UserError(f"{folder}: holds no rank-0.json; name a folder RUN/failed/step-N that a stopped run left")
     recipe = load_recipe(folder.parent.parent / "recipe.yaml", overrides)
+    if recipe.engine == "ray":  # there the critic has an adapter of its own in any case
+        recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"critic": "adapter"})})
     strategy = Strategy(recipe.seed, recipe.deepspeed, 0.0)
     strategy.setup_distributed()
     policy = _policy(recipe, strategy.device)
@@ -92,9 +95,12 @@ def _policy(recipe: Recipe, device: torch.device) -> Policy:
 def _trainer(recipe: Recipe, policy: Policy, strategy: Strategy) -> Trainer:
     """A training loop for its losses alone."""
     unused: Any = None
+    sampler: Any = SimpleNamespace(exact=True)
     if recipe.method == "sft":
         return SftTrainer(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
-    return PpoTrainer(policy, unused, strategy, unused, unused, unused, unused, recipe.ppo, unused, unused, recipe.seed)
+    return PpoTrainer(
+        policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, unused, recipe.seed
+    )
 
 
 def _not_finite(tensors: dict[str, Tensor], slot: int) -> list[str]:

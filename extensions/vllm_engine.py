@@ -179,7 +179,7 @@ def require(*packages: str) -> None:
     if missing:
         raise UserError(
             f"{' and '.join(missing)} not installed in this environment: on a CPU `bash launch/test_ray.sh` makes "
-            ".venv-ray, which launch/ppo_ray.sh finds by itself; on GPUs pip install -e '.[gpu,vllm]'"
+            ".venv-ray, which launch/ppo_ray.sh finds by itself; on GPUs the set of launch/setup.sh has them"
         )
 
 

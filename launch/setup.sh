@@ -170,8 +170,6 @@ setup_install() { # device
 setup_main() {
     local device wanted
     device=$(setup_device) || exit 1
-    [ -z "${NLU_WITH_RAY:-}" ] || [ "$device" = cpu ] ||
-        setup_fail "the set with vLLM is for CPUs; on GPUs: pip install -e '.[gpu,vllm]' in an environment of your own"
     wanted="$device $(cat "$root"/requirements/*.txt "$root/pyproject.toml" | cksum)"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$venv"$'\n'"$wanted" ]; then
         setup_install "$device"

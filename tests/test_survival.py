@@ -220,7 +220,7 @@ def test_no_code_in_a_checkpoint_runs(unfinished, tmp_path, capsys):
     folder = folders(tmp_path / "run")[-1]
     torch.save({"torch": Evil()}, folder / "random-0.pt")
     manifest = read_json(folder / "manifest.json")
-    manifest["files"]["random-0.pt"] = checkpoint._entry(folder / "random-0.pt")
+    manifest["files"]["random-0.pt"] = checkpoint.file_entry(folder / "random-0.pt")
     write_json(folder / "manifest.json", manifest)
     assert train.main([str(path)]) == 1
     assert "Weights only load failed" in capsys.readouterr().err and not mark.exists()
@@ -270,9 +270,9 @@ def test_a_full_disk_at_a_checkpoint(unfinished, tmp_path, capsys, monkeypatch, 
 
 
 def test_random_generators_come_back():
-    state = checkpoint._random_state()
+    state = checkpoint.random_state()
     drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
-    checkpoint._restore_random_state(state)
+    checkpoint.restore_random_state(state)
     assert [random.random(), np.random.rand(), float(torch.rand(()))] == drawn
 
 

@@ -319,21 +319,19 @@ class RayTrainer(BasePPOTrainer):
         self.kl_ctl.value = state["kl_coef"]
 
     def weights(self) -> dict[str, Tensor]:
-        """Of both groups; those of the critic under "critic."."""
+        """Of both groups, named as in a policy with ppo.critic: adapter."""
         actor = self.groups.all(self.groups.actor, "weights")[0]
         critic = self.groups.all(self.groups.critic, "weights")[0]
-        return actor | {f"critic.{name}": tensor for name, tensor in critic.items()}
+        return {**actor, **critic}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         for group, part in self._parts(state):
             self.groups.all(group, "load_weights", ray.put(part))
 
     def _parts(self, state: dict[str, Tensor]) -> list[tuple[Any, dict[str, Tensor]]]:
-        critic = {name.removeprefix("critic."): t for name, t in state.items() if name.startswith("critic.")}
-        return [
-            (self.groups.actor, {name: t for name, t in state.items() if not name.startswith("critic.")}),
-            (self.groups.critic, critic),
-        ]
+        critic = {name: t for name, t in state.items() if ".critic." in name or name.startswith("value_head.")}
+        actor = {name: t for name, t in state.items() if name not in critic}
+        return [(self.groups.actor, actor), (self.groups.critic, critic)]
 
     def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
         for folder, (group, part) in zip((adapter, critic), self._parts(state), strict=True):
