@@ -296,6 +296,29 @@ def test_4_bit_weights_are_a_quarter(planner):
     assert 0.25 < small.chosen.memory["base weights"] / whole.chosen.memory["base weights"] < 0.3
 
 
+def test_other_engines_hold_more_than_one_base(planner):
+    """On Ray three groups and vLLM share a GPU; a sleeping engine is there when the update is not."""
+    gib = 2 * 6_738_415_616 / GIB
+    memory = {
+        name: planner(*overrides).plan(8).chosen.memory
+        for name, overrides in {
+            "deepspeed": (),
+            "vllm": ("rollout.engine=vllm",),
+            "ray": ("engine=ray",),
+            "awake": ("engine=ray", "vllm.sleep=false"),
+            "apart": ("engine=ray", "ray.colocate=false"),
+            "no reference": ("engine=ray", "ppo.kl.init=0"),
+        }.items()
+    }
+    bases = {name: round(parts["base weights"] / gib, 3) for name, parts in memory.items()}
+    assert bases == {"deepspeed": 1, "vllm": 1, "ray": 3, "awake": 3, "apart": 1, "no reference": 2}
+    engines = {name: parts.get("vLLM engine") for name, parts in memory.items()}
+    assert engines["deepspeed"] is None and engines["apart"] is None
+    assert engines["vllm"] == engines["ray"] == engines["awake"] == pytest.approx(0.3 * 80)
+    assert "activations" not in memory["ray"] and memory["awake"]["activations"] > 0
+    assert "cache of rollout or evaluation" not in memory["ray"]
+
+
 def test_slow_links_cost_time(planner):
     assert planner(link="0.1").choose(1, 16).step_s > 1.1 * planner().choose(1, 16).step_s
     assert link_rate("nvlink", 8) > link_rate("nvlink", 16) == link_rate("infiniband", 16) == LINKS["infiniband"] * 1e9
