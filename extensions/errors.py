@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""What ends a run with one plain message."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Commands print its message without a traceback and exit with status 2.
     """
+
+
+class ProcessGone(Exception):
+    """A process that the run needs has died; the message says which, and what to do."""

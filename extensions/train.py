@@ -30,7 +30,7 @@ from extensions import signals, watchdog
 from extensions.checkpoint import Checkpoints
 from extensions.console import Reporter
 from extensions.data import BatchOrder, rows_of_epoch
-from extensions.errors import UserError
+from extensions.errors import ProcessGone, UserError
 from extensions.evaluate import Evaluator
 from extensions.files import move_into, read_jsonl, sha256, write_json, write_text
 from extensions.guard import BadNumber, Problem, leave
@@ -689,6 +689,8 @@ def _main(
         return _report(f"{error}\nThen run the same command again: it resumes from the last checkpoint", rank, 3)
     except NumbersError as error:
         return _report(str(error), rank, 4)
+    except ProcessGone as error:
+        return _report(str(error), rank, 1)
     except SyncError as error:
         return _report(str(error), rank, 6)
     except Exception as error:

@@ -13,7 +13,7 @@ import transformers
 
 from extensions import signals, train
 from extensions.console import Reporter
-from extensions.errors import UserError
+from extensions.errors import ProcessGone, UserError
 from extensions.policy import load_config, load_tokenizer
 from extensions.ray_engine import cluster, openrlhf
 from extensions.ray_engine.arguments import arguments, command, differences, refused, shape_of, where
@@ -73,7 +73,6 @@ def run(recipe: Recipe) -> None:
 
     steps = recipe.training_steps(len(data.train))
     updates = train.num_updates(recipe, steps)
-    made: list[Any] = []
 
     def make(
         pretrain: str, strategy: Any, actor: Any, critic: Any, _: Any, reference: Any, engines: Any, **more: Any
@@ -92,7 +91,6 @@ def run(recipe: Recipe) -> None:
             evaluator = own.evaluator(recipe, strategy, reporter, trainer)
             own.RayTraining(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
 
-        made.append(fit)
         return SimpleNamespace(fit=fit, get_max_steps=lambda: updates)
 
     module = openrlhf.MODULE
@@ -129,16 +127,12 @@ class Here:
         return SimpleNamespace(fit=method("fit"), get_max_steps=method("get_max_steps"))
 
 
-class GroupGone(Exception):
-    """A process of the engine died; the message says which, and what to do."""
-
-
 def start_run(recipe: Recipe) -> None:
     """`run`, whose errors are those of the process that had them.
 
     Raises:
         UserError: ray or vllm is missing.
-        GroupGone: a worker or an engine is gone.
+        ProcessGone: a worker or an engine is gone.
     """
     require("ray", "vllm")
     import ray
@@ -150,10 +144,10 @@ def start_run(recipe: Recipe) -> None:
         while isinstance(cause, ray.exceptions.RayTaskError):
             cause = cause.cause
         if _is_dead_engine(cause):
-            raise GroupGone(_gone("a vLLM engine's process", cause)) from error
+            raise ProcessGone(_gone("a vLLM engine's process", cause)) from error
         raise (cause if isinstance(cause, Exception) else error) from error
     except ray.exceptions.RayActorError as error:
-        raise GroupGone(_gone("a process of the engine", error)) from error
+        raise ProcessGone(_gone("a process of the engine", error)) from error
 
 
 def _is_dead_engine(error: Any) -> bool:

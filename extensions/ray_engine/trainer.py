@@ -205,6 +205,7 @@ class RayTrainer(BasePPOTrainer):
         self.experience_maker.recipe = recipe
         self.probe, self.samples = probe, list(samples)
         self.version, self.digest, self.found = 0, "", dict[str, Any]()
+        self.changed = True  # whether the weights may be others than those that were sent
         self.batch: list[Example] = []
         self.responses: list[dict[str, Any]] = []
         self.asks: list[Ask] = []
@@ -286,6 +287,7 @@ class RayTrainer(BasePPOTrainer):
 
     def broadcast_to_vllm(self) -> None:
         """OpenRLHF's step calls it after the update."""
+        self.changed = True
         self.sync()
 
     def sync(self) -> None:
@@ -294,11 +296,14 @@ class RayTrainer(BasePPOTrainer):
         Raises:
             SyncError: an engine does not compute what the policy does.
         """
+        if not self.changed:
+            return
         if not self.digest:
             before = self.weights()
             self._send(True, "a random adapter")
             self.load_weights(before)
         self._send(False, f"version {self.version + 1} of the adapter")
+        self.changed = False
 
     def _send(self, canary: bool, what: str) -> None:
         group = self.groups.actor
@@ -317,6 +322,7 @@ class RayTrainer(BasePPOTrainer):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl_ctl.value = state["kl_coef"]
+        self.changed = True  # a checkpoint has been read
 
     def weights(self) -> dict[str, Tensor]:
         """Of both groups, named as in a policy with ppo.critic: adapter."""
@@ -325,6 +331,7 @@ class RayTrainer(BasePPOTrainer):
         return {**actor, **critic}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
+        self.changed = True
         for group, part in self._parts(state):
             self.groups.all(group, "load_weights", ray.put(part))
 
