@@ -163,3 +163,34 @@ def test_a_place_of_openrlhfs_is_put_back():
 
 def openrlhf_replaced():
     return openrlhf.replaced({"openrlhf.utils.agent:AgentExecutorBase": int})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppo.old_logprobs=sampled", "ppo.old_logprobs: sampled does not go with rollout.engine: vllm"),
+        ("vllm.tensor_parallel_size=2", "vllm.tensor_parallel_size: 2 needs engine: ray"),
+    ],
+)
+def test_what_a_vllm_engine_beside_each_rank_cannot_do(override, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(ROOT / "recipes/smollm2.yaml", ["rollout.engine=vllm", override], "ppo")
+
+
+def test_the_cluster_templates_run_the_script_with_keys_that_exist():
+    import re
+
+    import yaml
+
+    job = yaml.safe_load((ROOT / "launch/kuberay.yaml").read_text())
+    words = job["spec"]["entrypoint"].split()
+    assert words[:3] == ["bash", "launch/ppo_ray.sh", "recipes/llama2_glue_mt.yaml"]
+    recipe = recipe_of(*words[2:])
+    workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    container = workers["template"]["spec"]["containers"][0]
+    assert workers["replicas"] == recipe.ray.num_nodes == 8
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(recipe.ray.gpus_per_node)
+    assert container["image"] and {mount["mountPath"] for mount in container["volumeMounts"]} == {"/shared", "/dev/shm"}
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == "2.55.0"
+    slurm = (ROOT / "launch/slurm.sbatch").read_text()
+    assert {key for key in re.findall(r"\b(ray\.\w+)=", slurm)} == {"ray.num_nodes", "ray.gpus_per_node"}

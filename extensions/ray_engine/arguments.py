@@ -333,6 +333,7 @@ def differences(recipe: Recipe) -> list[str]:
         + ("reference, " if recipe.ppo.kl.init > 0 else "")
         + "and vLLM its own",
         "sampling draws other random numbers: vLLM's, by a seed a row",
+        "deepspeed.timeout: of a whole rollout, reference or update, since no group tells how far it is",
     ]
     if recipe.ppo.critic == "shared":
         found.append(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,10 @@ class RaySampler:
     def __init__(self, groups: Groups, refresh: Callable[[], None]) -> None:
         self.groups, self.refresh = groups, refresh
 
-    def session(self) -> Any:
-        from contextlib import contextmanager
-
-        @contextmanager
-        def session() -> Any:
-            self.refresh()
-            yield
-
-        return session()
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        self.refresh()
+        yield
 
     def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:
         asks = [Ask(list(r.prompt), r.budget, request_seed(r), greedy, None) for r in requests]
