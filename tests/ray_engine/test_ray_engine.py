@@ -253,8 +253,9 @@ def two_nodes():
     subprocess.run([str(ray), "stop", "--force"], env=env, capture_output=True, timeout=120)
 
 
-def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes):
-    recipe = write(tmp_path, tiny, ray={"num_nodes": 2, "gpus_per_node": 1})
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes, stage):
+    recipe = write(tmp_path, tiny, ray={"num_nodes": 2, "gpus_per_node": 1}, deepspeed={"zero_stage": stage})
     output = finish(start(recipe, RAY_ADDRESS=two_nodes))
     metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert all(m["probe_max"] < 1e-4 and m["stale_samples"] == 0 for m in metrics), output[-2000:]
@@ -262,7 +263,7 @@ def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes):
     for name in ("reward_mean", "policy_loss", "value_loss", "entropy", "kl"):
         assert one[name] == pytest.approx(two[name], abs=2e-5), name
     for (name, a), b in zip(adapter_of(ray_run[0]).items(), adapter_of(tmp_path / "run").values(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2, msg=name)
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
     ranks = read_json(next((tmp_path / "run" / "checkpoints").glob("step-4")) / "manifest.json")["ranks"]
     assert ranks == 2
 
