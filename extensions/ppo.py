@@ -191,6 +191,9 @@ class PpoTrainer(OfPolicy):
         if self.recompute:
             again = self._old_policy(experience)
             sums["sampling_mismatch"] = (again["logprobs"] - experience.logprobs).abs().sum()
+            if not self.sampler.exact:
+                total = self.strategy.sum(torch.stack([sums["sampling_mismatch"], experience.mask.sum()]))
+                self.sampler.judge(float(total[0] / total[1]))
             experience.logprobs = again["logprobs"]
             experience.values = again.get("values", experience.values)
         if self.ppo.critic == "adapter":

@@ -82,6 +82,9 @@ class Sampler:
         """All sampling happens inside one, with weights that stay as they are. Enter it on every rank."""
         yield
 
+    def judge(self, mismatch: float) -> None:
+        """Whether samples count whose logprobs differ by so much, on average, from the trainer's; here they all do."""
+
     @property
     def metrics(self) -> dict[str, Any]:
         """What there is to say of the engine since the last session began."""

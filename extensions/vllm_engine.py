@@ -310,6 +310,22 @@ class Probe:
         self._last = (digest, [list(engine) for engine in engines])
         return {"probe_mean": mean, "probe_max": worst, "probe_tokens": len(trainer)}
 
+    def check_samples(self, mismatch: float) -> None:
+        """Look at what was sampled, before anything is learned from it.
+
+        Args:
+            mismatch: mean absolute difference of its logprobs by engine and trainer, in nats a token.
+
+        Raises:
+            SyncError: it is beyond the tolerance.
+        """
+        if not mismatch <= self.tolerance:
+            raise SyncError(
+                f"the logprobs of what was sampled differ by {mismatch:.2g} nats a token between engine and trainer, "
+                f"more than {self.tolerance:g} (vllm.probe_tolerance): the samples are not the policy's. Nothing was "
+                "updated from them"
+            )
+
 
 # ------------------------------------------------------------------------------------------- under the DeepSpeed loop
 
@@ -390,6 +406,9 @@ class VllmSampler(Sampler):
     @property
     def metrics(self) -> dict[str, Any]:
         return self.sync.found
+
+    def judge(self, mismatch: float) -> None:
+        self.sync.probe.check_samples(mismatch)
 
     def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
         watchdog.progress()

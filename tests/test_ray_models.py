@@ -158,6 +158,12 @@ class TestProbe:
         with pytest.raises(SyncError, match="delivered nothing"):
             probe.check("b", [-1.00001, -2.0], [[-1.0, -2.0]], "version 2")
 
+    @pytest.mark.parametrize("mismatch", [0.002, float("nan")])
+    def test_samples_of_another_policy_stop_the_run_before_the_update(self, mismatch):
+        Probe(torch.float32, None).check_samples(5e-6)
+        with pytest.raises(SyncError, match="the samples are not the policy's"):
+            Probe(torch.float32, None).check_samples(mismatch)
+
     def test_the_same_adapter_may_be_sent_again(self):
         probe = Probe(torch.float32, None)
         for _ in range(2):

@@ -74,6 +74,22 @@ class Groups:
 
     def __init__(self, actor: Any, critic: Any, engines: Sequence[Any], generator: SamplesGenerator) -> None:
         self.actor, self.critic, self.engines, self.generator = actor, critic, list(engines), generator
+        self.sleeps = bool(generator.args.vllm.enable_sleep)  # OpenRLHF puts new engines to sleep at once
+        self._awake = False
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Engines that share a GPU with the training have its memory inside this alone."""
+        if not self.sleeps or self._awake:
+            yield
+            return
+        self.every_engine("wake_up")
+        self._awake = True
+        try:
+            yield
+        finally:
+            self._awake = False
+            self.every_engine("sleep")
 
     @staticmethod
     def all(group: Any, method: str, *arguments: Any) -> list[Any]:
@@ -99,8 +115,9 @@ class RaySampler:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        self.refresh()
-        yield
+        with self.groups.awake():
+            self.refresh()
+            yield
 
     def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:
         asks = [Ask(list(r.prompt), r.budget, request_seed(r), greedy, None) for r in requests]
@@ -119,12 +136,17 @@ class ExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's, with the paper's whitening and value targets, and a look at every number before the update."""
 
     recipe: Recipe
+    probe: Probe
     last: list[Any]  # of the iteration in work
+    mismatch: float  # mean difference of the logprobs of its samples, by engine and trainer
 
     def make_experience_batch(self, rollout_samples: list[Any]) -> list[Any]:
         watchdog.progress()
         self.last = super().make_experience_batch(rollout_samples)
         check_finite(self.last)
+        differences = [((e.action_log_probs - e.rollout_log_probs) * e.action_mask).abs().sum() for e in self.last]
+        self.mismatch = float(sum(differences) / sum(e.action_mask.sum() for e in self.last))
+        self.probe.check_samples(self.mismatch)
         return self.last
 
     def compute_advantages_and_returns(self, experiences: list[Any]) -> list[Any]:
@@ -198,7 +220,7 @@ class RayTrainer(BasePPOTrainer):
             AdaptiveKLController(kl.init, kl.target, kl.horizon) if kl.adaptive else FixedKLController(kl.init)
         )
         self.experience_maker = ExperienceMaker(groups.actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
-        self.experience_maker.recipe = recipe
+        self.experience_maker.recipe, self.experience_maker.probe = recipe, probe
         self.probe, self.samples = probe, list(samples)
         self.version, self.digest, self.found = 0, "", dict[str, Any]()
         self.changed = True  # whether the weights may be others than those that were sent
@@ -216,7 +238,7 @@ class RayTrainer(BasePPOTrainer):
         """One PPO iteration: its metrics, and a record of each sample."""
         clock = Clock(torch.device("cpu"))
         self.experience_maker.last, self.batch = [], self.order.batch(step)
-        with clock("rollout"):
+        with clock("rollout"), self.groups.awake():
             self.sync()
             rollout = self.sample(step)
         kl_coef = self.kl_ctl.value
@@ -233,9 +255,6 @@ class RayTrainer(BasePPOTrainer):
         }
         seconds = sum(clock.seconds.values())
         tokens = sum(r["tokens"] for r in records)
-        differences = [
-            float(((e.action_log_probs - e.rollout_log_probs) * e.action_mask).abs().sum()) for e in experiences
-        ]
         metrics = batch_metrics(records, {example.task.name: example.task for example in self.order.examples})
         metrics |= {
             "kl": mean_kl if self.recipe.ppo.kl.init > 0 else None,
@@ -244,7 +263,7 @@ class RayTrainer(BasePPOTrainer):
             "value_loss": status["critic_loss"] / self.recipe.ppo.value_coef if self.recipe.ppo.value_coef else 0.0,
             "entropy": status["entropy_loss"],
             "clip_fraction": status["ppo_clip_ratio"],
-            "sampling_mismatch": sum(differences) / tokens,
+            "sampling_mismatch": self.experience_maker.mismatch,
             "grad_norm": status["actor_grad_norm"],
             "critic_grad_norm": status["critic_grad_norm"],
             "lr": status["actor_lr"],
@@ -294,11 +313,12 @@ class RayTrainer(BasePPOTrainer):
         """
         if not self.changed:
             return
-        if not self.digest:
-            before = self.weights()
-            self._send(True, "a random adapter")
-            self.load_weights(before)
-        self._send(False, f"version {self.version + 1} of the adapter")
+        with self.groups.awake():
+            if not self.digest:
+                before = self.weights()
+                self._send(True, "a random adapter")
+                self.load_weights(before)
+            self._send(False, f"version {self.version + 1} of the adapter")
         self.changed = False
 
     def _send(self, canary: bool, what: str) -> None:

@@ -271,6 +271,24 @@ def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes, stage
 # ----------------------------------------------------------------------------------------------------- other engines
 
 
+def test_engines_that_share_a_gpu_are_awake_for_rollouts_alone():
+    from types import SimpleNamespace
+
+    from extensions.ray_engine.trainer import Groups
+
+    settings = SimpleNamespace(args=SimpleNamespace(vllm=SimpleNamespace(enable_sleep=True)))
+    groups, calls = Groups(None, None, [], settings), []
+    groups.every_engine = calls.append
+    with groups.awake():
+        with groups.awake():  # a sync inside
+            calls.append("inside")
+        calls.append("rollout")
+    assert calls == ["wake_up", "inside", "rollout", "sleep"]
+    groups.sleeps = False
+    with groups.awake():
+        assert len(calls) == 4
+
+
 def test_the_wrong_adapter_is_found(tiny):
     """An engine that got another adapter than the trainer has does not pass the probe."""
     from extensions.data import load_examples
