@@ -654,7 +654,7 @@ class Planner:
         per_token = 2 * shape.kv_width * word
         cache = per_token * (sampled * longest * (shape.layers + 1) + work.tokens * shape.layers)
         cache += sampled * shape.vocab * 4 * DRAW_COPIES
-        updating = activations + logits >= cache
+        updating = self.vllm or activations + logits >= cache  # vLLM's cache is in its own share
         parts = {
             "base weights": self.base_bytes,
             "adapters, gradients, optimizer": self._trained_bytes(ranks, stage),
