@@ -45,6 +45,7 @@ from extensions.strategy import Strategy, load_trainable_state, trainable_state
 PROBED = 64  # last tokens of a prompt whose logprobs are compared, besides those of the right answer
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats, mean over the probed tokens
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of LoRA, that vLLM 0.29 has room for
+MOST_TOKENS = 4096  # of prompts that a CPU engine reads at once, if no prompt may be longer
 CANARY_STD = 0.02  # of the random adapter's B matrices: it moves a logprob by a nat or so
 
 
@@ -125,7 +126,11 @@ def engine_options(recipe: Recipe, on_cpu: bool, rank: int) -> dict[str, Any]:
     config = load_config(recipe.model)
     check_family(config)
     context = prompt_limit(recipe, config) + recipe.rollout.max_new_tokens
-    return {
+    whole_prompts: dict[str, Any] = {}
+    if on_cpu:
+        # A seeded row whose prompt is cut ends a CPU engine ("CPU Generator does not use offset", vLLM 0.29).
+        whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, MOST_TOKENS)}
+    return whole_prompts | {
         "model": str(model_folder(recipe.model)),
         "dtype": str(engine_dtype(recipe, on_cpu)).removeprefix("torch."),
         "max_model_len": context,

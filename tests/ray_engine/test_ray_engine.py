@@ -304,6 +304,8 @@ def test_the_wrong_adapter_is_found(tiny):
         canary_state,
         engine_options,
         probe_samples,
+        sampled,
+        sampling_params,
         trainer_logprobs,
     )
 
@@ -328,6 +330,11 @@ def test_the_wrong_adapter_is_found(tiny):
     load_trainable_state(policy, canary_state(state, 2))
     with pytest.raises(SyncError, match="does not sample from the policy"):
         probe.check("other", logprobs(), [engine.probe(samples)], "another one")
+    # More prompts than are read at once: none is cut, and each row draws by its own seed.
+    prompts = [[7 + row % 300] * 100 + [5, 6] for row in range(60)]
+    params = [sampling_params(4, row, 1.0, False, [0]) for row in range(60)]
+    together = [sampled(output)[0] for output in engine.generate(prompts, params)]
+    assert together[50:] == [sampled(output)[0] for output in engine.generate(prompts[50:], params[50:])]
     engine.load(Adapter.of(policy, trainable_state(policy), 2))
     probe.check("other", logprobs(), [engine.probe(samples)], "another one")
 
