@@ -99,6 +99,32 @@ class CheckpointFiles(TorchCheckpointEngine):
                 self.error = OSError(str(error))
 
 
+def files_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointFiles:
+    """What an engine writes and reads checkpoints by; put there the first time."""
+    if not isinstance(engine.checkpoint_engine, CheckpointFiles):
+        engine.checkpoint_engine = CheckpointFiles(
+            {name for name, p in engine.module.named_parameters() if p.requires_grad}
+        )
+        # DeepSpeed would copy a script for users there, unguarded against a full disk (0.19.6).
+        engine._copy_recovery_script = lambda save_path: None
+    return engine.checkpoint_engine
+
+
+def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
+    """Write a rank's part: the engine's, and its random generators. `files_of` knows the files and the first error."""
+    # DeepSpeed's barriers are passed on every rank, whatever happened to a file.
+    engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
+    files_of(engine).save(random_state(), str(folder / f"random-{rank}.pt"))
+
+
+def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
+    """Put back what `write_rank` wrote."""
+    engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    own = folder / f"random-{rank}.pt"
+    if own.exists():
+        restore_random_state(files_of(engine).load(str(own)))
+
+
 def _save(content: Any, path: Path) -> None:
     with path.open("wb") as file:
         torch.save(content, file)
@@ -115,10 +141,7 @@ class Checkpoints:
     def __init__(self, root: Path, strategy: Strategy, engine: deepspeed.DeepSpeedEngine, keep: int) -> None:
         self.root, self.strategy, self.engine, self.keep = root / "checkpoints", strategy, engine, keep
         self.ranks = strategy.world_size
-        self.files = CheckpointFiles({name for name, p in engine.module.named_parameters() if p.requires_grad})
-        engine.checkpoint_engine = self.files
-        # DeepSpeed would copy a script for users there, unguarded against a full disk (0.19.6).
-        engine._copy_recovery_script = lambda save_path: None
+        self.files = files_of(engine)
 
     # ------------------------------------------------------------------------------------------------- writing
 
@@ -156,17 +179,12 @@ class Checkpoints:
 
     def _write_parts(self, folder: Path) -> dict[str, Any]:
         """What each rank has to write. Returns entries of files that `self.files` has not written."""
-        # Its barriers are passed on every rank, whatever happened to a file.
-        self.engine.save_checkpoint(str(self.root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
-        self.files.save(random_state(), str(folder / f"random-{self.strategy.rank}.pt"))
+        write_rank(self.engine, folder, self.strategy.rank)
         return {}
 
     def _read_parts(self, folder: Path) -> None:
         """Put back what `_write_parts` wrote."""
-        self.engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
-        own = folder / f"random-{self.strategy.rank}.pt"
-        if own.exists():
-            restore_random_state(self.files.load(str(own)))
+        read_rank(self.engine, folder, self.strategy.rank)
 
     def _make(self, folder: Path) -> None:
         for left in self.root.glob("writing-*"):  # of a run that was killed there

@@ -113,6 +113,7 @@ __all__ = [
     "forget_shared_memory",
     "load_op",
     "openrlhf_importable",
+    "without_cuda",
 ]
 
 
@@ -178,3 +179,24 @@ def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[
         yield
     finally:
         del decoder.build_mpt_alibi_tensor
+
+
+class _Cpu(str):
+    """What `torch.cuda.current_device` gives on a CPU: a device that tensors go to, and a number in "cuda:N"."""
+
+    def __format__(self, spec: str) -> str:
+        return "0"
+
+
+def without_cuda() -> None:
+    """On a machine without a GPU: make the calls of torch.cuda that OpenRLHF's Ray classes do (0.11.2) do nothing.
+
+    They name CUDA where they mean the device: `torch.cuda.current_device()` as the target of tensors,
+    `f"cuda:{...}"` as that of a replay buffer that is never asked for it, and waits and caches.
+    """
+    if torch.cuda.is_available():
+        return
+    cuda: Any = torch.cuda
+    for name in ("set_device", "empty_cache", "synchronize"):
+        setattr(cuda, name, lambda *args, **kwargs: None)
+    cuda.current_device = lambda: _Cpu("cpu")

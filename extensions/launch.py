@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-MODULES = {"ppo": "train", "sft": "train", "eval": "train", "encoder": "encoder"}  # method -> module with its `main`
+# script -> module with its `main`
+MODULES = {"ppo": "train", "sft": "train", "eval": "train", "encoder": "encoder", "ppo_ray": "ray_engine.driver"}
 
 
 def prepare_environment() -> None:
@@ -55,6 +56,4 @@ def main(method: str, arguments: Sequence[str]) -> int:
     """Entry point of launch/METHOD.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
     prepare_environment()
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
-    if method == "ppo_ray":
-        return importlib.import_module("extensions.ray_engine.driver").main(arguments)
     return importlib.import_module(f"extensions.{MODULES[method]}").main(arguments, method)

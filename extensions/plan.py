@@ -685,9 +685,7 @@ class Planner:
 
     def _with_engine(self, parts: dict[str, float]) -> None:
         """Put vLLM's memory in; while it sleeps, that of the update is there in its stead."""
-        shares = self.recipe.engine == "deepspeed" or self.recipe.ray.colocate
-        parts["cache of rollout or evaluation"] = 0.0
-        if not shares:
+        if self.recipe.engine == "ray" and not self.recipe.ray.colocate:
             return
         engine = self.recipe.vllm.gpu_memory_utilization * self.device.memory * GIB
         if self.options.cpu:

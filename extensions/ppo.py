@@ -156,9 +156,7 @@ class PpoTrainer(OfPolicy):
         requests = []
         for slot, (ids, _) in enumerate(encoded):
             row = slot * self.strategy.world_size + self.strategy.rank
-            draw, uniforms = random_numbers(self.seed, TRAINING, step, row, self.max_new_tokens)
-            budget = self.min_new_tokens + int(draw * (self.max_new_tokens - self.min_new_tokens + 1))
-            requests.append(Request(ids, budget, uniforms))
+            requests.append(training_request(ids, self.seed, step, row, self.min_new_tokens, self.max_new_tokens))
         with self.sampler.session():
             responses = self.sampler.sample(requests)
         lengths = [len(response.tokens) for response in responses]
@@ -354,15 +352,7 @@ class PpoTrainer(OfPolicy):
         if experience is None:
             return [], {}
         records = [
-            {
-                "task": example.task.name,
-                "index": example.index,
-                "gold": example.label,
-                "prompt": experience.prompts[slot],
-                "response": experience.texts[slot],
-                "prompt_ids": list(experience.samples[slot].prompt),
-                "response_ids": list(experience.samples[slot].response),
-            }
+            evidence_record(example, experience.prompts[slot], experience.texts[slot], experience.samples[slot])
             for slot, example in enumerate(experience.examples)
         ]
         known = {name: getattr(experience, name) for name in (*MEASURED, "mask")}
@@ -409,20 +399,8 @@ class PpoTrainer(OfPolicy):
         records: list[dict[str, Any]] = []
         kl = experience.kl.sum(1).tolist()
         for slot, example in enumerate(experience.examples):
-            answer = parse_answer(experience.texts[slot], example.task)
-            records.append(
-                {
-                    "task": example.task.name,
-                    "index": example.index,
-                    "prompt": experience.prompts[slot],
-                    "response": experience.texts[slot],
-                    "answer": answer,
-                    "gold": example.label,
-                    "reward": float(experience.scores[slot]),
-                    "kl": kl[slot],
-                    "tokens": experience.lengths[slot],
-                }
-            )
+            text, score, tokens = experience.texts[slot], float(experience.scores[slot]), experience.lengths[slot]
+            records.append(rollout_record(example, experience.prompts[slot], text, score, kl[slot], tokens))
         by_rank = self.strategy.gather(records)
         records = [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(sum(map(len, by_rank)))]
         names = sorted(sums)
@@ -453,6 +431,42 @@ class PpoTrainer(OfPolicy):
             "samples_per_s": len(records) / seconds,
         }
         return {"step": step + 1, "samples": (step + 1) * self.order.batch_size} | metrics, records
+
+
+def training_request(ids: Sequence[int], seed: int, step: int, row: int, low: int, high: int) -> Request:
+    """What a row of a batch asks for: its budget, uniform in [low, high] (section 5.1), and its random numbers."""
+    draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
+    return Request(ids, low + int(draw * (high - low + 1)), uniforms)
+
+
+def rollout_record(
+    example: Example, prompt: str, response: str, reward: float, kl: float, tokens: int
+) -> dict[str, Any]:
+    """A sample in rollouts.jsonl, and for the metrics of its batch."""
+    return {
+        "task": example.task.name,
+        "index": example.index,
+        "prompt": prompt,
+        "response": response,
+        "answer": parse_answer(response, example.task),
+        "gold": example.label,
+        "reward": reward,
+        "kl": kl,
+        "tokens": tokens,
+    }
+
+
+def evidence_record(example: Example, prompt: str, response: str, sample: Sample) -> dict[str, Any]:
+    """A sample of a failed batch, for `nlu replay`."""
+    return {
+        "task": example.task.name,
+        "index": example.index,
+        "gold": example.label,
+        "prompt": prompt,
+        "response": response,
+        "prompt_ids": list(sample.prompt),
+        "response_ids": list(sample.response),
+    }
 
 
 def batch_metrics(records: Sequence[dict[str, Any]], tasks: dict[str, Any]) -> dict[str, Any]:

@@ -189,12 +189,20 @@ class Strategy(DeepspeedStrategy):
             if shared:
                 self._settle()
         if last:
-            self.guard.check(self.sum)
-            if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
-                gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
-                self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            self.before_step(engine)
             with watchdog.waiting("the optimizer's step") if shared else nullcontext():
                 engine.step()
+
+    def before_step(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        """Look at the gradients of all ranks, whole by now.
+
+        Raises:
+            BadNumber: on every rank, if what the guard has noted is not finite.
+        """
+        self.guard.check(self.sum)
+        if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
+            gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def get_grad_norm(self, model: nn.Module) -> float:
         """Norm of the last update's gradients over all ranks, before clipping."""

@@ -48,7 +48,7 @@ from extensions.run_data import RunData
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy
 from extensions.tasks import Task
-from extensions.vllm_engine import Sync, SyncError, make_sampler, probe_samples, require
+from extensions.vllm_engine import LocalSync, SyncError, make_sampler, probe_samples, require
 from extensions.watch import Watch
 
 AFTER = "predictions_after.jsonl"
@@ -108,7 +108,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     sync = None
     if recipe.rollout.engine == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        sync = Sync(recipe, policy, strategy, probed, reporter.say)
+        sync = LocalSync(recipe, policy, strategy, probed, reporter.say)
     sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep, sync)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
     if method == "eval":

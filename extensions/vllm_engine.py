@@ -20,8 +20,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,57 @@ class Probe:
             )
 
 
+# ------------------------------------------------------------------------------------------------------- the sync
+
+
+class Sync(ABC):
+    """Keeps engines at the policy's weights, and looks whether they are. Wherever policy and engines live."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.version, self.digest = 0, ""  # of what the engines have
+        self.found: dict[str, Any] = {}  # for the metrics
+
+    def refresh(self) -> None:
+        """Send the adapter if it is not the one that the engines have. Call it on every rank.
+
+        Raises:
+            SyncError: an engine does not compute what the policy does.
+        """
+        if not self.digest:
+            with self.canary():
+                self._send("a random adapter")
+        self._send(f"version {self.version + 1} of the adapter")
+
+    def _send(self, what: str) -> None:
+        adapter = self.adapter(self.version + 1)
+        if adapter.digest == self.digest:
+            return
+        self.deliver(adapter)
+        self.version, self.digest = adapter.version, adapter.digest
+        self.found = self.probe.check(self.digest, self.trainer_logprobs(), self.engine_logprobs(), what)
+
+    @abstractmethod
+    def canary(self) -> AbstractContextManager[None]:
+        """The policy has a random adapter meanwhile (`canary_state`)."""
+
+    @abstractmethod
+    def adapter(self, version: int) -> Adapter:
+        """The policy's, as it travels."""
+
+    @abstractmethod
+    def deliver(self, adapter: Adapter) -> None:
+        """Have all engines use it."""
+
+    @abstractmethod
+    def trainer_logprobs(self) -> list[float]:
+        """Of the probed tokens."""
+
+    @abstractmethod
+    def engine_logprobs(self) -> list[list[float]]:
+        """The same by each engine."""
+
+
 # ------------------------------------------------------------------------------------------- under the DeepSpeed loop
 
 
@@ -386,7 +438,7 @@ class VllmSampler(Sampler):
     """Engine `vllm`: tokens and their logprobs by vLLM; likelihoods of given answers by the policy itself.
 
     Args:
-        engine: shared by the samplers of a rank.
+        sync: of the rank's one engine.
     """
 
     def __init__(
@@ -395,7 +447,7 @@ class VllmSampler(Sampler):
         tokenizer: PreTrainedTokenizerBase,
         micro_batch_size: int,
         lockstep: int | None,
-        sync: Sync,
+        sync: LocalSync,
     ) -> None:
         super().__init__(policy, tokenizer, micro_batch_size, lockstep)
         self.sync = sync
@@ -434,7 +486,7 @@ def make_sampler(
     tokenizer: PreTrainedTokenizerBase,
     micro_batch_size: int,
     lockstep: int | None,
-    sync: Sync | None,
+    sync: LocalSync | None,
 ) -> Sampler:
     """The sampler of a recipe's `rollout.engine`."""
     if sync is None:
@@ -447,8 +499,8 @@ def request_seed(request: Request) -> int:
     return int(float(request.uniforms[0]) * 2**31)
 
 
-class Sync:
-    """Keeps a rank's engine at the policy's weights: whatever changed them, the next session begins with a sync.
+class LocalSync(Sync):
+    """Of a rank's own engine and policy.
 
     Args:
         samples: for the probe.
@@ -458,36 +510,31 @@ class Sync:
         self, recipe: Recipe, policy: Policy, strategy: Strategy, samples: Sequence[Sample], say: Callable[[str], None]
     ) -> None:
         on_cpu = strategy.device.type == "cpu"
-        self.policy, self.strategy, self.samples, self.seed = policy, strategy, list(samples), recipe.seed
+        super().__init__(Probe(engine_dtype(recipe, on_cpu), recipe.vllm.probe_tolerance))
+        self.policy, self.samples, self.seed = policy, list(samples), recipe.seed
         self.micro_batch_size = recipe.evaluation.micro_batch_size
-        self.probe = Probe(engine_dtype(recipe, on_cpu), recipe.vllm.probe_tolerance)
         say("starting a vLLM engine a rank")
         self.engine = Engine(engine_options(recipe, on_cpu, policy.lm.peft_config["default"].r), recipe.vllm.sleep)
-        self.version, self.digest, self.found = 0, "", dict[str, Any]()
 
-    def refresh(self) -> None:
-        """Send the adapter if it is not the one that the engine has. Call it on every rank.
-
-        Raises:
-            SyncError: the engine does not compute what the policy does.
-        """
+    @contextmanager
+    def canary(self) -> Iterator[None]:
         state = trainable_state(self.policy)
-        if not self.digest:
-            canary = canary_state(state, self.seed)
-            load_trainable_state(self.policy, canary)
-            try:
-                self._send(canary, "a random adapter")
-            finally:
-                load_trainable_state(self.policy, state)
-        self._send(state, f"version {self.version + 1} of the adapter")
+        load_trainable_state(self.policy, canary_state(state, self.seed))
+        try:
+            yield
+        finally:
+            load_trainable_state(self.policy, state)
 
-    def _send(self, state: dict[str, Tensor], what: str) -> None:
-        adapter = Adapter.of(self.policy, state, self.version + 1)
-        if adapter.digest == self.digest:
-            return
+    def adapter(self, version: int) -> Adapter:
+        return Adapter.of(self.policy, trainable_state(self.policy), version)
+
+    def deliver(self, adapter: Adapter) -> None:
         self.engine.load(adapter)
-        self.version, self.digest = adapter.version, adapter.digest
+
+    def trainer_logprobs(self) -> list[float]:
         self.policy.eval()
         with self.policy.role("actor"):
-            trainer = trainer_logprobs(self.policy, self.samples, self.micro_batch_size)
-        self.found = self.probe.check(self.digest, trainer, [self.engine.probe(self.samples)], what)
+            return trainer_logprobs(self.policy, self.samples, self.micro_batch_size)
+
+    def engine_logprobs(self) -> list[list[float]]:
+        return [self.engine.probe(self.samples)]

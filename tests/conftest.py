@@ -86,6 +86,24 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
 
 
+def save_tiny_model(folder: Path, config: Callable[[int], PretrainedConfig]) -> None:
+    """A random causal LM in float32 and its tokenizer, seeded.
+
+    Args:
+        config: makes the model's from the size of the vocabulary.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    # transformers 5.15 loads the tokenizers of some families by their own class, which would add tokens here.
+    settings_file = folder / "tokenizer_config.json"
+    saved = json.loads(settings_file.read_text(encoding="utf-8")) | {"pad_token": None, "unk_token": None}
+    settings_file.write_text(json.dumps(saved, indent=2), encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config(len(tokenizer)), dtype=torch.float32)
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_model("llama" | "qwen2" | "mpt")`: folder of a random causal LM in float32 and its tokenizer, seeded."""
@@ -94,17 +112,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def make(architecture: str) -> Path:
         if architecture not in made:
             folder = tmp_path_factory.mktemp(architecture)
-            tokenizer = tiny_tokenizer()
-            tokenizer.save_pretrained(folder)
-            # transformers 5.15 loads the tokenizers of some families by their own class, which would add tokens here.
-            settings_file = folder / "tokenizer_config.json"
-            saved = json.loads(settings_file.read_text(encoding="utf-8")) | {"pad_token": None, "unk_token": None}
-            settings_file.write_text(json.dumps(saved, indent=2), encoding="utf-8")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                config = tiny_config(architecture, len(tokenizer))
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-            model.save_pretrained(folder)
+            save_tiny_model(folder, lambda vocabulary: tiny_config(architecture, vocabulary))
             made[architecture] = folder
         return made[architecture]
 

@@ -95,14 +95,15 @@ def write_recipe(folder: Path, model: Path, **sections) -> Path:
         "optimizer": {"name": "adamw", "lr": 1e-2},
         "evaluation": {"max_samples": 4},
     }
-    for key, value in sections.items():
-        if isinstance(value, dict) and isinstance(recipe.get(key), dict):
-            recipe[key] |= value
-        else:
-            recipe[key] = value
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(merged(recipe, sections)))
     return path
+
+
+def merged(recipe: dict, sections: dict) -> dict:
+    """A recipe with other keys; within a section the others stay."""
+    both = {key: recipe[key] | value for key, value in sections.items() if isinstance(value, dict) and key in recipe}
+    return recipe | sections | both
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
 
-from extensions.vllm_engine import sampled, sampling_params
+from extensions import vllm_engine
 
 
 class AgentExecutor(AgentExecutorBase):
@@ -34,9 +34,10 @@ class AgentExecutor(AgentExecutorBase):
             llm_engine: `extensions.ray_engine.workers.Rollout`.
         """
         ask = json.loads(label)
-        params = _params(ask, llm_engine)
+        temperature = llm_engine.recipe.rollout.temperature
+        params = vllm_engine.sampling_params(ask["budget"], ask["seed"], temperature, ask["greedy"], llm_engine.eos)
         output = await llm_engine.generate(ask["prompt_ids"], params)
-        tokens, logprobs = sampled(output)
+        tokens, logprobs = vllm_engine.sampled(output)
         text = llm_engine.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         reward = 0.0
         if ask["label"] is not None:
@@ -56,7 +57,3 @@ class AgentExecutor(AgentExecutorBase):
             "extra_logs": {"adapter_version": float(llm_engine.adapters.version)},
             "text": text,
         }
-
-
-def _params(ask: dict[str, Any], engine: Any) -> Any:
-    return sampling_params(ask["budget"], ask["seed"], engine.recipe.rollout.temperature, ask["greedy"], engine.eos)

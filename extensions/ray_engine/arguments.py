@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.errors import UserError
-from extensions.policy import model_folder, resolve_model
+from extensions.policy import model_folder
 from extensions.recipe import Recipe, all_keys, value_at
 
 AGENT = Path(__file__).with_name("agent.py")
@@ -230,8 +230,7 @@ def micro_batch(recipe: Recipe, shape: Shape) -> int:
 def given(recipe: Recipe, shape: Shape) -> dict[str, Any]:
     """OpenRLHF's options for a recipe; True is a flag, None leaves the default."""
     ppo, kl, optimizer = recipe.ppo, recipe.ppo.kl, recipe.optimizer
-    folder, gguf = resolve_model(recipe.model.path)
-    model = str(folder if gguf is None else model_folder(recipe.model))
+    model = str(model_folder(recipe.model))
     groups = {
         f"--{group}.{key}": value
         for group in ("actor", "critic", "ref")
@@ -288,32 +287,21 @@ def given(recipe: Recipe, shape: Shape) -> dict[str, Any]:
 
 def arguments(recipe: Recipe, shape: Shape) -> list[str]:
     """The same as a command line has it."""
-    found: list[str] = []
-    for option, value in given(recipe, shape).items():
-        if value is None:
-            continue
-        found.append(option)
-        if value is not True:
-            found += [repr(one) if isinstance(one, float) else str(one) for one in _many(value)]
-    return found
-
-
-def _many(value: Any) -> Iterator[Any]:
-    yield from value if isinstance(value, list) else [value]
+    return [word for words in _options(recipe, shape) for word in words]
 
 
 def command(recipe: Recipe, shape: Shape) -> str:
     """OpenRLHF's own command, to be read: without this project's parts it would not sync its adapters."""
-    lines = [
-        f"{option} {shlex.join(_shown(value))}".rstrip()
-        for option, value in given(recipe, shape).items()
-        if value is not None
-    ]
-    return " \\\n    ".join(["python -m openrlhf.cli.train_ppo_ray", *lines])
+    return " \\\n    ".join(["python -m openrlhf.cli.train_ppo_ray", *map(shlex.join, _options(recipe, shape))])
 
 
-def _shown(value: Any) -> list[str]:
-    return [] if value is True else [str(one) for one in _many(value)]
+def _options(recipe: Recipe, shape: Shape) -> Iterator[list[str]]:
+    """Each option that is given, with its values, as words."""
+    for option, value in given(recipe, shape).items():
+        if value is True:
+            yield [option]
+        elif value is not None:
+            yield [option, *map(str, value if isinstance(value, list) else [value])]
 
 
 def refused(recipe: Recipe) -> list[str]:

@@ -162,7 +162,7 @@ def _gone(what: str, error: Any) -> str:
     )
 
 
-def main(words: Sequence[str]) -> int:
+def main(words: Sequence[str], script: str = "ppo_ray") -> int:
     """Returns the exit status (`extensions.train.main`)."""
     printing = "--print" in words
     words = [word for word in words if word != "--print"]
@@ -173,4 +173,4 @@ def main(words: Sequence[str]) -> int:
         else:
             start_run(recipe)
 
-    return train.main(words, "ppo", do, "ppo_ray", ["engine=ray"])
+    return train.main(words, "ppo", do, script, ["engine=ray"])

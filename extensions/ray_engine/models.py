@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from extensions.compat import Actor
@@ -174,8 +173,5 @@ class RayStrategy(Strategy):
         """
         engine = model.model if isinstance(model, Actor) else model
         if engine.is_gradient_accumulation_boundary():
-            self.guard.check(self.sum)
-            if self.stage == 0:
-                gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
-                self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            self.before_step(engine)
         engine.step()

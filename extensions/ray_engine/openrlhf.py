@@ -1,7 +1,7 @@
 """OpenRLHF's own PPO trainer on Ray and vLLM (0.11.2): its options, its checks, its main function, our parts in it.
 
 `openrlhf.cli.train_ppo_ray` has its parser and its checks in its `__main__` block. They are run as they stand there,
-found in its source, so they need neither ray nor vllm; then its `train` is called, with the classes in `PARTS` put in
+found in its source, so they need neither ray nor vllm; then its `train` is called, with parts of ours (`replaced`) in
 the place of its own. `tests/test_ray_arguments.py` fails when what is replaced or relied on changes underneath.
 """
 
@@ -18,10 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
-
-import torch
 
 import extensions.compat  # noqa: F401 # lets openrlhf be imported without flash-attn
 from extensions.errors import UserError
@@ -46,20 +44,14 @@ def _main_block() -> ast.Module:
 def _run_main(arguments: Sequence[str], train: Callable[[Any], None], parser: type[argparse.ArgumentParser]) -> None:
     """Its `__main__` block: parse, check, and call `train`."""
     before, sys.argv = sys.argv, [MODULE, *arguments]
-    names = {"argparse": _Argparse(parser), "datetime": datetime, "train": train, "__name__": "__main__"}
+    own = SimpleNamespace(ArgumentParser=parser)  # in the place of the module
+    names = {"argparse": own, "datetime": datetime, "train": train, "__name__": "__main__"}
     try:
         exec(compile(_main_block(), MODULE, "exec"), names)  # nosec B102 # a part of an installed package
     except AssertionError as error:
         raise UserError(f"engine: ray: OpenRLHF refuses these settings: {error}") from error
     finally:
         sys.argv = before
-
-
-class _Argparse:
-    """The module argparse, with another parser."""
-
-    def __init__(self, parser: type[argparse.ArgumentParser]) -> None:
-        self.ArgumentParser = parser
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -127,24 +119,3 @@ def replaced(parts: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for module, name, value in reversed(before):
             setattr(module, name, value)
-
-
-class _Cpu(str):
-    """What `torch.cuda.current_device` gives on a CPU: a device that tensors go to, and a number in "cuda:N"."""
-
-    def __format__(self, spec: str) -> str:
-        return "0"
-
-
-def without_cuda() -> None:
-    """On a machine without a GPU: make the calls of torch.cuda that OpenRLHF's Ray classes do (0.11.2) do nothing.
-
-    They name CUDA where they mean the device: `torch.cuda.current_device()` as the target of tensors,
-    `f"cuda:{...}"` as that of a replay buffer that is never asked for it, and waits and caches.
-    """
-    if torch.cuda.is_available():
-        return
-    cuda: Any = torch.cuda
-    for name in ("set_device", "empty_cache", "synchronize"):
-        setattr(cuda, name, lambda *args, **kwargs: None)
-    cuda.current_device = lambda: _Cpu("cpu")

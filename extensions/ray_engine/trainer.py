@@ -23,7 +23,7 @@ from torch import Tensor
 
 from extensions import watchdog
 from extensions.checkpoint import CheckpointFiles, Checkpoints
-from extensions.compat import AdaptiveKLController, FixedKLController, compute_reward
+from extensions.compat import compute_reward
 from extensions.data import BatchOrder, Example
 from extensions.evaluate import Evaluator
 from extensions.files import write_bytes
@@ -31,14 +31,14 @@ from extensions.guard import BadNumber, Problem
 from extensions.loop import Clock
 from extensions.numerics import gae, pad_rows, td_targets, whiten
 from extensions.packing import Sample
-from extensions.ppo import TRAINING, batch_metrics
-from extensions.prompts import PromptEncoder, parse_answer
+from extensions.ppo import batch_metrics, evidence_record, rollout_record, training_request
+from extensions.prompts import PromptEncoder
 from extensions.ray_engine.models import RayStrategy
 from extensions.recipe import Recipe
 from extensions.rewards import Reward
-from extensions.rollout import Request, Response, random_numbers
+from extensions.rollout import Request, Response
 from extensions.train import Training
-from extensions.vllm_engine import Adapter, Probe, request_seed
+from extensions.vllm_engine import Adapter, Probe, Sync, request_seed
 
 # After `extensions`, which lets it be imported without flash-attn.
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer  # isort: skip
@@ -65,6 +65,7 @@ def wait(references: Sequence[Any]) -> list[Any]:
     while pending:
         ready, pending = ray.wait(pending, num_returns=1, timeout=1.0)
         if ready:
+            ray.get(ready)  # an error at once, not when the others have come, who may wait for this one
             watchdog.progress()
     return list(ray.get(list(references)))
 
@@ -98,11 +99,57 @@ class Groups:
     def every_engine(self, method: str, *arguments: Any) -> list[Any]:
         return wait([getattr(engine, method).remote(*arguments) for engine in self.engines])
 
-    def respond(self, asks: Sequence[Ask], prompts: Sequence[str], **settings: Any) -> list[dict[str, Any]]:
+    def respond(self, asks: Sequence[Ask], prompts: Sequence[str]) -> list[dict[str, Any]]:
         """The agent's responses, in order; OpenRLHF shares them out over the engines."""
         labels = [json.dumps(asdict(ask)) for ask in asks]
-        references = self.generator._dispatch_prompts_to_vllm(list(prompts), labels, n_samples_per_prompt=1, **settings)
+        references = self.generator._dispatch_prompts_to_vllm(list(prompts), labels, n_samples_per_prompt=1)
         return [responses[0] for responses in wait(references)]
+
+
+class RaySync(Sync):
+    """Of the actor group and all engines.
+
+    Args:
+        samples: for the probe.
+    """
+
+    def __init__(self, groups: Groups, probe: Probe, samples: Sequence[Sample]) -> None:
+        super().__init__(probe)
+        self.groups, self.samples = groups, list(samples)
+        self.changed = True  # whether the weights may be others than those that were sent
+
+    def refresh(self) -> None:
+        if self.changed:
+            with self.groups.awake():
+                super().refresh()
+            self.changed = False
+
+    @contextmanager
+    def canary(self) -> Iterator[None]:
+        before = ray.put(self._actor("weights"))
+        self._actor("put_canary")
+        try:
+            yield
+        finally:
+            self._actor("load_weights", before)
+
+    def adapter(self, version: int) -> Adapter:
+        found: Adapter = self._actor("adapter", version)
+        return found
+
+    def deliver(self, adapter: Adapter) -> None:
+        self.groups.every_engine("load_adapter", ray.put(adapter))
+
+    def trainer_logprobs(self) -> list[float]:
+        found: list[float] = self._actor("probe", self.samples)
+        return found
+
+    def engine_logprobs(self) -> list[list[float]]:
+        return self.groups.every_engine("probe", self.samples)
+
+    def _actor(self, method: str, *arguments: Any) -> Any:
+        """What rank 0 answers; all ranks are asked."""
+        return self.groups.all(self.groups.actor, method, *arguments)[0]
 
 
 class RaySampler:
@@ -159,7 +206,6 @@ class ExperienceMaker(RemoteExperienceMaker):
             e.advantages, e.returns = gae(rewards, e.values, mask, ppo.gamma, ppo.lam)
             if ppo.value_target == "td":
                 e.returns = td_targets(rewards, e.values, mask, ppo.gamma)
-            e.info["return"] = (rewards * mask).sum(-1)
             e.info["kl_of_response"] = (e.kl * mask).sum(-1)
         if ppo.whiten:
             flat = torch.cat([e.advantages.flatten() for e in experiences])
@@ -215,15 +261,9 @@ class RayTrainer(BasePPOTrainer):
         for name in LOGGERS:  # they print each step's numbers and a sample; the run has its own line
             logging.getLogger(name).setLevel(logging.WARNING)
         self.recipe, self.groups, self.encoder, self.reward, self.order = recipe, groups, encoder, reward, order
-        kl = recipe.ppo.kl
-        self.kl_ctl = (
-            AdaptiveKLController(kl.init, kl.target, kl.horizon) if kl.adaptive else FixedKLController(kl.init)
-        )
         self.experience_maker = ExperienceMaker(groups.actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
         self.experience_maker.recipe, self.experience_maker.probe = recipe, probe
-        self.probe, self.samples = probe, list(samples)
-        self.version, self.digest, self.found = 0, "", dict[str, Any]()
-        self.changed = True  # whether the weights may be others than those that were sent
+        self.engines = RaySync(groups, probe, samples)
         self.batch: list[Example] = []
         self.responses: list[dict[str, Any]] = []
         self.asks: list[Ask] = []
@@ -239,7 +279,7 @@ class RayTrainer(BasePPOTrainer):
         clock = Clock(torch.device("cpu"))
         self.experience_maker.last, self.batch = [], self.order.batch(step)
         with clock("rollout"), self.groups.awake():
-            self.sync()
+            self.engines.refresh()
             rollout = self.sample(step)
         kl_coef = self.kl_ctl.value
         status, _ = self.train_step(rollout, step)
@@ -269,7 +309,7 @@ class RayTrainer(BasePPOTrainer):
             "lr": status["actor_lr"],
             "response_tokens": tokens / len(records),
             "stale_samples": self.stale,
-            **self.found,
+            **self.engines.found,
             "seconds": clock.seconds,
             "samples_per_s": len(records) / seconds,
         }
@@ -281,12 +321,10 @@ class RayTrainer(BasePPOTrainer):
         encoded = [self.encoder.encode(example.task, example.fields) for example in self.batch]
         self.prompts, self.asks = [text for _, text in encoded], []
         for row, (example, (ids, _)) in enumerate(zip(self.batch, encoded, strict=True)):
-            draw, uniforms = random_numbers(self.recipe.seed, TRAINING, step, row, high)
-            budget = low + int(draw * (high - low + 1))
-            seed = request_seed(Request(ids, budget, uniforms))
-            self.asks.append(Ask(ids, budget, seed, greedy=False, label=self.reward.label(example)))
+            request = training_request(ids, self.recipe.seed, step, row, low, high)
+            self.asks.append(Ask(ids, request.budget, request_seed(request), False, self.reward.label(example)))
         self.responses = self.groups.respond(self.asks, self.prompts)
-        self.stale = sum(r["extra_logs"]["adapter_version"] != self.version for r in self.responses)
+        self.stale = sum(r["extra_logs"]["adapter_version"] != self.engines.version for r in self.responses)
         longest = max(len(r["observation_tokens"]) for r in self.responses)
         process = self.groups.generator._process_response_into_experience
         return [process(response, max_len=longest) for response in self.responses]
@@ -298,38 +336,10 @@ class RayTrainer(BasePPOTrainer):
         status.pop("kl", None)
         return status
 
-    # ------------------------------------------------------------------------------------------------- the sync
-
     def broadcast_to_vllm(self) -> None:
         """OpenRLHF's step calls it after the update."""
-        self.changed = True
-        self.sync()
-
-    def sync(self) -> None:
-        """Send the adapter to the engines if it is not the one that they have, and probe.
-
-        Raises:
-            SyncError: an engine does not compute what the policy does.
-        """
-        if not self.changed:
-            return
-        with self.groups.awake():
-            if not self.digest:
-                before = self.weights()
-                self._send(True, "a random adapter")
-                self.load_weights(before)
-            self._send(False, f"version {self.version + 1} of the adapter")
-        self.changed = False
-
-    def _send(self, canary: bool, what: str) -> None:
-        group = self.groups.actor
-        adapter: Adapter = self.groups.all(group, "adapter", self.version + 1, canary)[0]
-        if adapter.digest == self.digest:
-            return
-        self.groups.every_engine("load_adapter", ray.put(adapter))
-        self.version, self.digest = adapter.version, adapter.digest
-        trainer = self.groups.all(group, "probe", self.samples)[0]
-        self.found = self.probe.check(self.digest, trainer, self.groups.every_engine("probe", self.samples), what)
+        self.engines.changed = True
+        self.engines.refresh()
 
     # ------------------------------------------------------------------------------- what a run asks of a trainer
 
@@ -338,7 +348,7 @@ class RayTrainer(BasePPOTrainer):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl_ctl.value = state["kl_coef"]
-        self.changed = True  # a checkpoint has been read
+        self.engines.changed = True  # a checkpoint has been read
 
     def weights(self) -> dict[str, Tensor]:
         """Of both groups, named as in a policy with ppo.critic: adapter."""
@@ -347,7 +357,7 @@ class RayTrainer(BasePPOTrainer):
         return {**actor, **critic}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        self.changed = True
+        self.engines.changed = True
         for group, part in self._parts(state):
             self.groups.all(group, "load_weights", ray.put(part))
 
@@ -366,41 +376,26 @@ class RayTrainer(BasePPOTrainer):
         kl = torch.cat([e.info["kl_of_response"] for e in experiences]).tolist()
         found = []
         for slot, (example, response) in enumerate(zip(self.batch, self.responses, strict=True)):
-            found.append(
-                {
-                    "task": example.task.name,
-                    "index": example.index,
-                    "prompt": self.prompts[slot],
-                    "response": response["text"],
-                    "answer": parse_answer(response["text"], example.task),
-                    "gold": example.label,
-                    "reward": response["reward"],
-                    "kl": kl[slot],
-                    "tokens": len(response["observation_tokens"]) - len(self.asks[slot].prompt_ids),
-                }
-            )
+            tokens = len(self.response_ids(slot))
+            reward, text = response["reward"], response["text"]
+            found.append(rollout_record(example, self.prompts[slot], text, reward, kl[slot], tokens))
         return found
 
     def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         experiences = self.experience_maker.last
         if not experiences or len(self.responses) != len(self.batch):
             return [], {}
-        responses = [
-            r["observation_tokens"][len(a.prompt_ids) :] for r, a in zip(self.responses, self.asks, strict=True)
-        ]
-        samples = [
-            {
-                "task": example.task.name,
-                "index": example.index,
-                "gold": example.label,
-                "prompt": self.prompts[slot],
-                "response": self.responses[slot]["text"],
-                "prompt_ids": self.asks[slot].prompt_ids,
-                "response_ids": responses[slot],
-            }
+        samples = [Sample(ask.prompt_ids, self.response_ids(slot)) for slot, ask in enumerate(self.asks)]
+        records = [
+            evidence_record(example, self.prompts[slot], self.responses[slot]["text"], samples[slot])
             for slot, example in enumerate(self.batch)
         ]
-        return samples, tensors_of(experiences, [len(tokens) for tokens in responses])
+        return records, tensors_of(experiences, [len(sample.response) for sample in samples])
+
+    def response_ids(self, slot: int) -> list[int]:
+        """Token ids of a response of the iteration in work."""
+        tokens: list[int] = self.responses[slot]["observation_tokens"]
+        return tokens[len(self.asks[slot].prompt_ids) :]
 
     def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         raise NotImplementedError("nlu replay computes a failed batch by the DeepSpeed loop")
@@ -434,16 +429,9 @@ class GroupCheckpoints(Checkpoints):
     """The checkpoints of a run on Ray: each rank of each group writes its part, in a folder that all nodes share."""
 
     def __init__(self, recipe: Recipe, strategy: RayStrategy, groups: Groups, ranks: int) -> None:
-        self.root, self.strategy, self.keep = (
-            recipe.run_dir.absolute() / "checkpoints",
-            strategy,
-            recipe.checkpoint.keep,
-        )
-        self.ranks, self.groups, self.files = (
-            ranks,
-            {"actor": groups.actor, "critic": groups.critic},
-            CheckpointFiles(()),
-        )
+        self.root, self.strategy = recipe.run_dir.absolute() / "checkpoints", strategy
+        self.keep, self.ranks, self.files = recipe.checkpoint.keep, ranks, CheckpointFiles(())
+        self.groups = {"actor": groups.actor, "critic": groups.critic}
 
     def _write_parts(self, folder: Path) -> dict[str, Any]:
         entries: dict[str, Any] = {}
@@ -477,5 +465,5 @@ class RayTraining(Training):
 
 
 def evaluator(recipe: Recipe, strategy: RayStrategy, reporter: Any, trainer: RayTrainer) -> Evaluator:
-    sampler: Any = RaySampler(trainer.groups, trainer.sync)
+    sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
     return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir)

@@ -15,14 +15,14 @@ from typing import Any
 
 import ray
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from extensions.checkpoint import CheckpointFiles, file_entry, random_state, restore_random_state
-from extensions.compat import ValueLoss
+from extensions.checkpoint import file_entry, files_of, read_rank, write_rank
+from extensions.compat import ValueLoss, without_cuda
 from extensions.packing import Sample
 from extensions.policy import load_tokenizer, model_folder
 from extensions.ray_engine.models import PackedActor, PackedCritic, RayStrategy
-from extensions.ray_engine.openrlhf import replaced, without_cuda
+from extensions.ray_engine.openrlhf import replaced
 from extensions.recipe import Recipe
 from extensions.rewards import load_reward
 from extensions.rollout import eos_ids
@@ -60,10 +60,9 @@ class Rollout(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
         options = engine_options(recipe, on_cpu, recipe.lora.rank)
         del settings["worker_extension_cls"]  # of OpenRLHF's weight sync
         await super().__init__(*args, **(settings | options | {"seed": settings["seed"]}))
-        folder = str(model_folder(recipe.model))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+        self.tokenizer = load_tokenizer(recipe.model)
         try:
-            config = GenerationConfig.from_pretrained(folder)
+            config = GenerationConfig.from_pretrained(str(model_folder(recipe.model)))
         except OSError:
             config = None
         self.eos = sorted(eos_ids(config, self.tokenizer))
@@ -145,27 +144,15 @@ class _Trained:
 
     def write_checkpoint(self, folder: str, name: str) -> tuple[dict[str, Any], str | None]:
         """Write this rank's part below `folder`; its files with size and hash, and what the disk refused."""
-        root, files = Path(folder), self._files()
+        root, files = Path(folder), files_of(self.engine)
         files.begin()
-        self.engine.save_checkpoint(str(root), tag=name, save_latest=False, exclude_frozen_parameters=True)
-        files.save(random_state(), str(root / name / f"random-{self.strategy.rank}.pt"))
+        write_rank(self.engine, root / name, self.strategy.rank)
         entries: dict[str, Any] = {}
         files.attempt(lambda: entries.update({str(p.relative_to(root)): file_entry(p) for p in files.written}))
         return entries, None if files.error is None else str(files.error)
 
     def read_checkpoint(self, folder: str, name: str) -> None:
-        files = self._files()
-        self.engine.load_checkpoint(folder, tag=name, load_module_strict=False)
-        own = Path(folder) / name / f"random-{self.strategy.rank}.pt"
-        if own.exists():
-            restore_random_state(files.load(str(own)))
-
-    def _files(self) -> CheckpointFiles:
-        if not isinstance(self.engine.checkpoint_engine, CheckpointFiles):
-            trained = {name for name, p in self.engine.module.named_parameters() if p.requires_grad}
-            self.engine.checkpoint_engine = CheckpointFiles(trained)
-            self.engine._copy_recovery_script = lambda save_path: None
-        return self.engine.checkpoint_engine
+        read_rank(self.engine, Path(folder) / name, self.strategy.rank)
 
     def save_model(self) -> None:
         """OpenRLHF calls it at the end; the run has saved its adapter."""
@@ -213,16 +200,13 @@ class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[
     def _save(self, folder: Path, state: dict[str, Tensor]) -> None:
         self.policy.save_adapter(folder, state)
 
-    def adapter(self, version: int, canary: bool) -> Adapter | None:
-        """The adapter as it travels; from rank 0 alone.
+    def put_canary(self) -> None:
+        """A random adapter in the place of the policy's, until `load_weights`."""
+        load_trainable_state(self.policy, canary_state(trainable_state(self.policy), self.strategy.recipe.seed))
 
-        Args:
-            canary: a random one, which is also put into this process's policy until `load_weights`.
-        """
+    def adapter(self, version: int) -> Adapter | None:
+        """The adapter as it travels; from rank 0 alone."""
         state = trainable_state(self.policy)
-        if canary:
-            state = canary_state(state, self.strategy.recipe.seed)
-            load_trainable_state(self.policy, state)
         return Adapter.of(self.policy, state, version) if self.strategy.is_rank_0() else None
 
     def probe(self, samples: Sequence[Sample]) -> list[float]:

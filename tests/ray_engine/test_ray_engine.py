@@ -4,7 +4,6 @@ Most tests start the command as a user does (about 45 seconds each, of which Ray
 """
 
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -16,12 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
-from support import ROOT, adapter_of, environment, free_port, timeless
-from transformers import AutoModelForCausalLM, LlamaConfig
+from support import ROOT, adapter_of, environment, free_port, merged, timeless, write_recipe
+from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from conftest import tiny_tokenizer
+from conftest import save_tiny_model
 
 from extensions.files import read_json, read_jsonl
 
@@ -35,40 +33,25 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A random Llama whose heads are as wide as vLLM's attention on CPUs wants them."""
-    folder = tmp_path_factory.mktemp("llama")
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None, "unk_token": None}))
-    torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
-    config = LlamaConfig(**sizes, **heads, **ids, tie_word_embeddings=False)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None, "tie_word_embeddings": False}
+    folder = tmp_path_factory.mktemp("llama")
+    save_tiny_model(folder, lambda vocabulary: LlamaConfig(**sizes, **heads, **ids, vocab_size=vocabulary))
     return folder
 
 
+# Joint clipping of actor and critic is the one thing of the update that OpenRLHF's groups cannot do.
+OWN = {
+    "max_steps": 4,
+    "ppo": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "critic": "adapter", "max_grad_norm": 0},
+    "evaluation": {"max_samples": 6, "decoding": "greedy"},
+    "logging": {"tensorboard": False},
+}
+
+
 def write(folder: Path, model: Path | str, **changes) -> Path:
-    recipe = {
-        "name": "tiny",
-        "max_steps": 4,
-        "model": {"path": str(model)},
-        "lora": {"rank": 4, "dropout": 0.0},
-        "data": {"tasks": ["acceptability"], "max_train_samples": 64},
-        "rollout": {"min_new_tokens": 3, "max_new_tokens": 6},
-        # Joint clipping of actor and critic is the one thing of the update that OpenRLHF's groups cannot do.
-        "ppo": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "critic": "adapter", "max_grad_norm": 0},
-        "optimizer": {"name": "adamw", "lr": 0.01},
-        "evaluation": {"max_samples": 6, "decoding": "greedy"},
-        "logging": {"tensorboard": False},
-        "output_dir": str(folder / "run"),
-    }
-    for key, value in changes.items():
-        recipe[key] = recipe[key] | value if isinstance(value, dict) and isinstance(recipe.get(key), dict) else value
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    return write_recipe(folder, model, **merged(OWN | {"output_dir": str(folder / "run")}, changes))
 
 
 def start(recipe: Path, *overrides: str, script: str = "ppo_ray", **variables: str) -> subprocess.Popen:
@@ -78,8 +61,8 @@ def start(recipe: Path, *overrides: str, script: str = "ppo_ray", **variables: s
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output = process.communicate(timeout=400)[0]
+def finish(process: subprocess.Popen, status: int = 0, seconds: float = 400) -> str:
+    output = process.communicate(timeout=seconds)[0]
     assert process.returncode == status, output[-4000:]
     return output
 
@@ -339,11 +322,12 @@ def test_the_wrong_adapter_is_found(tiny):
     probe.check("other", logprobs(), [engine.probe(samples)], "another one")
 
 
-@pytest.mark.skipif(os.environ.get("NLU_TEST_LONG") != "1", reason="minutes long; set NLU_TEST_LONG=1")
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(os.environ.get("NLU_TEST_LONG") != "1", reason="20 minutes long; set NLU_TEST_LONG=1")
 def test_smollm2_learns(tmp_path):
-    """Reward rises on a real model: about 15 minutes on two cores."""
+    """Reward rises on a real model."""
     recipe = ROOT / "recipes" / "quickstart.yaml"
     run = tmp_path / "run"
-    finish(start(recipe, "max_steps=30", "evaluation.max_samples=40", f"output_dir={run}"))
+    finish(start(recipe, "max_steps=30", "evaluation.max_samples=40", f"output_dir={run}"), seconds=3500)
     rewards = [m["reward_mean"] for m in read_jsonl(run / "metrics.jsonl")]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
