@@ -51,7 +51,8 @@ def ensure(recipe: Recipe, shape: Shape) -> None:
         # On a CPU a "GPU" is a place for a rank.
         count = wanted if shape.on_cpu else torch.cuda.device_count()
         cpus = max(count + 1, os.cpu_count() or 1)
-        ray.init(num_gpus=count, num_cpus=cpus, include_dashboard=False, **_settings())
+        # "local": without it Ray joins a cluster that somebody left running here, or only its file.
+        ray.init("local", num_gpus=count, num_cpus=cpus, include_dashboard=False, **_settings())
     there = int(ray.cluster_resources().get("GPU", 0))
     if there < wanted:
         ray.shutdown()
