@@ -179,7 +179,7 @@ def _encoder(recipe: Any) -> Any:
     """
     if recipe.method == "encoder":
         raise UserError("this recipe is for launch/encoder.sh, and encoders get no prompts; name a recipe of an LLM")
-    from extensions.policy import load_config, load_tokenizer, prompt_limit
+    from extensions.model.loading import load_config, load_tokenizer, prompt_limit
     from extensions.prompts import PromptEncoder
     from extensions.run_data import shown_rows
 
@@ -243,7 +243,7 @@ def tasks(
 
 
 def _survey(root: str, tokenizers: list[str]) -> None:
-    from extensions.policy import load_tokenizer
+    from extensions.model.loading import load_tokenizer
     from extensions.prompts import PromptEncoder
     from extensions.recipe import Model
     from extensions.survey import lengths, survey
@@ -457,7 +457,7 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Write the recipe's model with its adapter (model.adapter=...) merged in, as a plain model for model.path."""
-    from extensions.policy import merge_adapter
+    from extensions.model.merge import merge_adapter
     from extensions.recipe import load_recipe
 
     with _user_errors():

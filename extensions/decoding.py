@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from extensions.attention import PackAttention
+from extensions.model.policy import Policy
 from extensions.packing import Sample, Span, micro_batches, pack
-from extensions.policy import Policy
 
 
 class Decoder(Protocol):

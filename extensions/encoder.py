@@ -45,7 +45,7 @@ from extensions.data import Example, check_trainable, has_split, is_labelled, lo
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl, write_json, write_jsonl
 from extensions.metrics import Prediction, score, score_all
-from extensions.policy import load_config, load_tokenizer
+from extensions.model.loading import load_config, load_tokenizer
 from extensions.recipe import Model, Recipe
 from extensions.report import before_after_table
 from extensions.run import RunFolder

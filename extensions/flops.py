@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.policy import lora_config
+from extensions.model.adapters import lora_config
 from extensions.recipe import Lora
 
 
@@ -45,7 +45,7 @@ class Shape:
 
     @property
     def value_head(self) -> int:
-        """Weights of the critic's MLP (extensions.policy.ValueHead)."""
+        """Weights of the critic's MLP (extensions.model.policy.ValueHead)."""
         return self.hidden * self.hidden + self.hidden
 
     @property

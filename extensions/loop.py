@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from extensions import watchdog
-from extensions.policy import Policy, Role
+from extensions.model.policy import Policy, Role
 from extensions.strategy import load_trainable_state, trainable_state
 
 

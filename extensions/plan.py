@@ -39,8 +39,9 @@ from extensions.flops import (
     prompt_work,
     sft_flops,
 )
+from extensions.model.loading import attention_of, load_config, load_tokenizer, prompt_limit
+from extensions.model.policy import LOGITS_AT_ONCE
 from extensions.packing import common_prefix
-from extensions.policy import LOGITS_AT_ONCE, attention_of, load_config, load_tokenizer, prompt_limit
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Lora, Recipe
 from extensions.run_data import shown_rows

@@ -32,9 +32,9 @@ from extensions.compat import (
 from extensions.data import BatchOrder, Example
 from extensions.loop import Clock, OfPolicy, add, mixed_seed
 from extensions.metrics import shares
+from extensions.model.policy import Policy, Role
 from extensions.numerics import Entropy, gae, length_mask, pad_rows, td_targets, whiten
 from extensions.packing import Pack, Sample, micro_batches, pack
-from extensions.policy import Policy, Role
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Ppo
 from extensions.rewards import Reward

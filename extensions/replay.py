@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from extensions.errors import UserError
 from extensions.files import read_json
 from extensions.loop import Trainer
-from extensions.policy import Policy, load_policy
+from extensions.model.loading import load_policy
+from extensions.model.policy import Policy
 from extensions.ppo import MEASURED, PpoTrainer
 from extensions.recipe import Recipe, load_recipe
 from extensions.sft import SftTrainer

@@ -20,9 +20,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions import watchdog
 from extensions.decoding import read_prompts
+from extensions.model.policy import Policy
 from extensions.numerics import sample_tokens, token_logprobs
 from extensions.packing import Sample, micro_batches, pack
-from extensions.policy import Policy
 from extensions.prompts import CLOSE
 
 KEEP_UNTIL = 0.9  # rows that have ended leave the batch when fewer than this share of it goes on: leaving costs a copy

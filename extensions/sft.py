@@ -19,8 +19,8 @@ from extensions import watchdog
 from extensions.compat import SFTLoss
 from extensions.data import BatchOrder, Example
 from extensions.loop import Clock, OfPolicy, add, mixed_seed
+from extensions.model.policy import Policy, Role
 from extensions.packing import Pack, Sample, micro_batches, pack, with_sequence_targets
-from extensions.policy import Policy, Role
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Sft
 from extensions.strategy import Strategy

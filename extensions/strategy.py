@@ -27,7 +27,7 @@ from extensions import signals, watchdog
 from extensions.compat import DeepspeedStrategy, deepspeed, forget_shared_memory, load_op
 from extensions.errors import UserError
 from extensions.guard import Guard
-from extensions.policy import Policy
+from extensions.model.policy import Policy
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
 # What the recipe decides and a user's own DeepSpeed JSON may therefore not.

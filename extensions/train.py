@@ -36,8 +36,8 @@ from extensions.files import move_into, read_jsonl, sha256, write_json, write_te
 from extensions.guard import BadNumber, Problem, leave
 from extensions.loop import Trainer
 from extensions.metrics import mean_score, score_all
+from extensions.model.loading import load_policy, load_tokenizer, prompt_limit
 from extensions.plots import loss_curve, reward_curve
-from extensions.policy import load_policy, load_tokenizer, prompt_limit
 from extensions.ppo import PpoTrainer
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe, load_recipe

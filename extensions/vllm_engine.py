@@ -35,9 +35,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from extensions import watchdog
 from extensions.data import Example
 from extensions.errors import UserError
+from extensions.model.loading import load_config, model_folder, prompt_limit
+from extensions.model.policy import Policy
 from extensions.numerics import mean_and_worst
 from extensions.packing import Sample, micro_batches, pack
-from extensions.policy import Policy, load_config, model_folder, prompt_limit
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Response, Sampler

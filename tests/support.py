@@ -13,8 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from extensions.files import read_jsonl
+from extensions.model.loading import load_policy
 from extensions.packing import Sample
-from extensions.policy import load_policy
 from extensions.recipe import Lora, Model
 
 # Words that a tiny encoder can tell apart.

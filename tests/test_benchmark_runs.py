@@ -10,7 +10,7 @@ from support import launch, run_command, write_recipe
 from extensions.data import is_labelled, is_present, load_examples
 from extensions.files import read_json, read_jsonl
 from extensions.metrics import Prediction, score
-from extensions.policy import load_tokenizer
+from extensions.model.loading import load_tokenizer
 from extensions.prompts import OPEN, PromptEncoder, parse_answer
 from extensions.recipe import Model
 from extensions.tasks import SUITES

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from extensions.cli import app
-from extensions.policy import load_tokenizer
+from extensions.model.loading import load_tokenizer
 from extensions.prompts import prompt_text
 from extensions.recipe import Model, load_recipe
 from extensions.tasks import TASKS

@@ -17,7 +17,7 @@ from extensions.cli import app
 from extensions.data import Example, demonstrations
 from extensions.evaluate import predict
 from extensions.files import read_json, read_jsonl
-from extensions.policy import load_tokenizer
+from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
 from extensions.recipe import Model
 from extensions.rollout import Sampler

@@ -17,8 +17,8 @@ from extensions.errors import UserError
 from extensions.evaluate import predict
 from extensions.files import read_json, read_jsonl, write_json
 from extensions.metrics import Prediction, score_all
+from extensions.model.loading import load_tokenizer
 from extensions.plots import reward_curve, smoothed
-from extensions.policy import load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
 from extensions.report import before_after_table, loading_code, model_card

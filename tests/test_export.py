@@ -13,7 +13,7 @@ from extensions.compat import openrlhf_importable
 from extensions.data import load_examples
 from extensions.errors import UserError
 from extensions.export import export
-from extensions.policy import load_config, prompt_limit
+from extensions.model.loading import load_config, prompt_limit
 from extensions.prompts import CLOSE, PromptEncoder, unpack_label
 from extensions.recipe import load_recipe
 from extensions.rewards import BUILT_IN, load_reward

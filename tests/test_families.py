@@ -6,9 +6,10 @@ import pytest
 from official import write_benchmarks
 from support import ROOT
 
-from extensions import policy, train
+from extensions import train
 from extensions.files import read_json, read_jsonl
-from extensions.policy import load_policy
+from extensions.model import policy
+from extensions.model.loading import load_policy
 from extensions.recipe import load_recipe
 
 FAMILIES = {"llama": "llama2", "qwen2": "qwen2_5", "mpt": "mpt"}

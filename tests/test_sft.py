@@ -8,14 +8,14 @@ from peft import LoraConfig, get_peft_model
 from support import ARCHITECTURES, CPU, adapter_of, launch, make_policy, samples, timeless, write_recipe
 from transformers import AutoModelForCausalLM
 
-from extensions import policy as policies
 from extensions import sft, train
 from extensions.data import Example
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl
 from extensions.guard import Guard
+from extensions.model import policy as policies
+from extensions.model.loading import load_policy, load_tokenizer
 from extensions.packing import Sample, pack, with_sequence_targets
-from extensions.policy import load_policy, load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
 from extensions.recipe import Lora, Model, Sft, load_recipe
 from extensions.sft import SftTrainer

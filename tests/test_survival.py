@@ -25,7 +25,7 @@ from extensions.checkpoint import check, folders
 from extensions.cli import app
 from extensions.errors import UserError
 from extensions.files import Lines, keep_lines, read_json, read_jsonl, write_json, write_text
-from extensions.policy import Policy
+from extensions.model.policy import Policy
 from extensions.recipe import load_recipe
 from extensions.run import RunFolder, is_finished
 

@@ -14,8 +14,8 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, GPTNeoXTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from extensions.model.loading import load_tokenizer
 from extensions.packing import Sample, common_prefix, pack
-from extensions.policy import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model
 from extensions.tasks import TASKS

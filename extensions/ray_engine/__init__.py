@@ -3,7 +3,7 @@
 arguments  recipe -> OpenRLHF's options, and what differs
 openrlhf   OpenRLHF's parser, checks and main function, and the one way to put parts of ours into them
 workers    its Ray actors, extended: engine, policy, reference, critic
-models     what they hold: the models of `extensions.policy`, this project's optimizer
+models     what they hold: the models of `extensions.model`, this project's optimizer
 agent      its rollout contract
 trainer    its PPO step in the driver, and the run around it
 cluster    the Ray cluster that it runs on

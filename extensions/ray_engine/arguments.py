@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.errors import UserError
-from extensions.policy import model_folder
+from extensions.model.loading import model_folder
 from extensions.recipe import Recipe, all_keys, value_at
 
 AGENT = Path(__file__).with_name("agent.py")

@@ -14,7 +14,7 @@ import transformers
 from extensions import signals, train
 from extensions.console import Reporter
 from extensions.errors import ProcessGone, UserError
-from extensions.policy import load_config, load_tokenizer
+from extensions.model.loading import load_config, load_tokenizer
 from extensions.ray_engine import cluster, openrlhf
 from extensions.ray_engine.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe

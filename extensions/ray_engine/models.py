@@ -2,7 +2,7 @@
 
 OpenRLHF's own (0.11.2) load any model with trust_remote_code, make LoRA without rank stabilisation, freeze the critic's
 value head under LoRA (`get_peft_model` without modules_to_save) and compute every prompt by itself. Here the base, the
-adapters and the value head are those of `extensions.policy`, so their numbers are those of the DeepSpeed loop, and rows
+adapters and the value head are those of `extensions.model`, so their numbers are those of the DeepSpeed loop, and rows
 that begin alike share that beginning in one pack.
 """
 
@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from extensions.compat import Actor
+from extensions.model.loading import load_policy
+from extensions.model.policy import Policy, Role
 from extensions.numerics import Entropy
 from extensions.packing import Pack, Sample, pack
-from extensions.policy import Policy, Role, load_policy
 from extensions.recipe import Recipe
 from extensions.strategy import Strategy
 

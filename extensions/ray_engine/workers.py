@@ -19,8 +19,8 @@ from transformers import GenerationConfig
 
 from extensions.checkpoint import file_entry, files_of, read_rank, write_rank
 from extensions.compat import ValueLoss, without_cuda
+from extensions.model.loading import load_tokenizer, model_folder
 from extensions.packing import Sample
-from extensions.policy import load_tokenizer, model_folder
 from extensions.ray_engine.models import PackedActor, PackedCritic, RayStrategy
 from extensions.ray_engine.openrlhf import replaced
 from extensions.recipe import Recipe

