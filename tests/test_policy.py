@@ -10,7 +10,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, MptConfig, Qwen2Config
 
 from extensions.errors import UserError
-from extensions.model import loading
 from extensions.model.loading import attention_of, load_policy, load_tokenizer, resolve_model
 from extensions.model.policy import ValueHead
 from extensions.numerics import token_entropy
