@@ -1,31 +1,66 @@
 """Attention of packed rows: each block of a pack by itself, so that nothing is computed that a mask would hide.
 
 In a pack of 16 short prompts a dense mask hides seven of eight pairs. Here the rows of a block are padded to their
-longest, for the attention alone, and see the spans that they share and themselves.
+longest, for the attention alone, and attend to the spans that they share and to themselves.
 
 Models take it by transformers' own interface for attention functions, as `attn_implementation` "packed"; called without
-`attend=...` it is transformers' sdpa.
+`attend=...` it is transformers' sdpa. Which pairs of positions a layer's attention holds (a sliding window, chunks) is
+the model's own statement: transformers hands each kind of mask over as a function of two positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 
 from extensions.packing import Pack
 
 NAME = "packed"
+# Arguments of an attention function that change its result. What is not honoured here must not be ignored.
+FOREIGN = ("softcap", "s_aux", "position_bias", "sinks", "head_mask")
+
+
+class CannotPack(Exception):
+    """The model's attention does what the packed form does not; the message says what."""
+
+
+class Visible:
+    """Which positions of a sample a layer attends to.
+
+    Args:
+        function: of transformers' masks: (batch, head, query position, key position) -> bool, on broadcast tensors.
+    """
+
+    def __init__(self, function: Callable[..., Tensor] = causal_mask_function) -> None:
+        self.function = function
+        self.causal = function is causal_mask_function  # all earlier positions
+        self._kept: dict[Any, Any] = {}
+
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        """Bool, for positions that broadcast."""
+        return self.function(0, 0, query, key)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for all layers with this mask in one forward."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
 
 class Attend(Protocol):
     """How the tokens of one forward attend."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Visible
+    ) -> Tensor:
         """Outputs (1, L, heads, size) for queries (1, heads, L, size), keys and values (1, key heads, L, size)."""
 
 
@@ -34,18 +69,74 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
+    attention_mask: Any,
+    scaling: float | None = None,
     attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if attend is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    return attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
+    foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
+    if foreign:
+        raise CannotPack(f"its attention has {' and '.join(foreign)}")
+    if attention_mask is not None and not isinstance(attention_mask, Visible):
+        raise CannotPack("it makes attention masks of its own")
+    visible = attention_mask or Visible()
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(int(module.layer_idx), query, key, value, scaling, visible), None  # type: ignore[arg-type]
+
+
+_as_functions = False  # whether masks are handed to the attention as functions of positions
+
+
+def _mask(*args: Any, mask_function: Callable[..., Tensor] = causal_mask_function, **kwargs: Any) -> Any:
+    return Visible(mask_function) if _as_functions else sdpa_mask(*args, mask_function=mask_function, **kwargs)
+
+
+@contextmanager
+def masks_as_functions() -> Iterator[None]:
+    """Around a forward with `attend`: the model's masks reach the attention as `Visible`."""
+    global _as_functions
+    _as_functions = True
+    try:
+        yield
+    finally:
+        _as_functions = False
+
+
+@contextmanager
+def tree_masks(pack: Pack, implementation: str) -> Iterator[None]:
+    """Around a forward of a pack through the model's own attention: its masks become dense masks of the tree.
+
+    Args:
+        implementation: "sdpa" or "eager", what the model runs with.
+    """
+
+    def tree_mask(
+        *args: Any,
+        mask_function: Callable[..., Tensor] = causal_mask_function,
+        dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
+    ) -> Tensor:
+        visible = pack.mask
+        if mask_function is not causal_mask_function:
+            place = pack.position_ids[0]
+            visible = visible & mask_function(0, 0, place[:, None], place[None, :])
+        if implementation == "sdpa":
+            return visible
+        return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+            ~visible, torch.finfo(dtype).min
+        )
+
+    ALL_MASK_ATTENTION_FUNCTIONS[implementation] = tree_mask  # of this mapping alone, until it is deleted
+    try:
+        yield
+    finally:
+        del ALL_MASK_ATTENTION_FUNCTIONS[implementation]
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 class PackAttention:
@@ -59,14 +150,18 @@ class PackAttention:
         self.layout = pack.layout
         self.remembered: dict[int, tuple[Tensor, Tensor]] | None = {} if remember else None
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Visible
+    ) -> Tensor:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, size)
         if self.remembered is not None:
             self.remembered[layer] = k, v
         layout = self.layout
         own = [_Spread.apply(x, layout.spread, layout.collect) for x in (q, k, v)]
         outputs, first = [], 0
-        for block, mask in layout.blocks:
+        for number, (block, mask) in enumerate(layout.blocks):
+            if not visible.causal:
+                mask = visible.once(number, partial(_seen, mask, visible))
             rows, width = len(block.rows), block.rows[0].length
             bq, bk, bv = (x[first : first + rows * width].unflatten(0, (rows, width)) for x in own)
             if block.seen:
@@ -78,6 +173,13 @@ class PackAttention:
             first += rows * width
         joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return _Collect.apply(joined, layout.spread, layout.collect, layout.padding)[None]
+
+
+def _seen(mask: Tensor, visible: Visible) -> Tensor:
+    """A block's mask (width, keys) without the pairs that a layer does not attend to."""
+    keys = torch.arange(mask.shape[1], device=mask.device)  # a chain holds the positions 0, 1, ...
+    queries = keys[-mask.shape[0] :]
+    return mask.masked_fill(~visible(queries[:, None], keys[None, :]), torch.finfo(mask.dtype).min)
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:

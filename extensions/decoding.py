@@ -1,51 +1,63 @@
-"""Prompts read at once, then token after token: what a model remembers of the rows that it writes.
+"""Prefill and KV-cache decoding, in the forms that models allow.
 
-`read_prompts` picks the form: `TreeDecoder` for models whose attention is packed, `PaddedDecoder` for all others.
+`TreeDecoder` for packed attention, `PaddedDecoder` for packed prompts and the model's own attention, `OwnDecoder` for
+what `generate` alone can drive: recurrent and hybrid layers, caches of a model's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
+from transformers.modeling_utils import PreTrainedModel
 
-from extensions.attention import PackAttention
-from extensions.model.policy import Policy
-from extensions.packing import Sample, Span, micro_batches, pack
+from extensions.attention import Attend, PackAttention, Visible
+from extensions.packing import Pack, Sample, Span, micro_batches, pack
+
+
+class Forwards(Protocol):
+    """What the decoders need of a model (`extensions.model.policy.Policy`)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def causal_lm(self) -> PreTrainedModel: ...
+
+    def packed_states(self, pack: Pack, attend: PackAttention | None = None) -> Tensor: ...
+
+    def token_states(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor: ...
+
+    def packed_states_and_cache(self, pack: Pack) -> tuple[Tensor, DynamicCache]: ...
+
+    def trunk(self, **inputs: Any) -> Any: ...
+
+    def last_states(self, **inputs: Any) -> tuple[Tensor, Any]: ...
 
 
 class Decoder(Protocol):
-    """Rows that have been read, in an order of the decoder's own."""
+    """Prefilled sequences, in an order of the decoder's choice."""
 
-    order: list[int]  # number of each row among the prompts that were given
+    order: list[int]  # number of each sequence among the prompts that were given
     states: Tensor  # (rows, hidden) of each last prompt token
 
     def step(self, tokens: Tensor) -> Tensor:
         """Hidden states (rows, hidden) after one more token (rows,) of each row."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, given by their places and in their order."""
-
-
-def read_prompts(policy: Policy, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> Decoder:
-    """Forward over all prompts, in the shared-prefix form.
-
-    Args:
-        rows_at_once: rows of one packed forward.
-        new_tokens: most tokens that will be written.
-    """
-    kind = TreeDecoder if policy.packed_attention else PaddedDecoder
-    return kind(policy, prompts, rows_at_once, new_tokens)
+    def keep(self, rows: Tensor) -> Tensor:
+        """Keep only these rows, given by their places in rising order. Returns the places that stay: these, and what
+        cannot be dropped."""
 
 
 @dataclass
-class _Family:
-    """Neighbouring rows that share what they begin with."""
+class _Group:
+    """Neighbouring rows with a prefix in common."""
 
     rows: int
     shared: dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values (key heads, shared tokens, size)
@@ -54,14 +66,14 @@ class _Family:
 class TreeDecoder:
     """Keeps what rows share once, and the rest of each row in place for all that it will write.
 
-    A query meets the shared keys in one matrix product for all rows of a family, its own keys in one for each row; the
+    A query meets the shared keys in one matrix product for all rows of a prefix group, its own keys in one per row; the
     softmax is over both.
     """
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
         self.policy, device = policy, policy.device
         self.order: list[int] = []
-        self.families: list[_Family] = []
+        self.groups: list[_Group] = []
         states: list[Tensor] = []
         own: list[int] = []  # tokens of each row that are not shared
         found: list[tuple[dict[int, tuple[Tensor, Tensor]], list[Span]]] = []  # of each forward
@@ -71,12 +83,12 @@ class TreeDecoder:
             attend = PackAttention(packed, remember=True)
             hidden = policy.packed_states(packed, attend)
             assert attend.remembered is not None
-            by_family = sorted(range(len(members)), key=lambda k: [span.first for span in packed.chains[k][:-1]])
-            for seen, family in groupby(by_family, key=lambda k: packed.chains[k][:-1]):
-                self.families.append(_Family(len(list(family)), _shared(attend.remembered, seen)))
-            self.order += [members[k] for k in by_family]
-            states.append(hidden[packed.predicting[by_family]])
-            spans = [packed.chains[k][-1] for k in by_family]
+            by_group = sorted(range(len(members)), key=lambda k: [span.first for span in packed.chains[k][:-1]])
+            for seen, group in groupby(by_group, key=lambda k: packed.chains[k][:-1]):
+                self.groups.append(_Group(len(list(group)), _shared(attend.remembered, seen)))
+            self.order += [members[k] for k in by_group]
+            states.append(hidden[packed.predicting[by_group]])
+            spans = [packed.chains[k][-1] for k in by_group]
             own += [span.length for span in spans]
             found.append((attend.remembered, spans))
         self.states = torch.cat(states)
@@ -100,35 +112,54 @@ class TreeDecoder:
         self.written, self.position = self.written + 1, self.position + 1
         return states
 
-    def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Visible
+    ) -> Tensor:
         keys, values = self.own[layer]
         rows, heads, size = key.shape[2], key.shape[1], key.shape[3]
         keys[self._row, :, self.written] = key[0].transpose(0, 1)
         values[self._row, :, self.written] = value[0].transpose(0, 1)
         keys, values = keys[:, :, : self._used], values[:, :, : self._used]
         q = (query[0].transpose(0, 1) * scaling).reshape(rows, heads, -1, size)  # (rows, key heads, groups, size)
-        scores = (q @ keys.transpose(-1, -2)).float() + self._mask[:, None, None]
+        own_mask = self._mask if visible.causal else visible.once("own", partial(self._own_mask, visible))
+        scores = (q @ keys.transpose(-1, -2)).float() + own_mask[:, None, None]
         outputs, first = [], 0
-        for family in self.families:
-            members = slice(first, first + family.rows)
-            outputs.append(_attended(q[members], scores[members], values[members], *family.shared[layer]))
-            first += family.rows
+        for number, group in enumerate(self.groups):
+            members = slice(first, first + group.rows)
+            shared_keys, shared_values = group.shared[layer]
+            mask = None
+            if not visible.causal:
+                mask = visible.once(number, partial(self._shared_mask, visible, members, shared_keys.shape[1]))
+            outputs.append(_attended(q[members], scores[members], values[members], shared_keys, shared_values, mask))
+            first += group.rows
         return torch.cat(outputs).flatten(1, 2)[None]
 
-    def keep(self, rows: Tensor) -> None:
+    def _own_mask(self, visible: Visible) -> Tensor:
+        """(rows, places in use) float32, for a layer that does not attend to all earlier positions."""
+        shared = self.position - self.written  # (rows,) tokens before a row's own
+        seen = visible(self.position[:, None], shared[:, None] + torch.arange(self._used, device=shared.device))
+        return self._mask.masked_fill(~seen, float("-inf"))
+
+    def _shared_mask(self, visible: Visible, members: slice, shared: int) -> Tensor:
+        """(rows of a group, shared tokens) float32, for such a layer."""
+        seen = visible(self.position[members, None], torch.arange(shared, device=self.position.device))
+        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+    def keep(self, rows: Tensor) -> Tensor:
         kept, first = rows.tolist(), 0
-        for family in self.families:
-            end = first + family.rows
-            family.rows = sum(first <= row < end for row in kept)
+        for group in self.groups:
+            end = first + group.rows
+            group.rows = sum(first <= row < end for row in kept)
             first = end
-        self.families = [family for family in self.families if family.rows]
+        self.groups = [group for group in self.groups if group.rows]
         self.order = [self.order[row] for row in kept]
         self.written, self.position = self.written[rows], self.position[rows]
         self.own = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.own.items()}
+        return rows
 
 
 def _shared(layers: dict[int, tuple[Tensor, Tensor]], seen: Sequence[Span]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values (key heads, tokens, size) of what a family shares, from those of a pack."""
+    """Keys and values (key heads, tokens, size) of what a prefix group shares, from those of a pack."""
 
     def joined(x: Tensor) -> Tensor:
         parts = [x[span.first : span.first + span.length] for span in seen]
@@ -149,13 +180,16 @@ def _in_place(found: Sequence[tuple[Tensor, Sequence[Span]]], places: int) -> Te
     return result
 
 
-def _attended(q: Tensor, own_scores: Tensor, own_values: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """One family's outputs (rows, key heads, groups, size) of queries over its shared and its rows' own keys.
+def _attended(
+    q: Tensor, own_scores: Tensor, own_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> Tensor:
+    """One group's outputs (rows, key heads, groups, value size) of queries over its shared and its rows' own keys.
 
     Args:
         q: (rows, key heads, groups, size), scaled.
-        own_scores, own_values: (rows, key heads, groups, places) float32, (rows, key heads, places, size).
-        keys, values: (key heads, shared tokens, size).
+        own_scores, own_values: (rows, key heads, groups, places) float32, (rows, key heads, places, value size).
+        keys, values: (key heads, shared tokens, size or value size).
+        mask: (rows, shared tokens) float32, added to the scores; None: all are seen.
     """
     rows, heads, groups, size = q.shape
     shared = keys.shape[1]
@@ -163,19 +197,22 @@ def _attended(q: Tensor, own_scores: Tensor, own_values: Tensor, keys: Tensor, v
         return own_scores.softmax(-1).to(q.dtype) @ own_values
     by_head = q.transpose(0, 1).reshape(heads, rows * groups, size)
     scores = (by_head @ keys.transpose(-1, -2)).float().view(heads, rows, groups, shared).transpose(0, 1)
+    if mask is not None:
+        scores = scores + mask[:, None, None]
     weights = torch.cat([scores, own_scores], -1).softmax(-1).to(q.dtype)
     by_head = weights[..., :shared].transpose(0, 1).reshape(heads, rows * groups, shared)
-    return (by_head @ values).view(heads, rows, groups, size).transpose(0, 1) + weights[..., shared:] @ own_values
+    shared_part = (by_head @ values).view(heads, rows, groups, -1).transpose(0, 1)
+    return shared_part + weights[..., shared:] @ own_values
 
 
 class PaddedDecoder:
-    """The form that any model takes: transformers' cache, all rows padded on the left to the longest prompt.
+    """Packed prompts, then transformers' cache, all rows padded on the left to the longest prompt.
 
     Keys already carry their rotary positions, so they can be copied to any place; padding lies left of a whole prompt,
-    where ALiBi too is exact.
+    where ALiBi and sliding windows, which look at distances, are exact.
     """
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
         self.policy, device, lengths = policy, policy.device, [len(prompt) for prompt in prompts]
         longest = max(lengths)
         self.order: list[int] = []
@@ -214,7 +251,83 @@ class PaddedDecoder:
         states: Tensor = out.last_hidden_state[:, -1]
         return states
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Tensor) -> Tensor:
         self.order = [self.order[row] for row in rows.tolist()]
         self.visible, self.position = self.visible[rows], self.position[rows]
         self.cache.batch_select_indices(rows)
+        return rows
+
+
+class OwnDecoder:
+    """The model's own forward and cache, driven as `generate` drives them; nothing is shared.
+
+    Args:
+        padded: rows of any lengths are one batch, padded on the left. Where a model's cache is not exact under
+            padding, rows of one length are a batch of their own.
+    """
+
+    def __init__(
+        self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int, padded: bool
+    ) -> None:
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        batches: list[list[int]] = []
+        for _, found in groupby(by_length, key=lambda i: 0 if padded else len(prompts[i])):
+            members = list(found)
+            batches += [members[first : first + rows_at_once] for first in range(0, len(members), rows_at_once)]
+        self.batches = [_OwnBatch(policy, [prompts[i] for i in members], new_tokens) for members in batches]
+        self.order = [i for members in batches for i in members]
+        self.states = torch.cat([batch.states for batch in self.batches])
+
+    def step(self, tokens: Tensor) -> Tensor:
+        parts = tokens.split([batch.rows for batch in self.batches])
+        return torch.cat([batch.step(part) for batch, part in zip(self.batches, parts, strict=True)])
+
+    def keep(self, rows: Tensor) -> Tensor:
+        """Whole batches leave: not every cache can drop some of its rows."""
+        wanted, first = set(rows.tolist()), 0
+        batches: list[_OwnBatch] = []
+        places: list[int] = []
+        for batch in self.batches:
+            own = range(first, first + batch.rows)
+            first += batch.rows
+            if not wanted.isdisjoint(own):
+                batches.append(batch)
+                places += own
+        self.batches, self.order = batches, [self.order[place] for place in places]
+        return torch.tensor(places, device=rows.device)
+
+
+class _OwnBatch:
+    """Rows of one cache."""
+
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
+        self.policy, self.lm, self.rows = policy, policy.causal_lm, len(prompts)
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        # `generate` makes positions and cache as each model wants them, and hands them to our "decoding method".
+        self.arguments: dict[str, Any] = self.lm.generate(
+            ids.to(policy.device),
+            attention_mask=mask.to(policy.device),
+            generation_config=GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0),
+            custom_generate=_arguments,
+        )
+        self.ids: Tensor = self.arguments.pop("input_ids")
+        self.states = self._forward(is_first_iteration=True)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        return self._forward(next_sequence_length=1 if self.arguments.get("use_cache") else None)
+
+    def _forward(self, **which: Any) -> Tensor:
+        inputs = self.lm.prepare_inputs_for_generation(self.ids, **which, **self.arguments)
+        states, out = self.policy.last_states(**inputs)
+        self.arguments = self.lm._update_model_kwargs_for_generation(out, self.arguments)
+        return states
+
+
+def _arguments(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:
+    """What `generate` (transformers 5.15) has prepared for the forwards."""
+    for name in ("logits_processor", "stopping_criteria", "generation_config"):
+        arguments.pop(name)
+    return arguments | {"input_ids": input_ids}

@@ -10,6 +10,7 @@ is what it does not offer as functions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,26 @@ def token_entropy(logits: Tensor) -> Tensor:
 Entropy = Literal["none", "number", "differentiable"]  # what is asked of it; "number": nothing learns from it
 
 
-class OfLogits(torch.autograd.Function):
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to the output of its linear head: cap * tanh(scale * x / cap), or scale * x without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x if self.scale == 1.0 else x * self.scale
+        return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
+
+    def chain(self, grad: Tensor, logits: Tensor | None) -> Tensor:
+        """Gradient for x, in place, from that for the transformed logits, which a cap needs."""
+        if self.cap is not None:
+            assert logits is not None
+            grad = grad.mul_(1 - (logits / self.cap).square_())
+        return grad if self.scale == 1.0 else grad.mul_(self.scale)
+
+
+class FusedLinearLogprob(torch.autograd.Function):
     """`token_logprobs` and `token_entropy` of a linear head, without logits that wait for the backward pass.
 
     The gradient of a row's logprob for its state is known in the forward pass but for the one number that comes from
@@ -53,25 +73,28 @@ class OfLogits(torch.autograd.Function):
         temperature: float,
         rows: int,
         entropy: Entropy,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies, each (N,) float32; entropies are 0 where they are not asked for.
 
         Args:
             states, targets: (N, hidden), (N,).
             weight, bias: of the head, frozen: (V, hidden), (V,).
-            temperature: logits are divided by it.
+            temperature: logits are divided by it, after the transform.
             rows: most of a chunk.
             entropy: "differentiable": gradients pass through the entropies too.
+            transform: of the head's output.
         """
         learns = ctx.needs_input_grad[0]
         entropy_learns = learns and entropy == "differentiable"
         logprobs, entropies = torch.zeros(2, len(targets), device=states.device)
-        slopes = [torch.empty_like(states) for _ in range(learns + entropy_learns)]
+        grads = [torch.empty_like(states) for _ in range(learns + entropy_learns)]
         rows = -(-len(targets) // -(-len(targets) // rows))  # chunks of like size
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
             target = targets[part].unsqueeze(-1)
-            logits = nn.functional.linear(states[part], weight, bias).float()
+            logits = transform(nn.functional.linear(states[part], weight, bias).float())
+            capped = logits.clone() if transform.cap is not None and learns else None
             logs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
             del logits
             logprobs[part] = logs.gather(-1, target).squeeze(-1)
@@ -81,21 +104,21 @@ class OfLogits(torch.autograd.Function):
             if entropy != "none":
                 entropies[part] = -(p.unsqueeze(-2) @ logs.unsqueeze(-1)).flatten()
             if entropy_learns:
-                slope = logs.add_(entropies[part].unsqueeze(-1)).mul_(p).div_(-temperature)
-                slopes[1][part] = slope.to(weight.dtype) @ weight
+                grad = logs.add_(entropies[part].unsqueeze(-1)).mul_(p).div_(-temperature)
+                grads[1][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
             if learns:
-                slope = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).div_(temperature)
-                slopes[0][part] = slope.to(weight.dtype) @ weight
-        ctx.save_for_backward(*slopes)
+                grad = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).div_(temperature)
+                grads[0][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
+        ctx.save_for_backward(*grads)
         if not entropy_learns:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        total = sum(slope * grad.unsqueeze(-1) for slope, grad in zip(ctx.saved_tensors, grads, strict=False))
+        total = sum(own * grad.unsqueeze(-1) for own, grad in zip(ctx.saved_tensors, grads, strict=False))
         assert isinstance(total, Tensor)
-        return total.to(ctx.saved_tensors[0].dtype), None, None, None, None, None, None
+        return total.to(ctx.saved_tensors[0].dtype), *(None,) * 7
 
 
 def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:

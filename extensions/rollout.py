@@ -19,7 +19,6 @@ from transformers import GenerationConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions import watchdog
-from extensions.decoding import read_prompts
 from extensions.model.policy import Policy
 from extensions.numerics import sample_tokens, token_logprobs
 from extensions.packing import Sample, micro_batches, pack
@@ -100,7 +99,7 @@ class Sampler:
     def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
         policy, device = self.policy, self.policy.device
         steps = self.lockstep or max(request.budget for request in requests)
-        decoder = read_prompts(policy, [request.prompt for request in requests], self.micro_batch_size, steps)
+        decoder = policy.prefill([request.prompt for request in requests], self.micro_batch_size, steps)
         states = decoder.states
         tokens: list[list[int]] = [[] for _ in requests]
         uniforms = np.zeros((len(requests), steps))
@@ -125,9 +124,7 @@ class Sampler:
             if step + 1 == steps or not (open_rows or self.lockstep):
                 break
             if not self.lockstep and len(open_rows) <= KEEP_UNTIL * len(rows):
-                kept = torch.tensor(open_rows, device=device)
-                decoder.keep(kept)
-                drawn = drawn[kept]
+                drawn = drawn[decoder.keep(torch.tensor(open_rows, device=device))]
             states = decoder.step(drawn)
         return [
             Response(written, logprobs[i, : len(written)], values[i, : len(written)], self.decode(written))

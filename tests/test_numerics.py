@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from extensions.compat import AdaptiveKLController, PolicyLoss, ValueLoss, compute_approx_kl, compute_reward
 from extensions.numerics import (
-    OfLogits,
+    FusedLinearLogprob,
+    LogitTransform,
     gae,
     length_mask,
     pad_rows,
@@ -214,12 +215,16 @@ def test_pad_rows_and_length_mask():
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("entropy", ["number", "differentiable"])
-def test_logprobs_and_entropies_of_chunks_are_those_of_whole_logits(rows, entropy):
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.125, None), (3.0, 0.8)], ids=["linear", "scaled", "capped"])
+def test_logprobs_and_entropies_of_chunks_are_those_of_whole_logits(rows, entropy, scale, cap):
     torch.manual_seed(0)
     head = torch.nn.Linear(6, 11).requires_grad_(False)
     states, targets, weights = torch.randn(7, 6, requires_grad=True), torch.randint(11, (7,)), torch.randn(2, 7)
-    logprobs, entropies = OfLogits.apply(states, targets, head.weight, head.bias, 0.7, rows, entropy)
-    logits = head(states) / 0.7
+    logprobs, entropies = FusedLinearLogprob.apply(
+        states, targets, head.weight, head.bias, 0.7, rows, entropy, LogitTransform(scale, cap)
+    )
+    logits = scale * head(states)
+    logits = (logits if cap is None else cap * torch.tanh(logits / cap)) / 0.7
     torch.testing.assert_close(logprobs, token_logprobs(logits, targets))
     torch.testing.assert_close(entropies, token_entropy(logits))
     assert entropies.requires_grad == (entropy == "differentiable")
@@ -233,8 +238,8 @@ def test_logprobs_and_entropies_of_chunks_are_those_of_whole_logits(rows, entrop
 def test_logprobs_without_gradients_keep_none():
     head = torch.nn.Linear(6, 11, bias=False).requires_grad_(False)
     with torch.no_grad():
-        logprobs, _ = OfLogits.apply(
-            torch.randn(7, 6), torch.zeros(7, dtype=torch.long), head.weight, None, 1.0, 2, "none"
+        logprobs, _ = FusedLinearLogprob.apply(
+            torch.randn(7, 6), torch.zeros(7, dtype=torch.long), head.weight, None, 1.0, 2, "none", LogitTransform()
         )
     assert not logprobs.requires_grad
 

@@ -119,7 +119,7 @@ def counted(request, tiny_model):
 def test_linear_flops_are_exactly_what_torch_counts(counted):
     _, shape, rows, ((forward, _), (backward, _)) = counted
     work = replace(pack_work(batches_of(rows)), pairs=0)
-    # The head's backward product is taken in the forward pass already (`numerics.OfLogits`).
+    # The head's backward product is taken in the forward pass already (`numerics.FusedLinearLogprob`).
     ahead = 2 * shape.head * work.predicting
     assert forward_flops(shape, work, value=True) == forward - ahead
     assert backward_flops(shape, work, value=True) == backward + ahead

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Mistra
 
 from extensions.errors import UserError
 from extensions.model.loading import attention_of, load_policy, load_tokenizer, resolve_model
-from extensions.model.policy import ValueHead
+from extensions.model.policy import ForwardPath, ValueHead
 from extensions.numerics import token_entropy
 from extensions.packing import Sample, pack
 from extensions.recipe import Lora, Model
@@ -61,24 +61,22 @@ def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpoint
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_packed_attention_is_masked_attention(tiny_model, implementation):
-    policy, masked = make_policy(tiny_model("qwen2")).eval(), make_policy(tiny_model("qwen2")).eval()
-    masked.causal_lm.set_attn_implementation(implementation)
-    assert policy.packed_attention and not masked.packed_attention
+@pytest.mark.parametrize("kind", ["masked", "plain"])
+def test_packed_attention_is_masked_attention_is_plain_rows(tiny_model, kind, implementation):
+    policy, other = make_policy(tiny_model("qwen2")).eval(), make_policy(tiny_model("qwen2")).eval()
+    other.use(ForwardPath(kind, implementation))
+    assert policy.path.kind == "packed"
     packed = pack([Sample(prompt, [7, 8]) for prompt in nested_prompts()])
-    with torch.no_grad(), policy.role("actor"), masked.role("actor"):
-        torch.testing.assert_close(policy.packed_states(packed), masked.packed_states(packed), atol=2e-5, rtol=1e-4)
+    with torch.no_grad(), policy.role("actor"), other.role("actor"):
+        torch.testing.assert_close(policy.packed_states(packed), other.packed_states(packed), atol=2e-5, rtol=1e-4)
 
 
-def test_only_plain_attention_is_packed():
+def test_what_a_model_is_loaded_with():
     auto = Model(path="x")
-    plain_config, windowed = LlamaConfig(), Qwen2Config(use_sliding_window=True, sliding_window=64)
-    assert attention_of(auto, plain_config) == attention_of(auto, Qwen2Config()) == "packed"
-    assert attention_of(auto, MistralConfig(sliding_window=None)) == "packed"
-    for config in (windowed, MistralConfig(sliding_window=64), LlamaConfig(attention_dropout=0.1), Gemma2Config()):
-        assert attention_of(auto, config) == "sdpa"
+    for config in (LlamaConfig(), Qwen2Config(), MistralConfig(sliding_window=64), Gemma2Config()):
+        assert attention_of(auto, config) == "packed"
     assert attention_of(auto, MptConfig()) == "eager"
-    assert attention_of(Model(path="x", attn_implementation="eager"), plain_config) == "eager"
+    assert attention_of(Model(path="x", attn_implementation="eager"), LlamaConfig()) == "eager"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -144,8 +144,8 @@ def test_what_rows_share_is_remembered_once(tiny_model):
     policy = make_policy(tiny_model("llama")).eval()
     with torch.no_grad(), policy.role("actor"):
         decoder = TreeDecoder(policy, nested_prompts(), 8, 12)
-    assert sorted(family.rows for family in decoder.families) == [1, 2, 4]
+    assert sorted(group.rows for group in decoder.groups) == [1, 2, 4]
     keys, _ = decoder.own[0]
     assert keys.shape[2] == 9 + 12, "the longest rest of a prompt, and what is to be written"
     decoder.keep(torch.tensor([2, 5]))
-    assert len(decoder.order) == 2 and sum(family.rows for family in decoder.families) == 2
+    assert len(decoder.order) == 2 and sum(group.rows for group in decoder.groups) == 2

@@ -6,7 +6,7 @@ import copy
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,10 @@ from extensions.attention import NAME as PACKED
 from extensions.errors import UserError
 from extensions.files import sha256
 from extensions.model.adapters import load_adapter, lora_config
+from extensions.model.anatomy import examine
 from extensions.model.policy import Policy
+from extensions.model.proof import choose_path, synthetic_rows
+from extensions.packing import Sample
 from extensions.recipe import Lora, Model, Recipe
 
 # Files inside packages are checked against what was tested, bytes and sha256: a changed file is another model.
@@ -167,8 +170,12 @@ def load_policy(
     seed: int,
     reference: Literal["start", "base"],
     training: bool = True,
+    rows: Sequence[Sample] = (),
+    same_forwards: bool = False,
 ) -> Policy:
     """The base model with a fresh adapter (or that of `model.adapter`), not yet wrapped by DeepSpeed.
+
+    It has been compared with the model's own forward (`extensions.model.proof`): what is computed is exact.
 
     The base is frozen and keeps its dtype; adapters and value head are float32. `seed` fixes their initial values.
 
@@ -177,11 +184,15 @@ def load_policy(
         reference: "start" keeps a frozen copy of `model.adapter` as the reference policy. A fresh adapter changes
             nothing at first, so the base is its start.
         training: whether `model.adapter` must be as `lora` says; to be evaluated it may be any.
+        rows: some of the run, on which the comparison is made; none: made-up ones.
+        same_forwards: whether all ranks must do as many forwards as each other (ZeRO 3).
 
     Raises:
-        UserError: the model or the adapter cannot be loaded, or they do not fit the recipe.
+        UserError: the model or the adapter cannot be loaded, they do not fit the recipe, or there is no exact way to
+            compute the model here.
     """
     base = load_base(model, device)
+    anatomy = examine(base)
     if model.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(seed)
@@ -196,7 +207,9 @@ def load_policy(
         config.inference_mode = False
         lm.add_adapter("critic", config)
     lm.peft_config["default"].base_model_name_or_path = model.path
-    return Policy(lm, temperature, critic != "none").to(device)
+    policy = Policy(lm, temperature, critic != "none", anatomy).to(device)
+    policy.proof = choose_path(policy, model.attn_implementation, rows or synthetic_rows(base), same_forwards)
+    return policy
 
 
 def load_base(model: Model, device: torch.device) -> PreTrainedModel:
@@ -209,7 +222,8 @@ def load_base(model: Model, device: torch.device) -> PreTrainedModel:
         raise UserError("model.load_in_4bit: true needs a GPU; set it to false")
     with _explained(model.path):
         options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-        config = AutoConfig.from_pretrained(folder, gguf_file=gguf, **options)
+        config = without_dropout(AutoConfig.from_pretrained(folder, gguf_file=gguf, **options))
+        options["config"] = config
         options["weights_only"] = True  # of weights that are no safetensors but a pickle, nothing but tensors
         if model.load_in_4bit:
             options["device_map"] = {"": device}
@@ -223,20 +237,32 @@ def load_base(model: Model, device: torch.device) -> PreTrainedModel:
             folder, gguf_file=gguf, dtype=dtype, attn_implementation=attention_of(model, config), **options
         )
     base.requires_grad_(False)
-    return base
+    return base if model.load_in_4bit else base.to(device)
+
+
+def without_dropout(config: Any) -> Any:
+    """A configuration with all dropout, dropping of layers and router noise off.
+
+    The base is frozen, so they would only make the update's policy another one than that which sampled; what is trained
+    has `lora.dropout`.
+    """
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name, value in vars(part).items() if part is not None else ():
+            noisy = any(word in name for word in ("dropout", "pdrop", "drop_rate", "layerdrop", "jitter_noise"))
+            if noisy and isinstance(value, float):
+                setattr(part, name, 0.0)
+    return config
 
 
 def attention_of(model: Model, config: Any) -> str:
-    """The `attn_implementation` that a model of this configuration gets: packed, sdpa or eager.
+    """The `attn_implementation` that a model of this configuration is loaded with: packed, sdpa or eager.
 
-    Packed, unless the model's attention does more than softmax(q k^T) v (a window, capping, dropout), or is not
-    transformers' exchangeable kind (MPT, checked with 5.15).
+    Packed where its attention is transformers' exchangeable kind (checked with 5.15). `extensions.model.proof` finds
+    out whether that is exact, and what is.
     """
     if model.attn_implementation != "auto":
         return model.attn_implementation
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # none: code of the model's own
     if kind is None or not kind._supports_attention_backend:
         return "sdpa" if kind is None or kind._supports_sdpa else "eager"
-    special = ["attn_logit_softcapping", "attention_dropout", "attention_chunk_size"]
-    special += ["sliding_window"] if getattr(config, "use_sliding_window", True) else []
-    return "sdpa" if any(getattr(config, key, None) for key in special) else PACKED
+    return PACKED

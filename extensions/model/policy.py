@@ -7,8 +7,9 @@ reference  adapters off: the untouched base, bit for bit; or the frozen adapter 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.attention import NAME as PACKED
-from extensions.attention import Attend, PackAttention
+from extensions.attention import Attend, PackAttention, masks_as_functions, tree_masks
 from extensions.compat import alibi_positions
-from extensions.numerics import Entropy, OfLogits, token_entropy, token_logprobs
+from extensions.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder
+from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
+from extensions.numerics import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
 from extensions.packing import Pack
 
 Role = Literal["actor", "critic", "reference"]
@@ -49,6 +51,23 @@ class ValueHead(nn.Module):
         return self.out(torch.tanh(self.hidden(states))).squeeze(-1).float()
 
 
+@dataclass(frozen=True)
+class ForwardPath:
+    """A way to compute a model, exact where `extensions.model.proof` has shown it."""
+
+    kind: Literal["packed", "masked", "plain"]
+    attention: str  # transformers' attn_implementation
+    padded: bool = True  # of "plain": rows of different lengths are decoded together, padded on the left
+
+    def __str__(self) -> str:
+        if self.kind == "packed":
+            return "packed (shared prefixes, only what attends is computed)"
+        if self.kind == "masked":
+            return f"masked (shared prefixes, a dense mask for {self.attention} attention)"
+        rows = "padded rows" if self.padded else "rows of one length"
+        return f"plain ({rows} through the model's own {self.attention} forward, nothing shared)"
+
+
 class Policy(nn.Module):
     """The base model with its adapters and value head.
 
@@ -60,13 +79,18 @@ class Policy(nn.Module):
             the base.
         temperature: logits are divided by it, in sampling and in every logprob.
         value_head: whether there is a critic; SFT and evaluation need none.
+        anatomy: of the base.
     """
 
-    def __init__(self, lm: PeftModel, temperature: float, value_head: bool) -> None:
+    path: ForwardPath  # chosen by `extensions.model.proof`, which leaves what it found in `proof`
+    proof: Any
+
+    def __init__(self, lm: PeftModel, temperature: float, value_head: bool, anatomy: Anatomy) -> None:
         super().__init__()
         self.lm = lm
         self.temperature = temperature
-        self.value_head = ValueHead(lm.config.hidden_size) if value_head else None
+        self.anatomy = anatomy
+        self.value_head = ValueHead(anatomy.hidden_size) if value_head else None
         self._role: Role | None = None
         for name, parameter in lm.named_parameters():
             parameter.requires_grad_("lora_" in name and ".reference." not in name)
@@ -109,50 +133,101 @@ class Policy(nn.Module):
     def causal_lm(self) -> PreTrainedModel:
         return self.lm.base_model.model
 
-    def trunk(self, **inputs: Any) -> Any:
-        """The decoder without its head; `last_hidden_state` (B, T, hidden) and the cache if asked for."""
-        assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
-        return self.causal_lm.base_model(**inputs)
-
     @property
-    def packed_attention(self) -> bool:
-        """Whether the model's attention is `extensions.attention`'s; else packs need a dense mask."""
-        return bool(self.causal_lm.config._attn_implementation == PACKED)
+    def decoder(self) -> nn.Module:
+        """The causal LM without its head."""
+        return self.causal_lm.get_submodule(self.anatomy.trunk)
+
+    def trunk(self, **inputs: Any) -> Any:
+        """The output of the decoder without its head: states (B, T, hidden), and the cache if asked for."""
+        assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
+        return self.decoder(**inputs)
+
+    def last_states(self, **inputs: Any) -> tuple[Tensor, Any]:
+        """Hidden states (B, hidden) of the last tokens in a forward of the whole model, and its output."""
+        assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
+        with captured(self.decoder) as found:
+            out = self.causal_lm(**inputs, return_dict=True)
+        return found[0][:, -1], out
+
+    def use(self, path: ForwardPath) -> None:
+        """Compute the model in this way from now on."""
+        lm = self.causal_lm
+        if lm.config._attn_implementation != path.attention and lm._can_set_attn_implementation():
+            lm.set_attn_implementation(path.attention)
+        self.path = path
 
     def packed_states(self, pack: Pack, attend: PackAttention | None = None) -> Tensor:
-        """Hidden states (L, hidden) of a pack: the shared-prefix forward, used by everything.
+        """Hidden states (L, hidden) of a pack's tokens: the forward that everything uses.
 
         Args:
             attend: of packed attention only; None: one that remembers nothing.
         """
-        if self.packed_attention:
+        if self.path.kind == "packed":
             return self.token_states(pack.input_ids, pack.position_ids, attend or PackAttention(pack))
-        return self.packed_states_and_cache(pack, use_cache=False)[0]
+        if self.path.kind == "masked":
+            return self._masked_states(pack, use_cache=False)[0]
+        return self._row_states(pack)
 
     def token_states(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """Hidden states (L, hidden) of tokens (1, L) that attend as `attend` says."""
-        unused = input_ids.new_empty(1, 1, 1, 1)  # transformers makes no mask where it is given one of four dimensions
-        out = self.trunk(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=unused, use_cache=False, attend=attend
-        )
-        states: Tensor = out.last_hidden_state[0]
-        return states
-
-    def packed_states_and_cache(self, pack: Pack, use_cache: bool = True) -> tuple[Tensor, DynamicCache]:
-        """The same with a dense mask, for models whose attention is their own; and the keys and values (1, ..., L)."""
-        dtype = self.causal_lm.dtype
-        mask = torch.zeros(pack.mask.shape, dtype=dtype, device=pack.mask.device)
-        mask.masked_fill_(~pack.mask, torch.finfo(dtype).min)
-        with alibi_positions(self.causal_lm.base_model, pack.position_ids):
+        with masks_as_functions():
             out = self.trunk(
-                input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=mask, use_cache=use_cache
+                input_ids=input_ids,
+                position_ids=position_ids,
+                attention_mask=torch.ones_like(input_ids),
+                use_cache=False,
+                attend=attend,
             )
-        return out.last_hidden_state[0], out.past_key_values
+        return states_of(out)[0]
+
+    def packed_states_and_cache(self, pack: Pack) -> tuple[Tensor, DynamicCache]:
+        """The same by a dense mask, with the keys and values (1, ..., L)."""
+        return self._masked_states(pack, use_cache=True, past_key_values=DynamicCache())
+
+    def _masked_states(self, pack: Pack, **cache: Any) -> tuple[Tensor, DynamicCache]:
+        with tree_masks(pack, self.path.attention), alibi_positions(self.decoder, pack.position_ids):
+            out = self.trunk(
+                input_ids=pack.input_ids,
+                position_ids=pack.position_ids,
+                attention_mask=torch.ones_like(pack.input_ids),
+                **cache,
+            )
+        return states_of(out)[0], getattr(out, "past_key_values", None)
+
+    def _row_states(self, pack: Pack) -> Tensor:
+        """The same by each sample's whole row, padded on the right, which a causal model does not see."""
+        places = pack.places
+        width = max(map(len, places))
+        rows = torch.zeros(len(places), width, dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(rows)
+        origin = torch.zeros(pack.input_ids.shape[1], dtype=torch.long, device=self.device)  # (L,) place among the rows
+        for row, own in enumerate(places):
+            rows[row, : len(own)] = pack.input_ids[0, own]
+            mask[row, : len(own)] = 1
+            origin[own] = torch.arange(row * width, row * width + len(own), device=self.device)
+        out = self.trunk(input_ids=rows, attention_mask=mask, use_cache=False)
+        return states_of(out).flatten(0, 1)[origin]
+
+    def prefill(self, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> Decoder:
+        """Read prompts, to write after them.
+
+        Args:
+            rows_at_once: rows of one forward.
+            new_tokens: most tokens that will be written.
+        """
+        if self.path.kind == "plain":
+            return OwnDecoder(self, prompts, rows_at_once, new_tokens, self.path.padded)
+        kind = TreeDecoder if self.path.kind == "packed" else PaddedDecoder
+        return kind(self, prompts, rows_at_once, new_tokens)
 
     def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
         """Logits over the temperature, float32: (..., hidden) -> (..., V). Ask for the places you need, no more."""
-        head = self.causal_lm.get_output_embeddings()
-        logits: Tensor = head(states).float()
+        transform = self.anatomy.transform
+        if transform is None:
+            logits = own_logits(self.causal_lm, self.decoder, states).float()
+        else:
+            logits = transform(self.causal_lm.get_output_embeddings()(states).float())
         divisor = self.temperature if temperature is None else temperature
         return logits if divisor == 1.0 else logits / divisor
 
@@ -189,14 +264,16 @@ class Policy(nn.Module):
         """Logprobs and entropies, each (N,)."""
         head = self.causal_lm.get_output_embeddings()
         # Under ZeRO 3 a module's weights are there only while it is called.
-        if type(head) is not nn.Linear or hasattr(head.weight, "ds_id"):
+        if self.anatomy.transform is None or type(head) is not nn.Linear or hasattr(head.weight, "ds_id"):
             logits = self.logits(states, temperature)
             return token_logprobs(logits, targets), token_entropy(
                 logits if entropy == "differentiable" else logits.detach()
             )
         divisor = self.temperature if temperature is None else temperature
         rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-        found: tuple[Tensor, Tensor] = OfLogits.apply(states, targets, head.weight, head.bias, divisor, rows, entropy)
+        found: tuple[Tensor, Tensor] = FusedLinearLogprob.apply(
+            states, targets, head.weight, head.bias, divisor, rows, entropy, self.anatomy.transform
+        )
         return found
 
     # ------------------------------------------------------------------------------------------------- saving

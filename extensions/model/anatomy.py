@@ -1,0 +1,148 @@
+"""What a causal LM is made of, found by running it: its trunk, its head, and whether it is causal.
+
+The trunk is the decoder without its head: token ids in, hidden states out. What the model's own forward does between
+these states and the logits is its head: a linear layer, mostly; scaled or capped in some families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+
+from extensions.errors import UserError
+from extensions.numerics import LogitTransform
+
+PROBE = 12  # tokens of the probe
+# Relative difference of two ways to the same logits that is rounding.
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    trunk: str  # name of the trunk within the causal LM
+    hidden_size: int  # of its states
+    transform: LogitTransform | None  # of the linear head's output; None: only the model's own forward knows
+
+
+def states_of(output: Any) -> Tensor:
+    """Last hidden states (B, T, hidden) in what a trunk returns."""
+    states: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+    return states
+
+
+class _Given(tuple[Tensor]):
+    """Stands for what a trunk returns: its states, and None for whatever else is asked for."""
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
+def own_logits(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
+    """Logits (..., V) of hidden states (..., hidden) by the model's own forward, whose trunk returns them."""
+    flat = states.reshape(1, -1, states.shape[-1])
+    ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=states.device)
+    trunk.forward = lambda *args, **kwargs: _Given((flat,))
+    try:
+        logits: Tensor = lm(input_ids=ids, use_cache=False).logits
+    finally:
+        del trunk.forward
+    return logits.reshape(*states.shape[:-1], -1)
+
+
+@contextmanager
+def captured(trunk: nn.Module) -> Iterator[list[Tensor]]:
+    """The states that the trunk returns in each of its calls."""
+    found: list[Tensor] = []
+    hook = trunk.register_forward_hook(lambda module, args, output: found.append(states_of(output)))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def examine(lm: PreTrainedModel) -> Anatomy:
+    """Raises UserError, in one sentence, where it is no causal LM of token ids."""
+    name = type(lm).__name__
+    vocabulary = lm.get_input_embeddings().num_embeddings
+    ids = torch.arange(PROBE, device=lm.device).mul_(7919).remainder_(vocabulary - 1).add_(1).unsqueeze(0)
+    called: list[nn.Module] = []
+    hooks = [m.register_forward_hook(lambda module, args, output: called.append(module)) for m in _around(lm)]
+    try:
+        logits = lm(input_ids=ids, use_cache=False).logits.float()
+        shorter = lm(input_ids=ids[:, : PROBE // 2], use_cache=False).logits.float()
+    except Exception as error:
+        raise UserError(
+            f"model.path: {name} cannot be run on token ids alone, so it is no language model for this project "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            f"model.path: {name} gives logits that are NaN or infinite for a few plain tokens: its files are damaged, "
+            f"or its dtype overflows ({lm.dtype}); try model.dtype=float32, or fetch the files anew"
+        )
+    earlier = logits[:, : PROBE // 2]
+    # On average: in low precision a mixture of experts may send a single token elsewhere.
+    if float((earlier - shorter).abs().mean()) > 10 * ROUNDING.get(lm.dtype, 0.05) * float(earlier.abs().mean()):
+        raise UserError(
+            f"model.path: {name} is not causal: its logits at a token change with the tokens after it. This project "
+            "trains decoder-only language models; for an encoder use launch/encoder.sh"
+        )
+    holders = [module for module in _around(lm) if module in called]
+    if not holders:
+        raise UserError(f"model.path: no decoder was found in {name}: nothing that it calls holds its embeddings")
+    trunk = holders[0]
+    names = {module: path for path, module in lm.named_modules()}
+    with captured(trunk) as states:
+        lm(input_ids=ids, use_cache=False)
+    if not _close(own_logits(lm, trunk, states[0]), logits, lm.dtype):
+        raise UserError(
+            f"model.path: the logits of {name} are not a function of its decoder's last hidden states, so logprobs "
+            "cannot be computed from these"
+        )
+    return Anatomy(names[trunk], states[0].shape[-1], _transform(lm, trunk, states[0]))
+
+
+def _around(lm: PreTrainedModel) -> list[nn.Module]:
+    """The modules that hold the input embeddings, from the outermost, without the model itself."""
+    embeddings = lm.get_input_embeddings()
+    return [m for m in lm.modules() if m is not lm and m is not embeddings and embeddings in set(m.modules())]
+
+
+def _transform(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> LogitTransform | None:
+    """What explains the model's logits best from its linear head's output, if anything does."""
+    head = lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.in_features != states.shape[-1]:
+        return None
+    # Large enough that a cap shows.
+    states = states * max(1.0, 30 / float(head(states).abs().max()))
+    raw, logits = head(states).float(), own_logits(lm, trunk, states).float()
+    config = lm.config.get_text_config()
+    numbers = {
+        key: float(value)
+        for key, value in config.to_dict().items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    }
+    scales = {v for key, v in numbers.items() if ("logit" in key or "lm_head" in key) and "cap" not in key}
+    caps = {v for key, v in numbers.items() if "cap" in key and "attn" not in key}
+    candidates = [
+        LogitTransform(scale, cap) for cap in (None, *caps) for scale in (1.0, *scales, *(1 / v for v in scales))
+    ]
+    best = min(candidates, key=lambda candidate: float((candidate(raw) - logits).abs().max()))
+    return best if _close(best(raw), logits, lm.dtype) else None
+
+
+def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    scale = float(b.abs().max()) + 1e-6
+    return float((a.float() - b.float()).abs().max()) <= ROUNDING.get(dtype, 0.05) * scale
