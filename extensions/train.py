@@ -36,7 +36,8 @@ from extensions.files import move_into, read_jsonl, sha256, write_json, write_te
 from extensions.guard import BadNumber, Problem, leave
 from extensions.loop import Trainer
 from extensions.metrics import mean_score, score_all
-from extensions.model.loading import load_policy, load_tokenizer, prompt_limit
+from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
+from extensions.model.proof import Proof, proof_rows
 from extensions.plots import loss_curve, reward_curve
 from extensions.ppo import PpoTrainer
 from extensions.prompts import CLOSE, PromptEncoder
@@ -82,7 +83,9 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         require("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
+    encoder = make_encoder(recipe, data, tokenizer, config, reporter)
+    sharded = recipe.deepspeed.zero_stage == 3
     folder = None
     if strategy.is_rank_0():
         folder = open_folder(recipe, reward, data, reporter)
@@ -98,9 +101,14 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         recipe.seed,
         ppo.kl.reference if method == "ppo" and ppo.kl.init > 0 else "base",
         training=method != "eval",
+        rows=proof_rows(data.train or data.table, encoder, config, recipe.rollout.max_new_tokens),
+        same_forwards=sharded,
     )
-    encoder = make_encoder(recipe, data, tokenizer, policy.causal_lm.config, reporter)
-    sharded = recipe.deepspeed.zero_stage == 3
+    if len(paths := set(strategy.gather(str(policy.path)))) > 1:
+        raise UserError(
+            f"the ranks compute the model in different ways ({'; '.join(sorted(paths))}): use equal devices"
+        )
+    record_proof(policy.proof, folder, reporter)
     engine, steps = None, recipe.training_steps(len(data.train))
     if method != "eval" or sharded:
         engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
@@ -122,6 +130,13 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, lockstep, sync)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
     return Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+
+
+def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
+    """Say how the model is computed, and leave what was measured in the run folder."""
+    reporter.say(str(proof))
+    if folder is not None:
+        write_json(folder.root / "model.json", proof.as_json())
 
 
 def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from peft import PeftModel
@@ -27,6 +27,9 @@ from extensions.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
 from extensions.numerics import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
 from extensions.packing import Pack
+
+if TYPE_CHECKING:
+    from extensions.model.proof import Proof
 
 Role = Literal["actor", "critic", "reference"]
 ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic", "reference": "reference"}
@@ -83,7 +86,7 @@ class Policy(nn.Module):
     """
 
     path: ForwardPath  # chosen by `extensions.model.proof`, which leaves what it found in `proof`
-    proof: Any
+    proof: Proof
 
     def __init__(self, lm: PeftModel, temperature: float, value_head: bool, anatomy: Anatomy) -> None:
         super().__init__()
@@ -107,6 +110,11 @@ class Policy(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained: LoRA matrices, and the value head if there is one."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    @property
+    def adapted(self) -> list[str]:
+        """Names of the layers that have LoRA matrices."""
+        return [name for name, module in self.causal_lm.named_modules() if isinstance(module, BaseTunerLayer)]
 
     @contextmanager
     def role(self, role: Role) -> Iterator[None]:

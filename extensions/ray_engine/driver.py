@@ -15,6 +15,7 @@ from extensions import signals, train
 from extensions.console import Reporter
 from extensions.errors import ProcessGone, UserError
 from extensions.model.loading import load_config, load_tokenizer
+from extensions.model.proof import proof_rows
 from extensions.ray_engine import cluster, openrlhf
 from extensions.ray_engine.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe
@@ -71,6 +72,7 @@ def run(recipe: Recipe) -> None:
     from extensions.ray_engine.models import RayStrategy
     from extensions.ray_engine.workers import CriticActor, Engines, PolicyActor, ReferenceActor
 
+    rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
     steps = recipe.training_steps(len(data.train))
     updates = train.num_updates(recipe, steps)
 
@@ -87,6 +89,7 @@ def run(recipe: Recipe) -> None:
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
             order = train.make_order(recipe, data)
             parts = (padded, encoder, reward, order, probe, probed)
+            train.record_proof(groups.proof(), folder, reporter)
             trainer = own.RayTrainer(recipe, strategy, groups, critic, reference, *parts)
             evaluator = own.evaluator(recipe, strategy, reporter, trainer)
             own.RayTraining(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
@@ -95,7 +98,7 @@ def run(recipe: Recipe) -> None:
 
     module = openrlhf.MODULE
     parts = {
-        f"{module}:get_strategy": lambda args: RayStrategy(recipe, args),
+        f"{module}:get_strategy": lambda args: RayStrategy(recipe, args, rows),
         f"{module}:PolicyModelActor": ray.remote(num_gpus=1)(PolicyActor),
         f"{module}:ReferenceModelActor": ray.remote(num_gpus=1)(ReferenceActor),
         f"{module}:CriticModelActor": ray.remote(num_gpus=1)(CriticActor),

@@ -8,6 +8,7 @@ that begin alike share that beginning in one pack.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -112,10 +113,12 @@ class RayStrategy(Strategy):
 
     Args:
         args: OpenRLHF's namespace.
+        rows: of the run, on which each group proves that it computes the model exactly.
     """
 
-    def __init__(self, recipe: Recipe, args: Any) -> None:
+    def __init__(self, recipe: Recipe, args: Any, rows: Sequence[Sample]) -> None:
         super().__init__(recipe.seed, recipe.deepspeed, recipe.ppo.max_grad_norm)
+        self.rows = rows
         self.recipe, self.args, self.world_size = recipe, args, 1
         self.use_dynamic_batch = False
         self.train_batch_size = args.train.batch_size
@@ -139,6 +142,8 @@ class RayStrategy(Strategy):
             self.device,
             recipe.seed,
             recipe.ppo.kl.reference if role == "reference" else "base",
+            rows=self.rows,
+            same_forwards=self.stage == 3,
         )
 
     def engine_config(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from extensions.evaluate import Evaluator
 from extensions.files import write_bytes
 from extensions.guard import BadNumber, Problem
 from extensions.loop import Clock
+from extensions.model.proof import Proof
 from extensions.numerics import gae, pad_rows, td_targets, whiten
 from extensions.packing import Sample
 from extensions.ppo import batch_metrics, evidence_record, rollout_record, training_request
@@ -98,6 +99,11 @@ class Groups:
 
     def every_engine(self, method: str, *arguments: Any) -> list[Any]:
         return wait([getattr(engine, method).remote(*arguments) for engine in self.engines])
+
+    def proof(self) -> Proof:
+        """What the actor's group found of the model when it was loaded."""
+        found: Proof = self.all(self.actor, "proof")[0]
+        return found
 
     def respond(self, asks: Sequence[Ask], prompts: Sequence[str]) -> list[dict[str, Any]]:
         """The agent's responses, in order; OpenRLHF shares them out over the engines."""

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from extensions.checkpoint import file_entry, files_of, read_rank, write_rank
 from extensions.compat import ValueLoss, without_cuda
 from extensions.model.loading import load_tokenizer, model_folder
+from extensions.model.proof import Proof
 from extensions.packing import Sample
 from extensions.ray_engine.models import PackedActor, PackedCritic, RayStrategy
 from extensions.ray_engine.openrlhf import replaced
@@ -199,6 +200,9 @@ class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[
 
     def _save(self, folder: Path, state: dict[str, Tensor]) -> None:
         self.policy.save_adapter(folder, state)
+
+    def proof(self) -> Proof:
+        return self.policy.proof
 
     def put_canary(self) -> None:
         """A random adapter in the place of the policy's, until `load_weights`."""
