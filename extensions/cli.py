@@ -461,8 +461,8 @@ def merge(
     from extensions.recipe import load_recipe
 
     with _user_errors():
-        merge_adapter(load_recipe(recipe, overrides or []).model, folder)
-    console.print(f"merged model: {folder}", markup=False)
+        merged = merge_adapter(load_recipe(recipe, overrides or []).model, folder)
+    console.print(f"merged model: {folder}\nchecked as written: {merged}", markup=False)
 
 
 @app.command()

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from extensions.model.adapters import lora_config
 from extensions.recipe import Lora
@@ -65,7 +66,7 @@ class Shape:
         """
         model = meta_model(config, lora, trust_remote_code=trust_remote_code)
         trunk = model.base_model
-        linears = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+        linears = {name: module for name, module in trunk.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
         idle = _without_input_gradient(trunk, linears)
         numbers = {name: module.weight.numel() for name, module in linears.items()}
         text = config.get_text_config()

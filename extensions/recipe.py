@@ -71,8 +71,10 @@ class Lora(Section):
     alpha: int = Field(32, ge=1, description="scaling numerator (authors)")
     dropout: Number = Field(0.05, ge=0, lt=1, description="dropout before the LoRA matrices (authors)")
     rslora: bool = Field(True, description="rank-stabilised scaling alpha / sqrt(r) (authors)")
-    target_modules: Literal["auto"] | list[str] = Field(
-        "auto", description="modules that get LoRA; auto: query and value projections, MPT Wqkv (authors)"
+    target_modules: Literal["auto", "all-linear"] | list[str] = Field(
+        "auto",
+        description="modules that get LoRA; auto: query and value projections, MPT Wqkv (authors); all-linear: every "
+        "linear layer but the head, as in peft",
     )
 
 

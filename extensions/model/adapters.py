@@ -1,47 +1,41 @@
-"""LoRA adapters: which layers get them, and loading those that were trained."""
+"""LoRA adapters: their configuration, and loading those that were trained."""
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
-from torch import nn
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers.modeling_utils import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from extensions.errors import UserError
+from extensions.model.targets import matching, short_names, target_modules, tied_to_embedding
 from extensions.recipe import Lora
 
-# Query and value projections by their names in the model families; the first that fits is taken (authors: q and v).
-LORA_TARGETS = (["q_proj", "v_proj"], ["Wqkv"], ["query_key_value"], ["c_attn"])
+WEIGHTS = "adapter_model.safetensors"
+BASE_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft changes the base's weights for these
 
 
-def lora_config(base: nn.Module, lora: Lora) -> LoraConfig:
+def lora_config(base: PreTrainedModel, lora: Lora) -> LoraConfig:
     """PEFT's configuration of a recipe's adapters.
 
     Raises:
-        UserError: `lora.target_modules` names layers that the model does not have.
+        UserError: `lora.target_modules` names layers that the model does not have, or that cannot get LoRA.
     """
-    linear = {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
-    targets = lora.target_modules
-    if targets == "auto":
-        fitting = next((names for names in LORA_TARGETS if linear.issuperset(names)), None)
-        if fitting is None:
-            raise UserError(
-                f"lora.target_modules: auto knows no names for this model; choose from: {', '.join(sorted(linear))}"
-            )
-        targets = fitting
-    missing = [name for name in targets if name not in linear]
-    if missing:
-        raise UserError(
-            f"lora.target_modules: the model has no linear layer {missing[0]!r}; it has: {', '.join(sorted(linear))}"
-        )
+    targets, names = target_modules(base, lora.target_modules)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
-        target_modules=list(targets),
+        target_modules=targets,
+        # Conv1D (GPT-2) keeps its weight as (in, out).
+        fan_in_fan_out=all(isinstance(base.get_submodule(name), Conv1D) for name in names),
         task_type="CAUSAL_LM",
     )
 
@@ -58,7 +52,7 @@ def adapter_config(path: str) -> Any:
             f"model.adapter: {path!r} is not a folder with a PEFT adapter (adapter_config.json); a run leaves one as "
             "runs/NAME/adapter"
         )
-    if not (folder / "adapter_model.safetensors").is_file():
+    if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"model.adapter: {path!r} has no adapter_model.safetensors. Other weights (adapter_model.bin) are pickles, "
             "which could run code, and are not read: ask for the adapter in safetensors, peft's format since 2023"
@@ -73,44 +67,115 @@ def adapter_config(path: str) -> Any:
 
 
 def load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftModel:
-    """The base with the adapter in a folder. With `lora` it goes on training with that dropout; all else must agree."""
+    """The base with the adapter in a folder. With `lora` it goes on training with that dropout; all else must agree.
+
+    Raises:
+        UserError: there is no such adapter, it is more than plain LoRA, it does not fit the base weight by weight, or
+            it was made with other settings than `lora`.
+    """
     try:
         config = adapter_config(path)
-        if not isinstance(config, LoraConfig):
-            raise UserError(
-                f"model.adapter: {path!r} is not a LoRA adapter but {config.peft_type}; only LoRA is used here"
-            )
-        # What trains other weights than LoRA matrices stays on where the adapter is off: the reference would be wrong.
-        extras = {
-            "modules_to_save": config.modules_to_save,
-            "bias": None if config.bias == "none" else config.bias,
-            "use_dora": config.use_dora,
-            "rank_pattern": config.rank_pattern,
-            "alpha_pattern": config.alpha_pattern,
-            "trainable_token_indices": config.trainable_token_indices,
-        }
-        strange = [f"{key}: {value}" for key, value in extras.items() if value]
-        if strange:
-            raise UserError(
-                f"model.adapter: {path!r} is more than plain LoRA ({', '.join(strange)}), which this project does not "
-                "keep apart from the base; merge it into a model of its own with peft's merge_and_unload, and set "
-                "model.path to that"
-            )
+        _refuse_more_than_lora(path, config)
+        named, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft writes this base's in it
+        if not matching(base, config):
+            raise _other_base(path, named, f"no layer of it has the names {_names(config.target_modules)}")
         if lora is not None:
-            own: dict[str, Any] = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
-            targets = config.target_modules
-            wanted = lora_config(base, lora).target_modules
-            other = [f"lora.{key}={value}" for key, value in own.items() if getattr(lora, key) != value]
-            if targets != wanted:
-                names = targets if isinstance(targets, str) else f"[{', '.join(sorted(targets or []))}]"
-                other.append(f"lora.target_modules={names}")
-            if other:
-                raise UserError(f"model.adapter: {path!r} was made with other settings; add: {' '.join(other)}")
+            _refuse_other_settings(base, path, config, lora)
             config.lora_dropout = lora.dropout
-        return PeftModel.from_pretrained(base, path, is_trainable=True, config=config)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        config.inference_mode = False
+        lm = get_peft_model(base, config)
+        _check_weights(lm, path, named)
+        lm.load_adapter(path, "default", is_trainable=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, re.error, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"model.adapter: {path!r} cannot be put on the model: {' '.join(str(error).split())[:400]}"
         ) from error
+    return lm
+
+
+def _refuse_more_than_lora(path: str, config: Any) -> None:
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"model.adapter: {path!r} is not a LoRA adapter but {config.peft_type}; only LoRA is used here")
+    # What trains other weights than LoRA matrices stays on where the adapter is off: the reference would be wrong.
+    init = config.init_lora_weights
+    extras = {
+        "modules_to_save": config.modules_to_save,
+        "bias": None if config.bias == "none" else config.bias,
+        "use_dora": config.use_dora,
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+        "trainable_token_indices": config.trainable_token_indices,
+        "target_parameters": config.target_parameters,
+        "layer_replication": config.layer_replication,
+        "init_lora_weights": init if isinstance(init, str) and init.startswith(BASE_INITS) else None,
+    }
+    strange = [f"{key}: {value}" for key, value in extras.items() if value]
+    if strange:
+        raise UserError(
+            f"model.adapter: {path!r} is more than plain LoRA ({', '.join(strange)}), which this project does not "
+            "keep apart from the base; merge it into a model of its own with peft's merge_and_unload, and set "
+            "model.path to that"
+        )
+
+
+def _refuse_other_settings(base: PreTrainedModel, path: str, config: LoraConfig, lora: Lora) -> None:
+    own: dict[str, Any] = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
+    other = [f"lora.{key}={value}" for key, value in own.items() if getattr(lora, key) != value]
+    everywhere = copy.copy(config)
+    everywhere.layers_to_transform = None  # the recipe says which layers, the adapter may have them in some blocks only
+    names = matching(base, everywhere)
+    tied = tied_to_embedding(base, names)
+    if tied is not None:
+        raise UserError(
+            f"model.adapter: {path!r} has LoRA on {tied}, whose weight is head and embedding at once in this model "
+            "(tie_word_embeddings): no merged model could have the one with LoRA and the other without. Train an "
+            "adapter of other layers, lora.target_modules=auto"
+        )
+    if names != target_modules(base, lora.target_modules)[1]:
+        other.append(f"lora.target_modules=[{_names(short_names(base, names))}]")
+    if other:
+        raise UserError(f"model.adapter: {path!r} was made with other settings; add: {' '.join(other)}")
+
+
+def _check_weights(lm: PeftModel, path: str, named: str | None) -> None:
+    """Compare the names and shapes in the adapter's file with those of the LoRA matrices on the model.
+
+    Raises:
+        UserError: they differ, or the file holds weights of the base that are not the base's.
+    """
+    wanted = {key: list(t.shape) for key, t in get_peft_model_state_dict(lm, save_embedding_layers=False).items()}
+    weights = dict(lm.named_parameters(remove_duplicate=False))
+    with safe_open(Path(path) / WEIGHTS, "pt") as file:
+        found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 # no mapping
+        # peft adds embedding and head as they are in the base where LoRA is on one of them.
+        copies = {
+            key
+            for key in found.keys() & weights.keys() - wanted.keys()
+            if torch.equal(file.get_tensor(key).to(weights[key]), weights[key])
+        }
+    kinds = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "of no layer of the model": sorted(found.keys() - wanted.keys() - copies),
+        "of another shape": [
+            f"{key}: {found[key]}, expected {shape}"
+            for key, shape in sorted(wanted.items())
+            if found.get(key, shape) != shape
+        ],
+    }
+    wrong = [f"{len(keys)} {kind} ({'; '.join(keys[:2])})" for kind, keys in kinds.items() if keys]
+    if wrong:
+        raise _other_base(path, named, f"of {len(wanted)} weights expected in {WEIGHTS} {', '.join(wrong)}")
+
+
+def _other_base(path: str, named: str | None, reason: str) -> UserError:
+    made = f", {named!r} by its adapter_config.json" if named else ""
+    return UserError(
+        f"model.adapter: {path!r} does not fit the model: {reason}. Set model.path to the model that it was trained "
+        f"on{made}, or model.adapter to a complete adapter of this one"
+    )
+
+
+def _names(targets: Any) -> str:
+    return targets if isinstance(targets, str) else ", ".join(sorted(targets or []))

@@ -212,10 +212,17 @@ def load_policy(
     return policy
 
 
-def load_base(model: Model, device: torch.device) -> PreTrainedModel:
-    """The frozen base model in the recipe's dtype."""
+def load_base(
+    model: Model, device: torch.device, dtype: torch.dtype | Literal["auto"] | None = None
+) -> PreTrainedModel:
+    """The frozen base model.
+
+    Args:
+        dtype: in the place of the recipe's; auto: that of its files.
+    """
     folder, gguf = resolve_model(model.path)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
+    if dtype is None:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if model.load_in_4bit and device.type == "cpu":

@@ -43,7 +43,7 @@ KEYS: dict[str, str] = {
     "lora.alpha": "--ds.lora.alpha",
     "lora.dropout": "--ds.lora.dropout",
     "lora.rslora": OURS,
-    "lora.target_modules": OURS,  # auto is resolved where the model is known
+    "lora.target_modules": OURS,  # auto and all-linear are resolved where the model is known
     "data.tasks": OURS,
     "data.root": OURS,
     "data.max_train_samples": OURS,
