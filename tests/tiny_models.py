@@ -39,7 +39,7 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(("swa_num_attention_heads", "index_n_heads", "linear_num_value_heads", "mamba_n_heads"), 4),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "mamba_num_heads", "num_mem_heads"), 4),
     **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "d_kv", "dim_head"), 8),
-    **dict.fromkeys(("qk_head_dim", "rotary_dim", "swa_head_dim", "swa_v_head_dim", "global_head_dim", "d_head"), 8),
+    **dict.fromkeys(("rotary_dim", "swa_head_dim", "swa_v_head_dim", "global_head_dim", "d_head"), 8),
     **dict.fromkeys(("index_head_dim", "linear_key_head_dim", "linear_value_head_dim", "kv_channels"), 8),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank"), 16),
     **dict.fromkeys(("vocab_size", "n_vocab", "vocab_size_per_layer_input", "embedding_vocab_size"), 400),
@@ -59,26 +59,34 @@ SPECIAL = {"eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 2, "decoder_sta
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2}
 DECODER = {"is_decoder": True}
 CHANGES: dict[str, dict[str, Any]] = {
-    "bamba": MAMBA,
-    "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"] * 2},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
+    "bamba": MAMBA | {"attn_layer_indices": [1, 3]},
+    "blenderbot": {"encoder_layers": LAYERS},
+    "dots1": {"n_routed_experts": 4},
+    "gemma2": {"attn_logit_softcapping": 0.5},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.0] * LAYERS,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granite": {"logits_scaling": 8.0},
     "granitemoe": {"logits_scaling": 8.0},
+    "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"] * 2, "logits_scaling": 8.0},
     "granitemoeshared": {"logits_scaling": 8.0},
-    "hyperclovax": {"logits_scaling": 0.5},
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
-    "gemma2": {"attn_logit_softcapping": 0.5},
-    "vaultgemma": {"attn_logit_softcapping": 0.5},
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
-    "ministral": {"head_dim": 8},
+    "hyperclovax": {"logits_scaling": 0.5},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "nemotron": {"head_dim": 8},
-    "reformer": DECODER,
-    "xlstm": {"num_heads": 4},
-    "zamba2": {"layer_types": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": DECODER | {"axial_pos_embds": False},
+    "vaultgemma": {"attn_logit_softcapping": 0.5},
+    "xmod": DECODER | {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["mamba", "hybrid"] * 2},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2},
 }
 
 
@@ -94,8 +102,9 @@ def _small(config: PretrainedConfig) -> dict[str, Any]:
             found[name] = {**_small(value), "model_type": value.model_type}
         elif name in SMALL and isinstance(value, int) and not isinstance(value, bool) and value > SMALL[name]:
             found[name] = SMALL[name]
-    if "qk_rope_head_dim" in found:  # latent attention: the heads' size is a sum of its own
+    if "qk_rope_head_dim" in found:  # latent attention: the heads' size is a sum of its own, and no two share a key
         found.pop("head_dim", None)
+        found["num_key_value_heads"] = SMALL["num_attention_heads"]
     return found | {name: token for name, token in SPECIAL.items() if getattr(config, name, None) is not None}
 
 
