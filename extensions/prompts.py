@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from extensions.errors import UserError
-from extensions.tasks import PLACEHOLDER, TASKS, Task, fold
+from extensions.tasks import PLACEHOLDER, TASKS, Task, fold, nfc
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -211,6 +211,7 @@ def _keywords(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Patte
 
     Cached, for a reward asks for the same few labels again and again.
     """
+    labels = tuple((label, tuple(map(nfc, words))) for label, words in labels)
     label_of = {fold(word): label for label, words in labels for word in words}
 
     def one(word: str) -> str:
@@ -228,9 +229,9 @@ def parse_answer(text: str, task: Task) -> str | float | None:
     """The answer in a model's response: a label of the task, a score, or None for a wrong format.
 
     Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. A label needs
-    one of its keywords as a whole word in any case; words of two labels, a negation that belongs to no keyword, or
-    none are a wrong format. A score is the only number in the text, a plain decimal in the task's range. Never raises;
-    linear in the length of `text`.
+    one of its keywords as a whole word in any case, compared in NFC; words of two labels, a negation that belongs to no
+    keyword, or none are a wrong format. A score is the only number in the text, a plain decimal in the task's range.
+    Never raises; linear in the length of `text`.
     """
     head, closed, _ = text.partition(CLOSE)
     if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
@@ -239,6 +240,7 @@ def parse_answer(text: str, task: Task) -> str | float | None:
 
 
 def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
+    head = nfc(head)
     pattern, label_of = _keywords(tuple((label, tuple(words)) for label, words in labels.items()))
     found: set[str] = set()
     for match in pattern.finditer(head):
