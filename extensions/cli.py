@@ -185,7 +185,8 @@ def _encoder(recipe: Any) -> Any:
 
     shots, limit = recipe.prompt.shots, prompt_limit(recipe, load_config(recipe.model))
     shown = {task.name: shown_rows(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
-    return PromptEncoder(load_tokenizer(recipe.model), limit, recipe.prompt.chat_template, shots, shown)
+    prompt, tokenizer = recipe.prompt, load_tokenizer(recipe.model)
+    return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
 
 
 def _answers(task: Any, gold: str) -> list[tuple[str, str]]:

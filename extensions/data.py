@@ -379,10 +379,11 @@ def _label(row: dict[str | int, Any], reader: _Reader, where: str) -> str:
         value = f"{value:g}"  # the hub has scores in 32 bits, where 3.8 is 3.799999952316284
     text = str(value).lower() if isinstance(value, bool) else str(value).strip()
     if task.score_range is None:
-        if text not in task.labels:
+        label = task.label_of(text)
+        if label is None:
             allowed = ", ".join(map(repr, task.labels))
             raise UserError(f"{where}, field {column!r}: label {text!r} is not one of {allowed} (task {task.name})")
-        return text
+        return label
     number = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     if not number or not is_label(text, task):
         low, high = task.score_range

@@ -278,10 +278,10 @@ def _assumed(task: Task, options: Options) -> TaskTokens:
 
 
 def _encoder(recipe: Recipe, config: Any, tasks: Sequence[Task], warn: Callable[[str], None]) -> PromptEncoder:
-    shots = recipe.prompt.shots
+    prompt, shots = recipe.prompt, recipe.prompt.shots
     shown = {task.name: shown_rows(recipe, task, [], warn) for task in tasks} if shots else {}
     tokenizer, limit = load_tokenizer(recipe.model), prompt_limit(recipe, config)
-    return PromptEncoder(tokenizer, limit, recipe.prompt.chat_template, shots, shown)
+    return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
 
 
 def _counted(encoder: PromptEncoder, task: Task, examples: Sequence[Any], options: Options) -> TaskTokens:

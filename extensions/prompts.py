@@ -12,10 +12,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from extensions.chat_template import ChatTemplate, ControlTokens
 from extensions.errors import UserError
-from extensions.tasks import PLACEHOLDER, TASKS, Task, fold
+from extensions.tasks import PLACEHOLDER, TASKS, Task, fold, nfc
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,20 +66,16 @@ def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = 
     return "".join((system, *answered, question, f"Assistant:\n{OPEN}"))
 
 
-def chat_prompt_text(
-    task: Task, fields: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, shown: Sequence[Shown] = ()
-) -> str:
-    """The same parts through the tokenizer's chat template; the assistant's turn begins with the opening tag."""
+def chat_turns(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> tuple[str, list[str]]:
+    """The same parts as the messages of a conversation: the system's, and those of user and assistant in turn."""
 
-    def query(fields: Mapping[str, str]) -> dict[str, str]:
-        return {"role": "user", "content": render(task, fields)[1].removeprefix("Prompt:\n  ").strip()}
+    def query(fields: Mapping[str, str]) -> str:
+        return render(task, fields)[1].removeprefix("Prompt:\n  ").strip()
 
-    system = render(task, fields)[0].removeprefix("System_prompt:\n  ")
-    messages = [{"role": "system", "content": system.strip()}]
+    turns: list[str] = []
     for other, answer in shown:
-        messages += [query(other), {"role": "assistant", "content": f"{OPEN}{answer}{CLOSE}"}]
-    text = tokenizer.apply_chat_template([*messages, query(fields)], tokenize=False, add_generation_prompt=True)
-    return f"{text}{OPEN}"
+        turns += [query(other), f"{OPEN}{answer}{CLOSE}"]
+    return render(task, fields)[0].removeprefix("System_prompt:\n  ").strip(), [*turns, query(fields)]
 
 
 class PromptEncoder:
@@ -91,6 +89,10 @@ class PromptEncoder:
         shots: demonstrations of a prompt.
         demonstrations: task name -> its demonstrations, distinct, one more than `shots` where there are as many: a row
             is never shown to itself, and the next one takes its place.
+        template_options: variables for the chat template; see `ChatTemplate`.
+
+    What a tokenizer takes for control tokens in a text (`<|im_end|>`) are characters in a prompt, but for those that
+    its chat template writes.
     """
 
     def __init__(
@@ -100,19 +102,24 @@ class PromptEncoder:
         chat_template: bool,
         shots: int = 0,
         demonstrations: Mapping[str, Sequence[Shown]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         if chat_template and not tokenizer.chat_template:
             raise UserError(
                 "prompt.chat_template: true, but this model's tokenizer has no chat template; set it to false"
             )
-        self.tokenizer, self.max_tokens, self.chat_template = tokenizer, max_tokens, chat_template
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.template = ChatTemplate(tokenizer, template_options or {}) if chat_template else None
+        self.control = self.template.control if self.template else ControlTokens(tokenizer)
         self.shots, self.demonstrations = shots, demonstrations or {}
         self.dropped: Counter[str] = Counter()  # task name -> prompts that lost demonstrations
+        self._ends = self._num_ends()
 
     def text(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
-        if self.chat_template:
-            return chat_prompt_text(task, fields, self.tokenizer, shown)
-        return prompt_text(task, fields, shown)
+        """The whole prompt; in the chat form the assistant's turn begins with the opening tag."""
+        if self.template is None:
+            return prompt_text(task, fields, shown)
+        return f"{self.template.render(*chat_turns(task, fields, shown))}{OPEN}"
 
     def encode(self, task: Task, fields: Mapping[str, str]) -> tuple[list[int], str]:
         """Token ids and text of a prompt of at most `max_tokens` tokens.
@@ -125,8 +132,7 @@ class PromptEncoder:
         shown = others[: self.shots]
         wanted = len(shown)
         while True:
-            text = self.text(task, fields, shown)
-            ids = self._ids(text)
+            ids, text = self._encoded(task, fields, shown)
             if len(ids) <= self.max_tokens:
                 return ids, text
             if not shown:
@@ -140,7 +146,7 @@ class PromptEncoder:
         keep = len(value)
         while len(ids) > self.max_tokens:
             # Drop about as many characters as the excess tokens hold, then look again; always at least one.
-            share = len(value) / max(1, len(self._ids(value)))
+            share = len(value) / max(1, len(self._ids(value, data=True)))
             fewer = keep - max(1, int((len(ids) - self.max_tokens) * share))
             if keep == 0:
                 raise UserError(
@@ -149,8 +155,7 @@ class PromptEncoder:
                     "model with a longer context"
                 )
             keep = fewer if fewer > 0 else keep // 2  # the estimate may ask for more than there is
-            text = self.text(task, {**fields, name: value[:keep].rstrip()})
-            ids = self._ids(text)
+            ids, text = self._encoded(task, {**fields, name: value[:keep].rstrip()})
         return ids, text
 
     def check(self, task: Task, fields: Mapping[str, str]) -> None:
@@ -160,30 +165,75 @@ class PromptEncoder:
         """
         special_tokens = 16
         if len(self.text(task, {**fields, task.long_field: ""}).encode()) + special_tokens > self.max_tokens:
-            text = self.text(task, fields)
-            self._truncated(task, fields, text, self._ids(text))
+            ids, text = self._encoded(task, fields)
+            self._truncated(task, fields, text, ids)
 
     def answer_ids(self, ids: list[int], text: str, answer: str) -> list[int]:
         """Token ids of `answer` and the closing tag after a prompt that `encode` gave.
 
-        As they are in the whole text, where the prompt's tokens are the beginning of the whole text's; a tokenizer that
-        would merge the answer's first letters into the prompt's last token gets them by themselves.
+        As they are in the whole text, where the prompt's tokens are the beginning of the whole text's. Where they are
+        not (a tokenizer merges the answer's first letters into the prompt's last token; control tokens are characters
+        in the prompt), as they are after another text, never with the space that some put before a text of its own.
         """
         whole = self._ids(f"{text}{answer}{CLOSE}")
         if whole[: len(ids)] == ids:
             return whole[len(ids) :]
+        for before in (OPEN, "\n", "|", "0"):
+            start, whole = self._ids(before), self._ids(f"{before}{answer}{CLOSE}")
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
         return self.tokenizer(f"{answer}{CLOSE}", add_special_tokens=False)["input_ids"]
 
-    def _ids(self, text: str) -> list[int]:
-        return prompt_ids(self.tokenizer, text, self.chat_template)
+    def label_ids(self, task: Task) -> dict[str, list[int]]:
+        """Label -> token ids of its answer and the closing tag after a prompt; of a regression task, the ends of its
+        range stand for the labels."""
+        labels = list(task.labels) or [f"{score:g}" for score in task.score_range or ()]
+        ids, text = self._encoded(task, dict.fromkeys(task.fields, ""))
+        return {label: self.answer_ids(ids, text, task.answer(label)) for label in labels}
 
+    def check_answers(self, task: Task) -> None:
+        """Whether the model can write every answer of a task.
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: bool) -> list[int]:
-    """Token ids of a prompt's text."""
-    # A chat template writes its own special tokens; the plain form takes the tokenizer's (BOS for Llama).
-    ids: list[int] = tokenizer(text, add_special_tokens=not chat_template)["input_ids"]
-    # Some end every text with EOS as well; here the text always goes on.
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        Raises:
+            UserError: decoding the tokens of an answer and the closing tag gives another text (a tokenizer that
+                lower-cases, or does not know a character), so the parser would never see it.
+        """
+        for label, ids in self.label_ids(task).items():
+            wanted = f"{task.answer(label)}{CLOSE}"
+            written = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if nfc(written.strip()) != nfc(wanted.strip()):
+                raise UserError(
+                    f"task {task.name}: this model's tokenizer cannot write the answer {wanted!r}, of which its tokens "
+                    f"make {written!r}; give the label a word that it can write, or take another model.path"
+                )
+
+    def _encoded(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> tuple[list[int], str]:
+        """Token ids and text of a prompt of any length."""
+        if self.template is not None:
+            ids, text = self.template.encode(*chat_turns(task, fields, shown), OPEN)
+            return ids[: len(ids) - self._ends], text
+        text = prompt_text(task, fields, shown)
+        return self._ids(text), text
+
+    def _ids(self, text: str, data: bool = False) -> list[int]:
+        """Token ids of a text that goes on: without what some tokenizers put after every text (EOS).
+
+        Args:
+            data: nothing in the text is a control token; in the plain form nothing ever is.
+        """
+        ids = self._tokenized(text, data)
+        return ids[: len(ids) - self._ends]
+
+    def _tokenized(self, text: str, data: bool = False) -> list[int]:
+        # A chat template writes its own special tokens; the plain form takes the tokenizer's (BOS for Llama).
+        plain = self.template is None
+        literal = {"split_special_tokens": True} if (plain or data) and self.control.occur_in(text) else {}
+        return self.tokenizer(text, add_special_tokens=plain, **literal)["input_ids"]
+
+    def _num_ends(self) -> int:
+        """Tokens that the tokenizer puts after any text."""
+        last = zip(reversed(self._tokenized("<")), reversed(self._tokenized(">")), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], last))
 
 
 # ------------------------------------------------------------------------------------------------------ parsing
@@ -211,6 +261,7 @@ def _keywords(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Patte
 
     Cached, for a reward asks for the same few labels again and again.
     """
+    labels = tuple((label, tuple(map(nfc, words))) for label, words in labels)
     label_of = {fold(word): label for label, words in labels for word in words}
 
     def one(word: str) -> str:
@@ -228,9 +279,9 @@ def parse_answer(text: str, task: Task) -> str | float | None:
     """The answer in a model's response: a label of the task, a score, or None for a wrong format.
 
     Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. A label needs
-    one of its keywords as a whole word in any case; words of two labels, a negation that belongs to no keyword, or
-    none are a wrong format. A score is the only number in the text, a plain decimal in the task's range. Never raises;
-    linear in the length of `text`.
+    one of its keywords as a whole word in any case, compared in NFC; words of two labels, a negation that belongs to no
+    keyword, or none are a wrong format. A score is the only number in the text, a plain decimal in the task's range.
+    Never raises; linear in the length of `text`.
     """
     head, closed, _ = text.partition(CLOSE)
     if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
@@ -239,6 +290,7 @@ def parse_answer(text: str, task: Task) -> str | float | None:
 
 
 def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
+    head = nfc(head)
     pattern, label_of = _keywords(tuple((label, tuple(words)) for label, words in labels.items()))
     found: set[str] = set()
     for match in pattern.finditer(head):

@@ -119,6 +119,25 @@ class Data(Section):
     )
 
 
+GIVEN_TO_TEMPLATE = ("conversation", "messages", "add_generation_prompt", "continue_final_message", "tokenize")
+
+
+def _template_options(value: Any) -> Any:
+    """Names that a template can read, with values that YAML reads back as they are."""
+    if not isinstance(value, dict):
+        return value
+    for name, option in value.items():
+        if not isinstance(name, str) or not name.isidentifier() or name.startswith(("return_", "tokenizer_")):
+            raise ValueError(f"{name!r} is no name of a template variable")
+        if name in GIVEN_TO_TEMPLATE:
+            raise ValueError(f"{name!r} is not to be set: the prompt does")
+        if not (option is None or isinstance(option, (str, bool, int))) and not (
+            isinstance(option, float) and math.isfinite(option)
+        ):
+            raise ValueError(f"{name!r}: got {option!r}; allowed: text, a number, true, false, null")
+    return value
+
+
 class Prompt(Section):
     chat_template: bool = Field(False, description="use the tokenizer's chat template, not the plain form (paper 4.1)")
     max_tokens: int | None = Field(
@@ -129,6 +148,11 @@ class Prompt(Section):
     )
     demonstrations: Literal["balanced", "random"] = Field(
         "balanced", description="how they are drawn, by seed: labels in turn, or any rows (ours)"
+    )
+    template_options: Annotated[dict[str, Any], BeforeValidator(_template_options)] = Field(
+        {},
+        description="variables for the chat template, such as reasoning_effort: low; enable_thinking is false where it "
+        "is not here (ours)",
     )
 
 
@@ -471,6 +495,8 @@ def contradictions(recipe: Recipe) -> list[str]:
                 f"vllm.tensor_parallel_size: {recipe.vllm.tensor_parallel_size} needs engine: ray; under DeepSpeed "
                 "each rank has an engine of its own"
             )
+    if recipe.prompt.template_options and not recipe.prompt.chat_template:
+        errors.append("prompt.template_options needs prompt.chat_template: true; the plain form has no template")
     for name in sorted({name for name in names if names.count(name) > 1}):
         errors.append(f"data.tasks: {name!r} is named twice")
     for name in recipe.encoder.intermediate_for:

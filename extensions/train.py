@@ -40,7 +40,7 @@ from extensions.model.loading import load_config, load_policy, load_tokenizer, p
 from extensions.model.proof import Proof, proof_rows
 from extensions.plots import loss_curve, reward_curve
 from extensions.ppo import PpoTrainer
-from extensions.prompts import CLOSE, PromptEncoder
+from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe, load_recipe
 from extensions.report import before_after_table, model_card
 from extensions.rewards import Reward, load_reward
@@ -68,7 +68,7 @@ def run(recipe: Recipe) -> None:
 def prepare(recipe: Recipe) -> Evaluation | Training:
     """Everything of a run but the work itself: data, model, engine, run folder.
 
-    What can be wrong in the recipe's data, reward or folder is found before the model is loaded.
+    What can be wrong in the recipe's data, prompts, reward or folder is found before the model is loaded.
     """
     method, ppo = recipe.method, recipe.ppo
     strategy = Strategy(
@@ -105,9 +105,8 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         same_forwards=sharded,
     )
     if len(paths := set(strategy.gather(str(policy.path)))) > 1:
-        raise UserError(
-            f"the ranks compute the model in different ways ({'; '.join(sorted(paths))}): use equal devices"
-        )
+        ways = "; ".join(sorted(paths))
+        raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
     engine, steps = None, recipe.training_steps(len(data.train))
     if method != "eval" or sharded:
@@ -168,10 +167,9 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
 
 def _check_budget(task: Task, encoder: PromptEncoder, budget: int, reporter: Reporter) -> None:
     """Warn where a right answer is longer than what may be sampled: it would be cut, a wrong format each time."""
-    words = [words[0] for words in task.labels.values()]
-    tokens = {word: len(encoder.tokenizer(f"{word}{CLOSE}", add_special_tokens=False)["input_ids"]) for word in words}
-    longest = max(tokens, key=lambda word: tokens[word], default=None)
-    if longest is not None and tokens[longest] > budget:
+    tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
+    longest = max(tokens, key=lambda word: tokens[word])
+    if tokens[longest] > budget:
         reporter.warn(
             f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
             f"rollout.max_new_tokens: {budget}; raise that, or no sampled answer can be right"
@@ -196,14 +194,20 @@ def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
 def make_encoder(
     recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, reporter: Reporter
 ) -> PromptEncoder:
-    """The prompts of a run; one that cannot fit stops it here.
+    """The prompts of a run.
 
     Args:
         config: of the model.
+
+    Raises:
+        UserError: a prompt cannot fit, or the tokenizer cannot write an answer.
     """
     prompt = recipe.prompt
     limit = prompt_limit(recipe, config)
-    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, data.demonstrations)
+    shown = data.demonstrations
+    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, shown, prompt.template_options)
+    for task in recipe.data.tasks:
+        encoder.check_answers(task)
     for example in (*data.train, *data.table, *data.validation, *data.test):
         encoder.check(example.task, example.fields)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:

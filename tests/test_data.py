@@ -164,6 +164,18 @@ def test_label_types(root, label, expected):
     assert rows(OWN, "train", root) == [({"premise": "a", "hypothesis": "b"}, expected)]
 
 
+@pytest.mark.parametrize("named", ["n\u00e9gatif", "ne\u0301gatif"])
+def test_labels_in_another_unicode_form_are_the_task_s(root, named):
+    task = Task.model_validate(OWN.model_dump(exclude_defaults=True) | {"labels": ["positif", named], "positive": None})
+    records = [
+        {"premise": "a", "hypothesis": "b", "label": label} for label in ("n\u00e9gatif", "ne\u0301gatif", "positif")
+    ]
+    put(root, "train.jsonl", jsonl(*records))
+    assert [label for _, label in rows(task, "train", root)] == [named, named, "positif"]
+    put(root, "train.jsonl", jsonl({"premise": "a", "hypothesis": "b", "label": "negatif"}))
+    assert "'negatif' is not one of" in refused(task, "train", root)
+
+
 @pytest.mark.parametrize("start, end", [("", "\n"), ("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n")])
 def test_jsonl_with_bom_and_crlf(root, start, end):
     text = "line\u2028separator\u2029 \x85 next\u000b"

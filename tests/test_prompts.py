@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from extensions.errors import UserError
-from extensions.prompts import CLOSE, OPEN, PromptEncoder, answer_format, chat_prompt_text, prompt_text, render
+from extensions.prompts import CLOSE, OPEN, PromptEncoder, answer_format, prompt_text, render
 from extensions.tasks import TASKS, Task
 
 COLA, RTE = TASKS["cola"], TASKS["rte"]
@@ -264,7 +264,7 @@ def test_chat_template(tiny_model):
         PromptEncoder(tokenizer, 512, True)
     tokenizer.chat_template = CHATML
     fields = {"sentence": "Mary {slept}."}
-    text = chat_prompt_text(COLA, fields, tokenizer)
+    text = PromptEncoder(tokenizer, 10**6, True).text(COLA, fields)
     assert text.startswith("<|im_start|>system\nYou are an assistant to analyze the linguistic properties")
     assert text.endswith(f"<|im_end|>\n<|im_start|>assistant\n{OPEN}")
     assert '<|im_start|>user\nNow judge if the sentence "Mary {slept}." is linguistically accept' in text
@@ -287,4 +287,4 @@ def test_chat_template_holds_the_same_parts(tiny_model, task):
         f"<|im_start|>system\n{system.removeprefix('System_prompt:').strip()}<|im_end|>\n"
         f"<|im_start|>user\n{question.removeprefix('Prompt:').strip()}<|im_end|>\n<|im_start|>assistant\n{OPEN}"
     )
-    assert chat_prompt_text(task, fields, tokenizer) == expected
+    assert PromptEncoder(tokenizer, 10**6, True).text(task, fields) == expected

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from extensions.errors import UserError
 from extensions.recipe import all_keys, dump_recipe, load_recipe
-from extensions.tasks import TASKS, Source, Task
+from extensions.tasks import TASKS, Source, Task, fold
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -345,6 +345,42 @@ def test_bad_overrides(load, override, parts):
     assert override.startswith("seed=") is False or "override" in message
 
 
+def test_template_options(load):
+    assert load(BASE).prompt.template_options == {}
+    recipe = load(BASE, "prompt.chat_template=true", "prompt.template_options={reasoning_effort: low, budget: 3}")
+    assert recipe.prompt.template_options == {"reasoning_effort": "low", "budget": 3}
+    recipe = load(BASE, "prompt.chat_template=true", "prompt.template_options.enable_thinking=true")
+    assert recipe.prompt.template_options == {"enable_thinking": True}
+    assert load(dump_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    "value, parts",
+    [
+        ("low", ["'low'", "dictionary"]),
+        ("{a b: 1}", ["'a b'", "no name"]),
+        ("{1: 1}", ["1 is no name"]),
+        ("{messages: x}", ["'messages'", "the prompt does"]),
+        ("{tokenize: true}", ["'tokenize'"]),
+        ("{add_generation_prompt: false}", ["'add_generation_prompt'"]),
+        ("{return_tensors: pt}", ["'return_tensors'"]),
+        ("{a: [1]}", ["'a'", "[1]", "allowed"]),
+        ("{a: .inf}", ["'a'", "inf", "allowed"]),
+        ("{a: 2020-01-01}", ["'a'", "allowed"]),
+    ],
+)
+def test_bad_template_options(load, value, parts):
+    message = refused(load, BASE, "prompt.chat_template=true", f"prompt.template_options={value}")
+    for part in ("prompt.template_options", *parts):
+        assert part in message
+    assert "1 error" in message
+
+
+def test_template_options_need_a_template(load):
+    message = refused(load, BASE, "prompt.template_options={enable_thinking: true}")
+    assert "prompt.template_options needs prompt.chat_template: true" in message
+
+
 # -------------------------------------------------------------------------------------------------------- own tasks
 
 
@@ -424,7 +460,7 @@ def test_the_shown_recipe_loads_to_the_same(load, text):
     text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30),
 )
 def test_own_tasks_survive_the_round_trip(tmp_path_factory, labels, text):
-    if len({word.lower() for word in labels}) < len(labels) or any("judgement" in word.lower() for word in labels):
+    if len({fold(word) for word in labels}) < len(labels) or any("judgement" in word.lower() for word in labels):
         return
     entry = {"name": "own", "description": text, "question": text + "{x}", "labels": list(labels)}
     path = tmp_path_factory.mktemp("recipe") / "r.yaml"

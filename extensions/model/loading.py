@@ -39,6 +39,7 @@ from extensions.recipe import Lora, Model, Recipe
 KNOWN_FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
 }
+WRITTEN_AS = 2  # raised when what `model_folder` writes changes, so that older copies stay unused
 
 
 def resolve_model(path: str) -> tuple[str, str | None]:
@@ -115,7 +116,7 @@ def model_folder(model: Model) -> Path | str:
     source = Path(folder) / gguf
     now = source.stat()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlu-ppo"
-    target = cache / f"{source.stem}-{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}"
+    target = cache / f"{source.stem}-{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}-{WRITTEN_AS}"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         whole = Model(path=model.path, dtype="float32", attn_implementation="eager")
@@ -132,7 +133,22 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Padding is done by lengths, so no pad token is needed or invented."""
     folder, gguf = resolve_model(model.path)
     with _explained(model.path):
-        return AutoTokenizer.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
+    if gguf is not None:
+        _set_special_tokens(tokenizer)
+    return tokenizer
+
+
+def _set_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer from a GGUF file the special tokens that the file names.
+
+    transformers (5.15, `GGUFLlamaConverter.tokenizer`) takes the token of `bos_token_id` for EOS too and leaves padding
+    out, but keeps the file's ids (`tokenizer.ggml.*_token_id`) among the tokenizer's settings.
+    """
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token_id = tokenizer.init_kwargs.get(f"{name}_id")
+        if token_id is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(token_id)))
 
 
 def load_config(model: Model) -> Any:

@@ -55,6 +55,7 @@ KEYS: dict[str, str] = {
     "prompt.max_tokens": OURS,
     "prompt.shots": OURS,
     "prompt.demonstrations": OURS,
+    "prompt.template_options": OURS,
     "rollout.engine": "vLLM in any case",
     "rollout.min_new_tokens": OURS,  # the budget of each row, by the agent
     "rollout.max_new_tokens": "--rollout.max_new_tokens",

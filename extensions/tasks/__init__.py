@@ -10,7 +10,7 @@ import difflib
 
 from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
-from extensions.tasks.schema import PLACEHOLDER, SPLITS, Hub, Source, SplitFormat, Submission, Task, fold
+from extensions.tasks.schema import PLACEHOLDER, SPLITS, Hub, Source, SplitFormat, Submission, Task, fold, nfc
 
 __all__ = [
     "PLACEHOLDER",
@@ -24,6 +24,7 @@ __all__ = [
     "Task",
     "find_task",
     "fold",
+    "nfc",
 ]
 
 _ENTRIES = (*generated.ENTRIES, *glue.ENTRIES, *superglue.ENTRIES)

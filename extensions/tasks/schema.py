@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -45,9 +46,33 @@ def _words_of_labels(value: Any) -> Any:
     return {key: _only_text(words if isinstance(words, list) else [words]) for key, words in value.items()}
 
 
+_MOST_MARKS = 30  # that follow each other in any writing (the Stream-Safe Text Format of UAX 15)
+_SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # no marks by their class, but two each when decomposed
+_ASCII_OTHERWISE = re.compile("([\u037e\u1fef\u212a])")  # Greek question mark and varia, Kelvin sign
+
+
+def nfc(text: str) -> str:
+    """Unicode NFC, in which answers are compared: a letter and its mark are one character where there is one.
+
+    Linear: text with more marks in a row than any writing has stays as it is, since sorting them is quadratic. So do
+    characters that NFC makes ASCII: only what is written in ASCII is read as such.
+    """
+    if text.isascii():
+        return text
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.combining(character) or character in _SPLITS_INTO_MARKS else 0
+        if marks > _MOST_MARKS:
+            return text
+    return "".join(
+        part if _ASCII_OTHERWISE.match(part) else unicodedata.normalize("NFC", part)
+        for part in _ASCII_OTHERWISE.split(text)
+    )
+
+
 def fold(word: str) -> str:
-    """A label word as answers are compared: case and the width of spaces do not count."""
-    return " ".join(word.lower().split())
+    """A label word as answers are compared: case, the width of spaces and the Unicode form (NFC) do not count."""
+    return " ".join(nfc(nfc(word).lower()).split())
 
 
 def _pair(value: Any) -> Any:
@@ -193,7 +218,11 @@ class Task(BaseModel):
         words = [fold(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
-            raise ValueError(f"label words must be distinct (case does not count); used twice: {', '.join(twice)}")
+            raise ValueError(
+                f"label words must be distinct (case and Unicode form do not count); used twice: {', '.join(twice)}"
+            )
+        if len({nfc(label) for label in self.labels}) < len(self.labels):
+            raise ValueError("labels must be distinct in Unicode NFC: two are the same but for how marks are written")
         if self.fallback is not None and not self._allows(self.fallback):
             raise ValueError(f"fallback: {self.fallback!r} is no answer of the task")
         if self.truncate is not None and self.truncate not in self.fields:
@@ -250,6 +279,10 @@ class Task(BaseModel):
     def unit_of(self, kept: dict[str, Any]) -> tuple[str, ...]:
         """What the rows of one question have in common, from the kept columns; empty where each row is one."""
         return tuple(str(kept[name]) for name in self.unit)
+
+    def label_of(self, text: str) -> str | None:
+        """The label that a text of the data is, up to its Unicode form (NFC); None if it is none."""
+        return text if text in self.labels else next((one for one in self.labels if nfc(one) == nfc(text)), None)
 
     def answer(self, label: str) -> str:
         """The word (or number) that the model should write for `label`."""

@@ -1,0 +1,186 @@
+"""Chat templates and control tokens: what a template writes is control, what the data say is text."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+from tokenizers import AddedToken
+
+from extensions.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a generation prompt may end in: <think>, <thinking>, [THINK], <seed:think>, <reasoning>, <|START_THINKING|> ...
+_THOUGHT = re.compile(
+    r"(?P<left>[<\[\u25c1]\|?)(?P<name>[\w:-]*(?:think|thought|reason)[\w:-]*)(?P<right>\|?[>\]\u25b7])(?P<space>\s*)\Z",
+    re.IGNORECASE,
+)
+_ENDS = {"begin": "end", "start": "end", "open": "close"}  # the tag that says so closes by the other word
+_NOT_OPEN = {"no", "end", "close", "stop"}
+_LONGEST_TAG = 64
+_CHANNEL_OF_GEMMA_4 = re.compile(r"<\|channel>\w+\s*\Z")
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)  # plane 15: no standard gives them a meaning
+
+
+def closing(text: str) -> str:
+    """What a prompt needs after a generation prompt that opens a thought: the tag that closes it, else nothing.
+
+    As templates write an empty thought: on lines of its own if the opening tag ends its line.
+    """
+    if _CHANNEL_OF_GEMMA_4.search(text[-_LONGEST_TAG:]):
+        return "<channel|>"
+    tag = _THOUGHT.search(text[-_LONGEST_TAG:])
+    parts = re.split("([_:-])", tag["name"]) if tag else []
+    if tag is None or _NOT_OPEN & {part.lower() for part in parts}:
+        return ""
+    ends = [_like(_ENDS.get(part.lower(), part), part) for part in parts]
+    name = "".join(ends) if ends != parts else f"/{tag['name']}"
+    closed = f"{tag['left']}{name}{tag['right']}"
+    return f"\n{closed}\n\n" if "\n" in tag["space"] else closed
+
+
+def _like(word: str, model: str) -> str:
+    return word.upper() if model.isupper() else word
+
+
+class ControlTokens:
+    """The special tokens of a tokenizer, which are control tokens in a template and characters in data."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        added: Mapping[int, AddedToken] = getattr(tokenizer, "added_tokens_decoder", {})
+        self.tokens = {token.content: (i, token) for i, token in added.items() if token.special and token.content}
+        longest_first = sorted(self.tokens, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._literal: tuple[str, Any] | None = None
+
+    def occur_in(self, text: str) -> bool:
+        return self.pattern.search(text) is not None
+
+    def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """Token ids of one text in parts, without special tokens around it.
+
+        Args:
+            parts: the text of each, and whether the control tokens in it are such.
+        """
+        text = "".join(part for part, _ in parts)
+        mark = next(character for character in map(chr, _PRIVATE_USE) if character not in text)
+        masked = "".join(
+            self.pattern.sub(lambda match: f"{mark}{self.tokens[match[0]][0]}{mark}", part) if control else part
+            for part, control in parts
+        )
+        if self.tokenizer.is_fast:
+            backend, token_of = self._with_aliases(mark)
+            return [token_of.get(i, i) for i in backend.encode(masked, add_special_tokens=False).ids]
+        ids: list[int] = []
+        for k, piece in enumerate(re.split(f"{mark}([0-9]+){mark}", masked)):
+            if k % 2:
+                ids.append(int(piece))
+            elif piece:
+                ids += self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+    def _with_aliases(self, mark: str) -> tuple[Any, dict[int, int]]:
+        """The tokenizer with its special tokens under other names, and the token of each alias.
+
+        Encoding the pieces by themselves would not do: where a prefix space is added to the first piece alone
+        (SentencePiece's), each would get one.
+        """
+        if self._literal is None or self._literal[0] != mark:
+            backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
+            flags = ("lstrip", "rstrip", "single_word", "normalized")
+            aliases = {f"{mark}{i}{mark}": (i, token) for i, token in self.tokens.values()}
+            backend.add_tokens(
+                [AddedToken(a, special=False, **{f: getattr(t, f) for f in flags}) for a, (_, t) in aliases.items()]
+            )
+            backend.encode_special_tokens = True
+            backend.no_truncation()
+            self._literal = mark, (backend, {backend.token_to_id(alias): i for alias, (i, _) in aliases.items()})
+        made: tuple[Any, dict[int, int]] = self._literal[1]
+        return made
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, which must have one.
+
+    Args:
+        options: variables of the template, besides `enable_thinking`, false by default.
+
+    Raises:
+        UserError: the template refuses every prompt, or leaves its text out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.options = {"enable_thinking": False, **options}
+        self.control = ControlTokens(tokenizer)
+        # gpt-oss: its generation prompt names no channel, and the model would choose the one of its thoughts.
+        self.harmony = "<|channel|>" in str(tokenizer.chat_template)
+        # Some templates raise for a system text, some leave it out.
+        system, user = map(chr, _PRIVATE_USE[:2])
+        self.system_role = True
+        try:
+            self.system_role = system in self.render(system, [user])
+        except UserError:
+            self.system_role = False
+        shown = self.render(system, [user])
+        if not (system in shown and user in shown):
+            raise UserError(
+                "prompt.chat_template: true, but this model's template leaves out the text of messages (it may want "
+                "them in parts, with images); set it to false"
+            )
+
+    def render(self, system: str, turns: Sequence[str]) -> str:
+        """The text up to where the answer begins.
+
+        Args:
+            turns: of user and assistant in turn; the last is a user's. Where the template has no system role, the
+                system text is the beginning of the first.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        messages = [{"role": ("user", "assistant")[k % 2], "content": turn} for k, turn in enumerate(turns)]
+        if self.system_role:
+            messages.insert(0, {"role": "system", "content": system})
+        else:
+            messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
+        try:
+            text = self._apply(messages)
+        except (TemplateError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"prompt.chat_template: true, but this model's template refuses the prompt ({said}); set it to false, "
+                "or give in prompt.template_options what the template needs"
+            ) from error
+        if self.harmony and text.endswith("<|start|>assistant"):
+            return f"{text}<|channel|>final<|message|>"
+        return f"{text}{closing(text)}"
+
+    def _apply(self, messages: Sequence[Mapping[str, str]]) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **self.options
+        )
+        return text
+
+    def encode(self, system: str, turns: Sequence[str], begun: str) -> tuple[list[int], str]:
+        """Token ids and text of a conversation; see `render`.
+
+        Args:
+            begun: what the answer begins with.
+        """
+        contents = (system, *turns)
+        if not any(map(self.control.occur_in, contents)):
+            text = f"{self.render(system, turns)}{begun}"
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"], text
+        mark = next(c for c in map(chr, _PRIVATE_USE) if not any(c in content for content in contents))
+        places = [f"{mark}{k}{mark}" for k in range(len(contents))]
+        pieces = re.split(f"{mark}([0-9]+){mark}", self.render(places[0], places[1:]))
+        parts = [(contents[int(piece)], False) if k % 2 else (piece, True) for k, piece in enumerate(pieces)]
+        parts.append((begun, False))
+        return self.control.encode(parts), "".join(part for part, _ in parts)
