@@ -104,6 +104,23 @@ def _warn(message: str) -> None:
 
 
 @app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Load a recipe's model, compare what is computed with the model's own forward, and print what was found."""
+    from extensions.model.loading import load_config
+    from extensions.model_check import check_model
+    from extensions.recipe import load_recipe
+
+    with _user_errors():
+        resolved = load_recipe(recipe, overrides or [])
+        encoder, config = _encoder(resolved), load_config(resolved.model)
+        lines = check_model(resolved, encoder, config, not _needs_root(resolved), _warn)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for what, found in lines:
+        table.add_row(what, _escaped(found))
+    console.print(table)
+
+
+@app.command()
 def show(
     recipe: RecipePath,
     overrides: Overrides = None,

@@ -155,7 +155,15 @@ def load_config(model: Model) -> Any:
     """The model's configuration, without its weights."""
     folder, gguf = resolve_model(model.path)
     with _explained(model.path):
-        return AutoConfig.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
+        if gguf is None:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        return copy.deepcopy(_gguf_config(folder, gguf, (Path(folder) / gguf).stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _gguf_config(folder: str, gguf: str, mtime_ns: int) -> Any:
+    """Of a GGUF file; read once, since transformers (5.15) takes seconds to walk through it."""
+    return AutoConfig.from_pretrained(folder, gguf_file=gguf)
 
 
 def prompt_limit(recipe: Recipe, config: Any) -> int:
@@ -245,7 +253,7 @@ def load_base(
         raise UserError("model.load_in_4bit: true needs a GPU; set it to false")
     with _explained(model.path):
         options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-        config = without_dropout(AutoConfig.from_pretrained(folder, gguf_file=gguf, **options))
+        config = without_dropout(load_config(model))
         options["config"] = config
         options["weights_only"] = True  # of weights that are no safetensors but a pickle, nothing but tensors
         if model.load_in_4bit:
