@@ -1,7 +1,7 @@
 """Prefill and KV-cache decoding, in the forms that models allow.
 
 `TreeDecoder` for packed attention, `PaddedDecoder` for packed prompts and the model's own attention, `OwnDecoder` for
-what `generate` alone can drive: recurrent and hybrid layers, caches of a model's own.
+what `generate` alone can drive: recurrent and hybrid layers, caches of a model's own. `UncachedDecoder` for the rest.
 """
 
 from __future__ import annotations
@@ -295,6 +295,31 @@ class OwnDecoder:
                 places += own
         self.batches, self.order = batches, [self.order[place] for place in places]
         return torch.tensor(places, device=rows.device)
+
+
+class UncachedDecoder:
+    """A forward over the whole rows for each token: for models whose cache is not exact, or not a batch's own."""
+
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int) -> None:
+        self.policy, self.rows_at_once = policy, rows_at_once
+        self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        self.rows = [list(prompts[i]) for i in self.order]
+        self.states = self._forward()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        for row, token in zip(self.rows, tokens.tolist(), strict=True):
+            row.append(token)
+        return self._forward()
+
+    def _forward(self) -> Tensor:
+        chunks = [self.rows[i : i + self.rows_at_once] for i in range(0, len(self.rows), self.rows_at_once)]
+        packs = [pack([Sample(row, []) for row in chunk], self.policy.device) for chunk in chunks]
+        return torch.cat([self.policy.packed_states(packed)[packed.predicting] for packed in packs])
+
+    def keep(self, rows: Tensor) -> Tensor:
+        self.order = [self.order[row] for row in rows.tolist()]
+        self.rows = [self.rows[row] for row in rows.tolist()]
+        return rows
 
 
 class _OwnBatch:

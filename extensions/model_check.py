@@ -25,6 +25,7 @@ from extensions.tasks import Task
 
 GREEDY = 8  # tokens of each row that are compared with `generate`
 GIB = 2**30
+WORDS = "the quick brown fox jumps over the lazy dog and then runs home before it rains"
 
 
 def check_model(
@@ -89,27 +90,7 @@ def made_up(tasks: Sequence[Task]) -> list[Example]:
     """Rows of three lengths for the first task."""
     task = tasks[0]
     label = next(iter(task.labels)) if task.labels else f"{(task.score_range or (0.0,))[0]:.1f}"
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "the",
-        "lazy",
-        "dog",
-        "and",
-        "then",
-        "runs",
-        "home",
-        "before",
-        "it",
-        "rains",
-    ]
-    return [
-        Example(task, index, dict.fromkeys(task.fields, " ".join(words[: 4 + 5 * index])), label) for index in range(3)
-    ]
+    return [Example(task, k, dict.fromkeys(task.fields, " ".join(WORDS.split()[: 4 + 5 * k])), label) for k in range(3)]
 
 
 @torch.no_grad()

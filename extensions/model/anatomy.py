@@ -68,9 +68,28 @@ def captured(trunk: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+@contextmanager
+def eager(lm: PreTrainedModel) -> Iterator[None]:
+    """The model's attention as its own file writes it, where it can be chosen: what everything is compared with."""
+    before = lm.config._attn_implementation
+    if before == "eager" or not lm._can_set_attn_implementation():
+        yield
+        return
+    lm.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(before)
+
+
 @torch.no_grad()
 def examine(lm: PreTrainedModel) -> Anatomy:
     """Raises UserError, in one sentence, where it is no causal LM of token ids."""
+    with eager(lm):
+        return _examine(lm)
+
+
+def _examine(lm: PreTrainedModel) -> Anatomy:
     name = type(lm).__name__
     vocabulary = lm.get_input_embeddings().num_embeddings
     ids = torch.arange(PROBE, device=lm.device).mul_(7919).remainder_(vocabulary - 1).add_(1).unsqueeze(0)

@@ -23,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from extensions.attention import Attend, PackAttention, masks_as_functions, tree_masks
 from extensions.compat import alibi_positions
-from extensions.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder
+from extensions.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
 from extensions.numerics import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
 from extensions.packing import Pack
@@ -60,15 +60,17 @@ class ForwardPath:
 
     kind: Literal["packed", "masked", "plain"]
     attention: str  # transformers' attn_implementation
-    padded: bool = True  # of "plain": rows of different lengths are decoded together, padded on the left
+    # Of "plain", how it decodes: one cache for all rows, padded on the left; one for the rows of each length; without
+    # a cache, by a forward over the whole rows for each token.
+    cache: Literal["padded", "by length", "none"] = "padded"
 
     def __str__(self) -> str:
         if self.kind == "packed":
             return "packed (shared prefixes, only what attends is computed)"
         if self.kind == "masked":
             return f"masked (shared prefixes, a dense mask for {self.attention} attention)"
-        rows = "padded rows" if self.padded else "rows of one length"
-        return f"plain ({rows} through the model's own {self.attention} forward, nothing shared)"
+        decoding = {"padded": "a padded cache", "by length": "a cache per length", "none": "no cache, so slowly"}
+        return f"plain (the model's own {self.attention} forward, nothing shared; decoding with {decoding[self.cache]})"
 
 
 class Policy(nn.Module):
@@ -224,8 +226,10 @@ class Policy(nn.Module):
             rows_at_once: rows of one forward.
             new_tokens: most tokens that will be written.
         """
+        if self.path.cache == "none":
+            return UncachedDecoder(self, prompts, rows_at_once)
         if self.path.kind == "plain":
-            return OwnDecoder(self, prompts, rows_at_once, new_tokens, self.path.padded)
+            return OwnDecoder(self, prompts, rows_at_once, new_tokens, self.path.cache == "padded")
         kind = TreeDecoder if self.path.kind == "packed" else PaddedDecoder
         return kind(self, prompts, rows_at_once, new_tokens)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,6 +20,7 @@ from extensions.attention import NAME as PACKED
 from extensions.attention import CannotPack
 from extensions.data import Example
 from extensions.errors import UserError
+from extensions.model.anatomy import eager
 from extensions.model.policy import ForwardPath, Policy
 from extensions.numerics import token_logprobs
 from extensions.packing import Sample, pack, with_sequence_targets
@@ -86,11 +86,11 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
                 policy.use(path)
                 forward, decoding = _forward(policy, rows, expected), _decoding(policy, rows, expected)
             except CannotPack as error:
-                rejected.append(f"{path.kind}: {error}")
+                rejected.append(f"{path}: {error}")
                 continue
             except Exception as error:  # whatever a model's code raises for inputs that it does not know
                 why = f"{type(error).__name__}: {error}"
-                rejected.append(f"{path.kind} {path.attention}: {' '.join(why.split())[:160]}")
+                rejected.append(f"{path}: {' '.join(why.split())[:160]}")
                 continue
             found = {"forward": forward, "decoding": decoding}
             failed = [name for name, difference in found.items() if not _agrees(difference, lm.dtype, largest)]
@@ -101,11 +101,10 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
                 dtype = str(lm.dtype).removeprefix("torch.")
                 return Proof(type(lm).__name__, dtype, path, forward, decoding, head, rejected)
             worst = max(forward.largest, decoding.largest)
-            rejected.append(f"{path.kind} {path.attention}: {' and '.join(failed)} off by up to {worst:.2g} nats")
-    zero = " Under ZeRO 3 a path must do the same forwards on every rank; try deepspeed.zero_stage: 0." * same_forwards
+            rejected.append(f"{path}: {' and '.join(failed)} off by up to {worst:.2g} nats")
     raise UserError(
         f"model.path: {type(lm).__name__} cannot be computed here as its own forward does ({'; '.join(rejected)})."
-        f"{zero} Use another model, or report this with the family's name"
+        " Use another model, or report this with the family's name"
     )
 
 
@@ -125,28 +124,15 @@ def _paths(policy: Policy, attention: str, same_forwards: bool) -> Iterator[Forw
     for name in implementations:
         yield ForwardPath("plain", name)
     for name in implementations if not same_forwards else ():
-        yield ForwardPath("plain", name, padded=False)
-
-
-@contextmanager
-def _eager(policy: Policy) -> Iterator[None]:
-    """The model's attention as its own file writes it, where it can be chosen."""
-    lm = policy.causal_lm
-    before = lm.config._attn_implementation
-    if not lm._can_set_attn_implementation():
-        yield
-        return
-    lm.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(before)
+        yield ForwardPath("plain", name, "by length")
+    for name in implementations:
+        yield ForwardPath("plain", name, "none")
 
 
 def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
     """(T, V) log-probabilities of what follows each token of a row, by the model's own forward."""
     ids = torch.tensor([row], device=policy.device)
-    with _eager(policy):
+    with eager(policy.causal_lm):
         logits: Tensor = policy.causal_lm(input_ids=ids, use_cache=False).logits
     return (logits[0].float() / policy.temperature).log_softmax(-1)
 
