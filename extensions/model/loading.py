@@ -225,7 +225,14 @@ def load_policy(
         if reference == "start":
             lm.load_adapter(model.adapter, "reference")
     else:
-        lm = get_peft_model(base, lora_config(base, lora))
+        settings = lora_config(base, lora)
+        try:
+            lm = get_peft_model(base, settings)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UserError(
+                f"lora.target_modules: peft cannot put LoRA on {settings.target_modules} of {type(base).__name__} "
+                f"({' '.join(str(error).split())[:200]}); choose others, or leave it at auto"
+            ) from error
     if critic == "adapter":
         config = copy.deepcopy(lm.peft_config["default"])
         config.inference_mode = False
@@ -272,15 +279,10 @@ def load_base(
 
 
 def without_dropout(config: Any) -> Any:
-    """A configuration with all dropout, dropping of layers and router noise off.
-
-    The base is frozen, so they would only make the update's policy another one than that which sampled; what is trained
-    has `lora.dropout`.
-    """
+    """A configuration with all dropout off: layers under gradient checkpointing would apply theirs (`Policy.train`)."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         for name, value in vars(part).items() if part is not None else ():
-            noisy = any(word in name for word in ("dropout", "pdrop", "drop_rate", "layerdrop", "jitter_noise"))
-            if noisy and isinstance(value, float):
+            if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "layerdrop")):
                 setattr(part, name, 0.0)
     return config
 

@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.attention import Attend, PackAttention, masks_as_functions, tree_masks
@@ -112,6 +113,21 @@ class Policy(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained: LoRA matrices, and the value head if there is one."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def train(self, mode: bool = True) -> Policy:
+        """Training mode is for the adapters' dropout and for gradient checkpointing alone: the base is frozen.
+
+        Its own noise in training (dropout, a router that draws) would make the policy that is updated another one than
+        that which sampled.
+        """
+        super().train(mode)
+        self.causal_lm.eval()
+        for module in self.causal_lm.modules() if mode else ():
+            if isinstance(module, BaseTunerLayer):
+                module.lora_dropout.train()
+            elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = True  # of this module itself: it is what transformers (5.15) looks at
+        return self
 
     @property
     def adapted(self) -> list[str]:

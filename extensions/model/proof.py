@@ -58,7 +58,8 @@ class Proof:
 
     def __str__(self) -> str:
         largest = max(self.forward.largest, self.decoding.largest)
-        return f"{self.model}: {self.path}; within {largest:.1g} nats of the model's own forward ({self.dtype})"
+        slower = f"; not {self.rejected[0]}" if self.rejected else ""
+        return f"{self.model}: {self.path}; within {largest:.1g} nats of its own forward ({self.dtype}){slower}"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
