@@ -49,7 +49,7 @@ def rows() -> list[Sample]:
     generator = torch.Generator().manual_seed(7)
 
     def ids(count: int) -> list[int]:
-        return torch.randint(5, 390, (count,), generator=generator).tolist()
+        return torch.randint(5, 300, (count,), generator=generator).tolist()
 
     prefix = ids(40)
     shared = [Sample([*prefix, *ids(own)], ids(written)) for own, written in ((3, 4), (9, 2), (17, 6))]

@@ -18,7 +18,7 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embedding_size", "word_embed_proj_dim"), 32
     ),
-    **dict.fromkeys(("dim_model", "emb_dim", "lru_width", "attention_hidden_size"), 32),
+    **dict.fromkeys(("dim_model", "emb_dim", "lru_width"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner", "dim_ff"), 64),
     **dict.fromkeys(("ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size", "dff"), 64),
     **dict.fromkeys(
@@ -61,7 +61,8 @@ DECODER = {"is_decoder": True}
 CHANGES: dict[str, dict[str, Any]] = {
     "bamba": MAMBA | {"attn_layer_indices": [1, 3]},
     "blenderbot": {"encoder_layers": LAYERS},
-    "dots1": {"n_routed_experts": 4},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gemma2": {"attn_logit_softcapping": 0.5},
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -79,6 +80,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"head_dim": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},

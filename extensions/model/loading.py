@@ -31,7 +31,7 @@ from extensions.files import sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
 from extensions.model.policy import Policy
-from extensions.model.proof import choose_path, synthetic_rows
+from extensions.model.proof import check_gradient, choose_path, synthetic_rows
 from extensions.packing import Sample
 from extensions.recipe import Lora, Model, Recipe
 
@@ -239,7 +239,10 @@ def load_policy(
         lm.add_adapter("critic", config)
     lm.peft_config["default"].base_model_name_or_path = model.path
     policy = Policy(lm, temperature, critic != "none", anatomy).to(device)
-    policy.proof = choose_path(policy, model.attn_implementation, rows or synthetic_rows(base), same_forwards)
+    rows = rows or synthetic_rows(base)
+    policy.proof = choose_path(policy, model.attn_implementation, rows, same_forwards)
+    if training:
+        check_gradient(policy, rows[0])
     return policy
 
 

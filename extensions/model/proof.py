@@ -109,6 +109,16 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
     )
 
 
+def check_gradient(policy: Policy, sample: Sample) -> None:
+    """Raises UserError where what the policy computes does not depend on its adapter, for autograd."""
+    with policy.role("actor"), torch.enable_grad():
+        if not policy(pack([sample], policy.device), values=False)["logprobs"].requires_grad:
+            raise UserError(
+                f"model.path: no gradient reaches the LoRA layers of {type(policy.causal_lm).__name__}, whose own "
+                "backward pass leaves them out; it can be evaluated (launch/eval.sh), but not trained"
+            )
+
+
 def _paths(policy: Policy, attention: str, same_forwards: bool) -> Iterator[ForwardPath]:
     lm = policy.causal_lm
     loaded = lm.config._attn_implementation
