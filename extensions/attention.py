@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from extensions.packing import Pack
 
 NAME = "packed"
 # Arguments of an attention function that change its result. What is not honoured here must not be ignored.
-FOREIGN = ("softcap", "s_aux", "position_bias", "sinks", "head_mask")
+FOREIGN = ("position_bias", "sinks", "head_mask")
 
 
 class CannotPack(Exception):
@@ -55,11 +56,35 @@ class Visible:
         return self._kept[key]
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a layer does to q k^T before it weighs values by their softmax."""
+
+    scaling: float
+    softcap: float | None = None  # scores are softcap * tanh(score / softcap)
+    sinks: Tensor | None = None  # (heads,) scores that take part in the softmax, and weigh nothing
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def weights(self, scores: Tensor, key_heads: int) -> Tensor:
+        """Softmax of (..., key heads, S * groups, K), masked: the query heads of one key head are its groups."""
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.float().view(key_heads, 1, -1)
+        sinks = sinks.expand(-1, scores.shape[-2] // sinks.shape[-1], -1).flatten(1).unsqueeze(-1)
+        return torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
+
+
 class Attend(Protocol):
     """How the tokens of one forward attend."""
 
     def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Visible
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores, visible: Visible
     ) -> Tensor:
         """Outputs (1, L, heads, size) for queries (1, heads, L, size), keys and values (1, key heads, L, size)."""
 
@@ -72,9 +97,13 @@ def _attention(
     attention_mask: Any,
     scaling: float | None = None,
     attend: Attend | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if attend is None:
+        if softcap is not None or s_aux is not None:
+            raise CannotPack("transformers' sdpa (5.15) leaves out capped scores and sinks")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
     if foreign:
@@ -82,8 +111,8 @@ def _attention(
     if attention_mask is not None and not isinstance(attention_mask, Visible):
         raise CannotPack("it makes attention masks of its own")
     visible = attention_mask or Visible()
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(int(module.layer_idx), query, key, value, scaling, visible), None  # type: ignore[arg-type]
+    scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    return attend(int(module.layer_idx), query, key, value, scores, visible), None  # type: ignore[arg-type]
 
 
 _as_functions = False  # whether masks are handed to the attention as functions of positions
@@ -151,7 +180,7 @@ class PackAttention:
         self.remembered: dict[int, tuple[Tensor, Tensor]] | None = {} if remember else None
 
     def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Visible
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores, visible: Visible
     ) -> Tensor:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, size)
         if self.remembered is not None:
@@ -169,7 +198,7 @@ class PackAttention:
                     torch.cat([*(x[s.first : s.first + s.length].expand(rows, -1, -1, -1) for s in block.seen), y], 1)
                     for x, y in ((k, bk), (v, bv))
                 )
-            outputs.append(_grouped(bq, bk, bv, mask, scaling).flatten(0, 1))
+            outputs.append(_grouped(bq, bk, bv, mask, scores).flatten(0, 1))
             first += rows * width
         joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return _Collect.apply(joined, layout.spread, layout.collect, layout.padding)[None]
@@ -182,7 +211,7 @@ def _seen(mask: Tensor, visible: Visible) -> Tensor:
     return mask.masked_fill(~visible(queries[:, None], keys[None, :]), torch.finfo(mask.dtype).min)
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
     """Attention of (rows, S, heads, size) to (rows, K, key heads, size), masked by (S, K): (rows, S, heads, size).
 
     The query heads of one key head are taken as further queries of it, so keys are not repeated.
@@ -191,11 +220,15 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: f
     groups = heads // key.shape[2]
     q = query.unflatten(2, (-1, groups)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # (rows, key heads, S * groups, size)
     k, v = key.transpose(1, 2), value.transpose(1, 2)
-    if q.device.type == "cpu":
-        out = _CpuAttention.apply(q, k, v, mask, scaling)
+    if not scores.plain:
+        product = scores.capped((q.float() * scores.scaling) @ k.float().transpose(-1, -2))
+        weights = scores.weights(product + mask.repeat_interleave(groups, 0), k.shape[1])
+        out = weights.to(q.dtype) @ v
+    elif q.device.type == "cpu":
+        out = _CpuAttention.apply(q, k, v, mask, scores.scaling)
     else:
         full = mask.to(q.dtype).repeat_interleave(groups, 0)
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=full, scale=scaling)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=full, scale=scores.scaling)
     return out.unflatten(2, (width, groups)).permute(0, 2, 1, 3, 4).flatten(2, 3)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.attention import Attend, PackAttention, Visible
+from extensions.attention import Attend, PackAttention, Scores, Visible
 from extensions.packing import Pack, Sample, Span, micro_batches, pack
 
 
@@ -113,16 +113,18 @@ class TreeDecoder:
         return states
 
     def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, visible: Visible
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores, visible: Visible
     ) -> Tensor:
         keys, values = self.own[layer]
         rows, heads, size = key.shape[2], key.shape[1], key.shape[3]
         keys[self._row, :, self.written] = key[0].transpose(0, 1)
         values[self._row, :, self.written] = value[0].transpose(0, 1)
         keys, values = keys[:, :, : self._used], values[:, :, : self._used]
-        q = (query[0].transpose(0, 1) * scaling).reshape(rows, heads, -1, size)  # (rows, key heads, groups, size)
+        q = (query[0].transpose(0, 1) * scores.scaling).reshape(
+            rows, heads, -1, size
+        )  # (rows, key heads, groups, size)
         own_mask = self._mask if visible.causal else visible.once("own", partial(self._own_mask, visible))
-        scores = (q @ keys.transpose(-1, -2)).float() + own_mask[:, None, None]
+        own = scores.capped((q @ keys.transpose(-1, -2)).float()) + own_mask[:, None, None]
         outputs, first = [], 0
         for number, group in enumerate(self.groups):
             members = slice(first, first + group.rows)
@@ -130,7 +132,8 @@ class TreeDecoder:
             mask = None
             if not visible.causal:
                 mask = visible.once(number, partial(self._shared_mask, visible, members, shared_keys.shape[1]))
-            outputs.append(_attended(q[members], scores[members], values[members], shared_keys, shared_values, mask))
+            parts = (q[members], own[members], values[members], shared_keys, shared_values)
+            outputs.append(_attended(*parts, mask, scores))
             first += group.rows
         return torch.cat(outputs).flatten(1, 2)[None]
 
@@ -181,25 +184,32 @@ def _in_place(found: Sequence[tuple[Tensor, Sequence[Span]]], places: int) -> Te
 
 
 def _attended(
-    q: Tensor, own_scores: Tensor, own_values: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    q: Tensor,
+    own: Tensor,
+    own_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scores: Scores,
 ) -> Tensor:
     """One group's outputs (rows, key heads, groups, value size) of queries over its shared and its rows' own keys.
 
     Args:
         q: (rows, key heads, groups, size), scaled.
-        own_scores, own_values: (rows, key heads, groups, places) float32, (rows, key heads, places, value size).
+        own, own_values: scores (rows, key heads, groups, places) float32, values (rows, key heads, places, value size).
         keys, values: (key heads, shared tokens, size or value size).
         mask: (rows, shared tokens) float32, added to the scores; None: all are seen.
     """
     rows, heads, groups, size = q.shape
     shared = keys.shape[1]
     if shared == 0:
-        return own_scores.softmax(-1).to(q.dtype) @ own_values
+        return scores.weights(own, heads).to(q.dtype) @ own_values
     by_head = q.transpose(0, 1).reshape(heads, rows * groups, size)
-    scores = (by_head @ keys.transpose(-1, -2)).float().view(heads, rows, groups, shared).transpose(0, 1)
+    product = (by_head @ keys.transpose(-1, -2)).float().view(heads, rows, groups, shared).transpose(0, 1)
+    product = scores.capped(product)
     if mask is not None:
-        scores = scores + mask[:, None, None]
-    weights = torch.cat([scores, own_scores], -1).softmax(-1).to(q.dtype)
+        product = product + mask[:, None, None]
+    weights = scores.weights(torch.cat([product, own], -1), heads).to(q.dtype)
     by_head = weights[..., :shared].transpose(0, 1).reshape(heads, rows * groups, shared)
     shared_part = (by_head @ values).view(heads, rows, groups, -1).transpose(0, 1)
     return shared_part + weights[..., shared:] @ own_values

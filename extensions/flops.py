@@ -101,6 +101,7 @@ def meta_model(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal LM with LoRA adapters, on the meta device: modules and shapes without numbers."""
+    config._experts_implementation = "eager"  # transformers' grouped products (5.15) have none without numbers
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
@@ -123,7 +124,7 @@ def _without_input_gradient(trunk: nn.Module, linears: Mapping[str, nn.Module]) 
 
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
     one = torch.zeros(1, 1, dtype=torch.long, device="meta")
-    trunk(input_ids=one, position_ids=one, attention_mask=one.float()[None, None], use_cache=False)
+    trunk(input_ids=one, attention_mask=one, use_cache=False)
     for handle in handles:
         handle.remove()
     return idle

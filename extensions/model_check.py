@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from extensions.compat import deepspeed
 from extensions.data import Example
+from extensions.model.anatomy import eager
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
 from extensions.model.proof import Difference, proof_rows
@@ -105,7 +106,7 @@ def greedy_agreement(policy: Policy, sampler: Sampler, rows: Sequence[Sample]) -
     )
     for sample, response in zip(rows, found, strict=True):
         ids = torch.tensor([list(sample.prompt)], device=policy.device)
-        with policy.role("actor"):
+        with policy.role("actor"), eager(policy.causal_lm):
             own = policy.causal_lm.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         expected = own[0, ids.shape[1] :].tolist()[: len(response.tokens)]
         same += sum(a == b for a, b in zip(response.tokens, expected, strict=True))

@@ -12,7 +12,8 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -529,6 +530,20 @@ class Plan:
         return asdict(self) | derived
 
 
+@contextmanager
+def _counting(config: Any) -> Iterator[None]:
+    """Turns what a family raises in a forward without weights into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"nlu plan cannot count models of the family {config.model_type!r}, whose code does not run without "
+            f"weights ({type(error).__name__}: {' '.join(str(error).split())[:120]}); nlu check loads one and measures it"
+        ) from error
+
+
 class Planner:
     """Everything that does not depend on the number of ranks.
 
@@ -544,7 +559,8 @@ class Planner:
         self.recipe, self.options = recipe, options
         model = recipe.model
         config = load_config(model)
-        self.shape = Shape.of(config, recipe.lora, model.trust_remote_code)
+        with _counting(config):
+            self.shape = Shape.of(config, recipe.lora, model.trust_remote_code)
         if model.load_in_4bit and options.cpu:
             raise UserError("model.load_in_4bit: true needs a GPU; set it to false, or leave out --cpu")
         auto = "float32" if options.cpu else "bfloat16"
@@ -553,8 +569,11 @@ class Planner:
         self.word = 2 if self.dtype == "bfloat16" else 4  # bytes of a number
         attention = attention_of(model, config)
         self.dense = attention != PACKED  # whether all pairs are computed, and most of them masked
-        self.heads = config.get_text_config().num_attention_heads
-        self.activations = Memory(config, recipe.lora, attention, getattr(torch, self.dtype), model.trust_remote_code)
+        with _counting(config):
+            self.heads = config.get_text_config().num_attention_heads
+            dtype = getattr(torch, self.dtype)
+            self.activations = Memory(config, recipe.lora, attention, dtype, model.trust_remote_code)
+            self.activations.at(1)
         self.tokens, self.source = token_statistics(recipe, config, options, warn)
         self.ppo = recipe.method == "ppo"
         self.adapters = 2 if self.ppo and recipe.ppo.critic == "adapter" else 1

@@ -28,8 +28,8 @@ KINDS = {
     "phi3": "packed",  # fused projections
     "phimoe": "packed",  # a router that draws in training mode
     "deepseek_v3": "packed",  # values of another size than keys
-    "gemma2": "masked",  # capped attention scores
-    "gpt_oss": "masked",  # attention sinks
+    "gemma2": "packed",  # capped attention scores
+    "gpt_oss": "packed",  # attention sinks
     "doge": "masked",  # not causal in transformers' sdpa
     "stablelm": "masked",
     "bloom": "plain",  # ALiBi from the mask

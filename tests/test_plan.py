@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from support import ARCHITECTURES, ROOT, make_policy, run_command, samples, write_recipe
+from tiny_models import causal_classes, shrunk
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
@@ -411,3 +412,13 @@ def test_samples_of_one_row_are_whole():
     """One row shares all but its last prompt token; token numbers do not depend on where the prefix is said to end."""
     row = Sample([5, 6, 7, 8], [9, 10])
     assert pack_work(batches_of([row])) == pack_work([Batch(0, [4], [2])])
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "mixtral", "mamba"])
+def test_a_family_that_cannot_be_counted_is_refused(model_type, tmp_path):
+    """Rather than planned without its experts, say."""
+    config = shrunk(causal_classes()[model_type][0])
+    config.save_pretrained(tmp_path / "model")
+    recipe = load_recipe(write_recipe(tmp_path, tmp_path / "model"))
+    with pytest.raises(UserError, match=f"cannot count models of the family '{model_type}'"):
+        Planner(recipe, Options(prefix_tokens=10, suffix_tokens=10))
