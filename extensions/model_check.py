@@ -67,7 +67,7 @@ def check_model(
     lines = [
         ("model", f"{proof.model} ({lm.config.model_type}), {parameters / 1e6:.1f} M parameters, {proof.dtype}"),
         ("path", str(proof.path)),
-        *(("faster path not used", why) for why in proof.rejected),
+        *(("not used", why) for why in proof.rejected),
         ("forward", f"{_apart(proof.forward)} ({source})"),
         ("decoding", _apart(proof.decoding)),
         ("greedy answers", greedy_agreement(policy, sampler, rows)),
@@ -115,7 +115,7 @@ def greedy_agreement(policy: Policy, sampler: Sampler, rows: Sequence[Sample]) -
 
 
 def _apart(found: Difference) -> str:
-    return f"{found.mean:.1g} nats on average, {found.largest:.1g} at most from the model's own, {found.tokens} tokens"
+    return f"{found.mean:.1g} nats on average, {found.largest:.1g} at most from its own forward, {found.tokens} tokens"
 
 
 def _token(token: str | None) -> str:

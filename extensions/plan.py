@@ -540,7 +540,7 @@ def _counting(config: Any) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"nlu plan cannot count models of the family {config.model_type!r}, whose code does not run without "
-            f"weights ({type(error).__name__}: {' '.join(str(error).split())[:120]}); nlu check loads one and measures it"
+            f"weights ({type(error).__name__}: {' '.join(str(error).split())[:99]}); nlu check loads and measures one"
         ) from error
 
 

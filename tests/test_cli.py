@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import run_command, write_recipe
 from typer.testing import CliRunner
 
 from extensions.cli import app
@@ -419,3 +420,18 @@ def test_export_says_what_is_wrong(recipe, tmp_path, monkeypatch):
     assert "nowhere" in fails("export", recipe, tmp_path / "out", f"model.path={tmp_path}/nowhere")
     assert "sede" in fails("export", recipe, tmp_path / "out", "sede=1")
     assert not (tmp_path / "out").exists()
+
+
+def test_check_says_how_a_model_is_computed(tiny_model, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model("llama"))
+    done = run_command(["nlu", "check", str(recipe)])
+    assert done.returncode == 0, done.stderr
+    lines = {line[:20].strip(): line[20:].strip() for line in done.stdout.splitlines() if line[:20].strip()}
+    assert lines["path"].startswith("packed") and "LlamaForCausalLM (llama)" in lines["model"]
+    assert re.fullmatch(r"(\d+) of \1 tokens are those of model.generate", lines["greedy answers"])
+    assert lines["LoRA"].startswith("2 x q_proj, 2 x v_proj") and lines["BOS, EOS"].startswith("none; ends at '<eos>'")
+
+
+def test_check_refuses_in_one_sentence(tiny_bert, tmp_path):
+    done = run_command(["nlu", "check", str(write_recipe(tmp_path, tiny_bert))])
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

@@ -83,7 +83,7 @@ def shortened(command, tiny_model, tiny_bert, scene, folder):
     tiny = [f"model.path={tiny_model('llama')}", "model.dtype=float32"]
     if words[:2] == ["nlu", "sweep"]:
         return [*words, *SMALL, *tiny, "--out", str(folder / "sweep")]
-    if words[:2] == ["nlu", "merge"]:
+    if words[:2] in (["nlu", "merge"], ["nlu", "check"]):
         return [*words, *tiny]
     if words[0] == "nlu":
         return words
