@@ -20,12 +20,13 @@ from extensions.attention import NAME as PACKED
 from extensions.attention import CannotPack
 from extensions.data import Example
 from extensions.errors import UserError
-from extensions.model.anatomy import eager
+from extensions.model.anatomy import captured, eager, own_logits
 from extensions.model.policy import ForwardPath, Policy
 from extensions.numerics import token_logprobs
 from extensions.packing import Sample, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
 
+CHUNK = 256  # tokens whose logits are there at once
 WRITTEN = 2  # tokens of each row that are decoded one by one
 TAIL = 16  # last tokens of a row, where a sliding window shows: their mean must hold too
 # Difference that is rounding. In float32: the largest of a logprob, relative to 1 + its size, at most `LARGEST` or
@@ -141,35 +142,41 @@ def _paths(policy: Policy, attention: str, same_forwards: bool) -> Iterator[Forw
 
 
 def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
-    """(T, V) log-probabilities of what follows each token of a row, by the model's own forward."""
-    ids = torch.tensor([row], device=policy.device)
-    with eager(policy.causal_lm):
-        logits: Tensor = policy.causal_lm(input_ids=ids, use_cache=False).logits
-    return (logits[0].float() / policy.temperature).log_softmax(-1)
+    """(T - 1,) log-probabilities of each token of a row but its first, by the model's own forward."""
+    lm, ids = policy.causal_lm, torch.tensor([row], device=policy.device)
+    one = {"logits_to_keep": 1} if lm._supports_logits_to_keep() else {}
+    found = []
+    with eager(lm), captured(policy.decoder) as states:
+        lm(input_ids=ids, use_cache=False, **one)
+        for first in range(0, len(row) - 1, CHUNK):
+            targets = ids[0, first + 1 : first + 1 + CHUNK]
+            logits = own_logits(lm, policy.decoder, states[0][0, first : first + len(targets)])
+            found.append(token_logprobs(logits.float() / policy.temperature, targets))
+    return torch.cat(found)
 
 
 def _noise(policy: Policy, sample: Sample, expected: Tensor) -> float:
     """Largest relative difference of the model's logprobs of a row to those of the row without its last token."""
-    row = [*sample.prompt, *sample.response]
-    again = _own_logprobs(policy, row[:-1])[:-1]
-    at, following = torch.arange(len(again)), torch.tensor(row[1:-1])
-    own = expected[at, following].double()
-    return float(((again[at, following].double() - own).abs() / (1 + own.abs())).max())
+    again = _own_logprobs(policy, [*sample.prompt, *sample.response][:-1]).double()
+    own = expected[: len(again)].double()
+    return float(((again - own).abs() / (1 + own.abs())).max())
 
 
 def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
     """Of every token of every row, by the pack of all."""
     packed = with_sequence_targets(pack(rows, policy.device, min_saved=1), rows)
     found = policy(packed, values=False)["logprobs"]
-    own = torch.zeros_like(found)
+    by_target = {
+        target: number
+        for number, target in enumerate(zip(packed.predicting.tolist(), packed.targets.tolist(), strict=True))
+    }
+    own = torch.full_like(found, math.nan)
     tail = torch.zeros(len(found), dtype=torch.bool, device=found.device)
-    for places, logprobs in zip(packed.places, expected, strict=True):
-        at = torch.full((packed.input_ids.shape[1],), -1, device=found.device)
-        at[places] = torch.arange(len(places), device=found.device)
-        known = (at[packed.predicting] >= 0).nonzero().flatten()
-        order = at[packed.predicting[known]]
-        own[known] = logprobs[order, packed.targets[known]]
-        tail[known] |= order >= len(places) - TAIL
+    for sample, places, logprobs in zip(rows, packed.places, expected, strict=True):
+        following = [*sample.prompt, *sample.response][1:]
+        numbers = [by_target[target] for target in zip(places.tolist(), following, strict=True)]
+        own[numbers] = logprobs
+        tail[numbers[-TAIL:]] = True
     return _difference(found, own, tail)
 
 
@@ -181,8 +188,7 @@ def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]
     for step in range(WRITTEN):
         tokens = torch.tensor([whole[i][step - WRITTEN] for i in decoder.order], device=policy.device)
         found.append(token_logprobs(policy.logits(states), tokens))
-        places = [(i, len(whole[i]) - WRITTEN + step - 1) for i in decoder.order]
-        own.append(torch.stack([expected[i][place, whole[i][place + 1]] for i, place in places]))
+        own.append(torch.stack([expected[i][step - WRITTEN] for i in decoder.order]))
         states = decoder.step(tokens)
     every = torch.ones(len(rows) * WRITTEN, dtype=torch.bool, device=policy.device)
     return _difference(torch.cat(found), torch.cat(own), every)
@@ -213,8 +219,9 @@ def window_of(config: Any) -> int | None:
 
 def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any, new_tokens: int) -> list[Sample]:
     """Short rows of a run; where its prompts reach beyond a sliding window, one that does."""
+    longest = max(examples, key=lambda example: sum(map(len, example.fields.values())))
     encoded = []
-    for example in islice(examples, 0, None, max(1, len(examples) // 64)):
+    for example in (longest, *islice(examples, 0, None, max(1, len(examples) // 64))):
         ids, text = encoder.encode(example.task, example.fields)
         answer = example.task.answer(example.label) if example.label is not None else "-"
         encoded.append(Sample(ids, encoder.answer_ids(ids, text, answer)))
