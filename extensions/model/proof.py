@@ -227,7 +227,7 @@ def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any,
         encoded.append(Sample(ids, encoder.answer_ids(ids, text, answer)))
     encoded.sort(key=lambda sample: len(sample.prompt))
     window = window_of(config)
-    beyond = [sample for sample in encoded if window is not None and len(sample.prompt) + new_tokens > window]
+    beyond = [sample for sample in encoded[2:] if window is not None and len(sample.prompt) + new_tokens > window]
     return encoded[:2] + (beyond[:1] or encoded[2:3])
 
 
