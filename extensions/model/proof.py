@@ -8,12 +8,13 @@ the forward and in decoding, is used. None: the model is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from extensions.attention import NAME as PACKED
 from extensions.attention import CannotPack
@@ -29,11 +30,12 @@ from extensions.prompts import PromptEncoder
 WRITTEN = 2  # tokens of each row that are decoded one by one
 TAIL = 16  # last tokens of a row, where a sliding window shows: their mean must hold too
 # Difference that is rounding. A path is judged in float32, whatever the run's dtype: by the largest difference of a
-# logprob, relative to 1 + its size. It is at most `LARGEST`, or `NOISE` times what the model's own forward differs from
-# itself on a shortened row, but never more than `NEVER_MORE`. In lower precision two orders of the same sums differ by
-# 0.05 nats on average and by 0.25 at most (SmolLM2), which would hide a wrong path; `MEAN` is a sanity check there, and
-# all that there is for quantized weights.
-LARGEST, NOISE, NEVER_MORE, MEAN = 5e-5, 20.0, 1e-3, 0.15
+# logprob, relative to 1 + its size. Where each module rounds its output otherwise, by one bit (`ROUNDED`), the model's
+# own forward differs from itself by nearly as much as an exact path does (a wrong path by 200 times and more), so
+# `NOISE` times that is allowed, and never more than `NEVER_MORE`. In lower precision two orders of the same sums differ
+# by 0.05 nats on average and by 0.25 at most (SmolLM2), which would hide a wrong path; `MEAN` is a sanity check there,
+# and all that there is for quantized weights.
+ROUNDED, NOISE, NEVER_MORE, MEAN = 2.0**-23, 20.0, 1e-3, 0.15
 WINDOWS = (
     "sliding_window",
     "attention_chunk_size",
@@ -93,9 +95,8 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
     with policy.role("actor"), torch.no_grad():
         with computing_in_float32(lm):
             exact = _own_rows(policy, rows)
-            noise = NOISE * _noise(policy, rows[-1], exact[-1])
+            largest = min(NOISE * max(ROUNDED, _noise(policy, rows[-1], exact[-1])), NEVER_MORE)
         expected = _own_rows(policy, rows) if narrow else exact
-        largest = min(max(LARGEST, noise), NEVER_MORE)
         for path in _paths(policy, attention, same_forwards, rejected):
             try:
                 policy.use(path)
@@ -181,12 +182,34 @@ def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
 
 
 def _noise(policy: Policy, sample: Sample, expected: Tensor) -> float:
-    """Largest relative difference of the model's logprobs of a row to those of the row without its last token."""
+    """Largest relative difference of the model's logprobs of a row to its own, where modules round otherwise, and where
+    the row has lost its last token."""
     row = [*sample.prompt, *sample.response]
-    again = _own_logprobs(policy, row[:-1])[:-1]
-    at, following = torch.arange(len(again)), torch.tensor(row[1:-1])
+    with _rounded_otherwise(policy.causal_lm):
+        found = [_own_logprobs(policy, row)[:-2]]
+    found.append(_own_logprobs(policy, row[:-1])[:-1])
+    at, following = torch.arange(len(row) - 2), torch.tensor(row[1:-1])
     own = expected[at, following].double()
-    return float(((again[at, following].double() - own).abs() / (1 + own.abs())).max())
+    return max(float(((one[at, following].double() - own).abs() / (1 + own.abs())).max()) for one in found)
+
+
+@contextmanager
+def _rounded_otherwise(lm: nn.Module) -> Iterator[None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def round_otherwise(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        signs = torch.randint(2, output.shape, generator=generator).to(output.device) * 2 - 1
+        return output * (1 + ROUNDED * signs)
+
+    leaves = [module for module in lm.modules() if next(module.children(), None) is None]
+    hooks = [module.register_forward_hook(round_otherwise) for module in leaves]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
@@ -206,9 +229,10 @@ def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor])
 
 
 def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
-    """Of the last tokens of every row, decoded."""
+    """Of the last tokens of every row, decoded; two rows are of one length, which some caches take for a batch."""
     whole = [[*sample.prompt, *sample.response] for sample in rows]
-    decoder = policy.prefill([row[:-WRITTEN] for row in whole], len(rows), WRITTEN)
+    whole, expected = [*whole, whole[-1][: len(whole[0])]], [*expected, expected[-1]]
+    decoder = policy.prefill([row[:-WRITTEN] for row in whole], len(whole), WRITTEN)
     states, found, own = decoder.states, [], []
     for step in range(WRITTEN):
         tokens = torch.tensor([whole[i][step - WRITTEN] for i in decoder.order], device=policy.device)
@@ -216,7 +240,7 @@ def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]
         places = [(i, len(whole[i]) - WRITTEN + step - 1) for i in decoder.order]
         own.append(torch.stack([expected[i][place, whole[i][place + 1]] for i, place in places]))
         states = decoder.step(tokens)
-    every = torch.ones(len(rows) * WRITTEN, dtype=torch.bool, device=policy.device)
+    every = torch.ones(len(whole) * WRITTEN, dtype=torch.bool, device=policy.device)
     return _difference(torch.cat(found), torch.cat(own), every)
 
 
