@@ -20,7 +20,8 @@ from extensions.model.precision import computing_in_float32
 from extensions.model.proof import proof_rows
 from extensions.packing import Sample, pack
 from extensions.prompts import PromptEncoder
-from extensions.recipe import Lora, Model, load_recipe
+from extensions.recipe import DeepSpeed, Lora, Model, Optimizer, Schedule, load_recipe
+from extensions.strategy import Strategy
 from extensions.tasks import TASKS
 
 
@@ -168,6 +169,23 @@ def test_files_that_are_not_of_one_model_are_refused(damage, said, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=said):
             load(tmp_path)
+
+
+def test_gradient_checkpointing_that_a_model_lacks_is_refused(tmp_path):
+    with quiet(), pytest.raises(UserError, match="gradient_checkpointing: true, but transformers has none for CTRL"):
+        save("ctrl", tmp_path)
+        loaded(tmp_path, gradient_checkpointing=True)
+
+
+def test_convolutions_are_not_sharded(tmp_path):
+    """DeepSpeed does not gather weights that are read without a call of their module."""
+    with quiet():
+        save("lfm2", tmp_path)
+        policy = loaded(tmp_path)
+    strategy = Strategy(0, DeepSpeed(zero_stage=3), 0.0)
+    strategy.setup_distributed()
+    with pytest.raises(UserError, match=r"zero_stage: 3 cannot shard Lfm2ForCausalLM.*layers.0.conv.conv"):
+        strategy.wrap(policy, Optimizer(), Schedule(), 1)
 
 
 def test_weights_cut_short_are_refused(tmp_path):

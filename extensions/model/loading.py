@@ -240,6 +240,11 @@ def load_policy(
     base = load_base(model, device)
     anatomy = examine(base)
     if model.gradient_checkpointing:
+        if not base.supports_gradient_checkpointing:
+            raise UserError(
+                f"model.gradient_checkpointing: true, but transformers has none for {type(base).__name__}; set it to "
+                "false"
+            )
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(seed)
     if model.adapter is not None:
