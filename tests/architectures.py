@@ -45,7 +45,8 @@ class Verdict:
 
 
 def rows() -> list[Sample]:
-    """Prompts shorter and longer than the tiny models' windows of 24, three of them with a long prefix in common."""
+    """Prompts shorter and longer than the tiny models' windows of 24, three with a long prefix in common, two of one
+    length."""
     generator = torch.Generator().manual_seed(7)
 
     def ids(count: int) -> list[int]:
@@ -53,7 +54,7 @@ def rows() -> list[Sample]:
 
     prefix = ids(40)
     shared = [Sample([*prefix, *ids(own)], ids(written)) for own, written in ((3, 4), (9, 2), (17, 6))]
-    return [*shared, Sample(ids(5), ids(3)), Sample(ids(31), ids(5))]
+    return [*shared, Sample(ids(5), ids(3)), Sample(ids(31), ids(5)), Sample(ids(31), ids(2))]
 
 
 def save(model_type: str, folder: Path) -> None:

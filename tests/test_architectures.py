@@ -35,8 +35,9 @@ KINDS = {
     "bloom": "plain",  # ALiBi from the mask
     "lfm2": "plain",  # convolutions
     "qwen3_5_text": "plain",  # linear attention
-    "rwkv": "plain",  # a state, with a cache per length
+    "rwkv": "plain",  # a state that is not exact for two rows at once, so no cache
     "recurrent_gemma": "plain",  # a state within its modules, so no cache
+    "bart": "plain",  # a cache per length
 }
 
 

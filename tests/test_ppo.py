@@ -153,7 +153,7 @@ def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch, check
     ours, theirs = adapter_of(shared), adapter_of(own)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert timeless(shared / "metrics.jsonl") == timeless(own / "metrics.jsonl")
-    proof = 1
+    proof = 2  # the comparison at load, and whether a gradient reaches the adapter
     steps = [2 * (1 + 2), 2 * (1 + 1 + 2)]  # reference and two epochs, and the old policy; for two steps
     assert counts == [proof + count for count in steps]
 

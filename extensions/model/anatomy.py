@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.errors import UserError
+from extensions.model.precision import computing_in_float32
 from extensions.numerics import LogitTransform
 
 PROBE = 12  # tokens of the probe
@@ -28,6 +29,9 @@ class Anatomy:
     trunk: str  # name of the trunk within the causal LM
     hidden_size: int  # of its states
     transform: LogitTransform | None  # of the linear head's output; None: only the model's own forward knows
+    # Tokens of a forward from which on it is not the same as that of each row: Llama 4 scales queries by their place in
+    # the forward, whatever their position (transformers 5.15).
+    most_tokens: int | None = None
 
 
 def states_of(output: Any) -> Tensor:
@@ -49,11 +53,14 @@ def own_logits(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
     """Logits (..., V) of hidden states (..., hidden) by the model's own forward, whose trunk returns them."""
     flat = states.reshape(1, -1, states.shape[-1])
     ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=states.device)
+    before = vars(trunk).get("forward")  # of its own where another library has put one in (accelerate)
     trunk.forward = lambda *args, **kwargs: _Given((flat,))
     try:
         logits: Tensor = lm(input_ids=ids, use_cache=False).logits
     finally:
         del trunk.forward
+        if before is not None:
+            trunk.forward = before
     return logits.reshape(*states.shape[:-1], -1)
 
 
@@ -86,34 +93,58 @@ def eager(lm: PreTrainedModel) -> Iterator[None]:
 def examine(lm: PreTrainedModel) -> Anatomy:
     """Raises UserError, in one sentence, where it is no causal LM of token ids."""
     with eager(lm):
-        return _examine(lm)
+        ids = _probe(lm)
+        if not bool(torch.isfinite(_logits(lm, ids)).all()):
+            raise UserError(
+                f"model.path: {type(lm).__name__} gives logits that are NaN or infinite for a few plain tokens: its "
+                f"files are damaged, or its dtype overflows ({lm.dtype}); try model.dtype=float32, or fetch the files "
+                "anew"
+            )
+        with computing_in_float32(lm):
+            anatomy = _examine(lm, ids)
+        with captured(lm.get_submodule(anatomy.trunk)) as states:
+            _logits(lm, ids)
+        head = lm.get_output_embeddings()
+        if anatomy.transform is not None and states[0].dtype != head.weight.dtype:  # Mamba in bfloat16: it rounds them
+            return replace(anatomy, transform=None)
+        return anatomy
 
 
-def _examine(lm: PreTrainedModel) -> Anatomy:
-    name = type(lm).__name__
+def _probe(lm: PreTrainedModel) -> Tensor:
+    """(1, PROBE) different token ids."""
     vocabulary = lm.get_input_embeddings().num_embeddings
-    ids = torch.arange(PROBE, device=lm.device).mul_(7919).remainder_(vocabulary - 1).add_(1).unsqueeze(0)
+    return torch.arange(PROBE, device=lm.device).mul_(7919).remainder_(vocabulary - 1).add_(1).unsqueeze(0)
+
+
+def _logits(lm: PreTrainedModel, ids: Tensor) -> Tensor:
+    try:
+        logits: Tensor = lm(input_ids=ids, use_cache=False).logits.float()
+    except Exception as error:  # whatever a model's code raises for inputs that it does not know
+        raise UserError(
+            f"model.path: {type(lm).__name__} cannot be run on token ids alone in {lm.dtype}, so it is no language "
+            f"model for this project ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
+    return logits
+
+
+def _examine(lm: PreTrainedModel, ids: Tensor) -> Anatomy:
+    name, dtype = type(lm).__name__, lm.dtype if getattr(lm, "is_quantized", False) else torch.float32
     called: list[nn.Module] = []
     hooks = [m.register_forward_hook(lambda module, args, output: called.append(module)) for m in _around(lm)]
     try:
-        logits = lm(input_ids=ids, use_cache=False).logits.float()
-        shorter = lm(input_ids=ids[:, : PROBE // 2], use_cache=False).logits.float()
-    except Exception as error:
-        raise UserError(
-            f"model.path: {name} cannot be run on token ids alone, so it is no language model for this project "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        ) from error
+        logits = _logits(lm, ids)
     finally:
         for hook in hooks:
             hook.remove()
-    if not bool(torch.isfinite(logits).all()):
+    if not _close(_logits(lm, ids), logits, dtype):
         raise UserError(
-            f"model.path: {name} gives logits that are NaN or infinite for a few plain tokens: its files are damaged, "
-            f"or its dtype overflows ({lm.dtype}); try model.dtype=float32, or fetch the files anew"
+            f"model.path: {name} gives other logits for the same tokens each time, so there is nothing that training "
+            "could be compared with; use a model whose forward draws no random numbers outside of training mode"
         )
+    shorter = _logits(lm, ids[:, : PROBE // 2])
     earlier = logits[:, : PROBE // 2]
     # On average: in low precision a mixture of experts may send a single token elsewhere.
-    if float((earlier - shorter).abs().mean()) > 10 * ROUNDING.get(lm.dtype, 0.05) * float(earlier.abs().mean()):
+    if float((earlier - shorter).abs().mean()) > 10 * ROUNDING.get(dtype, 0.05) * float(earlier.abs().mean()):
         raise UserError(
             f"model.path: {name} is not causal: its logits at a token change with the tokens after it. This project "
             "trains decoder-only language models; for an encoder use launch/encoder.sh"
@@ -125,12 +156,15 @@ def _examine(lm: PreTrainedModel) -> Anatomy:
     names = {module: path for path, module in lm.named_modules()}
     with captured(trunk) as states:
         lm(input_ids=ids, use_cache=False)
-    if not _close(own_logits(lm, trunk, states[0]), logits, lm.dtype):
+    if not _close(own_logits(lm, trunk, states[0]), logits, dtype):
         raise UserError(
             f"model.path: the logits of {name} are not a function of its decoder's last hidden states, so logprobs "
             "cannot be computed from these"
         )
-    return Anatomy(names[trunk], states[0].shape[-1], _transform(lm, trunk, states[0]))
+    text = lm.config.get_text_config()
+    most_tokens = getattr(text, "floor_scale", None) if getattr(text, "attn_temperature_tuning", False) else None
+    transform = _transform(lm, trunk, states[0], dtype)
+    return Anatomy(names[trunk], states[0].shape[-1], transform, most_tokens)
 
 
 def _around(lm: PreTrainedModel) -> list[nn.Module]:
@@ -139,7 +173,7 @@ def _around(lm: PreTrainedModel) -> list[nn.Module]:
     return [m for m in lm.modules() if m is not lm and m is not embeddings and embeddings in set(m.modules())]
 
 
-def _transform(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> LogitTransform | None:
+def _transform(lm: PreTrainedModel, trunk: nn.Module, states: Tensor, dtype: torch.dtype) -> LogitTransform | None:
     """What explains the model's logits best from its linear head's output, if anything does."""
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.in_features != states.shape[-1]:
@@ -159,7 +193,7 @@ def _transform(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> LogitTr
         LogitTransform(scale, cap) for cap in (None, *caps) for scale in (1.0, *scales, *(1 / v for v in scales))
     ]
     best = min(candidates, key=lambda candidate: float((candidate(raw) - logits).abs().max()))
-    return best if _close(best(raw), logits, lm.dtype) else None
+    return best if _close(best(raw), logits, dtype) else None
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -91,9 +91,9 @@ def _explained(path: str) -> Iterator[None]:
             f"model.path: {path!r} holds weights in a pickle (.bin) with more in it than tensors, which is not read: "
             "it could run code. Use a model in safetensors"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever transformers raises for damaged files
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read "
@@ -176,13 +176,35 @@ def prompt_limit(recipe: Recipe, config: Any) -> int:
         UserError: the recipe asks for more than the context holds.
     """
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
+    context = min([context, *_rotary_switches(config)])
     limit = context - recipe.rollout.max_new_tokens
+    if limit < 1:
+        raise UserError(
+            f"rollout.max_new_tokens: {recipe.rollout.max_new_tokens} leaves no room for a prompt in the model's "
+            f"context of {context} tokens; lower it, or take a model with a longer context"
+        )
     if recipe.prompt.max_tokens is not None and recipe.prompt.max_tokens > limit:
         raise UserError(
             f"prompt.max_tokens: {recipe.prompt.max_tokens} and rollout.max_new_tokens: "
             f"{recipe.rollout.max_new_tokens} exceed the model's context of {context} tokens"
         )
     return recipe.prompt.max_tokens or limit
+
+
+def _rotary_switches(config: Any) -> list[int]:
+    """Lengths beyond which a model computes all positions of a row otherwise (LongRoPE).
+
+    There a logprob depends on what is written later, and on the other rows of a batch, so the context ends before.
+    """
+    text = config.get_text_config()
+    rotary = getattr(text, "rope_parameters", None) or {}
+    found = []
+    for one in (rotary, *(value for value in rotary.values() if isinstance(value, dict))):
+        if one.get("rope_type") == "longrope":
+            found.append(
+                one.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+            )
+    return [length for length in found if length]
 
 
 def load_policy(
@@ -218,6 +240,11 @@ def load_policy(
     base = load_base(model, device)
     anatomy = examine(base)
     if model.gradient_checkpointing:
+        if not base.supports_gradient_checkpointing:
+            raise UserError(
+                f"model.gradient_checkpointing: true, but transformers has none for {type(base).__name__}; set it to "
+                "false"
+            )
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(seed)
     if model.adapter is not None:
@@ -274,11 +301,40 @@ def load_base(
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
-        base = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=gguf, dtype=dtype, attn_implementation=attention_of(model, config), **options
+        base, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=gguf,
+            dtype=dtype,
+            attn_implementation=attention_of(model, config),
+            output_loading_info=True,
+            **options,
         )
+    _check_complete(base, model.path, found)
     base.requires_grad_(False)
     return base if model.load_in_4bit else base.to(device)
+
+
+def _check_complete(base: PreTrainedModel, path: str, found: dict[str, Any]) -> None:
+    """Whether the files and the configuration are of one model. Another modality in them does not matter.
+
+    Raises:
+        UserError: weights are missing, which transformers draws at random, or the layers have no place for some.
+    """
+    modules = dict(base.named_modules())
+    names = {module: name for name, module in modules.items()}
+    layers = tuple(f"{names[module]}." for module in modules.values() if isinstance(module, torch.nn.ModuleList))
+    spare = [
+        name
+        for name in found["unexpected_keys"]
+        if name.startswith(layers) and (name.endswith(".weight") or isinstance(modules.get(name[:-5]), torch.nn.Linear))
+    ]
+    for keys, what in ((found["missing_keys"], "are not in its files"), (spare, "have no place in the model")):
+        if keys:
+            first = sorted(keys)
+            raise UserError(
+                f"model.path: {path!r}: {len(first)} weights {what} ({', '.join(first[:2])}): config.json and weights "
+                f"are not of one {type(base).__name__}; fetch the files anew"
+            )
 
 
 def without_dropout(config: Any) -> Any:

@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.errors import UserError
 from extensions.files import sync_file, sync_folder
 from extensions.model.adapters import adapter_config, load_adapter
 from extensions.model.loading import load_base, load_config, load_tokenizer, resolve_model
+from extensions.model.precision import computing_in_float32
 from extensions.recipe import Model
 
 CPU = torch.device("cpu")
@@ -174,51 +174,11 @@ def _rows(model: Model) -> list[Tensor]:
 def _logprobs(lm: PreTrainedModel | PeftModel, rows: list[Tensor]) -> Tensor:
     """Logprob of every token but a row's first, given those before it: (N,), computed in float32."""
     found = []
-    with _computing_in_float32(lm):
+    with computing_in_float32(lm):
         for ids in rows:
             logprobs = lm(input_ids=ids, use_cache=False).logits[:, :-1].float().log_softmax(-1)
             found.append(logprobs.gather(-1, ids[:, 1:, None]).flatten())
     return torch.cat(found)
-
-
-@contextmanager
-def _computing_in_float32(lm: nn.Module) -> Iterator[None]:
-    """Each block's weights are in float32 while it is called: no rounding but that of the weights, in little memory."""
-    stored: dict[nn.Parameter, torch.dtype] = {}
-
-    def narrow(value: object) -> bool:
-        return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-
-    def widen(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        for weight in filter(narrow, module.parameters()):
-            stored[weight] = weight.dtype
-            weight.data = weight.data.float()
-        return tuple(value.float() if narrow(value) else value for value in inputs)
-
-    def restore(module: nn.Module, *_: object) -> None:
-        for weight in module.parameters():
-            weight.data = weight.data.to(stored.pop(weight, weight.dtype))
-
-    blocks = list(_blocks(lm))
-    handles = [block.register_forward_pre_hook(widen) for block in blocks]
-    handles += [block.register_forward_hook(restore) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The model's blocks, and what is beside them: embeddings, norms, head."""
-    if not any(isinstance(inner, nn.ModuleList) for inner in module.modules()):
-        yield module
-        return
-    for child in module.children():
-        if isinstance(module, nn.ModuleList):
-            yield child
-        else:
-            yield from _blocks(child)
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:

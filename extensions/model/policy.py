@@ -189,6 +189,9 @@ class Policy(nn.Module):
         Args:
             attend: of packed attention only; None: one that remembers nothing.
         """
+        most = self.anatomy.most_tokens
+        if most is not None and pack.input_ids.shape[1] >= most and attend is None:
+            return self._row_states(pack)
         if self.path.kind == "packed":
             return self.token_states(pack.input_ids, pack.position_ids, attend or PackAttention(pack))
         if self.path.kind == "masked":
@@ -242,8 +245,11 @@ class Policy(nn.Module):
             rows_at_once: rows of one forward.
             new_tokens: most tokens that will be written.
         """
-        if self.path.cache == "none":
+        most, longest = self.anatomy.most_tokens, max(map(len, prompts)) + new_tokens
+        if self.path.cache == "none" or (most is not None and longest >= most):
             return UncachedDecoder(self, prompts, rows_at_once)
+        if most is not None:
+            rows_at_once = min(rows_at_once, (most - 1) // longest)
         if self.path.kind == "plain":
             return OwnDecoder(self, prompts, rows_at_once, new_tokens, self.path.cache == "padded")
         kind = TreeDecoder if self.path.kind == "packed" else PaddedDecoder
@@ -291,8 +297,9 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies, each (N,)."""
         head = self.causal_lm.get_output_embeddings()
-        # Under ZeRO 3 a module's weights are there only while it is called.
-        if self.anatomy.transform is None or type(head) is not nn.Linear or hasattr(head.weight, "ds_id"):
+        # Under ZeRO 3 a module's weights are there only while it is called; so are those in float32 of the proof.
+        as_module = hasattr(head.weight, "ds_id") or any(p.dtype != states.dtype for p in head.parameters())
+        if self.anatomy.transform is None or type(head) is not nn.Linear or as_module:
             logits = self.logits(states, temperature)
             return token_logprobs(logits, targets), token_entropy(
                 logits if entropy == "differentiable" else logits.detach()

@@ -7,14 +7,14 @@ the forward and in decoding, is used. None: the model is refused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from extensions.attention import NAME as PACKED
 from extensions.attention import CannotPack
@@ -22,6 +22,7 @@ from extensions.data import Example
 from extensions.errors import UserError
 from extensions.model.anatomy import captured, eager, own_logits
 from extensions.model.policy import ForwardPath, Policy
+from extensions.model.precision import computing_in_float32
 from extensions.numerics import token_logprobs
 from extensions.packing import Sample, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
@@ -29,11 +30,21 @@ from extensions.prompts import PromptEncoder
 CHUNK = 256  # tokens whose logits are there at once
 WRITTEN = 2  # tokens of each row that are decoded one by one
 TAIL = 16  # last tokens of a row, where a sliding window shows: their mean must hold too
-# Difference that is rounding. In float32: the largest of a logprob, relative to 1 + its size, at most `LARGEST` or
-# `NOISE` times what the model's own forward differs from itself on a shortened row. In lower precision: the mean, where
-# two orders of the same sums differ by 0.05 nats on average and by 0.25 at most (SmolLM2).
-LARGEST, NOISE, MEAN = 5e-5, 20.0, 0.15
-WINDOWS = ("sliding_window", "attention_chunk_size", "local_attention", "window_size", "attention_window_size")
+# Difference that is rounding. A path is judged in float32, whatever the run's dtype: by the largest difference of a
+# logprob, relative to 1 + its size. Where each module rounds its output otherwise, by one bit (`ROUNDED`), the model's
+# own forward differs from itself by nearly as much as an exact path does (a wrong path by 200 times and more), so
+# `NOISE` times that is allowed, and never more than `NEVER_MORE`. In lower precision two orders of the same sums differ
+# by 0.05 nats on average and by 0.25 at most (SmolLM2), which would hide a wrong path; `MEAN` is a sanity check there,
+# and all that there is for quantized weights.
+ROUNDED, NOISE, NEVER_MORE, MEAN = 2.0**-23, 20.0, 1e-3, 0.15
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",
+    "local_attention",
+    "window_size",
+    "attention_window_size",
+    "index_topk",
+)
 
 
 @dataclass(frozen=True)
@@ -79,14 +90,20 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
     """
     lm = policy.causal_lm
     policy.eval()
+    narrow, quantized = lm.dtype != torch.float32, bool(getattr(lm, "is_quantized", False))
+    dtype = str(lm.dtype).removeprefix("torch.")
+    rejected: list[str] = []
     with policy.role("actor"), torch.no_grad():
-        expected = [_own_logprobs(policy, [*sample.prompt, *sample.response]) for sample in rows]
-        largest = max(LARGEST, NOISE * _noise(policy, rows[-1], expected[-1]))
-        rejected: list[str] = []
-        for path in _paths(policy, attention, same_forwards):
+        with computing_in_float32(lm):
+            exact = _own_rows(policy, rows)
+            largest = min(NOISE * max(ROUNDED, _noise(policy, rows[-1], exact[-1])), NEVER_MORE)
+        expected = _own_rows(policy, rows) if narrow else exact
+        for path in _paths(policy, attention, same_forwards, rejected):
             try:
                 policy.use(path)
-                forward, decoding = _forward(policy, rows, expected), _decoding(policy, rows, expected)
+                found = _compare(policy, rows, expected)
+                with computing_in_float32(lm):
+                    judged = _compare(policy, rows, exact) if narrow and not quantized else found
             except CannotPack as error:
                 rejected.append(f"{path}: {error}")
                 continue
@@ -94,15 +111,17 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
                 why = f"{type(error).__name__}: {error}"
                 rejected.append(f"{path}: {' '.join(why.split())[:160]}")
                 continue
-            found = {"forward": forward, "decoding": decoding}
-            failed = [name for name, difference in found.items() if not _agrees(difference, lm.dtype, largest)]
+            failed = [
+                name
+                for name in found
+                if not (quantized or judged[name].largest <= largest) or (narrow and not found[name].mean <= MEAN)
+            ]
             if not failed:
                 transform = policy.anatomy.transform
                 head = "the model's own" if transform is None else f"linear, scale {transform.scale:g}"
                 head += f", cap {transform.cap:g}" if transform is not None and transform.cap is not None else ""
-                dtype = str(lm.dtype).removeprefix("torch.")
-                return Proof(type(lm).__name__, dtype, path, forward, decoding, head, rejected)
-            worst = max(forward.largest, decoding.largest)
+                return Proof(type(lm).__name__, dtype, path, **found, head=head, rejected=rejected)
+            worst = max(one.largest for one in judged.values())
             rejected.append(f"{path}: {' and '.join(failed)} off by up to {worst:.2g} nats")
     raise UserError(
         f"model.path: {type(lm).__name__} cannot be computed here as its own forward does ({'; '.join(rejected)})."
@@ -120,14 +139,20 @@ def check_gradient(policy: Policy, sample: Sample) -> None:
             )
 
 
-def _paths(policy: Policy, attention: str, same_forwards: bool) -> Iterator[ForwardPath]:
+def _paths(policy: Policy, attention: str, same_forwards: bool, rejected: list[str]) -> Iterator[ForwardPath]:
+    """Those to try, from the fastest; what the recipe asks for and cannot be is noted in `rejected`."""
     lm = policy.causal_lm
     loaded = lm.config._attn_implementation
+    # transformers' sdpa (5.15) leaves out what it does not know, such as capped scores.
+    capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
+    if attention == "sdpa" and capped:
+        rejected.append(
+            f"model.attn_implementation: sdpa leaves out attn_logit_softcapping {capped:g}; set it to auto or eager"
+        )
+        return
     if attention != "auto" or not lm._can_set_attn_implementation():
         implementations = [loaded]
     else:
-        # transformers' sdpa (5.15) leaves out what it does not know, such as capped scores.
-        capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
         implementations = ["sdpa"] * bool(lm._supports_sdpa and not capped) + ["eager"]
         if loaded == PACKED:
             yield ForwardPath("packed", PACKED)
@@ -139,6 +164,14 @@ def _paths(policy: Policy, attention: str, same_forwards: bool) -> Iterator[Forw
         yield ForwardPath("plain", name, "by length")
     for name in implementations:
         yield ForwardPath("plain", name, "none")
+
+
+def _compare(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> dict[str, Difference]:
+    return {"forward": _forward(policy, rows, expected), "decoding": _decoding(policy, rows, expected)}
+
+
+def _own_rows(policy: Policy, rows: Sequence[Sample]) -> list[Tensor]:
+    return [_own_logprobs(policy, [*sample.prompt, *sample.response]) for sample in rows]
 
 
 def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
@@ -156,10 +189,33 @@ def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
 
 
 def _noise(policy: Policy, sample: Sample, expected: Tensor) -> float:
-    """Largest relative difference of the model's logprobs of a row to those of the row without its last token."""
-    again = _own_logprobs(policy, [*sample.prompt, *sample.response][:-1]).double()
-    own = expected[: len(again)].double()
-    return float(((again - own).abs() / (1 + own.abs())).max())
+    """Largest relative difference of the model's logprobs of a row to its own, where modules round otherwise, and where
+    the row has lost its last token."""
+    row = [*sample.prompt, *sample.response]
+    with _rounded_otherwise(policy.causal_lm):
+        found = [_own_logprobs(policy, row)[:-1]]
+    found.append(_own_logprobs(policy, row[:-1]))
+    own = expected[:-1].double()
+    return max(float(((one.double() - own).abs() / (1 + own.abs())).max()) for one in found)
+
+
+@contextmanager
+def _rounded_otherwise(lm: nn.Module) -> Iterator[None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def round_otherwise(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        signs = torch.randint(2, output.shape, generator=generator).to(output.device) * 2 - 1
+        return output * (1 + ROUNDED * signs)
+
+    leaves = [module for module in lm.modules() if next(module.children(), None) is None]
+    hooks = [module.register_forward_hook(round_otherwise) for module in leaves]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
@@ -181,16 +237,17 @@ def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor])
 
 
 def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
-    """Of the last tokens of every row, decoded."""
+    """Of the last tokens of every row, decoded; two rows are of one length, which some caches take for a batch."""
     whole = [[*sample.prompt, *sample.response] for sample in rows]
-    decoder = policy.prefill([row[:-WRITTEN] for row in whole], len(rows), WRITTEN)
+    whole, expected = [*whole, whole[-1][: len(whole[0])]], [*expected, expected[-1]]
+    decoder = policy.prefill([row[:-WRITTEN] for row in whole], len(whole), WRITTEN)
     states, found, own = decoder.states, [], []
     for step in range(WRITTEN):
         tokens = torch.tensor([whole[i][step - WRITTEN] for i in decoder.order], device=policy.device)
         found.append(token_logprobs(policy.logits(states), tokens))
         own.append(torch.stack([expected[i][step - WRITTEN] for i in decoder.order]))
         states = decoder.step(tokens)
-    every = torch.ones(len(rows) * WRITTEN, dtype=torch.bool, device=policy.device)
+    every = torch.ones(len(whole) * WRITTEN, dtype=torch.bool, device=policy.device)
     return _difference(torch.cat(found), torch.cat(own), every)
 
 
@@ -201,39 +258,54 @@ def _difference(found: Tensor, own: Tensor, tail: Tensor) -> Difference:
     return Difference(mean, float(relative.max()), len(found))
 
 
-def _agrees(found: Difference, dtype: torch.dtype, largest: float) -> bool:
-    if not math.isfinite(found.largest):
-        return False
-    return found.largest <= largest if dtype == torch.float32 else found.mean <= MEAN
-
-
 # ----------------------------------------------------------------------------------------------------------- rows
 
 
-def window_of(config: Any) -> int | None:
-    """The shortest window of a model's attention, if it has one."""
+def windows_of(config: Any) -> list[int]:
+    """Numbers of tokens beyond which a model's attention leaves some out."""
     text = config.get_text_config()
-    found = [getattr(text, name, None) for name in WINDOWS]
-    return min((size for size in found if isinstance(size, int) and size > 0), default=None)
+    found = {getattr(text, name, None) for name in WINDOWS}
+    return sorted(size for size in found if isinstance(size, int) and size > 0)
 
 
 def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any, new_tokens: int) -> list[Sample]:
-    """Short rows of a run; where its prompts reach beyond a sliding window, one that does."""
-    longest = max(examples, key=lambda example: sum(map(len, example.fields.values())))
+    """Short rows of a run; and for each window that a prompt and its response can reach beyond, one that does.
+
+    Raises:
+        UserError: the tokenizer has tokens that the model does not know.
+    """
     encoded = []
-    for example in (longest, *islice(examples, 0, None, max(1, len(examples) // 64))):
+    longest = max(examples, key=lambda example: sum(map(len, example.fields.values())))
+    for example in (*islice(examples, 0, None, max(1, len(examples) // 64)), longest):
         ids, text = encoder.encode(example.task, example.fields)
         answer = example.task.answer(example.label) if example.label is not None else "-"
         encoded.append(Sample(ids, encoder.answer_ids(ids, text, answer)))
+    _check_vocabulary(encoded, encoder, config)
     encoded.sort(key=lambda sample: len(sample.prompt))
-    window = window_of(config)
-    beyond = [sample for sample in encoded[2:] if window is not None and len(sample.prompt) + new_tokens > window]
-    return encoded[:2] + (beyond[:1] or encoded[2:3])
+    beyond: list[Sample] = []
+    for window in windows_of(config):
+        found = next((sample for sample in encoded if len(sample.prompt) + new_tokens > window), None)
+        if found is not None and all(len(sample.prompt) + len(sample.response) <= window for sample in beyond):
+            repeats = -(-new_tokens // len(found.response))  # as long as a response may be
+            beyond.append(Sample(found.prompt, [*found.response] * repeats))
+    return encoded[:2] + (beyond or encoded[2:3])
+
+
+def _check_vocabulary(rows: Sequence[Sample], encoder: PromptEncoder, config: Any) -> None:
+    """Tokens added to a tokenizer may lie beyond a model's vocabulary as long as no row has them."""
+    known = getattr(config.get_text_config(), "vocab_size", None)
+    largest = max(token for sample in rows for token in (*sample.prompt, *sample.response))
+    if known is not None and max(encoder.tokenizer.vocab_size - 1, largest) >= known:
+        raise UserError(
+            f"model.path: its tokenizer has {len(encoder.tokenizer)} tokens, but config.json says vocab_size {known}, "
+            "so it is another model's; put the model's own tokenizer files in its folder"
+        )
 
 
 def synthetic_rows(lm: Any) -> list[Sample]:
     """Three rows that share a prefix, of a model's token ids."""
-    vocabulary = min(lm.get_input_embeddings().num_embeddings, lm.get_output_embeddings().out_features)
+    vocabulary = lm.get_input_embeddings().num_embeddings
+    vocabulary = min(vocabulary, getattr(lm.get_output_embeddings(), "out_features", vocabulary))
     generator = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> list[int]:
