@@ -226,7 +226,7 @@ def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor])
         target: number
         for number, target in enumerate(zip(packed.predicting.tolist(), packed.targets.tolist(), strict=True))
     }
-    own = torch.full_like(found, math.nan)
+    own = torch.full_like(found, torch.nan)
     tail = torch.zeros(len(found), dtype=torch.bool, device=found.device)
     for sample, places, logprobs in zip(rows, packed.places, expected, strict=True):
         following = [*sample.prompt, *sample.response][1:]
@@ -239,7 +239,8 @@ def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor])
 def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
     """Of the last tokens of every row, decoded; two rows are of one length, which some caches take for a batch."""
     whole = [[*sample.prompt, *sample.response] for sample in rows]
-    whole, expected = [*whole, whole[-1][: len(whole[0])]], [*expected, expected[-1]]
+    length = len(whole[0])
+    whole, expected = [*whole, whole[-1][:length]], [*expected, expected[-1][: length - 1]]
     decoder = policy.prefill([row[:-WRITTEN] for row in whole], len(whole), WRITTEN)
     states, found, own = decoder.states, [], []
     for step in range(WRITTEN):
