@@ -5,7 +5,7 @@ import torch
 from architectures import TABLE, check, load, quiet, save, table, verdict
 from conftest import save_tiny_model
 from peft import PeftModel
-from support import write_recipe
+from support import adapter_of, launch, write_recipe
 from tiny_models import causal_classes, shrunk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -101,6 +101,27 @@ def test_a_family_trains_and_its_adapter_is_peft_s(model_type, tmp_path, monkeyp
         for row in answers:
             scores = {word: _logprob(alone, tokenizer, prompts[row["index"]], word) for word in ("Yes", "No")}
             assert row["text"] == f"{max(scores, key=lambda word: scores[word])}{CLOSE}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "stage"), [("gemma3_text", 3), ("rwkv", 3)])
+def test_two_ranks_are_one(model_type, stage, tmp_path):
+    """On each path, at ZeRO stages: samples, rewards and what is learned do not depend on the ranks."""
+    config_class, _ = causal_classes()[model_type]
+    with quiet():
+        save_tiny_model(tmp_path / "model", lambda vocabulary: shrunk(config_class, vocab_size=vocabulary))
+    recipe = write_recipe(tmp_path, tmp_path / "model", evaluation={"before": False, "max_samples": 4})
+    for ranks in (1, 2):
+        options = [f"output_dir={tmp_path / str(ranks)}", f"deepspeed.zero_stage={stage if ranks == 2 else 0}"]
+        done = launch(recipe, *options, ranks=ranks)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    one, two = adapter_of(tmp_path / "1"), adapter_of(tmp_path / "2")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=2e-3, msg=name)
+    for a, b in zip(*(read_jsonl(tmp_path / ranks / "metrics.jsonl") for ranks in "12"), strict=True):
+        assert a["reward_mean"] == b["reward_mean"] and a["response_tokens"] == b["response_tokens"]
+        assert a["sampling_mismatch"] < 1e-5 and b["sampling_mismatch"] < 1e-5
 
 
 def _prompts(folder, model):

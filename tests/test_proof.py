@@ -10,7 +10,7 @@ from conftest import save_tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from support import CPU, write_recipe
 from tiny_models import causal_classes, shrunk
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, T5Config
 
 from extensions.data import Example
 from extensions.errors import UserError
@@ -195,3 +195,9 @@ def test_weights_cut_short_are_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:5000])
         with pytest.raises(UserError, match="cannot load"):
             load(tmp_path)
+
+
+def test_a_model_that_writes_no_text_is_refused_by_its_name(tmp_path):
+    T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=40).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is no decoder-only language model: .* no causal LM for T5Config$"):
+        load_base(Model(path=str(tmp_path)), CPU)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -94,6 +95,10 @@ def _explained(path: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever transformers raises for damaged files
+        if known := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(error)):
+            raise UserError(
+                f"model.path: {path!r} is no decoder-only language model: transformers has no causal LM for {known[1]}"
+            ) from error
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read "
