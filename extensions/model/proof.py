@@ -53,6 +53,7 @@ class Difference:
 
     mean: float
     largest: float
+    relative: float  # the largest, each relative to 1 + the size of its logprob
     tokens: int
 
 
@@ -96,7 +97,7 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
     with policy.role("actor"), torch.no_grad():
         with computing_in_float32(lm):
             exact = _own_rows(policy, rows)
-            largest = min(NOISE * max(ROUNDED, _noise(policy, rows[-1], exact[-1])), NEVER_MORE)
+            allowed = min(NOISE * max(ROUNDED, _noise(policy, rows[-1], exact[-1])), NEVER_MORE)
         expected = _own_rows(policy, rows) if narrow else exact
         for path in _paths(policy, attention, same_forwards, rejected):
             try:
@@ -107,6 +108,8 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
             except CannotPack as error:
                 rejected.append(f"{path}: {error}")
                 continue
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
             except Exception as error:  # whatever a model's code raises for inputs that it does not know
                 why = f"{type(error).__name__}: {error}"
                 rejected.append(f"{path}: {' '.join(why.split())[:160]}")
@@ -114,7 +117,7 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
             failed = [
                 name
                 for name in found
-                if not (quantized or judged[name].largest <= largest) or (narrow and not found[name].mean <= MEAN)
+                if not (quantized or judged[name].relative <= allowed) or (narrow and not found[name].mean <= MEAN)
             ]
             if not failed:
                 transform = policy.anatomy.transform
@@ -256,7 +259,7 @@ def _difference(found: Tensor, own: Tensor, tail: Tensor) -> Difference:
     apart = (found.double() - own.double()).abs()
     relative = apart / (1 + own.double().abs())
     mean = max(float(apart.mean()), float(apart[tail].mean()))
-    return Difference(mean, float(relative.max()), len(found))
+    return Difference(mean, float(apart.max()), float(relative.max()), len(found))
 
 
 # ----------------------------------------------------------------------------------------------------------- rows
