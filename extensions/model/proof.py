@@ -284,6 +284,7 @@ def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any,
         ids, text = encoder.encode(example.task, example.fields)
         answer = example.task.answer(example.label) if example.label is not None else "-"
         encoded.append(Sample(ids, encoder.answer_ids(ids, text, answer)))
+    encoder.dropped.clear()  # of these rows; what a run loses is counted as it is used
     _check_vocabulary(encoded, encoder, config)
     encoded.sort(key=lambda sample: len(sample.prompt))
     beyond: list[Sample] = []
