@@ -148,7 +148,7 @@ class Strategy(DeepspeedStrategy):
         config = self.engine_config()
         optim = make_optimizer(policy, optimizer, offload=self.settings.offload)
         scheduler = make_scheduler(optim, schedule, num_updates)
-        convolution = next((name for name, m in policy.decoder.named_modules() if isinstance(m, nn.Conv1d)), None)
+        convolution = next((name for name, m in policy.named_modules() if isinstance(m, nn.Conv1d)), None)
         if self.stage == 3 and convolution is not None:
             # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
             raise UserError(
