@@ -152,8 +152,7 @@ class Strategy(DeepspeedStrategy):
         if self.stage == 3 and convolution is not None:
             # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
             raise UserError(
-                f"deepspeed.zero_stage: 3 cannot shard {type(policy.causal_lm).__name__}, which has convolutions "
-                f"({convolution}); set it to 2"
+                f"deepspeed.zero_stage: 3 cannot shard a model that has convolutions ({convolution}); set it to 2"
             )
         engine, *_ = deepspeed.initialize(
             model=policy,

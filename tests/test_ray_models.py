@@ -11,7 +11,8 @@ from extensions.compat import Actor, openrlhf_importable
 from extensions.guard import BadNumber, Problem
 from extensions.packing import Sample
 from extensions.ray_engine.models import PackedActor, PackedCritic, placed, samples_of
-from extensions.strategy import trainable_state
+from extensions.recipe import DeepSpeed, Optimizer, Schedule
+from extensions.strategy import Strategy, trainable_state
 from extensions.vllm_engine import CANARY_STD, Adapter, Adapters, Probe, SyncError, canary_state
 
 ROWS = [([5, 6, 7, 8, 9], [11, 12, 13]), ([5, 6, 7, 8, 9, 10, 14], [12]), ([20, 21], [22, 23, 24, 25])]
@@ -69,6 +70,14 @@ def test_a_critics_values_and_that_its_head_is_trained(tiny_model):
     assert {name.split(".")[0] for name in trained} == {"lm", "value_head"}
     assert not any(".default." in name for name in trained)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in trained.items() if "value_head" in name)
+
+
+def test_a_critic_is_wrapped_like_a_policy(tiny_model):
+    critic = PackedCritic(make_policy(tiny_model("llama"), critic="adapter"))
+    strategy = Strategy(0, DeepSpeed(), 1.0)
+    strategy.setup_distributed()
+    engine = strategy.wrap(critic, Optimizer(name="adamw"), Schedule(), 2)
+    assert engine.module is critic
 
 
 def test_a_policy_stays_in_its_role(tiny_model):
