@@ -65,6 +65,7 @@ def test_a_transform_that_no_formula_explains_is_the_models_own(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_table_of_families_is_what_is_found():
     """Every architecture; none is neither exact nor refused."""
     with quiet():
