@@ -422,6 +422,7 @@ def test_export_says_what_is_wrong(recipe, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_check_says_how_a_model_is_computed(tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     done = run_command(["nlu", "check", str(recipe)])
@@ -432,6 +433,7 @@ def test_check_says_how_a_model_is_computed(tiny_model, tmp_path):
     assert lines["LoRA"].startswith("2 x q_proj, 2 x v_proj") and lines["BOS, EOS"].startswith("none; ends at '<eos>'")
 
 
+@pytest.mark.slow
 def test_check_refuses_in_one_sentence(tiny_bert, tmp_path):
     done = run_command(["nlu", "check", str(write_recipe(tmp_path, tiny_bert))])
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

