@@ -18,7 +18,7 @@ from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
 from extensions.model.proof import Difference, proof_rows
 from extensions.packing import Sample
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Sampler
 from extensions.run_data import RunData
@@ -73,7 +73,7 @@ def check_model(
         ("greedy answers", greedy_agreement(policy, sampler, rows)),
         ("head", proof.head),
         ("LoRA", f"{', '.join(f'{count} x {name}' for name, count in names.items())}; {trained / 1e6:.2f} M trained"),
-        ("BOS, EOS", f"{_token(tokenizer.bos_token)}; ends at {_tokens(sampler, sorted(sampler.eos))} or </Judgement>"),
+        ("BOS, EOS", f"{_token(tokenizer.bos_token)}; ends at {_tokens(sampler, sorted(sampler.eos))} or {CLOSE}"),
         ("prompt form", "the tokenizer's chat template" if encoder.template else "plain (paper 4.1)"),
         *((f"answers of {task.name}", _answers(task, encoder)) for task in recipe.data.tasks),
         ("context", f"prompts of at most {encoder.max_tokens} tokens; those above: up to {_longest(rows)}"),

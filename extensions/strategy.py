@@ -145,15 +145,15 @@ class Strategy(DeepspeedStrategy):
         self, policy: Policy, optimizer: Optimizer, schedule: Schedule, num_updates: int
     ) -> deepspeed.DeepSpeedEngine:
         """DeepSpeed engine over the policy, with the recipe's optimizer and schedule over `num_updates` updates."""
-        config = self.engine_config()
-        optim = make_optimizer(policy, optimizer, offload=self.settings.offload)
-        scheduler = make_scheduler(optim, schedule, num_updates)
         convolution = next((name for name, m in policy.named_modules() if isinstance(m, nn.Conv1d)), None)
         if self.stage == 3 and convolution is not None:
             # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
             raise UserError(
                 f"deepspeed.zero_stage: 3 cannot shard a model that has convolutions ({convolution}); set it to 2"
             )
+        config = self.engine_config()
+        optim = make_optimizer(policy, optimizer, offload=self.settings.offload)
+        scheduler = make_scheduler(optim, schedule, num_updates)
         engine, *_ = deepspeed.initialize(
             model=policy,
             optimizer=optim,
