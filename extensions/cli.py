@@ -80,8 +80,8 @@ def _needs_root(recipe: Any) -> bool:
 
 def _problems(recipe: Any) -> list[str]:
     """Errors in the reward file and the data files that a valid recipe names."""
+    from extensions.data.splits import RunData
     from extensions.rewards import load_reward
-    from extensions.run_data import RunData
 
     checks: list[Callable[[], Any]] = [partial(load_reward, recipe.reward)]
     if recipe.method == "encoder" and not _needs_root(recipe):
@@ -196,9 +196,9 @@ def _encoder(recipe: Any) -> Any:
     """
     if recipe.method == "encoder":
         raise UserError("this recipe is for launch/encoder.sh, and encoders get no prompts; name a recipe of an LLM")
+    from extensions.data.splits import shown_rows
     from extensions.model.loading import load_config, load_tokenizer, prompt_limit
     from extensions.prompts import PromptEncoder
-    from extensions.run_data import shown_rows
 
     shots, limit = recipe.prompt.shots, prompt_limit(recipe, load_config(recipe.model))
     shown = {task.name: shown_rows(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
@@ -261,10 +261,10 @@ def tasks(
 
 
 def _survey(root: str, tokenizers: list[str]) -> None:
+    from extensions.data.survey import lengths, survey
     from extensions.model.loading import load_tokenizer
     from extensions.prompts import PromptEncoder
     from extensions.recipe import Model
-    from extensions.survey import lengths, survey
     from extensions.tasks import SUITES
 
     if not Path(root).is_dir():
@@ -383,7 +383,7 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Write the recipe's prompts and labels as data sets that OpenRLHF reads."""
-    from extensions.export import export as write
+    from extensions.data.openrlhf_export import export as write
     from extensions.recipe import load_recipe
 
     with _user_errors():

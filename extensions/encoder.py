@@ -42,6 +42,7 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 from extensions import train, watchdog
 from extensions.console import Reporter
 from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, spread
+from extensions.data.splits import RunData
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl, write_json, write_jsonl
 from extensions.metrics import Prediction, score, score_all
@@ -49,7 +50,6 @@ from extensions.model.loading import load_config, load_tokenizer
 from extensions.recipe import Model, Recipe
 from extensions.report import before_after_table
 from extensions.run import RunFolder
-from extensions.run_data import RunData
 from extensions.signals import Stopped
 from extensions.strategy import Strategy
 from extensions.tasks import Task

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from extensions.compat import deepspeed
 from extensions.data import Example
+from extensions.data.splits import RunData
 from extensions.model.anatomy import eager
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
@@ -21,7 +22,6 @@ from extensions.packing import Sample
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Sampler
-from extensions.run_data import RunData
 from extensions.tasks import Task
 
 GREEDY = 8  # tokens of each row that are compared with `generate`

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from extensions.attention import NAME as PACKED
 from extensions.data import check_trainable, has_split, load_examples, rows_of_epoch, spread
+from extensions.data.splits import shown_rows
 from extensions.errors import UserError
 from extensions.flops import (
     Batch,
@@ -45,7 +46,6 @@ from extensions.model.policy import LOGITS_AT_ONCE
 from extensions.packing import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Lora, Recipe
-from extensions.run_data import shown_rows
 from extensions.tasks import SUITES, Task
 
 GIB = 2**30

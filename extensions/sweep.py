@@ -27,12 +27,12 @@ from typing import Any
 import yaml
 
 from extensions.data import check_trainable, has_split
+from extensions.data.splits import table_split
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl
 from extensions.metrics import mean_score
 from extensions.recipe import Recipe, all_keys, load_recipe, value_at
 from extensions.run import is_finished
-from extensions.run_data import table_split
 from extensions.tasks import Task
 
 GRIDS: dict[str, dict[str, list[Any]]] = {"ppo": {"ppo.batch_size": [4, 8, 12, 16]}}  # by method (paper 5.1)

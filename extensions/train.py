@@ -30,6 +30,7 @@ from extensions import signals, watchdog
 from extensions.checkpoint import Checkpoints
 from extensions.console import Reporter
 from extensions.data import BatchOrder, rows_of_epoch
+from extensions.data.splits import RunData
 from extensions.errors import ProcessGone, UserError
 from extensions.evaluate import Evaluator
 from extensions.files import move_into, read_jsonl, sha256, write_json, write_text
@@ -45,7 +46,6 @@ from extensions.recipe import Recipe, load_recipe
 from extensions.report import before_after_table, model_card
 from extensions.rewards import Reward, load_reward
 from extensions.run import RunFolder, adapter_hash
-from extensions.run_data import RunData
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy
 from extensions.tasks import Task

@@ -127,9 +127,9 @@ def test_two_ranks_are_one(model_type, stage, tmp_path):
 
 def _prompts(folder, model):
     """The rows that an evaluation answers, as text."""
+    from extensions.data.splits import RunData
     from extensions.prompts import prompt_text
     from extensions.recipe import load_recipe
-    from extensions.run_data import RunData
 
     recipe = load_recipe(folder / "recipe.yaml", ["evaluation.max_samples=6"], "eval")
     rows = RunData.load(recipe, print).table

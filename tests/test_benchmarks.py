@@ -33,10 +33,10 @@ from official import (
 )
 
 from extensions.data import is_labelled, is_present, load_examples, units
+from extensions.data.splits import RunData
 from extensions.errors import UserError
 from extensions.prompts import answer_format
 from extensions.recipe import Recipe
-from extensions.run_data import RunData
 from extensions.tasks import SUITES, TASKS
 
 

@@ -3,9 +3,9 @@
 import pytest
 from transformers import AutoTokenizer
 
-from extensions.chat_template import ChatTemplate, closing
 from extensions.errors import UserError
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, render
+from extensions.prompts.chat_template import ChatTemplate, closing
 from extensions.tasks import TASKS
 
 COLA = TASKS["cola"]

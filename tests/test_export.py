@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from extensions.compat import openrlhf_importable
 from extensions.data import load_examples
+from extensions.data.openrlhf_export import export
 from extensions.errors import UserError
-from extensions.export import export
 from extensions.model.loading import load_config, prompt_limit
 from extensions.prompts import CLOSE, PromptEncoder, unpack_label
 from extensions.recipe import load_recipe

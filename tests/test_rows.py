@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extensions.data import load_examples
+from extensions.data.nested import highlights, multirc, record, winogender, wsc
 from extensions.errors import UserError
-from extensions.rows import highlights, multirc, record, winogender, wsc
 from extensions.tasks import SUITES, TASKS
 
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)

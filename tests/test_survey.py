@@ -6,9 +6,9 @@ from statistics import mean, quantiles
 import pytest
 
 from extensions.data import load_examples
+from extensions.data.survey import SAMPLE, lengths, survey
 from extensions.errors import UserError
 from extensions.prompts import PromptEncoder, prompt_text
-from extensions.survey import SAMPLE, lengths, survey
 from extensions.tasks import TASKS
 
 

@@ -13,6 +13,7 @@ import transformers
 
 from extensions import signals, train
 from extensions.console import Reporter
+from extensions.data.splits import RunData
 from extensions.errors import ProcessGone, UserError
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
@@ -20,7 +21,6 @@ from extensions.ray_engine import cluster, openrlhf
 from extensions.ray_engine.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe
 from extensions.rewards import load_reward
-from extensions.run_data import RunData
 from extensions.vllm_engine import Probe, check_family, engine_dtype, engine_environment, probe_samples, require
 
 FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above

@@ -131,7 +131,7 @@ class Source(BaseModel):
     exceptions: dict[str, SplitFormat] = Field({}, description="split -> how its file differs")
     keep: dict[str, str] = Field({}, description="name -> column kept in predictions, such as an official row number")
     rows: Literal["multirc", "record", "wsc", "winogender"] | None = Field(
-        None, description="function of extensions/rows.py that makes an object of the file into rows"
+        None, description="function of extensions/data/nested.py that makes an object of the file into rows"
     )
     incomplete: Literal["error", "skip"] = Field(
         "error",

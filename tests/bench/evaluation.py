@@ -56,10 +56,10 @@ def load_generate(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from extensions.data.splits import RunData
     from extensions.model.loading import load_tokenizer, prompt_limit
     from extensions.prompts import CLOSE, PromptEncoder, parse_answer
     from extensions.recipe import load_recipe
-    from extensions.run_data import RunData
 
     recipe = load_recipe(RECIPE, job["overrides"], "eval")
     data, tokenizer = RunData.load(recipe, print), load_tokenizer(recipe.model)

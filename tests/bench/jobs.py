@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from extensions.data import BatchOrder
+from extensions.data.splits import RunData
 from extensions.model.loading import load_config, load_tokenizer, prompt_limit, resolve_model
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, load_recipe
-from extensions.run_data import RunData
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "smollm2.yaml"

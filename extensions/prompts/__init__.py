@@ -1,0 +1,36 @@
+"""Prompt text, token ids that fit, and the one answer parser that rewards and evaluation share.
+
+A prompt has the four parts of the paper's section 4.1 and ends with the opening tag; the model writes the answer and
+the closing tag.
+"""
+
+from extensions.prompts.encoder import PromptEncoder
+from extensions.prompts.packed_labels import pack_label, response_text, unpack_label
+from extensions.prompts.parser import is_label, parse_answer
+from extensions.prompts.template import (
+    CLOSE,
+    OPEN,
+    Shown,
+    answer_format,
+    chat_turns,
+    prompt_text,
+    render,
+    told_apart,
+)
+
+__all__ = [
+    "CLOSE",
+    "OPEN",
+    "PromptEncoder",
+    "Shown",
+    "answer_format",
+    "chat_turns",
+    "is_label",
+    "pack_label",
+    "parse_answer",
+    "prompt_text",
+    "render",
+    "response_text",
+    "told_apart",
+    "unpack_label",
+]

@@ -1,0 +1,103 @@
+"""The one parser of a model's answers (section 4.3 of the paper)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
+
+from extensions.prompts.template import CLOSE
+from extensions.tasks import Task, fold, nfc
+
+# A letter or digit beside a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
+# ("yes-man", "no's"). Marks and invisible characters, which Unicode has many of, are looked up by category.
+_NOT_AFTER_WORD = r"(?<!\w)(?<!\w[-'\u2019])"
+_NOT_BEFORE_WORD = r"(?!\w|[-'\u2019]\w)"
+_MARKS = {"Mn", "Mc", "Me", "Cf"}
+_AUXILIARY = "is|are|was|were|do|does|did|ca|could|wo|would|sha|should|must|might|need|ought|ai|has|have|had"
+_NEGATION = rf"(?:not|never|neither|nor|non|hardly|cannot|(?:{_AUXILIARY})n['\u2019]?t)"
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_AROUND_NUMBER = "\"'`*()[]{}:;!?=~"
+_LONE_SIGNS = {"-", "\u2212", "\u2013", "/", ".", ",", "%"}
+_PART_OF_NUMBER = re.compile(
+    r"\b(?:half|halves|thirds?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundred(?:s|ths?)?"
+    r"|thousand(?:s|ths?)?|(?:[mb]|tr)illions?|dozens?|per ?cent|point|minus|negative)\b",
+    re.IGNORECASE,
+)
+
+
+@lru_cache(maxsize=256)
+def _keywords(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
+    """What finds a keyword (group 1), longest first, or a negation that is no part of one (group 1 empty); its label.
+
+    Cached, for a reward asks for the same few labels again and again.
+    """
+    labels = tuple((label, tuple(map(nfc, words))) for label, words in labels)
+    label_of = {fold(word): label for label, words in labels for word in words}
+
+    def one(word: str) -> str:
+        spelled = r"\s+".join(re.escape(part) for part in word.split())
+        # Case folding stays within ASCII where it can: U+017F would otherwise match an "s", U+212A a "k".
+        return f"(?{'ai' if word.isascii() else 'i'}:{spelled})"
+
+    any_word = "|".join(one(word) for word in sorted((w for _, words in labels for w in words), key=len, reverse=True))
+    # "no" has the bounds of a keyword, for it may be one; "no-one" is another word.
+    alone = rf"{_NOT_AFTER_WORD}(?:({any_word})|(?ai:no)){_NOT_BEFORE_WORD}"
+    return re.compile(rf"{alone}|(?<!\w)(?ai:{_NEGATION})(?!\w)"), label_of
+
+
+def parse_answer(text: str, task: Task) -> str | float | None:
+    """The answer in a model's response: a label of the task, a score, or None for a wrong format.
+
+    Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. A label needs
+    one of its keywords as a whole word in any case, compared in NFC; words of two labels, a negation that belongs to no
+    keyword, or none are a wrong format. A score is the only number in the text, a plain decimal in the task's range.
+    Never raises; linear in the length of `text`.
+    """
+    head, closed, _ = text.partition(CLOSE)
+    if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
+        return None
+    return _parse_score(head, *task.score_range) if task.score_range else _parse_label(head, task.labels)
+
+
+def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
+    head = nfc(head)
+    pattern, label_of = _keywords(tuple((label, tuple(words)) for label, words in labels.items()))
+    found: set[str] = set()
+    for match in pattern.finditer(head):
+        beside = head[max(0, match.start() - 1) : match.start()] + head[match.end() : match.end() + 1]
+        if match[1] is None or any(unicodedata.category(character) in _MARKS for character in beside):
+            return None
+        label = label_of.get(fold(match[1]))
+        if label is None:  # matched by a case folding that lower() does not share
+            return None
+        found.add(label)
+        if len(found) > 1:
+            return None
+    return found.pop() if found else None
+
+
+def _parse_score(head: str, low: float, high: float) -> float | None:
+    numbers: list[float] = []
+    for word in head.split():
+        if len(word) == 1 and unicodedata.normalize("NFKC", word) in _LONE_SIGNS:
+            return None
+        if not any(map(str.isnumeric, word)):
+            continue
+        number = word.lstrip(_AROUND_NUMBER).rstrip(_AROUND_NUMBER + ".,")
+        if numbers or not _NUMBER.fullmatch(number):  # 3/5, 2,5, .5, 1e400, -0, full-width digits, 4-5, 5 out of 5 ...
+            return None
+        numbers.append(float(number))
+    if not numbers or _PART_OF_NUMBER.search(head):
+        return None
+    return numbers[0] if low <= numbers[0] <= high else None
+
+
+def is_label(label: str, task: Task) -> bool:
+    """Whether a label of the data is one that an answer can be equal to: a label of the task, or a plain decimal in
+    its range."""
+    if task.score_range is None:
+        return label in task.labels
+    low, high = task.score_range
+    return _NUMBER.fullmatch(label) is not None and low <= float(label) <= high
