@@ -106,8 +106,20 @@ class Data(Section):
     root: str | None = Field(
         None, description="folder of the official download, or hub to download; own files are relative to it"
     )
-    max_train_samples: int | None = Field(None, ge=1, description="first rows of each training set to use; null: all")
-    balanced: bool = Field(False, description="spread the labels of each task evenly over the batches (ours)")
+    max_train_samples: int | None = Field(
+        None, ge=1, description="rows of each training set to use, a stratified sample by seed; null: all"
+    )
+    balanced: bool = Field(
+        False, description="spread the labels of each task evenly over the batches, each row still once an epoch (ours)"
+    )
+    oversample: bool = Field(
+        False, description="repeat rows of rare labels until each label of a task has as many as the commonest (ours)"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="weight of a row in SFT's loss and of its reward in PPO; balanced: inverse to its label's share, 1 "
+        "on average (scikit-learn's) (ours)",
+    )
     mixing: Literal["proportional", "capped", "temperature", "uniform"] = Field(
         "proportional",
         description="share of each task in multi-task training: by its rows, by its rows up to mixing_cap, by its rows "

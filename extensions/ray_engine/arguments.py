@@ -47,6 +47,8 @@ KEYS: dict[str, str] = {
     "data.tasks": OURS,
     "data.root": OURS,
     "data.max_train_samples": OURS,
+    "data.oversample": OURS,
+    "data.class_weights": OURS,
     "data.balanced": OURS,
     "data.mixing": OURS,
     "data.mixing_cap": OURS,

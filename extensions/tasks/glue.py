@@ -17,7 +17,7 @@ from extensions.tasks.shared import (
     sizes,
 )
 
-_TSV = {"format": "tsv", "unlabelled": ["test"], "keep": {"idx": "index"}}
+_TSV = {"format": "tsv", "quoting": "none", "unlabelled": ["test"], "keep": {"idx": "index"}}
 
 
 def _files(folder: str) -> dict[str, str]:

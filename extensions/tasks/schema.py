@@ -25,6 +25,12 @@ Metric = Literal[
     "squad_f1",
     "squad_em",
     "gender_parity",
+    "balanced_accuracy",
+    "f1_micro",
+    "subset_accuracy",
+    "mae",
+    "rmse",
+    "r2",
 ]
 _OF_POSITIVE = ("f1", "f1a", "squad_f1", "squad_em")
 _OF_RANKING = ("squad_f1", "squad_em")
@@ -75,6 +81,10 @@ def fold(word: str) -> str:
     return " ".join(nfc(nfc(word).lower()).split())
 
 
+def _list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
@@ -104,7 +114,7 @@ class Hub(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     repo: str = Field(description="data set on the hub")
-    config: str = Field(description="its configuration (folder)")
+    config: str = Field("", description="its configuration (folder); default: the files' own names say it")
     splits: dict[str, str] = Field({}, description="split -> name there, where it differs")
     columns: dict[str, str] = Field({}, description="field -> column there, where it differs from the field")
     labels: list[str] = Field([], description="label of each class number there; default: the number itself")
@@ -115,27 +125,50 @@ class Hub(BaseModel):
         return f"{folder}-*.parquet", f"{folder}/*.parquet"
 
 
+class Split(BaseModel):
+    """Shares of the training file that are held out: drawn by `seed`, stratified, rows of equal texts on one side."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    validation: float = Field(0.0, ge=0, lt=1, description="share of the rows for validation")
+    test: float = Field(0.0, ge=0, lt=1, description="share of the rows for the test split")
+    seed: int = Field(0, ge=0, description="of the draw; apart from the run's, so that runs share their test split")
+
+
 class Source(BaseModel):
     """Where the rows of a task are, and which column is what."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     generator: Literal["acceptability", "reviews"] | None = Field(None, description="makes the rows; no files then")
-    format: Literal["tsv", "jsonl"] = Field("jsonl", description="of the files")
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
+        "auto", description="of the files; auto: by their suffix"
+    )
+    quoting: Literal["csv", "none"] = Field(
+        "csv", description="of CSV and TSV: as RFC 4180 and pandas have it, or a quote is a character (GLUE)"
+    )
+    separator: str | None = Field(None, description="of CSV; null: the one of , ; | and tab that the header shows")
+    encoding: str = Field("utf-8", description="of CSV, TSV and JSONL; a byte order mark says it by itself")
     files: dict[str, str] = Field({}, description="split (train, validation, test) -> file, relative to data.root")
     columns: dict[str, str | int] = Field({}, description="field -> column name, or index where there is no header")
     label: str | int | None = Field("label", description="column of the label")
     header: bool = Field(True, description="whether the first TSV line names the columns")
     num_columns: int | None = Field(None, description="TSV columns of a row, where there is no header")
+    split: Split | None = Field(None, description="hold out parts of files.train, where a split has no file")
+    label_separator: str = Field(",", min_length=1, description="between the labels of a multi-label cell of text")
     unlabelled: list[str] = Field([], description="splits whose rows carry no label")
     exceptions: dict[str, SplitFormat] = Field({}, description="split -> how its file differs")
     keep: dict[str, str] = Field({}, description="name -> column kept in predictions, such as an official row number")
     rows: Literal["multirc", "record", "wsc", "winogender"] | None = Field(
         None, description="function of extensions/data/nested.py that makes an object of the file into rows"
     )
-    incomplete: Literal["error", "skip"] = Field(
+    incomplete: Literal["error", "skip", "keep"] = Field(
         "error",
-        description="what to do with a row that lacks a text; skip: leave it out of training, keep it elsewhere",
+        description="what to do with a row that lacks a text; skip: leave it out of training, keep it elsewhere; keep: "
+        "the text is empty",
+    )
+    unknown_labels: Literal["error", "skip"] = Field(
+        "error", description="what to do with a row whose label is empty or no label of the task; skip: leave it out"
     )
     sizes: dict[str, int] = Field({}, description="official number of rows (ReCoRD: queries) of each split")
     hub: Hub | None = Field(None, description="the same rows on the hub")
@@ -188,6 +221,18 @@ class Task(BaseModel):
     score_range: Annotated[tuple[float, float] | None, BeforeValidator(_pair)] = Field(
         None, description="lowest and highest score of a regression task"
     )
+    score_decimals: int | None = Field(
+        None, ge=0, le=6, description="decimals of the scores that the model should write; null: as in the data"
+    )
+    multi_label: bool = Field(
+        False, description="several labels may be right at once: the answer lists them, or is the word of no_label"
+    )
+    no_label: str = Field("none", description="answer of a multi-label row without a label", min_length=1)
+    answer_match: Literal["auto", "exact", "keyword"] = Field(
+        "auto",
+        description="exact: the answer is one of the label's words; keyword: it holds one (paper 4.3). auto: keyword "
+        "for the built-in tasks, exact for one's own",
+    )
     positive: str | None = Field(None, description="label that F1 is computed for")
     metrics: list[Metric] = Field(
         ["accuracy"], description="metrics of the benchmark's table; their mean is the task's score", min_length=1
@@ -201,7 +246,9 @@ class Task(BaseModel):
         None, description="built-in task of the same prompt whose training rows serve one that is only evaluated"
     )
     averaged: bool = Field(False, description="counts in the average of its suite")
-    truncate: str | None = Field(None, description="field to shorten when the prompt is too long; default: the first")
+    truncate: Annotated[list[str], BeforeValidator(_list)] = Field(
+        [], description="fields to shorten when the prompt is too long, the longest first; default: all"
+    )
     source: Source = Field(Source(), description="files and columns")
     submission: Submission | None = Field(None, description="the evaluation server's format")
 
@@ -225,8 +272,9 @@ class Task(BaseModel):
             raise ValueError("labels must be distinct in Unicode NFC: two are the same but for how marks are written")
         if self.fallback is not None and not self._allows(self.fallback):
             raise ValueError(f"fallback: {self.fallback!r} is no answer of the task")
-        if self.truncate is not None and self.truncate not in self.fields:
-            raise ValueError(f"truncate: {self.truncate!r} is not a field of the question ({', '.join(self.fields)})")
+        for name in self.truncate:
+            if name not in self.fields:
+                raise ValueError(f"truncate: {name!r} is not a field of the question ({', '.join(self.fields)})")
         if self.positive is not None and self.positive not in self.labels:
             raise ValueError(f"positive: {self.positive!r} is not one of the labels ({', '.join(self.labels)})")
         metrics = [*self.metrics, *self.more_metrics]
@@ -273,8 +321,8 @@ class Task(BaseModel):
 
     @property
     def long_field(self) -> str:
-        """The field that is shortened when a prompt is too long."""
-        return self.truncate or self.fields[0]
+        """The field whose text rows may share, or that is shortened first where the task says so."""
+        return self.truncate[0] if self.truncate else self.fields[0]
 
     def unit_of(self, kept: dict[str, Any]) -> tuple[str, ...]:
         """What the rows of one question have in common, from the kept columns; empty where each row is one."""
