@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from extensions.data import (
     Example,
+    check_classes,
     check_trainable,
     demonstrations,
     has_split,
@@ -56,6 +57,8 @@ class RunData:
             data.demonstrations |= part.demonstrations
         if recipe.method != "eval":
             check_trainable(recipe.data.tasks)
+        if recipe.data.oversample or recipe.data.class_weights != "none":
+            check_classes(data.train)
         return data
 
     @staticmethod

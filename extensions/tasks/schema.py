@@ -315,6 +315,8 @@ class Task(BaseModel):
             raise ValueError("multi_label: true goes with labels, not with score_range")
         if self.positive is not None:
             raise ValueError("positive does not go with multi_label: true; its F1 is over all labels")
+        if self.submission is not None:
+            raise ValueError("submission does not go with multi_label: true; the servers take one label a row")
         _only_text([self.no_label])
         separator = self.source.label_separator
         for label, words in self.labels.items():
