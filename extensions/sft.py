@@ -128,7 +128,7 @@ class SftTrainer(OfPolicy):
 
     def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Take what `evidence` gave as the iteration in work."""
-        self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r["weight"]) for r in records]
+        self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r.get("weight", 1.0)) for r in records]
 
     def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The loss of one sample of the iteration in work, alone."""

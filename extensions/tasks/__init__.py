@@ -12,8 +12,6 @@ from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.schema import (
     PLACEHOLDER,
-    PLAIN_NUMBER,
-    SMALLER_IS_BETTER,
     SPLITS,
     Hub,
     Source,
@@ -25,8 +23,6 @@ from extensions.tasks.words import bare, fold, nfc
 
 __all__ = [
     "PLACEHOLDER",
-    "PLAIN_NUMBER",
-    "SMALLER_IS_BETTER",
     "SPLITS",
     "SUITES",
     "TASKS",

@@ -40,13 +40,13 @@ _OF_RANKING = ("squad_f1", "squad_em")
 _OF_UNITS = ("exact_match", "squad_f1", "squad_em", "gender_parity")
 _OF_SCORES = ("pearson", "spearman", "mae", "rmse", "r2")
 _OF_LABEL_SETS = ("f1_micro", "f1_macro", "subset_accuracy")
-SMALLER_IS_BETTER = ("mae", "rmse")
+_SMALLER_IS_BETTER = ("mae", "rmse")
 _DEFAULT_METRICS: dict[str, dict[str, list[str]]] = {
     "regression": {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]},
     "multi-label": {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]},
     "classification": {"metrics": ["accuracy"]},
 }
-PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # that a model writes, and its answer is read as
+_PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # that a model writes, and its answer is read as
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -291,7 +291,7 @@ class Task(BaseModel):
             if metric in ("f1_micro", "subset_accuracy") and not self.multi_label:
                 raise ValueError(f"metric {metric} does not fit a {self.kind} task; multi_label: true has it")
         for metric in self.metrics:
-            if metric in SMALLER_IS_BETTER:
+            if metric in _SMALLER_IS_BETTER:
                 raise ValueError(f"metrics: {metric} is smaller where answers are better; give it in more_metrics")
         return self
 
@@ -387,7 +387,7 @@ class Task(BaseModel):
             return self.labels[label][0]
         if self.score_decimals is not None:
             label = f"{float(label):.{self.score_decimals}f}"
-        elif not PLAIN_NUMBER.fullmatch(label):  # 1e-05, +1
+        elif not _PLAIN_NUMBER.fullmatch(label):  # 1e-05, +1
             label = f"{Decimal(repr(float(label))):f}"
         return label.lstrip("-") if float(label) == 0 else label
 
