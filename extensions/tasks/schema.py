@@ -395,7 +395,7 @@ class Task(BaseModel):
     def sample_labels(self) -> list[str]:
         """Every label, the ends of a range, or label sets of all sizes that matter: none, one, all."""
         if self.score_range is not None:
-            return [f"{score:.15g}" for score in self.score_range]
+            return [f"{score:g}" if float(f"{score:g}") == score else repr(score) for score in self.score_range]
         return [*self.labels, *((self.no_label, self.joined(self.labels)) if self.multi_label else ())]
 
     # ------------------------------------------------------------------------------------------ several labels a row
