@@ -226,6 +226,11 @@ def label_of(row: dict[str | int, Any], reader: SplitReader, where: str) -> str:
     column, task = reader.label, reader.task
     assert column is not None, f"task {task.name} has a labelled split and no label column"
     value = _cell(row, column, where)
+    if task.multi_label:
+        try:
+            return task.label_set_of(value)
+        except ValueError as error:
+            raise UserError(f"{where}, field {column!r}: {error} (task {task.name})") from error
     if reader.classes and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(reader.classes):
         value = reader.classes[value]
     if reader.classes is not None and isinstance(value, float):
