@@ -211,7 +211,9 @@ def test_scores_out_of_range_are_counted(tmp_path):
     put(tmp_path, [{"subject": "a", "ticket body": "b", "team": score} for score in ("1", "7", "7", "x", "")])
     task = own(labels={}, score_range=[0, 5], metrics=["pearson"])
     message = refused(task, tmp_path)
-    assert "rows whose score is no number from 0 to 5: 3 ('7' (2), 'x' (1)). Give score_range" in message
+    assert (
+        "rows whose score is no number from 0 to 5: 3 ('7' (2), 'x' (1)). Give score_range the data's range" in message
+    )
     assert "rows without a label: 1" in message
 
 
