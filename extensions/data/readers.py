@@ -163,7 +163,8 @@ class SplitReader:
             self.classes = list(hub.labels) if hub is not None else []
             if self.own and not self.classes and self.labelled:
                 self.classes = class_names(self.path, str(self.label))
-        needed = [self.columns.get(name, name) for name in task.fields]
+        self.fields = {name: self.columns.get(name, name) for name in task.fields}  # and the column of each
+        needed = [*self.fields.values()]
         if self.labelled and self.label is not None:
             needed.append(self.label)
         self.needed = list(dict.fromkeys(needed))
@@ -208,9 +209,7 @@ class SplitReader:
 
     def cells(self, row: Row, where: str, may_lack: bool) -> dict[str, str]:
         """Field -> its text."""
-        return {
-            name: text_of(row, self.columns.get(name, name), where, may_lack, self.own) for name in self.task.fields
-        }
+        return {name: text_of(row, column, where, may_lack, self.own) for name, column in self.fields.items()}
 
 
 def absent(row: Row | Iterable[str | int], column: str | int) -> str:
@@ -272,9 +271,7 @@ def label_of(row: Row, reader: SplitReader, where: str) -> str:
     column, task = reader.label, reader.task
     assert column is not None, f"task {task.name} has a labelled split and no label column"
     value = _cell(row, column, where)
-    numbered = reader.classes and isinstance(value, int) and not (reader.own and str(value) in task.labels)
-    if numbered and reader.classes and not isinstance(value, bool) and 0 <= value < len(reader.classes):
-        value = reader.classes[value]
+    value = [_named(one, reader) for one in value] if isinstance(value, list) else _named(value, reader)
     if reader.classes is not None and isinstance(value, float):
         value = f"{value:g}"  # the hub has scores in 32 bits, where 3.8 is 3.799999952316284
     text = str(value).lower() if isinstance(value, bool) else str(value).strip()
@@ -285,6 +282,14 @@ def label_of(row: Row, reader: SplitReader, where: str) -> str:
     elif isinstance(value, (str, int, float)) and not isinstance(value, bool) and is_label(text, task):
         return text
     raise _unlabelled(reader, where, value, text)
+
+
+def _named(value: Any, reader: SplitReader) -> Any:
+    """The name of a class number. In one's own file a number that is a label itself stays."""
+    classes = reader.classes
+    if not classes or not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(classes):
+        return value
+    return value if reader.own and str(value) in reader.task.labels else classes[value]
 
 
 def _unlabelled(reader: SplitReader, where: str, value: Any, text: str) -> UnlabelledRow:
