@@ -108,7 +108,8 @@ def open_split(task: Task, split: str, root: str | None) -> SplitReader:
     if split not in task.source.files:
         if own and task.source.hub is not None:
             return SplitReader(task, split, download(task, split), True)
-        raise UserError(f"task {task.name} has no {split} split: give its file as source.files.{split}")
+        drawn = f", or hold rows out of the training file: source.split: {{{split}: 0.1}}" if split != "train" else ""
+        raise UserError(f"task {task.name} has no {split} split: give its file as source.files.{split}{drawn}")
     if root == HUB:
         if not own:
             return SplitReader(task, split, download(task, split), True)

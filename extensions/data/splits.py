@@ -83,7 +83,7 @@ class RunData:
         if not is_labelled(task, split):
             raise UserError(
                 f"task {task.name} has no labelled {split} split for the before/after table; give its file as "
-                f"source.files.{split}"
+                f"source.files.{split}, or hold rows out of the training file: source.split: {{{split}: 0.1}}"
             )
         table: list[Example] = []
         if trained or is_present(task, split, root):
