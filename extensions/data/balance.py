@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from extensions.data.examples import Example
+from extensions.data.example import Example
 from extensions.errors import UserError
 
 

@@ -10,15 +10,8 @@ import difflib
 
 from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
-from extensions.tasks.schema import (
-    PLACEHOLDER,
-    SPLITS,
-    Hub,
-    Source,
-    SplitFormat,
-    Submission,
-    Task,
-)
+from extensions.tasks.schema import PLACEHOLDER, Task
+from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
 from extensions.tasks.words import bare, fold, nfc
 
 __all__ = [

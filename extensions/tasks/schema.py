@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from extensions.tasks.source import Source, Submission
 from extensions.tasks.words import bare, fold, nfc
 
-SPLITS = ("train", "validation", "test")
 Metric = Literal[
     "accuracy",
     "matthews",
@@ -47,7 +47,8 @@ _DEFAULT_METRICS: dict[str, dict[str, list[str]]] = {
     "classification": {"metrics": ["accuracy"]},
 }
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # that a model writes, and its answer is read as
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+# A pair of equal braces stands for one; else what is between braces names a field (group 1), whatever its characters.
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(?!\s)([^{}\r\n]+)(?<!\s)\}")
 
 
 def _words_of_labels(value: Any) -> Any:
@@ -64,6 +65,25 @@ def _words_of_labels(value: Any) -> Any:
         if not isinstance(key, str) or not key.strip():
             raise ValueError(f"labels must be text, got {key!r}; YAML reads bare yes/no/1 otherwise: quote it")
     return {key: _only_text(words if isinstance(words, list) else [words]) for key, words in value.items()}
+
+
+def _check_braces(key: str, text: str, placeholders: bool) -> None:
+    """ValueError for a brace that is neither of a placeholder nor doubled, or of a placeholder where none may be."""
+    bare = PLACEHOLDER.sub(lambda match: "\0" * len(match[0]), text)
+    found = re.search(r"[{}]", bare)
+    if found:
+        at = found.start()
+        shown = text[max(0, at - 20) : at + 30]
+        inside = re.match(r"\{\s*([^{}]*?)\s*\}", text[at:])
+        name = " ".join(inside[1].split()) if inside else ""
+        form = f"write {{{name}}}" if name else "a placeholder is the name of a column between braces, as {ticket body}"
+        raise ValueError(f"{key}: the brace in {shown!r} is of no placeholder; {form}, or {{{{ and }}}} for braces")
+    named = next((match[1] for match in PLACEHOLDER.finditer(text) if match[1]), None)
+    if named and not placeholders:
+        raise ValueError(
+            f"{key}: {{{named}}} is a placeholder, and this text is the same for all rows; put it into question, or "
+            f"write {{{{{named}}}}} for the word in braces"
+        )
 
 
 def _list(value: Any) -> Any:
@@ -83,107 +103,6 @@ def _only_text(words: list[Any]) -> list[str]:
     return words
 
 
-class SplitFormat(BaseModel):
-    """How the file of one split differs from the others."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    columns: dict[str, str | int] | None = Field(None, description="field -> column name or index")
-    label: str | int | None = Field(None, description="column of the label")
-    header: bool | None = Field(None, description="whether the first TSV line names the columns")
-
-
-class Hub(BaseModel):
-    """The same rows in a data set of the Hugging Face hub, as parquet files."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    repo: str = Field(description="data set on the hub")
-    config: str = Field("", description="its configuration (folder); default: the files' own names say it")
-    splits: dict[str, str] = Field({}, description="split -> name there, where it differs")
-    columns: dict[str, str] = Field({}, description="field -> column there, where it differs from the field")
-    labels: list[str] = Field([], description="label of each class number there; default: the number itself")
-
-    def patterns(self, split: str) -> tuple[str, str]:
-        """Globs of a split's parquet files, as people upload them and as the hub converts them."""
-        folder = f"{self.config}/{self.splits.get(split, split)}"
-        return f"{folder}-*.parquet", f"{folder}/*.parquet"
-
-
-class Split(BaseModel):
-    """Shares of the training file that are held out: drawn by `seed`, stratified, rows of equal texts on one side."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    validation: float = Field(0.0, ge=0, lt=1, description="share of the rows for validation")
-    test: float = Field(0.0, ge=0, lt=1, description="share of the rows for the test split")
-    seed: int = Field(0, ge=0, description="of the draw; apart from the run's, so that runs share their test split")
-
-
-class Source(BaseModel):
-    """Where the rows of a task are, and which column is what."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    generator: Literal["acceptability", "reviews"] | None = Field(None, description="makes the rows; no files then")
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
-        "auto", description="of the files; auto: by their suffix"
-    )
-    quoting: Literal["csv", "none"] = Field(
-        "csv", description="of CSV and TSV: as RFC 4180 and pandas have it, or a quote is a character (GLUE)"
-    )
-    separator: str | None = Field(None, description="of CSV; null: the one of , ; | and tab that the header shows")
-    encoding: str = Field("utf-8", description="of CSV, TSV and JSONL; a byte order mark says it by itself")
-    files: dict[str, str] = Field({}, description="split (train, validation, test) -> file, relative to data.root")
-    columns: dict[str, str | int] = Field({}, description="field -> column name, or index where there is no header")
-    label: str | int | None = Field("label", description="column of the label")
-    header: bool = Field(True, description="whether the first TSV line names the columns")
-    num_columns: int | None = Field(None, description="TSV columns of a row, where there is no header")
-    split: Split | None = Field(None, description="hold out parts of files.train, where a split has no file")
-    label_separator: str = Field(",", min_length=1, description="between the labels of a multi-label cell of text")
-    unlabelled: list[str] = Field([], description="splits whose rows carry no label")
-    exceptions: dict[str, SplitFormat] = Field({}, description="split -> how its file differs")
-    keep: dict[str, str] = Field({}, description="name -> column kept in predictions, such as an official row number")
-    rows: Literal["multirc", "record", "wsc", "winogender"] | None = Field(
-        None, description="function of extensions/data/nested.py that makes an object of the file into rows"
-    )
-    incomplete: Literal["error", "skip", "keep"] = Field(
-        "error",
-        description="what to do with a row that lacks a text; skip: leave it out of training, keep it elsewhere; keep: "
-        "the text is empty",
-    )
-    unknown_labels: Literal["error", "skip"] = Field(
-        "error", description="what to do with a row whose label is empty or no label of the task; skip: leave it out"
-    )
-    sizes: dict[str, int] = Field({}, description="official number of rows (ReCoRD: queries) of each split")
-    hub: Hub | None = Field(None, description="the same rows on the hub")
-
-    @model_validator(mode="after")
-    def _known_splits(self) -> Source:
-        for split in (*self.files, *self.unlabelled, *self.exceptions, *self.sizes):
-            if split not in SPLITS:
-                raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-        return self
-
-    def in_split(self, split: str) -> Source:
-        """The same source with the exceptions of `split` applied."""
-        exception = self.exceptions.get(split)
-        return self.model_copy(update=exception.model_dump(exclude_none=True)) if exception else self
-
-
-class Submission(BaseModel):
-    """What the benchmark's evaluation server takes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    file: str = Field(
-        description="name in the archive (letters, digits, . _ -); .tsv or .jsonl decides the format",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(tsv|jsonl)$",
-    )
-    labels: dict[str, str | int] = Field({}, description="label -> what the server calls it, where that differs")
-    nesting: Literal["multirc", "record"] | None = Field(None, description="rows of one question in one object")
-
-
 class Task(BaseModel):
     """One language-understanding task.
 
@@ -199,7 +118,10 @@ class Task(BaseModel):
     title: str = Field("", description="name as the benchmark prints it")
     description: str = Field(description="part 1: what the task is, for the model", min_length=1)
     answer_format: str = Field("", description="part 2: what to insert between the tags; default: made from the labels")
-    question: str = Field(description="part 3: the query, with {field} placeholders", min_length=1)
+    question: str = Field(
+        description="part 3: the query, with {field} placeholders: any name of a column; {{ and }} are braces",
+        min_length=1,
+    )
     labels: Annotated[dict[str, list[str]], BeforeValidator(_words_of_labels)] = Field(
         {}, description="label in the data -> words that mean it, the canonical one first"
     )
@@ -236,7 +158,7 @@ class Task(BaseModel):
     )
     averaged: bool = Field(False, description="counts in the average of its suite")
     truncate: Annotated[list[str], BeforeValidator(_list)] = Field(
-        [], description="fields to shorten when the prompt is too long, the longest first; default: all"
+        [], description="fields to shorten when the prompt is too long, the longest text of the row first; default: all"
     )
     source: Source = Field(Source(), description="files and columns")
     submission: Submission | None = Field(None, description="the evaluation server's format")
@@ -258,8 +180,13 @@ class Task(BaseModel):
             raise ValueError("labels needs at least two entries")
         if self.score_range and not 0 < self.score_range[1] - self.score_range[0] < math.inf:
             raise ValueError(f"score_range must be [low, high] with low < high, got {list(self.score_range)}")
+        for key in ("question", "description", "answer_format"):
+            _check_braces(key, getattr(self, key), placeholders=key == "question")
         if not self.fields:
-            raise ValueError("question uses no {field}: the model would never see the data")
+            raise ValueError(
+                "question uses no {field}: the model would never see the data; write the name of a column between "
+                "single braces"
+            )
         same = bare if self.is_exact or self.multi_label else fold
         words = [same(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
@@ -342,7 +269,7 @@ class Task(BaseModel):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that the question uses, in order of first use."""
-        return tuple(dict.fromkeys(PLACEHOLDER.findall(self.question)))
+        return tuple(dict.fromkeys(match[1] for match in PLACEHOLDER.finditer(self.question) if match[1]))
 
     @property
     def is_regression(self) -> bool:
@@ -368,7 +295,7 @@ class Task(BaseModel):
 
     @property
     def long_field(self) -> str:
-        """The field whose text rows may share, or that is shortened first where the task says so."""
+        """The field whose text rows of one question share: the first of `truncate`, else of the question."""
         return self.truncate[0] if self.truncate else self.fields[0]
 
     def unit_of(self, kept: dict[str, Any]) -> tuple[str, ...]:
