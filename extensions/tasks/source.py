@@ -1,4 +1,4 @@
-"""Where the rows of a task are, and what the evaluation server takes: the sections `source` and `submission` of a task."""
+"""Where the rows of a task are, and what its evaluation server takes: the keys `source` and `submission`."""
 
 from __future__ import annotations
 
