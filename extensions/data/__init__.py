@@ -1,16 +1,17 @@
 """From files to checked examples, and their order. `splits` reads what a run needs."""
 
+from extensions.data.balance import check_classes, class_weights, epoch_sizes
+from extensions.data.example import Example, units
 from extensions.data.examples import (
-    Example,
     check_trainable,
     demonstrations,
     has_split,
     is_labelled,
     is_present,
     load_examples,
+    load_training,
     one_right_one_wrong,
     spread,
-    units,
 )
 from extensions.data.order import BatchOrder, rows_of_epoch
 from extensions.data.readers import HUB, SURROGATE
@@ -20,12 +21,16 @@ __all__ = [
     "SURROGATE",
     "BatchOrder",
     "Example",
+    "check_classes",
     "check_trainable",
+    "class_weights",
     "demonstrations",
+    "epoch_sizes",
     "has_split",
     "is_labelled",
     "is_present",
     "load_examples",
+    "load_training",
     "one_right_one_wrong",
     "rows_of_epoch",
     "spread",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from extensions.data import (
     Example,
+    check_classes,
     check_trainable,
     demonstrations,
     has_split,
     is_labelled,
     is_present,
     load_examples,
+    load_training,
     spread,
 )
+from extensions.data.checks import check_rows
 from extensions.errors import UserError
 from extensions.prompts import Shown
 from extensions.recipe import Recipe
@@ -43,16 +47,17 @@ class RunData:
         """All tasks of a recipe.
 
         Raises:
-            UserError: see `of_task`; or the run trains, and no task of the recipe has a training split.
+            UserError: see `of_task` and `joined`.
         """
-        data = RunData.joined([RunData.of_task(recipe, task, warn) for task in recipe.data.tasks])
-        if recipe.method != "eval":
-            check_trainable(recipe.data.tasks)
-        return data
+        return RunData.joined(recipe, [RunData.of_task(recipe, task, warn) for task in recipe.data.tasks])
 
     @staticmethod
-    def joined(parts: Sequence[RunData]) -> RunData:
-        """The examples of all tasks from those of each."""
+    def joined(recipe: Recipe, parts: Sequence[RunData]) -> RunData:
+        """The examples of all tasks of a recipe from those of each.
+
+        Raises:
+            UserError: the run trains, and no task has a training split; or it balances rows of one label alone.
+        """
         data = RunData()
         for part in parts:
             data.train += part.train
@@ -61,6 +66,10 @@ class RunData:
             data.test += part.test
             data.splits |= part.splits
             data.demonstrations |= part.demonstrations
+        if recipe.method != "eval":
+            check_trainable(recipe.data.tasks)
+        if recipe.data.oversample or recipe.data.class_weights != "none":
+            check_classes(data.train)
         return data
 
     @staticmethod
@@ -73,30 +82,34 @@ class RunData:
         root, trained = recipe.data.root, has_split(task, "train")
         data = RunData()
 
+        @cache
         def rows(split: str) -> list[Example]:
             return load_examples(task, split, root, recipe.seed, warn)
 
         if trained and recipe.method != "eval":
-            data.train = rows("train")[: recipe.data.max_train_samples]
+            data.train = load_training(task, root, recipe.data.max_train_samples, recipe.seed, warn)
         if recipe.prompt.shots:
             data.demonstrations = {task.name: shown_rows(recipe, task, data.train, warn)}
         split = table_split(recipe, task)
         if not is_labelled(task, split):
             raise UserError(
                 f"task {task.name} has no labelled {split} split for the before/after table; give its file as "
-                f"source.files.{split}"
+                f"source.files.{split}, or hold rows out of the training file: source.split: {{{split}: 0.1}}"
             )
         table: list[Example] = []
         if trained or is_present(task, split, root):
             table = rows(split)
             data.table, data.splits = spread(table, recipe.evaluation.max_samples), {task.name: split}
         else:
-            warn(f"{task.display_name} is not in the table: {task.source.files[split]} is not there")
+            warn(f"{task.display_name} is not in the table: {task.source.files.get(split, split)} is not there")
         if data.train and recipe.evaluation.every_steps:
-            validation = table if split == "validation" else rows("validation")
-            data.validation = spread(validation, recipe.evaluation.validation_samples)
+            data.validation = spread(rows("validation"), recipe.evaluation.validation_samples)
         if recipe.evaluation.predict_test and has_split(task, "test"):
-            data.test = table if split == "test" else rows("test")
+            data.test = rows("test")
+        seen: dict[str, list[Example]] = {split: table, "validation": data.validation}
+        if task.suite == "own" and data.train:
+            seen = {name: rows(name) for name in ("validation", "test") if _is_there(task, name, root)}
+        check_rows(task, data.train, {name: part for name, part in seen.items() if part}, warn)
         return data
 
     def fingerprint(self) -> str:
@@ -119,6 +132,10 @@ class RunData:
         tasks = list(dict.fromkeys(example.task.display_name for example in self.train))
         training = f"{', '.join(tasks)}: {len(self.train)} training rows, " if tasks else ""
         return f"{training}{len(self.table)} {self.split} rows"
+
+
+def _is_there(task: Task, split: str, root: str | None) -> bool:
+    return has_split(task, split) and is_present(task, split, root)
 
 
 def table_split(recipe: Recipe, task: Task) -> str:
@@ -150,7 +167,7 @@ def shown_rows(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> 
             f"task {task.name}: taught_by: {teacher.name} has other fields or labels; name a task of the same prompt"
         )
     if not train:
-        train = load_examples(teacher, "train", recipe.data.root, recipe.seed)[: recipe.data.max_train_samples]
+        train = load_training(teacher, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
     rows = demonstrations(teacher, train, count + 1, recipe.prompt.demonstrations, recipe.seed)
     if len(rows) <= count:
         warn(f"{task.display_name}: only {len(rows)} different training rows for {count} demonstrations")

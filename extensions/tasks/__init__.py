@@ -10,7 +10,9 @@ import difflib
 
 from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
-from extensions.tasks.schema import PLACEHOLDER, SPLITS, Hub, Source, SplitFormat, Submission, Task, fold, nfc
+from extensions.tasks.schema import PLACEHOLDER, Task
+from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
+from extensions.tasks.words import bare, fold, nfc
 
 __all__ = [
     "PLACEHOLDER",
@@ -22,6 +24,7 @@ __all__ = [
     "SplitFormat",
     "Submission",
     "Task",
+    "bare",
     "find_task",
     "fold",
     "nfc",

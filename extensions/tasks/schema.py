@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-SPLITS = ("train", "validation", "test")
+from extensions.tasks.source import Source, Submission
+from extensions.tasks.words import bare, fold, nfc
+
 Metric = Literal[
     "accuracy",
     "matthews",
@@ -35,7 +38,17 @@ Metric = Literal[
 _OF_POSITIVE = ("f1", "f1a", "squad_f1", "squad_em")
 _OF_RANKING = ("squad_f1", "squad_em")
 _OF_UNITS = ("exact_match", "squad_f1", "squad_em", "gender_parity")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_OF_SCORES = ("pearson", "spearman", "mae", "rmse", "r2")
+_OF_LABEL_SETS = ("f1_micro", "f1_macro", "subset_accuracy")
+_SMALLER_IS_BETTER = ("mae", "rmse")
+_DEFAULT_METRICS: dict[str, dict[str, list[str]]] = {
+    "regression": {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]},
+    "multi-label": {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]},
+    "classification": {"metrics": ["accuracy"]},
+}
+_PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # that a model writes, and its answer is read as
+# A pair of equal braces stands for one; else what is between braces names a field (group 1), whatever its characters.
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(?!\s)([^{}\r\n]+)(?<!\s)\}")
 
 
 def _words_of_labels(value: Any) -> Any:
@@ -48,37 +61,29 @@ def _words_of_labels(value: Any) -> Any:
         value = {word: [word] for word in _only_text(value)}
     if not isinstance(value, dict):
         return value
-    _only_text(list(value))
+    for key in value:
+        if not isinstance(key, str) or not key.strip():
+            raise ValueError(f"labels must be text, got {key!r}; YAML reads bare yes/no/1 otherwise: quote it")
     return {key: _only_text(words if isinstance(words, list) else [words]) for key, words in value.items()}
 
 
-_MOST_MARKS = 30  # that follow each other in any writing (the Stream-Safe Text Format of UAX 15)
-_SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # no marks by their class, but two each when decomposed
-_ASCII_OTHERWISE = re.compile("([\u037e\u1fef\u212a])")  # Greek question mark and varia, Kelvin sign
-
-
-def nfc(text: str) -> str:
-    """Unicode NFC, in which answers are compared: a letter and its mark are one character where there is one.
-
-    Linear: text with more marks in a row than any writing has stays as it is, since sorting them is quadratic. So do
-    characters that NFC makes ASCII: only what is written in ASCII is read as such.
-    """
-    if text.isascii():
-        return text
-    marks = 0
-    for character in text:
-        marks = marks + 1 if unicodedata.combining(character) or character in _SPLITS_INTO_MARKS else 0
-        if marks > _MOST_MARKS:
-            return text
-    return "".join(
-        part if _ASCII_OTHERWISE.match(part) else unicodedata.normalize("NFC", part)
-        for part in _ASCII_OTHERWISE.split(text)
-    )
-
-
-def fold(word: str) -> str:
-    """A label word as answers are compared: case, the width of spaces and the Unicode form (NFC) do not count."""
-    return " ".join(nfc(nfc(word).lower()).split())
+def _check_braces(key: str, text: str, placeholders: bool) -> None:
+    """ValueError for a brace that is neither of a placeholder nor doubled, or of a placeholder where none may be."""
+    bare = PLACEHOLDER.sub(lambda match: "\0" * len(match[0]), text)
+    found = re.search(r"[{}]", bare)
+    if found:
+        at = found.start()
+        shown = text[max(0, at - 20) : at + 30]
+        inside = re.match(r"\{\s*([^{}]*?)\s*\}", text[at:])
+        name = " ".join(inside[1].split()) if inside else ""
+        form = f"write {{{name}}}" if name else "a placeholder is the name of a column between braces, as {ticket body}"
+        raise ValueError(f"{key}: the brace in {shown!r} is of no placeholder; {form}, or {{{{ and }}}} for braces")
+    named = next((match[1] for match in PLACEHOLDER.finditer(text) if match[1]), None)
+    if named and not placeholders:
+        raise ValueError(
+            f"{key}: {{{named}}} is a placeholder, and this text is the same for all rows; put it into question, or "
+            f"write {{{{{named}}}}} for the word in braces"
+        )
 
 
 def _list(value: Any) -> Any:
@@ -98,107 +103,6 @@ def _only_text(words: list[Any]) -> list[str]:
     return words
 
 
-class SplitFormat(BaseModel):
-    """How the file of one split differs from the others."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    columns: dict[str, str | int] | None = Field(None, description="field -> column name or index")
-    label: str | int | None = Field(None, description="column of the label")
-    header: bool | None = Field(None, description="whether the first TSV line names the columns")
-
-
-class Hub(BaseModel):
-    """The same rows in a data set of the Hugging Face hub, as parquet files."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    repo: str = Field(description="data set on the hub")
-    config: str = Field("", description="its configuration (folder); default: the files' own names say it")
-    splits: dict[str, str] = Field({}, description="split -> name there, where it differs")
-    columns: dict[str, str] = Field({}, description="field -> column there, where it differs from the field")
-    labels: list[str] = Field([], description="label of each class number there; default: the number itself")
-
-    def patterns(self, split: str) -> tuple[str, str]:
-        """Globs of a split's parquet files, as people upload them and as the hub converts them."""
-        folder = f"{self.config}/{self.splits.get(split, split)}"
-        return f"{folder}-*.parquet", f"{folder}/*.parquet"
-
-
-class Split(BaseModel):
-    """Shares of the training file that are held out: drawn by `seed`, stratified, rows of equal texts on one side."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    validation: float = Field(0.0, ge=0, lt=1, description="share of the rows for validation")
-    test: float = Field(0.0, ge=0, lt=1, description="share of the rows for the test split")
-    seed: int = Field(0, ge=0, description="of the draw; apart from the run's, so that runs share their test split")
-
-
-class Source(BaseModel):
-    """Where the rows of a task are, and which column is what."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    generator: Literal["acceptability", "reviews"] | None = Field(None, description="makes the rows; no files then")
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
-        "auto", description="of the files; auto: by their suffix"
-    )
-    quoting: Literal["csv", "none"] = Field(
-        "csv", description="of CSV and TSV: as RFC 4180 and pandas have it, or a quote is a character (GLUE)"
-    )
-    separator: str | None = Field(None, description="of CSV; null: the one of , ; | and tab that the header shows")
-    encoding: str = Field("utf-8", description="of CSV, TSV and JSONL; a byte order mark says it by itself")
-    files: dict[str, str] = Field({}, description="split (train, validation, test) -> file, relative to data.root")
-    columns: dict[str, str | int] = Field({}, description="field -> column name, or index where there is no header")
-    label: str | int | None = Field("label", description="column of the label")
-    header: bool = Field(True, description="whether the first TSV line names the columns")
-    num_columns: int | None = Field(None, description="TSV columns of a row, where there is no header")
-    split: Split | None = Field(None, description="hold out parts of files.train, where a split has no file")
-    label_separator: str = Field(",", min_length=1, description="between the labels of a multi-label cell of text")
-    unlabelled: list[str] = Field([], description="splits whose rows carry no label")
-    exceptions: dict[str, SplitFormat] = Field({}, description="split -> how its file differs")
-    keep: dict[str, str] = Field({}, description="name -> column kept in predictions, such as an official row number")
-    rows: Literal["multirc", "record", "wsc", "winogender"] | None = Field(
-        None, description="function of extensions/data/nested.py that makes an object of the file into rows"
-    )
-    incomplete: Literal["error", "skip", "keep"] = Field(
-        "error",
-        description="what to do with a row that lacks a text; skip: leave it out of training, keep it elsewhere; keep: "
-        "the text is empty",
-    )
-    unknown_labels: Literal["error", "skip"] = Field(
-        "error", description="what to do with a row whose label is empty or no label of the task; skip: leave it out"
-    )
-    sizes: dict[str, int] = Field({}, description="official number of rows (ReCoRD: queries) of each split")
-    hub: Hub | None = Field(None, description="the same rows on the hub")
-
-    @model_validator(mode="after")
-    def _known_splits(self) -> Source:
-        for split in (*self.files, *self.unlabelled, *self.exceptions, *self.sizes):
-            if split not in SPLITS:
-                raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-        return self
-
-    def in_split(self, split: str) -> Source:
-        """The same source with the exceptions of `split` applied."""
-        exception = self.exceptions.get(split)
-        return self.model_copy(update=exception.model_dump(exclude_none=True)) if exception else self
-
-
-class Submission(BaseModel):
-    """What the benchmark's evaluation server takes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    file: str = Field(
-        description="name in the archive (letters, digits, . _ -); .tsv or .jsonl decides the format",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(tsv|jsonl)$",
-    )
-    labels: dict[str, str | int] = Field({}, description="label -> what the server calls it, where that differs")
-    nesting: Literal["multirc", "record"] | None = Field(None, description="rows of one question in one object")
-
-
 class Task(BaseModel):
     """One language-understanding task.
 
@@ -214,7 +118,10 @@ class Task(BaseModel):
     title: str = Field("", description="name as the benchmark prints it")
     description: str = Field(description="part 1: what the task is, for the model", min_length=1)
     answer_format: str = Field("", description="part 2: what to insert between the tags; default: made from the labels")
-    question: str = Field(description="part 3: the query, with {field} placeholders", min_length=1)
+    question: str = Field(
+        description="part 3: the query, with {field} placeholders: any name of a column; {{ and }} are braces",
+        min_length=1,
+    )
     labels: Annotated[dict[str, list[str]], BeforeValidator(_words_of_labels)] = Field(
         {}, description="label in the data -> words that mean it, the canonical one first"
     )
@@ -235,7 +142,11 @@ class Task(BaseModel):
     )
     positive: str | None = Field(None, description="label that F1 is computed for")
     metrics: list[Metric] = Field(
-        ["accuracy"], description="metrics of the benchmark's table; their mean is the task's score", min_length=1
+        ["accuracy"],
+        description="metrics of the benchmark's table; their mean is the task's score. Default: accuracy; of scores "
+        "pearson and spearman, with mae, rmse and r2 in more_metrics; of several labels a row f1_micro and f1_macro, "
+        "with subset_accuracy",
+        min_length=1,
     )
     more_metrics: list[Metric] = Field([], description="also reported, no part of the score")
     unit: list[str] = Field([], description="kept columns that say which rows are one question, where metrics need it")
@@ -247,10 +158,19 @@ class Task(BaseModel):
     )
     averaged: bool = Field(False, description="counts in the average of its suite")
     truncate: Annotated[list[str], BeforeValidator(_list)] = Field(
-        [], description="fields to shorten when the prompt is too long, the longest first; default: all"
+        [], description="fields to shorten when the prompt is too long, the longest text of the row first; default: all"
     )
     source: Source = Field(Source(), description="files and columns")
     submission: Submission | None = Field(None, description="the evaluation server's format")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_its_kind(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "metrics" in value:
+            return value
+        several = value.get("multi_label") is True
+        kind = "multi-label" if several else "regression" if value.get("score_range") else "classification"
+        return {**_DEFAULT_METRICS[kind], **value}
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
@@ -258,11 +178,17 @@ class Task(BaseModel):
             raise ValueError("give either labels (classification) or score_range (regression)")
         if self.labels and len(self.labels) < 2:
             raise ValueError("labels needs at least two entries")
-        if self.score_range and not 0 <= self.score_range[0] < self.score_range[1] < math.inf:
-            raise ValueError(f"score_range must be [low, high] with 0 <= low < high, got {list(self.score_range)}")
+        if self.score_range and not 0 < self.score_range[1] - self.score_range[0] < math.inf:
+            raise ValueError(f"score_range must be [low, high] with low < high, got {list(self.score_range)}")
+        for key in ("question", "description", "answer_format"):
+            _check_braces(key, getattr(self, key), placeholders=key == "question")
         if not self.fields:
-            raise ValueError("question uses no {field}: the model would never see the data")
-        words = [fold(word) for group in self.labels.values() for word in group]
+            raise ValueError(
+                "question uses no {field}: the model would never see the data; write the name of a column between "
+                "single braces"
+            )
+        same = bare if self.is_exact or self.multi_label else fold
+        words = [same(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
             raise ValueError(
@@ -286,16 +212,55 @@ class Task(BaseModel):
         unknown = [name for name in self.unit if name not in self.source.keep]
         if unknown:
             raise ValueError(f"unit: {unknown[0]!r} is not in source.keep ({', '.join(self.source.keep) or 'empty'})")
-        numeric = {"pearson", "spearman"}
-        wrong = [m for m in metrics if (m in numeric) != (self.score_range is not None)]
-        if wrong:
-            kind = "regression" if self.score_range else "classification"
-            raise ValueError(f"metric {wrong[0]} does not fit a {kind} task")
+        for metric in metrics:
+            if (metric in _OF_SCORES) != self.is_regression or (self.multi_label and metric not in _OF_LABEL_SETS):
+                raise ValueError(f"metric {metric} does not fit a {self.kind} task")
+            if metric in ("f1_micro", "subset_accuracy") and not self.multi_label:
+                raise ValueError(f"metric {metric} does not fit a {self.kind} task; multi_label: true has it")
+        for metric in self.metrics:
+            if metric in _SMALLER_IS_BETTER:
+                raise ValueError(f"metrics: {metric} is smaller where answers are better; give it in more_metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_of_its_kind(self) -> Task:
+        if self.score_decimals is not None:
+            if self.score_range is None:
+                raise ValueError("score_decimals goes with score_range alone")
+            if any(round(end, self.score_decimals) != end for end in self.score_range):
+                raise ValueError(
+                    f"score_decimals: {self.score_decimals} rounds the ends of score_range: {list(self.score_range)}; "
+                    "give ends of so many decimals"
+                )
+        if self.answer_match != "auto" and self.kind != "classification":
+            raise ValueError(
+                f"answer_match does not go with a {self.kind} task, whose answers have a form of their own"
+            )
+        if not self.multi_label:
+            return self
+        if self.score_range is not None:
+            raise ValueError("multi_label: true goes with labels, not with score_range")
+        if self.positive is not None:
+            raise ValueError("positive does not go with multi_label: true; its F1 is over all labels")
+        if self.submission is not None:
+            raise ValueError("submission does not go with multi_label: true; the servers take one label a row")
+        _only_text([self.no_label])
+        separator = self.source.label_separator
+        for label, words in self.labels.items():
+            for text in (label, *words):
+                if "," in text or (text == label and separator in text):
+                    raise ValueError(
+                        f"label {text!r} holds {',' if ',' in text else separator!r}, which is between the labels of a "
+                        "multi_label task; give it another word, or another source.label_separator"
+                    )
+        taken = {bare(text) for label, words in self.labels.items() for text in (label, *words)}
+        if "," in self.no_label or bare(self.no_label) in taken:
+            raise ValueError(f"no_label: {self.no_label!r} is a label, or holds a comma; give another word")
         return self
 
     def _allows(self, answer: str) -> bool:
         if self.score_range is None:
-            return answer in self.labels
+            return self.is_label_set(answer) if self.multi_label else answer in self.labels
         try:
             return self.score_range[0] <= float(answer) <= self.score_range[1]
         except ValueError:
@@ -304,11 +269,20 @@ class Task(BaseModel):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that the question uses, in order of first use."""
-        return tuple(dict.fromkeys(PLACEHOLDER.findall(self.question)))
+        return tuple(dict.fromkeys(match[1] for match in PLACEHOLDER.finditer(self.question) if match[1]))
 
     @property
     def is_regression(self) -> bool:
         return self.score_range is not None
+
+    @property
+    def kind(self) -> str:
+        return "regression" if self.is_regression else "multi-label" if self.multi_label else "classification"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an answer must be one of a label's words; else it must hold one."""
+        return self.answer_match == "exact" or (self.answer_match == "auto" and self.suite == "own")
 
     @property
     def display_name(self) -> str:
@@ -321,7 +295,7 @@ class Task(BaseModel):
 
     @property
     def long_field(self) -> str:
-        """The field whose text rows may share, or that is shortened first where the task says so."""
+        """The field whose text rows of one question share: the first of `truncate`, else of the question."""
         return self.truncate[0] if self.truncate else self.fields[0]
 
     def unit_of(self, kept: dict[str, Any]) -> tuple[str, ...]:
@@ -333,5 +307,58 @@ class Task(BaseModel):
         return text if text in self.labels else next((one for one in self.labels if nfc(one) == nfc(text)), None)
 
     def answer(self, label: str) -> str:
-        """The word (or number) that the model should write for `label`."""
-        return label if self.is_regression else self.labels[label][0]
+        """The words (or number) that the model should write for `label`."""
+        if self.multi_label:
+            return ", ".join(self.labels[one][0] for one in self.label_set(label)) or self.no_label
+        if not self.is_regression:
+            return self.labels[label][0]
+        if self.score_decimals is not None:
+            label = f"{float(label):.{self.score_decimals}f}"
+        elif not _PLAIN_NUMBER.fullmatch(label):  # 1e-05, +1
+            label = f"{Decimal(repr(float(label))):f}"
+        return label.lstrip("-") if float(label) == 0 else label
+
+    @property
+    def sample_labels(self) -> list[str]:
+        """Every label, the ends of a range, or label sets of all sizes that matter: none, one, all."""
+        if self.score_range is not None:
+            return [f"{score:g}" if float(f"{score:g}") == score else repr(score) for score in self.score_range]
+        return [*self.labels, *((self.no_label, self.joined(self.labels)) if self.multi_label else ())]
+
+    # ------------------------------------------------------------------------------------------ several labels a row
+
+    def joined(self, labels: Iterable[str]) -> str:
+        """The one string of a set of labels: in the task's order, joined by ", "; `no_label` where there is none."""
+        wanted = set(labels)
+        return ", ".join(label for label in self.labels if label in wanted) or self.no_label
+
+    def label_set(self, joined: str) -> tuple[str, ...]:
+        """The labels in a string that `joined` made, in the task's order."""
+        return () if joined == self.no_label else tuple(joined.split(", "))
+
+    def is_label_set(self, text: str) -> bool:
+        """Whether `joined` makes such a string."""
+        return text == self.joined(self.label_set(text))
+
+    def label_set_of(self, cell: Any) -> str:
+        """The label set of a cell of the data, as `joined` gives it.
+
+        Args:
+            cell: a list of labels, or text with `source.label_separator` between them; null, NaN, empty text, an empty
+                list and `no_label` are no label.
+
+        Raises:
+            ValueError: with those that are no labels of the task.
+        """
+        cell = cell.tolist() if hasattr(cell, "tolist") else cell
+        if cell is None or cell != cell or (isinstance(cell, str) and cell.strip() in ("", self.no_label)):
+            return self.no_label
+        parts = cell if isinstance(cell, (list, tuple)) else str(cell).split(self.source.label_separator)
+        texts = [str(part).lower() if isinstance(part, bool) else str(part).strip() for part in parts]
+        found = {text: self.label_of(text) for text in texts}
+        unknown = [text for text, label in found.items() if label is None]
+        if unknown:
+            raise ValueError(
+                f"{', '.join(map(repr, unknown))} not among the labels {', '.join(map(repr, self.labels))}"
+            )
+        return self.joined(label for label in found.values() if label is not None)
