@@ -47,11 +47,18 @@ class Settings:
     min_new_tokens: int
     max_new_tokens: int
     validate_every: int
-    evaluated: int
+    evaluated: int  # rows of the table
+    validated: int  # rows of a validation
 
 
 def choose(
-    parameters: float, train_rows: int, prompt_tokens: int, context: int, answers: tuple[int, int], on_gpu: bool
+    parameters: float,
+    train_rows: int,
+    prompt_tokens: int,
+    fixed_tokens: int,
+    context: int,
+    longest_answer: int,
+    on_gpu: bool,
 ) -> Settings:
     """The settings of a recipe.
 
@@ -60,15 +67,16 @@ def choose(
         train_rows: rows to learn from.
         prompt_tokens: of a long prompt, the 95th percentile of the training rows.
         context: most tokens of prompt and response that the model reads.
-        answers: tokens of the shortest and the longest answer, with the closing tag.
+        fixed_tokens: of a prompt without its texts.
+        longest_answer: its tokens, with the closing tag.
     """
     regime = next(one for one in REGIMES if parameters <= one.parameters)
     seen = min(max(regime.epochs * train_rows, regime.fewest_rows), regime.most_rows)
     steps = math.ceil(seen / BATCH)
     # A response needs room for the longest answer at either end of the budget; beyond it the model may ramble.
-    low = answers[1] + 1
+    low = longest_answer + 1
     high = max(low + 4, math.ceil(1.5 * low))
-    limit = min(LONGEST_PROMPT["gpu" if on_gpu else "cpu"], context - high)
+    limit = min(max(LONGEST_PROMPT["gpu" if on_gpu else "cpu"], 2 * fixed_tokens), context - high)
     return Settings(
         sft_lr=regime.sft_lr,
         ppo_lr=regime.ppo_lr,
@@ -82,4 +90,5 @@ def choose(
         max_new_tokens=high,
         validate_every=max(5, math.ceil(steps / VALIDATIONS)),
         evaluated=EVALUATED * (5 if on_gpu else 1),
+        validated=EVALUATED // 2 * (5 if on_gpu else 1),
     )

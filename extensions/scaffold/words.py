@@ -67,8 +67,8 @@ def question(fields: Mapping[str, Any], label: Any, answers: Answers, words: Map
     names = [readable(column) for column in fields.values()]
     names = [f"{name} ({k})" if name in names[: k - 1] else name for k, name in enumerate(names, start=1)]
     lines = [f"{name[:1].upper()}{name[1:]}: {{{field}}}" for name, field in zip(names, fields, strict=True)]
-    options = [f'"{word}"' for word in words.values()]
-    if len(options) > MOST_REPEATED or any(brace in word for word in options for brace in "{}"):
+    options = [f'"{word}"'.replace("{", "{{").replace("}", "}}") for word in words.values()]
+    if len(options) > MOST_REPEATED:
         options = []
     if answers.kind == "regression":
         assert answers.score_range is not None

