@@ -174,13 +174,13 @@ def answers(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> Answe
     missing = len(rows) - len(cells)
     if any(isinstance(cell, dict) for cell in cells):
         raise UserError(f"--label: column {str(name)!r} holds objects; expected text, numbers or lists of labels")
-    lists = isinstance(cells[0], (list, tuple))
-    if any(isinstance(cell, (list, tuple)) != lists for cell in cells):
+    lists = [cell for cell in cells if isinstance(cell, (list, tuple))]
+    if lists and len(lists) < len(cells):
         raise UserError(f"--label: column {str(name)!r} holds lists in some rows and single values in others")
     if lists:
         if wanted not in (None, "multi-label"):
             raise UserError(f"--kind: {wanted}, but column {str(name)!r} holds lists, which are labels of multi-label")
-        return _of_parts(name, [[text(one) for one in cell] for cell in cells], "cells are lists", None, missing)
+        return _of_parts(name, [[text(one) for one in cell] for cell in lists], "cells are lists", None, missing)
     texts = [text(cell) for cell in cells]
     numeric = all(map(_PLAIN.fullmatch, texts))
     if wanted == "multi-label":
