@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    r2_score,
+    root_mean_squared_error,
+)
 
 from extensions.tasks import Task
 
@@ -35,13 +43,15 @@ class Prediction:
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:
     """Metrics of labelled predictions.
 
-    A wrong format is its own class, always wrong; in a regression it counts as the middle of the range. `score` is the
-    mean of the task's metrics. `intervals` are 95% bootstrap intervals: questions are resampled where several rows make
-    one, else rows; `intervals=False` saves their time. `majority` is the accuracy of always giving the commonest label.
+    A wrong format is its own class, always wrong; in a regression it counts as the middle of the range; of a multi-label
+    task it is no label, and never the right set. `score` is the mean of the task's metrics. `intervals` are 95% bootstrap intervals: questions are resampled where several rows make
+    one, else rows; `intervals=False` saves their time. `majority` is the accuracy of always giving the commonest label,
+    or label set.
     """
     wanted: list[str] = list(dict.fromkeys((*task.metrics, *task.more_metrics)))
-    if not task.is_regression and "accuracy" not in wanted:
-        wanted.append("accuracy")
+    right = "subset_accuracy" if task.multi_label else "accuracy"
+    if not task.is_regression and right not in wanted:
+        wanted.append(right)
     rows_of = [np.array(rows) for rows in _rows_of_units(task, predictions)]
     units = [[predictions[i] for i in rows] for rows in rows_of]
     golds, answers = _arrays(task, predictions)
@@ -92,9 +102,17 @@ def _rows_of_units(task: Task, predictions: Sequence[Prediction]) -> list[list[i
 
 
 def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float]:
-    """Share of each label, by the word that the model should write, and of wrong formats where there are any."""
-    counts = Counter(answers)
-    named = {words[0]: counts[label] / len(answers) for label, words in task.labels.items()}
+    """Share of the rows with each label, by the word that the model should write, and of wrong formats where there are
+    any. Of a multi-label task those of one row are counted each, and rows without a label too."""
+    counts: Counter[Any] = Counter(answers)
+    if task.multi_label:
+        sets = [task.label_set(str(answer)) for answer in answers if answer is not None]
+        counts = Counter(label for labels in sets for label in labels or (task.no_label,)) + Counter(
+            {None: counts[None]}
+        )
+    named = {task.answer(label): counts[label] / len(answers) for label in task.labels}
+    if task.multi_label:
+        named[task.no_label] = counts[task.no_label] / len(answers)
     return named | ({WRONG_FORMAT: counts[None] / len(answers)} if counts[None] else {})
 
 
@@ -102,11 +120,19 @@ def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float
 
 
 def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    """Golds and answers as numbers: scores, or class numbers with -1 for a wrong format."""
+    """Golds and answers as numbers: scores; class numbers with -1 for a wrong format, (n,); or of a multi-label task 1
+    for each label of a row, (n, labels), with -1 in the whole row for a wrong format."""
     if task.score_range is not None:
         middle = sum(task.score_range) / 2
         answers = [middle if p.answer is None else float(p.answer) for p in predictions]
         return np.array([float(str(p.gold)) for p in predictions]), np.array(answers)
+    if task.multi_label:
+
+        def row(labels: str | float | None) -> list[int]:
+            found = task.label_set(str(labels))
+            return [-1 if labels is None else int(label in found) for label in task.labels]
+
+        return np.array([row(p.gold) for p in predictions]), np.array([row(p.answer) for p in predictions])
     number = {label: i for i, label in enumerate(task.labels)}
     return (
         np.array([number[str(p.gold)] for p in predictions]),
@@ -114,13 +140,26 @@ def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, 
     )
 
 
+ERRORS = {"mae": mean_absolute_error, "rmse": root_mean_squared_error}
+
+
 def _row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -> float:
     if name in ("pearson", "spearman"):
         if len(golds) < 2 or np.ptp(golds) == 0 or np.ptp(answers) == 0:  # undefined; no relation
             return 0.0
         return (pearsonr if name == "pearson" else spearmanr)(golds, answers).statistic
+    if name == "r2":
+        return r2_score(golds, answers) if len(golds) > 1 else 0.0
+    if name in ERRORS:
+        return ERRORS[name](golds, answers)
+    if task.multi_label:
+        if name == "subset_accuracy":
+            return float((golds == answers).all(1).mean())
+        return f1_score(golds, answers.clip(0), average=name.removeprefix("f1_"), zero_division=0)
     if name == "accuracy":
         return accuracy_score(golds, answers)
+    if name == "balanced_accuracy":
+        return balanced_accuracy_score(golds, answers)
     if name == "matthews":
         return matthews_corrcoef(golds, answers)
     if name == "f1_macro":  # over the labels that occur, as sklearn's own; a wrong format is no label

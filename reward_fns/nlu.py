@@ -15,8 +15,12 @@ from extensions.tasks import Task
 def score(answer: str | float | None, gold: str, task: Task) -> float:
     """Classification: 1 right, 0 wrong, -1 wrong format. Regression: 2.5 - |answer - gold|, -2.5 wrong format.
 
-    The 2.5 is half the width of STS-B's range; other ranges keep that proportion.
+    The 2.5 is half the width of STS-B's range; other ranges keep that proportion. Several labels a row: the overlap of
+    the two sets, labels in both over labels in either (1 where both are empty), -1 wrong format.
     """
+    if task.multi_label and answer is not None:
+        found, wanted = set(task.label_set(str(answer))), set(task.label_set(gold))
+        return len(found & wanted) / len(found | wanted) if found | wanted else 1.0
     if task.score_range is None:
         return -1.0 if answer is None else float(answer == gold)
     half = (task.score_range[1] - task.score_range[0]) / 2

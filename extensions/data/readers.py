@@ -287,6 +287,12 @@ def label_of(row: Row, reader: SplitReader, where: str) -> str:
         unlabelled = f" source.unlabelled: [{reader.split}] if the file has none." if reader.split != "train" else ""
         skip = f"source.unknown_labels: skip leaves such rows out.{unlabelled}".removesuffix(".")
     empty = value is None or not text or value != value
+    if task.multi_label:
+        try:
+            return task.label_set_of(value)
+        except ValueError as error:
+            kind = "rows whose labels are not all the task's"
+            raise UnlabelledRow(Fault(where, kind, f"{place}: {error} (task {task.name})", skip, text)) from error
     if task.score_range is None:
         label = task.label_of(text)
         if label is None:

@@ -123,11 +123,9 @@ class PromptEncoder:
         return self.tokenizer(f"{answer}{CLOSE}", add_special_tokens=False)["input_ids"]
 
     def label_ids(self, task: Task) -> dict[str, list[int]]:
-        """Label -> token ids of its answer and the closing tag after a prompt; of a regression task, the ends of its
-        range stand for the labels."""
-        labels = list(task.labels) or [f"{score:g}" for score in task.score_range or ()]
+        """Label -> token ids of its answer and the closing tag after a prompt, for `Task.sample_labels`."""
         ids, text = self._encoded(task, dict.fromkeys(task.fields, ""))
-        return {label: self.answer_ids(ids, text, task.answer(label)) for label in labels}
+        return {label: self.answer_ids(ids, text, task.answer(label)) for label in task.sample_labels}
 
     def check_answers(self, task: Task) -> None:
         """Whether the model can write every answer of a task.

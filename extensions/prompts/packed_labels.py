@@ -10,12 +10,18 @@ from extensions.prompts.parser import is_label
 from extensions.prompts.template import OPEN
 from extensions.tasks import TASKS, Task
 
+KIND = ("labels", "score_range", "multi_label", "no_label", "answer_match")  # what a reward needs to know of a task
+
 
 def pack_label(task: Task, gold: str) -> str:
     """Task and gold label in one string: the `label` of OpenRLHF's prompt format, read back by the built-in reward."""
     packed: dict[str, Any] = {"task": task.name, "gold": gold}
     if TASKS.get(task.name) != task:  # the user's own: the string must carry what the reward needs to know
         packed |= {"labels": task.labels} if task.labels else {"score_range": task.score_range}
+        if task.multi_label:
+            packed |= {"multi_label": True, "no_label": task.no_label}
+        elif task.labels and not task.is_exact:
+            packed["answer_match"] = "keyword"
     return json.dumps(packed, ensure_ascii=False)
 
 
@@ -26,9 +32,8 @@ def unpack_label(packed: str) -> tuple[Task, str]:
         record = json.loads(packed)
         task, gold = record["task"], record["gold"]
         if "labels" in record or "score_range" in record:
-            kind = {key: record[key] for key in ("labels", "score_range") if key in record}
-            metrics = ["accuracy"] if "labels" in kind else ["spearman"]
-            known = Task(name=task, description="-", question="{text}", metrics=metrics, **kind)  # type: ignore[arg-type]
+            kind = {key: record[key] for key in KIND if key in record}
+            known = Task(name=task, description="-", question="{text}", **kind)
         else:
             known = TASKS[task]
         if not isinstance(gold, str) or not is_label(gold, known):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from extensions.prompts.template import CLOSE
-from extensions.tasks import Task, fold, nfc
+from extensions.tasks import PLAIN_NUMBER, Task, bare, fold, nfc
 
 # A letter or digit beside a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
 # ("yes-man", "no's"). Marks and invisible characters, which Unicode has many of, are looked up by category.
@@ -18,6 +18,7 @@ _MARKS = {"Mn", "Mc", "Me", "Cf"}
 _AUXILIARY = "is|are|was|were|do|does|did|ca|could|wo|would|sha|should|must|might|need|ought|ai|has|have|had"
 _NEGATION = rf"(?:not|never|neither|nor|non|hardly|cannot|(?:{_AUXILIARY})n['\u2019]?t)"
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")  # of one's own data
 _AROUND_NUMBER = "\"'`*()[]{}:;!?=~"
 _LONE_SIGNS = {"-", "\u2212", "\u2013", "/", ".", ",", "%"}
 _PART_OF_NUMBER = re.compile(
@@ -50,18 +51,46 @@ def _keywords(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Patte
 def parse_answer(text: str, task: Task) -> str | float | None:
     """The answer in a model's response: a label of the task, a score, or None for a wrong format.
 
-    Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. A label needs
-    one of its keywords as a whole word in any case, compared in NFC; words of two labels, a negation that belongs to no
-    keyword, or none are a wrong format. A score is the only number in the text, a plain decimal in the task's range.
-    Never raises; linear in the length of `text`.
+    Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. Never raises;
+    linear in the length of `text`. What is before the tag is read by the kind of task: see `_parse_label` (built-in
+    tasks), `_parse_word` (one's own), `_parse_label_set`, `_parse_score`.
     """
     head, closed, _ = text.partition(CLOSE)
     if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
         return None
-    return _parse_score(head, *task.score_range) if task.score_range else _parse_label(head, task.labels)
+    if task.score_range is not None:
+        return _parse_score(head, *task.score_range)
+    if task.multi_label:
+        return _parse_label_set(head, task)
+    return _parse_word(head, task.labels) if task.is_exact else _parse_label(head, task.labels)
+
+
+@lru_cache(maxsize=256)
+def _bare_words(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
+    return {bare(word): label for label, words in labels for word in words}
+
+
+def _parse_word(head: str, labels: Mapping[str, list[str]]) -> str | None:
+    """The label of which the whole answer is a word; spaces, quotes and a full stop around it do not count."""
+    return _bare_words(tuple((label, tuple(words)) for label, words in labels.items())).get(bare(head))
+
+
+def _parse_label_set(head: str, task: Task) -> str | None:
+    """The label set, as `Task.joined` gives it, of a list of labels with commas, each once in any order; or none."""
+    if bare(head) == bare(task.no_label):
+        return task.no_label
+    found: list[str] = []
+    for part in head.split(",", len(task.labels)):
+        label = _parse_word(part, task.labels)
+        if label is None or label in found:
+            return None
+        found.append(label)
+    return task.joined(found)
 
 
 def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
+    """The label of which the answer holds a keyword as a whole word in any case, compared in NFC; words of two labels,
+    a negation that belongs to no keyword, or none are a wrong format."""
     head = nfc(head)
     pattern, label_of = _keywords(tuple((label, tuple(words)) for label, words in labels.items()))
     found: set[str] = set()
@@ -79,6 +108,8 @@ def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
 
 
 def _parse_score(head: str, low: float, high: float) -> float | None:
+    """The only number in the answer, a plain decimal in the range; with a sign where the range has negative numbers."""
+    signed = low < 0
     numbers: list[float] = []
     for word in head.split():
         if len(word) == 1 and unicodedata.normalize("NFKC", word) in _LONE_SIGNS:
@@ -86,18 +117,23 @@ def _parse_score(head: str, low: float, high: float) -> float | None:
         if not any(map(str.isnumeric, word)):
             continue
         number = word.lstrip(_AROUND_NUMBER).rstrip(_AROUND_NUMBER + ".,")
-        if numbers or not _NUMBER.fullmatch(number):  # 3/5, 2,5, .5, 1e400, -0, full-width digits, 4-5, 5 out of 5 ...
+        if signed:
+            number = number.replace("\u2212", "-").removeprefix("+")
+        if numbers or not (PLAIN_NUMBER if signed else _NUMBER).fullmatch(
+            number
+        ):  # 3/5, 2,5, .5, 1e400, -0, full-width digits, 4-5, 5 out of 5 ...
             return None
-        numbers.append(float(number))
+        numbers.append(float(number) + 0.0)  # no -0
     if not numbers or _PART_OF_NUMBER.search(head):
         return None
     return numbers[0] if low <= numbers[0] <= high else None
 
 
 def is_label(label: str, task: Task) -> bool:
-    """Whether a label of the data is one that an answer can be equal to: a label of the task, or a plain decimal in
-    its range."""
+    """Whether a label of the data is one that an answer can be equal to: a label of the task, a label set as
+    `Task.joined` gives it, or a number in its range: a plain decimal, in one's own data any finite one."""
     if task.score_range is None:
-        return label in task.labels
+        return task.is_label_set(label) if task.multi_label else label in task.labels
     low, high = task.score_range
-    return _NUMBER.fullmatch(label) is not None and low <= float(label) <= high
+    form = _DECIMAL if task.suite == "own" else _NUMBER
+    return form.fullmatch(label) is not None and low <= float(label) <= high

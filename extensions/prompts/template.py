@@ -14,8 +14,11 @@ def answer_format(task: Task) -> str:
     if task.answer_format:
         return _literal(task.answer_format)
     if task.score_range is not None:
-        return "Insert only a number between {:g} and {:g} here".format(*task.score_range)
+        return "Insert only a number between {:.15g} and {:.15g} here".format(*task.score_range)
     quoted = [f'"{words[0]}"' for words in task.labels.values()]
+    if task.multi_label:
+        listed = f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+        return f'Insert only those of {listed} that apply, separated by commas, or "{task.no_label}" here'
     return f"Insert only {', '.join(quoted[:-1])} or {quoted[-1]} here"
 
 

@@ -10,10 +10,23 @@ import difflib
 
 from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
-from extensions.tasks.schema import PLACEHOLDER, SPLITS, Hub, Source, SplitFormat, Submission, Task, fold, nfc
+from extensions.tasks.schema import (
+    PLACEHOLDER,
+    PLAIN_NUMBER,
+    SMALLER_IS_BETTER,
+    SPLITS,
+    Hub,
+    Source,
+    SplitFormat,
+    Submission,
+    Task,
+)
+from extensions.tasks.words import bare, fold, nfc
 
 __all__ = [
     "PLACEHOLDER",
+    "PLAIN_NUMBER",
+    "SMALLER_IS_BETTER",
     "SPLITS",
     "SUITES",
     "TASKS",
@@ -22,6 +35,7 @@ __all__ = [
     "SplitFormat",
     "Submission",
     "Task",
+    "bare",
     "find_task",
     "fold",
     "nfc",

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from extensions.tasks.words import bare, fold, nfc
 
 SPLITS = ("train", "validation", "test")
 Metric = Literal[
@@ -35,6 +38,15 @@ Metric = Literal[
 _OF_POSITIVE = ("f1", "f1a", "squad_f1", "squad_em")
 _OF_RANKING = ("squad_f1", "squad_em")
 _OF_UNITS = ("exact_match", "squad_f1", "squad_em", "gender_parity")
+_OF_SCORES = ("pearson", "spearman", "mae", "rmse", "r2")
+_OF_LABEL_SETS = ("f1_micro", "f1_macro", "subset_accuracy")
+SMALLER_IS_BETTER = ("mae", "rmse")
+_DEFAULT_METRICS: dict[str, dict[str, list[str]]] = {
+    "regression": {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]},
+    "multi-label": {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]},
+    "classification": {"metrics": ["accuracy"]},
+}
+PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # that a model writes, and its answer is read as
 # A pair of equal braces stands for one; else what is between braces names a field (group 1), whatever its characters.
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(?!\s)([^{}\r\n]+)(?<!\s)\}")
 
@@ -49,37 +61,10 @@ def _words_of_labels(value: Any) -> Any:
         value = {word: [word] for word in _only_text(value)}
     if not isinstance(value, dict):
         return value
-    _only_text(list(value))
+    for key in value:
+        if not isinstance(key, str) or not key.strip():
+            raise ValueError(f"labels must be text, got {key!r}; YAML reads bare yes/no/1 otherwise: quote it")
     return {key: _only_text(words if isinstance(words, list) else [words]) for key, words in value.items()}
-
-
-_MOST_MARKS = 30  # that follow each other in any writing (the Stream-Safe Text Format of UAX 15)
-_SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # no marks by their class, but two each when decomposed
-_ASCII_OTHERWISE = re.compile("([\u037e\u1fef\u212a])")  # Greek question mark and varia, Kelvin sign
-
-
-def nfc(text: str) -> str:
-    """Unicode NFC, in which answers are compared: a letter and its mark are one character where there is one.
-
-    Linear: text with more marks in a row than any writing has stays as it is, since sorting them is quadratic. So do
-    characters that NFC makes ASCII: only what is written in ASCII is read as such.
-    """
-    if text.isascii():
-        return text
-    marks = 0
-    for character in text:
-        marks = marks + 1 if unicodedata.combining(character) or character in _SPLITS_INTO_MARKS else 0
-        if marks > _MOST_MARKS:
-            return text
-    return "".join(
-        part if _ASCII_OTHERWISE.match(part) else unicodedata.normalize("NFC", part)
-        for part in _ASCII_OTHERWISE.split(text)
-    )
-
-
-def fold(word: str) -> str:
-    """A label word as answers are compared: case, the width of spaces and the Unicode form (NFC) do not count."""
-    return " ".join(nfc(nfc(word).lower()).split())
 
 
 def _check_braces(key: str, text: str, placeholders: bool) -> None:
@@ -275,7 +260,11 @@ class Task(BaseModel):
     )
     positive: str | None = Field(None, description="label that F1 is computed for")
     metrics: list[Metric] = Field(
-        ["accuracy"], description="metrics of the benchmark's table; their mean is the task's score", min_length=1
+        ["accuracy"],
+        description="metrics of the benchmark's table; their mean is the task's score. Default: accuracy; of scores "
+        "pearson and spearman, with mae, rmse and r2 in more_metrics; of several labels a row f1_micro and f1_macro, "
+        "with subset_accuracy",
+        min_length=1,
     )
     more_metrics: list[Metric] = Field([], description="also reported, no part of the score")
     unit: list[str] = Field([], description="kept columns that say which rows are one question, where metrics need it")
@@ -292,14 +281,23 @@ class Task(BaseModel):
     source: Source = Field(Source(), description="files and columns")
     submission: Submission | None = Field(None, description="the evaluation server's format")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_its_kind(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "metrics" in value:
+            return value
+        several = value.get("multi_label") is True
+        kind = "multi-label" if several else "regression" if value.get("score_range") else "classification"
+        return {**_DEFAULT_METRICS[kind], **value}
+
     @model_validator(mode="after")
     def _consistent(self) -> Task:
         if bool(self.labels) == (self.score_range is not None):
             raise ValueError("give either labels (classification) or score_range (regression)")
         if self.labels and len(self.labels) < 2:
             raise ValueError("labels needs at least two entries")
-        if self.score_range and not 0 <= self.score_range[0] < self.score_range[1] < math.inf:
-            raise ValueError(f"score_range must be [low, high] with 0 <= low < high, got {list(self.score_range)}")
+        if self.score_range and not 0 < self.score_range[1] - self.score_range[0] < math.inf:
+            raise ValueError(f"score_range must be [low, high] with low < high, got {list(self.score_range)}")
         for key in ("question", "description", "answer_format"):
             _check_braces(key, getattr(self, key), placeholders=key == "question")
         if not self.fields:
@@ -307,7 +305,8 @@ class Task(BaseModel):
                 "question uses no {field}: the model would never see the data; write the name of a column between "
                 "single braces"
             )
-        words = [fold(word) for group in self.labels.values() for word in group]
+        same = bare if self.is_exact or self.multi_label else fold
+        words = [same(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
             raise ValueError(
@@ -331,16 +330,53 @@ class Task(BaseModel):
         unknown = [name for name in self.unit if name not in self.source.keep]
         if unknown:
             raise ValueError(f"unit: {unknown[0]!r} is not in source.keep ({', '.join(self.source.keep) or 'empty'})")
-        numeric = {"pearson", "spearman"}
-        wrong = [m for m in metrics if (m in numeric) != (self.score_range is not None)]
-        if wrong:
-            kind = "regression" if self.score_range else "classification"
-            raise ValueError(f"metric {wrong[0]} does not fit a {kind} task")
+        for metric in metrics:
+            if (metric in _OF_SCORES) != self.is_regression or (self.multi_label and metric not in _OF_LABEL_SETS):
+                raise ValueError(f"metric {metric} does not fit a {self.kind} task")
+            if metric in ("f1_micro", "subset_accuracy") and not self.multi_label:
+                raise ValueError(f"metric {metric} does not fit a {self.kind} task; multi_label: true has it")
+        for metric in self.metrics:
+            if metric in SMALLER_IS_BETTER:
+                raise ValueError(f"metrics: {metric} is smaller where answers are better; give it in more_metrics")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_of_its_kind(self) -> Task:
+        if self.score_decimals is not None:
+            if self.score_range is None:
+                raise ValueError("score_decimals goes with score_range alone")
+            if any(round(end, self.score_decimals) != end for end in self.score_range):
+                raise ValueError(
+                    f"score_decimals: {self.score_decimals} rounds the ends of score_range: {list(self.score_range)}; "
+                    "give ends of so many decimals"
+                )
+        if self.answer_match != "auto" and self.kind != "classification":
+            raise ValueError(
+                f"answer_match does not go with a {self.kind} task, whose answers have a form of their own"
+            )
+        if not self.multi_label:
+            return self
+        if self.score_range is not None:
+            raise ValueError("multi_label: true goes with labels, not with score_range")
+        if self.positive is not None:
+            raise ValueError("positive does not go with multi_label: true; its F1 is over all labels")
+        _only_text([self.no_label])
+        separator = self.source.label_separator
+        for label, words in self.labels.items():
+            for text in (label, *words):
+                if "," in text or (text == label and separator in text):
+                    raise ValueError(
+                        f"label {text!r} holds {',' if ',' in text else separator!r}, which is between the labels of a "
+                        "multi_label task; give it another word, or another source.label_separator"
+                    )
+        taken = {bare(text) for label, words in self.labels.items() for text in (label, *words)}
+        if "," in self.no_label or bare(self.no_label) in taken:
+            raise ValueError(f"no_label: {self.no_label!r} is a label, or holds a comma; give another word")
         return self
 
     def _allows(self, answer: str) -> bool:
         if self.score_range is None:
-            return answer in self.labels
+            return self.is_label_set(answer) if self.multi_label else answer in self.labels
         try:
             return self.score_range[0] <= float(answer) <= self.score_range[1]
         except ValueError:
@@ -354,6 +390,15 @@ class Task(BaseModel):
     @property
     def is_regression(self) -> bool:
         return self.score_range is not None
+
+    @property
+    def kind(self) -> str:
+        return "regression" if self.is_regression else "multi-label" if self.multi_label else "classification"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an answer must be one of a label's words; else it must hold one."""
+        return self.answer_match == "exact" or (self.answer_match == "auto" and self.suite == "own")
 
     @property
     def display_name(self) -> str:
@@ -378,5 +423,58 @@ class Task(BaseModel):
         return text if text in self.labels else next((one for one in self.labels if nfc(one) == nfc(text)), None)
 
     def answer(self, label: str) -> str:
-        """The word (or number) that the model should write for `label`."""
-        return label if self.is_regression else self.labels[label][0]
+        """The words (or number) that the model should write for `label`."""
+        if self.multi_label:
+            return ", ".join(self.labels[one][0] for one in self.label_set(label)) or self.no_label
+        if not self.is_regression:
+            return self.labels[label][0]
+        if self.score_decimals is not None:
+            label = f"{float(label):.{self.score_decimals}f}"
+        elif not PLAIN_NUMBER.fullmatch(label):  # 1e-05, +1
+            label = f"{Decimal(repr(float(label))):f}"
+        return label.lstrip("-") if float(label) == 0 else label
+
+    @property
+    def sample_labels(self) -> list[str]:
+        """Every label, the ends of a range, or label sets of all sizes that matter: none, one, all."""
+        if self.score_range is not None:
+            return [f"{score:.15g}" for score in self.score_range]
+        return [*self.labels, *((self.no_label, self.joined(self.labels)) if self.multi_label else ())]
+
+    # ------------------------------------------------------------------------------------------ several labels a row
+
+    def joined(self, labels: Iterable[str]) -> str:
+        """The one string of a set of labels: in the task's order, joined by ", "; `no_label` where there is none."""
+        wanted = set(labels)
+        return ", ".join(label for label in self.labels if label in wanted) or self.no_label
+
+    def label_set(self, joined: str) -> tuple[str, ...]:
+        """The labels in a string that `joined` made, in the task's order."""
+        return () if joined == self.no_label else tuple(joined.split(", "))
+
+    def is_label_set(self, text: str) -> bool:
+        """Whether `joined` makes such a string."""
+        return text == self.joined(self.label_set(text))
+
+    def label_set_of(self, cell: Any) -> str:
+        """The label set of a cell of the data, as `joined` gives it.
+
+        Args:
+            cell: a list of labels, or text with `source.label_separator` between them; null, NaN, empty text, an empty
+                list and `no_label` are no label.
+
+        Raises:
+            ValueError: with those that are no labels of the task.
+        """
+        cell = cell.tolist() if hasattr(cell, "tolist") else cell
+        if cell is None or cell != cell or (isinstance(cell, str) and cell.strip() in ("", self.no_label)):
+            return self.no_label
+        parts = cell if isinstance(cell, (list, tuple)) else str(cell).split(self.source.label_separator)
+        texts = [str(part).lower() if isinstance(part, bool) else str(part).strip() for part in parts]
+        found = {text: self.label_of(text) for text in texts}
+        unknown = [text for text, label in found.items() if label is None]
+        if unknown:
+            raise ValueError(
+                f"{', '.join(map(repr, unknown))} not among the labels {', '.join(map(repr, self.labels))}"
+            )
+        return self.joined(label for label in found.values() if label is not None)

@@ -1,0 +1,52 @@
+"""Label words and answers as they are compared."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_MOST_MARKS = 30  # that follow each other in any writing (the Stream-Safe Text Format of UAX 15)
+_SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # no marks by their class, but two each when decomposed
+_ASCII_OTHERWISE = re.compile("([\u037e\u1fef\u212a])")  # Greek question mark and varia, Kelvin sign
+
+
+def nfc(text: str) -> str:
+    """Unicode NFC, in which answers are compared: a letter and its mark are one character where there is one.
+
+    Linear: text with more marks in a row than any writing has stays as it is, since sorting them is quadratic. So do
+    characters that NFC makes ASCII: only what is written in ASCII is read as such.
+    """
+    if text.isascii():
+        return text
+    marks = 0
+    for character in text:
+        marks = marks + 1 if unicodedata.combining(character) or character in _SPLITS_INTO_MARKS else 0
+        if marks > _MOST_MARKS:
+            return text
+    return "".join(
+        part if _ASCII_OTHERWISE.match(part) else unicodedata.normalize("NFC", part)
+        for part in _ASCII_OTHERWISE.split(text)
+    )
+
+
+def fold(word: str) -> str:
+    """A label word as answers are compared: case, the width of spaces and the Unicode form (NFC) do not count."""
+    return " ".join(nfc(nfc(word).lower()).split())
+
+
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_QUOTES = "\"'`\u00b4\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"
+_QUOTES += "\u300c\u300d\u300e\u300f\u301d\u301e\u301f\uff02\uff07"  # CJK
+_BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # around right-to-left text
+_AROUND = _SPACES + _QUOTES + _BIDI
+_STOPS = ".\u3002\uff0e\uff61\u06d4\u0964"  # Latin, CJK (three widths), Arabic, Devanagari
+_KELVIN = "\u212a"  # lower() makes it an ASCII k
+
+
+def bare(answer: str) -> str:
+    """An answer that is one word or phrase, as such answers are compared: folded, without the spaces, quotes and
+    direction marks around it and without a full stop."""
+    text = nfc(answer).strip(_AROUND)
+    if text.endswith(tuple(_STOPS)):
+        text = text[:-1].rstrip(_AROUND)
+    return _KELVIN.join(map(fold, (text or answer).split(_KELVIN)))
