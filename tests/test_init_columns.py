@@ -11,7 +11,7 @@ from extensions.scaffold.columns import answers, describe, nearest, round_range,
 from extensions.scaffold.recipe_text import scalar
 from extensions.scaffold.source import find_encoding, find_splits, read_table
 from extensions.scaffold.words import description, label_words, listed, no_label_word, question, readable
-from extensions.tasks import fold
+from extensions.tasks.words import bare
 
 
 def column(values, name="x"):
@@ -62,9 +62,10 @@ def test_column_kinds(name, values, kind):
         ([True, False, False] * 9, "classification", {"counts": {"false": 18, "true": 9}}),
         (["0.5", "-0.93", "0.25"] * 9, "regression", {"score_range": (-1.0, 0.5), "decimals": 2}),
         ([str(k) for k in (3, 98, 41, 7, 66, 20, 54, 77, 12, 31, 89, 45, 45)], "regression", {"decimals": 0}),
+        (["1e-1", "2.5e-1", "+.5"] * 9, "regression", {"score_range": (0.1, 0.5), "decimals": 2}),
         ([0.123456, 0.9876, 0.5] * 9, "regression", {"score_range": (0.1, 1.0), "decimals": 2}),
         ([["a", "b"], ["a"], [], ["c"]], "multi-label", {"counts": {"a": 2, "b": 1, "c": 1}, "missing": 0}),
-        (["a;b", "a", "b;c", "c", ""] * 9, "multi-label", {"separator": ";", "missing": 9}),
+        (["a;b", "a", "b;c", "c", ""] * 9, "multi-label", {"separator": ";", "missing": 0}),
         (["a, b", "a", "b, c", "c, a"] * 9, "multi-label", {"separator": ","}),
         (["New York, NY", "Austin, TX", "Boston, MA"] * 9, "classification", {}),  # parts that recur in one company
         (["yes", "no", "", None] * 9, "classification", {"missing": 18, "total": 36}),
@@ -91,12 +92,14 @@ def test_kinds_of_answers(values, kind, rest):
         ([str(k) for k in range(60)], None, "as an id does"),
         ([{"a": 1}], None, "holds objects"),
         ([["a"], "b"], None, "lists in some rows and single values in others"),
-        (["1", "2", "three"] * 3, "regression", "'three' and 2 more that are no plain decimal numbers"),
-        (["1e5", "2"] * 3, "regression", "'1e5' and 2 more"),
+        (["1", "2", "three"] * 3, "regression", "'three' and 2 more that are no finite numbers"),
+        (["1e500", "2"] * 3, "regression", "'1e500' and 2 more"),
         (["2", "2"], "regression", "is 2 in every row"),
         (["a", "b"] * 9, "multi-label", "no cell of column 'x' holds two labels"),
         ([["a"], ["b"]], "classification", "which are labels of multi-label"),
         ([["a"], ["a"]], None, "knows one label, 'a'"),
+        ([["a, b"], ["c"]], None, "no label may hold one"),
+        (["1.00000001", "1.00000002"] * 9, "regression", "give them in another unit"),
         (["y" * 101, "n"] * 9, None, "101 characters; a label has at most 100"),
         (["a\0b", "n"] * 9, None, "NUL"),
     ],
@@ -234,7 +237,7 @@ def test_label_words():
 def test_label_words_are_distinct_and_can_be_written(labels, multi_label):
     words, _ = label_words(labels, {}, multi_label)
     assert list(words) == labels
-    assert len({fold(word) for word in words.values()}) == len(labels), words
+    assert len({bare(word) for word in words.values()}) == len(labels), words
     for word in words.values():
         assert word.strip() == word != ""
         assert "<" not in word and "judgement" not in word.lower() and word[0] not in "\"'" and word[-1] not in "\"'."

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from extensions.errors import UserError
@@ -23,7 +24,6 @@ LONGEST_LABEL = 100  # characters; more is a text
 SEPARATORS = (";", "|", ",")  # of a multi-label cell of text, in the order of trust
 SHOWN = 4  # values of a column that a message quotes
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # as an answer is read
 _DATE = re.compile(
     r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{2,4}"
     r"( [0-9:]+)?|[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?"
@@ -54,7 +54,7 @@ class Answers:
     kind: Kind
     why: str
     counts: dict[str, int]  # label as it stands in the data -> rows; empty for a regression
-    missing: int  # rows without a label
+    missing: int  # rows without a label; of a multi-label task none is, for their answer is that no label applies
     total: int
     separator: str | None = None  # of the labels in a cell of text; None: cells are lists, or hold one label
     score_range: tuple[float, float] | None = None
@@ -182,7 +182,7 @@ def answers(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> Answe
             raise UserError(f"--kind: {wanted}, but column {str(name)!r} holds lists, which are labels of multi-label")
         return _of_parts(name, [[text(one) for one in cell] for cell in lists], "cells are lists", None, missing)
     texts = [text(cell) for cell in cells]
-    numeric = all(map(_PLAIN.fullmatch, texts))
+    numeric = all(map(_NUMBER.fullmatch, texts))
     if wanted == "multi-label":
         separator = _separator(texts) or next((one for one in SEPARATORS if any(one in cell for cell in texts)), None)
         if separator is None:
@@ -195,7 +195,7 @@ def answers(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> Answe
         return _scores(name, texts, "as --kind says", missing)
     distinct = {nfc(one) for one in texts}
     if wanted is None and numeric:
-        whole = all("." not in one or float(one).is_integer() for one in distinct)
+        whole = all(float(one).is_integer() for one in distinct)
         if len({float(one) for one in distinct}) > FEW_NUMBERS or not whole:
             if whole and len(distinct) == len(texts) and (_ID_NAME.search(str(name)) or _counts_up(texts)):
                 raise UserError(
@@ -228,7 +228,7 @@ def _counted(name: Any, texts: Sequence[str], alone: bool = True) -> dict[str, i
     merged: Counter[str] = Counter()
     for label, count in counts.items():
         merged[forms[nfc(label)]] += count
-    numbers = all(map(_PLAIN.fullmatch, merged))
+    numbers = all(map(_NUMBER.fullmatch, merged))
     found = dict(sorted(merged.items(), key=lambda item: (float(item[0]) if numbers else -item[1], item[0])))
     shown = ", ".join(repr(shortened(label)) for label in list(found)[:SHOWN])
     if len(found) > MOST_CLASSES or (alone and len(found) > 0.8 * len(texts) and len(found) > FEW_NUMBERS):
@@ -255,20 +255,27 @@ def _counted(name: Any, texts: Sequence[str], alone: bool = True) -> dict[str, i
 
 
 def _scores(name: Any, texts: Sequence[str], why: str, missing: int) -> Answers:
-    wrong = [one for one in texts if not _PLAIN.fullmatch(one)]
+    wrong = [one for one in texts if not _NUMBER.fullmatch(one) or math.isinf(float(one))]
     if wrong:
         raise UserError(
-            f"--label: column {str(name)!r} holds {shortened(wrong[0])!r} and {len(wrong) - 1} more that are no plain "
-            "decimal numbers, which the scores of a regression are; correct or empty these cells"
+            f"--label: column {str(name)!r} holds {shortened(wrong[0])!r} and {len(wrong) - 1} more that are no finite "
+            "numbers, which the scores of a regression are; correct or empty these cells"
         )
     values = [float(one) for one in texts]
     low, high = min(values), max(values)
     if low == high:
         raise UserError(f"--label: column {str(name)!r} is {low:g} in every row; there is nothing to learn")
     low, high = round_range(low, high)
-    decimals = max(len(one.partition(".")[2].rstrip("0")) for one in texts)
+    decimals = max(-int(Decimal(one).normalize().as_tuple().exponent) for one in texts)
     steps = 0 if high - low >= 100 else 1 if high - low >= 10 else 2  # as fine as a model can tell apart
-    return Answers("regression", why, {}, missing, len(texts) + missing, None, (low, high), min(decimals, steps))
+    ends = next((n for n in range(7) if round(low, n) == low and round(high, n) == high), None)
+    if ends is None:
+        raise UserError(
+            f"--label: the scores of column {str(name)!r} are within {high - low:g} of each other, too close to be "
+            "written with 6 decimals; give them in another unit"
+        )
+    found = max(ends, min(decimals, steps))
+    return Answers("regression", why, {}, missing, len(texts) + missing, None, (low, high), found)
 
 
 def round_range(low: float, high: float) -> tuple[float, float]:
@@ -309,9 +316,18 @@ def _of_parts(name: Any, cells: Sequence[Sequence[str]], why: str, separator: st
     if not parts:
         raise UserError(f"--label: column {str(name)!r} holds no label in any row")
     counts = _counted(name, parts, alone=False)
+    comma = next((label for label in counts if "," in label), None)
+    if comma is not None:
+        raise UserError(
+            f"--label: column {str(name)!r} has the label {comma!r}; the answer of a multi-label task lists labels "
+            "with commas between them, so no label may hold one. Replace it in the file"
+        )
     if len(counts) < 2:
         raise UserError(f"--label: column {str(name)!r} knows one label, {next(iter(counts))!r}; a task needs two")
-    return Answers("multi-label", why, counts, missing, len(cells) + missing, separator)
+    none = missing + sum(not any(part.strip() for part in cell) for cell in cells)
+    if none:
+        why += f"; {none} rows have none of them"
+    return Answers("multi-label", why, counts, 0, len(cells) + missing, separator)
 
 
 def shortened(value: str, width: int = 40) -> str:

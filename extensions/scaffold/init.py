@@ -17,6 +17,7 @@ from extensions.errors import UserError
 from extensions.files import write_text
 from extensions.flops import Shape
 from extensions.model.loading import load_config, load_tokenizer, prompt_limit
+from extensions.packing import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings, words
@@ -60,6 +61,7 @@ class Draft:
     words: dict[str, str]
     decisions: list[str]
     warnings: list[str]
+    tokens: tuple[int, int, int]  # that all prompts begin with, of the rest of a prompt, of an answer; means
     on_gpu: bool
 
 
@@ -212,10 +214,10 @@ def _task(
     }
     if found.kind == "regression":
         task |= {"score_range": list(found.score_range or ()), "score_decimals": found.decimals}
-        task |= {"metrics": ["spearman"], "more_metrics": ["pearson", "mae", "rmse", "r2"]}
+        task |= {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]}
     elif found.kind == "multi-label":
         task |= {"multi_label": True, "no_label": words.no_label_word(named)}
-        task |= {"metrics": ["f1_micro"], "more_metrics": ["f1_macro", "subset_accuracy"]}
+        task |= {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]}
     elif is_unbalanced(found.counts):
         task |= {"metrics": ["f1_macro"], "more_metrics": ["accuracy"]}
     else:
@@ -251,17 +253,19 @@ def _with_model(
     counting = PromptEncoder(tokenizer, 10**9, False)
     counting.check_answers(task)
     rows = [row for row in tables["train"].rows if not is_blank(row.get(source["label"]))]
-    lengths = _prompt_tokens(counting, task, rows)
+    prompts = _prompts(counting, task, rows)
+    lengths = np.array([len(ids) for ids in prompts])
+    answer_tokens = list(map(len, counting.label_ids(task).values()))
     chosen = settings.choose(
         Shape.of(config, recipe.lora).parameters,
         round(len(rows) * (1 - sum(source.get("split", {}).values()))),
         int(np.percentile(lengths, 95)),
         len(counting.encode(task, dict.fromkeys(task.fields, ""))[0]),
         context,
-        _longest_answer(counting, task, rows, source["label"]),
+        _longest_answer(counting, task, rows, answer_tokens),
         on_gpu,
     )
-    share = float(np.mean(np.array(lengths) > chosen.max_tokens))
+    share = float(np.mean(lengths > chosen.max_tokens))
     cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
     decisions.append(f"prompts: at most {chosen.max_tokens} tokens; {cut}")
     weights = found.kind == "classification" and is_unbalanced(found.counts)
@@ -289,10 +293,13 @@ def _with_model(
     )
     resolved, data = _tried(text, warnings.append)
     encoder = PromptEncoder(tokenizer, chosen.max_tokens, False)
+    prefix = common_prefix(prompts) if len(prompts) > 1 else 0
+    rest = round(float(np.minimum(lengths, chosen.max_tokens).mean())) - prefix
+    tokens = prefix, max(1, rest), round(float(np.mean(answer_tokens)))
     few = [repr(label) for label, count in found.counts.items() if count < 3]
     if few:
         warnings.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
-    return Draft(path, text, resolved, data, encoder, found, named, decisions, warnings, on_gpu)
+    return Draft(path, text, resolved, data, encoder, found, named, decisions, warnings, tokens, on_gpu)
 
 
 def _fields(task: Task, row: Any) -> dict[str, str]:
@@ -300,15 +307,20 @@ def _fields(task: Task, row: Any) -> dict[str, str]:
     return {name: "" if is_blank(cell) else str(cell).strip() for name, cell in cells.items()}
 
 
-def _prompt_tokens(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[int]:
-    """Tokens of the prompts of `COUNTED` rows at equal distances."""
+def _prompts(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[list[int]]:
+    """Prompts of `COUNTED` rows at equal distances, of any length."""
     count = min(COUNTED, len(rows))
-    return [len(encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0]) for k in range(count)]
+    return [encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0] for k in range(count)]
 
 
-def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], label: Any) -> int:
-    """Tokens of the longest answer with its tag."""
-    return max(map(len, encoder.label_ids(task).values()))
+def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], of_labels: Sequence[int]) -> int:
+    """Tokens of the longest answer with its tag; of a multi-label task of the longest set of labels in the data."""
+    if not task.multi_label:
+        return max(of_labels)
+    sets = {task.label_set_of(row.get(task.source.label)) for row in rows}
+    ids, text = encoder.encode(task, dict.fromkeys(task.fields, ""))
+    longest = sorted(map(task.answer, sets), key=len)[-COUNTED:]
+    return max(len(encoder.answer_ids(ids, text, answer)) for answer in longest)
 
 
 def _incomplete(tables: Mapping[str, Table], task: Task, source: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ import torch
 from extensions.data import spread
 from extensions.errors import UserError
 from extensions.plan import GPUS, Options, Planner
-from extensions.recipe import Recipe
 from extensions.scaffold.init import Draft
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -55,13 +55,13 @@ def _commands(made: Draft) -> list[str]:
     recipe = made.recipe
     path, adapter = shlex.quote(str(made.path)), f"model.adapter=runs/{recipe.name}-sft/adapter"
     sft, ppo = (_relative(LAUNCH / f"{method}.sh") for method in ("sft", "ppo"))
-    seconds = {method: expected_seconds(made, method) for method in ("sft", "ppo")}
+    seconds = expected_seconds(made)
     return [
-        f"  bash {sft} {path}{_about(seconds['sft'])}",
+        f"  bash {sft} {path}{_about(seconds.get('sft'))}",
         "      first, since the model does not know the form of the answers: PPO from scratch earns nothing but wrong "
         "formats",
         f"  nlu predict runs/{recipe.name}-sft new.csv --out answers.csv",
-        f"  bash {ppo} {path} {adapter}{_about(seconds['ppo'])}",
+        f"  bash {ppo} {path} {adapter}{_about(seconds.get('ppo'))}",
         f"  nlu predict runs/{recipe.name} new.csv --out answers.csv",
     ]
 
@@ -81,26 +81,37 @@ def _about(seconds: float | None) -> str:
     return f"   # about {seconds / 3600:.1f} hours on this machine"
 
 
-def expected_seconds(made: Draft, method: str) -> float | None:
-    """Of a whole run here: steps as the planner expects them, evaluations by their forwards; None: not known."""
-    options = _this_device(made.on_gpu)
-    if options is None:
-        return None
-    recipe = Recipe.model_validate(made.recipe.model_dump() | {"method": method})
-    try:
-        plan = Planner(recipe, options).plan(1)
-        sft = (
-            plan
-            if method == "sft"
-            else Planner(Recipe.model_validate(recipe.model_dump() | {"method": "sft"}), options).plan(1)
-        )
-    except UserError:  # a family that the planner cannot count: the run itself is not affected
-        return None
-    validations = plan.steps // recipe.evaluation.every_steps
-    rows = 2 * len(made.data.table) + validations * min(
-        recipe.evaluation.validation_samples or len(made.data.table), len(made.data.table)
-    )
-    return START_S + plan.steps * plan.chosen.step_s + rows * FORWARD * sft.chosen.step_s / sft.batch_size
+def expected_seconds(made: Draft) -> dict[str, float]:
+    """Method -> seconds of a whole run here: steps as the planner expects them, evaluations by their forwards.
+
+    Empty where the device or the model's family is none that the planner knows.
+    """
+    device = _this_device(made.on_gpu)
+    if device is None:
+        return {}
+    # What the planner would read the rows and the tokenizer again for.
+    task = made.recipe.data.tasks[0]
+    source = task.source.model_copy(update={"sizes": {"train": len(made.data.train)}})
+    data = made.recipe.data.model_copy(update={"tasks": [task.model_copy(update={"source": source})]})
+    prefix, suffix, answer = made.tokens
+    seconds: dict[str, float] = {}
+    evaluation = 0.0  # of a row
+    for method in ("sft", "ppo"):
+        recipe = made.recipe.model_copy(update={"method": method, "data": data})
+        budget = answer if method == "sft" else recipe.rollout.max_new_tokens
+        stated = {"prefix_tokens": prefix, "suffix_tokens": suffix, "response_tokens": budget}
+        try:
+            plan = Planner(recipe, replace(device, **stated)).plan(1)
+        except UserError:  # of a family that cannot be counted without weights
+            return {}
+        step = plan.chosen.step_s
+        evaluation = evaluation or FORWARD * step / plan.batch_size
+        validations = plan.steps // recipe.evaluation.every_steps
+        rows = 2 * len(made.data.table) + validations * len(made.data.validation)
+        seconds[method] = START_S + plan.steps * step + rows * evaluation
+        if device.measure:  # once is enough
+            device = replace(device, measure=False, rate=plan.device.tflops, bandwidth=plan.device.bandwidth)
+    return seconds
 
 
 def _this_device(on_gpu: bool) -> Options | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from extensions.errors import UserError
 from extensions.scaffold.columns import Answers, shortened
-from extensions.tasks import fold
+from extensions.tasks.words import bare
 
 MOST_REPEATED = 12  # labels that the question names once more; longer lists stand in the answer's format alone
 _GENERIC = {"text", "texts", "sentence", "content", "body", "input", "document", "string", "value"}
@@ -106,19 +106,19 @@ def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bo
                 f"label {label!r} has no letter or digit; its word is {words[label]!r}, --labels gives another"
             )
     _part_alike(words, given, multi_label, notes)
-    bare = [label for label in labels if label not in given and re.fullmatch(r"[-+]?[0-9.]+|true|false", words[label])]
-    if bare:
-        pairs = ",".join(f"{label}=WORD" for label in bare[:4])
+    plain = [label for label in labels if label not in given and re.fullmatch(r"[-+]?[0-9.]+|true|false", words[label])]
+    if plain:
+        pairs = ",".join(f"{label}=WORD" for label in plain[:4])
         notes.append(
-            f"{'all' if len(bare) == len(labels) else 'some'} labels are numbers or true/false, which say nothing "
+            f"{'all' if len(plain) == len(labels) else 'some'} labels are numbers or true/false, which say nothing "
             f"to the model; if they mean something, say what: --labels {pairs}"
         )
     return words, notes
 
 
 def no_label_word(words: Mapping[str, str]) -> str:
-    """What a multi-label row without a label is answered by: no word of a label."""
-    taken = {fold(word) for word in words.values()}
+    """What a multi-label row without a label is answered by: no label, and no word of one."""
+    taken = {bare(text) for pair in words.items() for text in pair}
     return next((word for word in _NO_LABELS if word not in taken), "none of the labels")
 
 
@@ -142,7 +142,7 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
     for again in (True, False):
         groups: dict[str, list[str]] = {}
         for label, word in words.items():
-            groups.setdefault(fold(word), []).append(label)
+            groups.setdefault(bare(word), []).append(label)
         for group in (group for group in groups.values() if len(group) > 1):
             both = [label for label in group if label in given]
             if len(both) > 1:
@@ -156,8 +156,8 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
                 f"labels {listed([repr(shortened(label)) for label in group])} are hardly different; if they are one, "
                 "make them the same in the file"
             )
-            taken = {fold(word) for word in words.values()}
+            taken = {bare(word) for word in words.values()}
             for label in free if len(free) < len(group) else free[1:]:
-                number = next(n for n in range(2, len(words) + 3) if fold(f"{words[label]} {n}") not in taken)
+                number = next(n for n in range(2, len(words) + 3) if bare(f"{words[label]} {n}") not in taken)
                 words[label] = f"{words[label]} {number}"
-                taken.add(fold(words[label]))
+                taken.add(bare(words[label]))
