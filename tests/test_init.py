@@ -1,0 +1,375 @@
+"""`nlu init`: a recipe that validates as it stands, from any readable table."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from extensions.cli import app
+from extensions.data.splits import RunData
+from extensions.prompts import parse_answer
+from extensions.recipe import load_recipe
+from extensions.scaffold.init import Request, draft, write
+
+TEAMS = {"billing": 50, "technical_support": 30, "sales": 15, "legal": 5}
+WORDS = ["invoice", "app", "licence", "contract", "again", "since Monday", "please", 'a "quoted" word', "x, y; z", "😀"]
+ROOT = Path(__file__).parent.parent
+
+
+def tickets(count=100):
+    rng = random.Random(0)
+    teams = [team for team, share in TEAMS.items() for _ in range(share * count // 100)]
+    rng.shuffle(teams)
+    return [
+        {
+            "id": str(1000 + 7 * k),
+            "subject": f"{team[:3]} {rng.choice(WORDS)}",
+            "ticket body": f"{k}: {rng.choice(WORDS)}\n{rng.choice(WORDS)}",
+            "team": team,
+        }
+        for k, team in enumerate(teams)
+    ]
+
+
+def write_csv(path, rows, encoding="utf-8", separator=",", quoting=csv.QUOTE_MINIMAL):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, names, delimiter=separator, quoting=quoting)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(model, data, label, **options):
+    """The recipe that init writes, loaded as every command loads it, with its rows."""
+    draft_of = draft(Request(str(data), label, model=str(model), force=True, **options), on_gpu=False)
+    write(draft_of)
+    recipe = load_recipe(draft_of.path)
+    warnings = []
+    return draft_of, recipe.data.tasks[0], RunData.load(recipe, warnings.append)
+
+
+def nlu(*arguments):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
+
+
+def check(task, data):
+    """What holds for whatever init writes: every row has its text, each label's word is read back as the label."""
+    rows = data.train + data.validation + data.table
+    assert data.train and data.table and data.validation
+    for label in task.labels if not task.multi_label else ():
+        assert parse_answer(f"{task.answer(label)}</Judgement>", task) == label
+    for row in rows:
+        assert row.label is not None
+        answer = parse_answer(f"{task.answer(row.label)}</Judgement>", task)
+        assert answer == row.label if not task.is_regression else answer is not None
+
+
+# ------------------------------------------------------------------------------------------------------ the tickets
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "semicolon", "cp1252", "utf-16", "jsonl", "parquet"])
+def test_the_same_recipe_from_any_format(here, tiny_model, kind):
+    rows = tickets()
+    for row in rows:  # the emoji is not in cp1252
+        row["ticket body"] = row["ticket body"].replace("😀", "é")
+        row["subject"] = row["subject"].replace("😀", "é")
+    path = here / {"tsv": "t.tsv", "jsonl": "t.jsonl", "parquet": "t.parquet"}.get(kind, "t.csv")
+    if kind in ("jsonl", "parquet"):
+        {"jsonl": write_jsonl, "parquet": write_parquet}[kind](path, rows)
+    else:
+        separator = {"tsv": "\t", "semicolon": ";"}.get(kind, ",")
+        write_csv(path, rows, {"cp1252": "cp1252", "utf-16": "utf-16"}.get(kind, "utf-8"), separator)
+    drafted, task, data = made(tiny_model("llama"), path, "team")
+    assert task.fields == ("subject", "ticket body")
+    assert task.source.label == "team" and task.source.keep == {"id": "id"}
+    assert task.labels == {
+        "billing": ["billing"],
+        "technical_support": ["technical support"],
+        "sales": ["sales"],
+        "legal": ["legal"],
+    }
+    assert (task.source.encoding == "cp1252") == (kind == "cp1252")
+    assert task.source.quoting == "csv" and task.source.separator is None
+    read = sorted(
+        (row.kept["id"], row.fields["ticket body"], row.label) for row in [*data.train, *data.validation, *data.table]
+    )
+    assert read == sorted((row["id"], row["ticket body"].strip(), row["team"]) for row in rows)
+    check(task, data)
+    assert drafted.recipe.data.class_weights == "balanced" and task.metrics == ["f1_macro"]
+
+
+GOLDEN = """\
+"""
+
+
+def test_golden_recipe(here, tiny_model):
+    rows = [
+        {"nr": str(k), "ticket body": f"text {k} of the {team.lower()} people", "Team": team}
+        for k, team in enumerate(["Sales", "IT_support"] * 10, start=100)
+    ]
+    write_csv(here / "my tickets.csv", rows)
+    drafted, _, _ = made(tiny_model("llama"), "my tickets.csv", "Team")
+    assert drafted.path == Path("my-tickets.yaml")
+    text = drafted.path.read_text(encoding="utf-8").replace(str(tiny_model("llama")), "MODEL")
+    assert text == GOLDEN
+
+
+def scored(k, row):
+    return row | {"mood": ["0.5", "-0.25", "0.75", "-0.9"][k % 4]}
+
+
+def tagged(k, row):
+    return row | {"tags": ["late;rude", "late", "rude", ""][k % 4]}
+
+
+def gaps(k, row):
+    return row | ({"team": ""} if k == 3 else {"ticket body": " "} if k == 4 else {})
+
+
+@pytest.mark.parametrize(
+    ("change", "label"), [(lambda k, row: row, "team"), (scored, "mood"), (tagged, "tags"), (gaps, "team")]
+)
+def test_every_line_has_a_comment(here, tiny_model, change, label):
+    write_csv(here / "t.csv", [change(k, row) for k, row in enumerate(tickets())])
+    drafted, task, data = made(tiny_model("llama"), "t.csv", label, text=("subject", "ticket body"))
+    check(task, data)
+    for line in drafted.text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#") and not line.rstrip().endswith(":"):
+            assert "  # " in line, line
+
+
+# ------------------------------------------------------------------------------------------------------------ kinds
+
+
+def test_regression(here, tiny_model):
+    write_csv(here / "t.csv", [scored(k, row) for k, row in enumerate(tickets())])
+    drafted, task, data = made(tiny_model("llama"), "t.csv", "mood", text=("subject",))
+    assert (task.score_range, task.score_decimals) == ((-1.0, 1.0), 2)
+    assert task.metrics == ["pearson", "spearman"] and drafted.recipe.data.class_weights == "none"
+    assert task.question.endswith("What is the mood, from -1 to 1?")
+    check(task, data)
+
+
+def test_integer_ratings_are_classes_unless_told(here, tiny_model):
+    write_csv(here / "t.csv", [row | {"stars": str(k % 5 + 1)} for k, row in enumerate(tickets())])
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "stars", text=("subject",))
+    assert list(task.labels) == ["1", "2", "3", "4", "5"]
+    assert any("--kind regression" in line for line in drafted.decisions)
+    _, task, _ = made(tiny_model("llama"), "t.csv", "stars", text=("subject",), kind="regression")
+    assert (task.score_range, task.score_decimals) == ((1.0, 5.0), 0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_multi_label(here, tiny_model, kind):
+    rows = [tagged(k, row) for k, row in enumerate(tickets())]
+    path = here / f"t.{kind}"
+    if kind == "csv":
+        write_csv(path, rows)
+    else:
+        lists = [row | {"tags": [tag for tag in row["tags"].split(";") if tag]} for row in rows]
+        {"jsonl": write_jsonl, "parquet": write_parquet}[kind](path, lists)
+    drafted, task, data = made(tiny_model("llama"), path, "tags", text=("subject", "ticket body"))
+    assert task.multi_label and task.labels == {"late": ["late"], "rude": ["rude"]} and task.no_label == "none"
+    assert task.source.label_separator == (";" if kind == "csv" else ",")
+    assert len(data.train) + len(data.validation) + len(data.table) == 100
+    answers = {task.answer(row.label) for row in data.train}
+    assert answers == {"late, rude", "late", "rude", "none"}
+    check(task, data)
+
+
+def test_words_for_labels_and_numbers(here, tiny_model):
+    write_csv(here / "t.csv", [row | {"team": str(k % 2)} for k, row in enumerate(tickets())])
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "team")
+    assert task.labels == {"0": ["0"], "1": ["1"]} and any("--labels 0=WORD,1=WORD" in w for w in drafted.warnings)
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "team", labels={"0": "negative", "1": "positive"})
+    assert task.labels == {"0": ["negative"], "1": ["positive"]} and not drafted.warnings
+
+
+def test_booleans_and_class_numbers_of_parquet(here, tiny_model):
+    import datasets
+
+    rows = [row | {"team": k % 2 == 0} for k, row in enumerate(tickets())]
+    write_parquet(here / "t.parquet", rows)
+    _, task, data = made(tiny_model("llama"), "t.parquet", "team")
+    assert set(task.labels) == {"false", "true"}
+    check(task, data)
+    features = datasets.Features({"text": datasets.Value("string"), "y": datasets.ClassLabel(names=["Bad", "Good"])})
+    columns = {"text": [f"text {k} {WORDS[k % 5]}" for k in range(40)], "y": [k % 2 for k in range(40)]}
+    datasets.Dataset.from_dict(columns, features).to_parquet(here / "c.parquet")
+    _, task, data = made(tiny_model("llama"), "c.parquet", "y")
+    assert task.labels == {"Bad": ["bad"], "Good": ["good"]}
+    check(task, data)
+
+
+# ------------------------------------------------------------------------------------------------- files and splits
+
+
+def test_a_folder_of_splits(here, tiny_model):
+    rows = tickets()
+    write_csv(here / "train.csv", rows[:70])
+    write_csv(here / "dev.csv", rows[70:])
+    write_csv(here / "test.csv", [{k: v for k, v in row.items() if k != "team"} for row in rows[:20]])
+    (here / "data").mkdir()
+    for name in ("train", "dev", "test"):
+        (here / f"{name}.csv").rename(here / "data" / f"{name}.csv")
+    drafted, task, data = made(tiny_model("llama"), "data", "team")
+    assert drafted.path == Path("data.yaml")
+    assert task.source.files == {"train": "data/train.csv", "validation": "data/dev.csv", "test": "data/test.csv"}
+    assert task.source.unlabelled == ["test"] and task.source.split is None
+    assert (len(data.train), len(data.table)) == (70, 30)
+
+
+def test_files_elsewhere_are_named_in_full(here, tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    write_csv(folder / "t.csv", tickets())
+    _, task, _ = made(tiny_model("llama"), folder / "t.csv", "team")
+    assert task.source.files["train"] == str(folder / "t.csv")
+
+
+def test_rows_that_lack_something(here, tiny_model):
+    rows = tickets()
+    for k in (3, 30):
+        rows[k]["team"] = ""
+    rows[4]["ticket body"], rows[5]["ticket body"], rows[5]["subject"] = "", " ", ""
+    write_csv(here / "t.csv", rows)
+    drafted, task, data = made(tiny_model("llama"), "t.csv", "team")
+    assert (task.source.incomplete, task.source.unknown_labels) == ("keep", "skip")
+    assert len(data.train) + len(data.validation) + len(data.table) == 98
+    assert any("2 of 100 rows have no label" in line for line in drafted.decisions)
+    _, task, data = made(tiny_model("llama"), "t.csv", "team", text=("subject",))
+    assert task.source.incomplete == "skip"
+
+
+@pytest.mark.parametrize("count", [10, 11, 13, 20])
+def test_few_rows(here, tiny_model, count):
+    rows = [{"text": f"text {k} {WORDS[k % 9]}", "label": "ab"[k % 2]} for k in range(count)]
+    write_csv(here / "t.csv", rows)
+    _, task, data = made(tiny_model("llama"), "t.csv", "label")
+    check(task, data)
+
+
+# --------------------------------------------------------------------------------------------------- hostile tables
+
+NAMES = [
+    "text",
+    "ticket body",
+    " lead",
+    'say "so"',
+    "it's",
+    "a: b",
+    "#nr",
+    "{braces}",
+    "a{b",
+    "}}",
+    "emoji 😀",
+    "名前",
+    "yes",
+    "null",
+    "007",
+    "- x",
+    "*a",
+    "&a",
+    "a\tb",
+    "x" * 200,
+    "%",
+    "a|b",
+    "a;b",
+    "line\nbreak",
+    "<tag>",
+    "Judgement",
+    "idx",
+    "label",
+]
+LABELS = [
+    ["yes", "no"],
+    ["null", "~"],
+    ["007", "7"],
+    ["1e5", "x"],
+    ["a: b", "c #d"],
+    ["'", '"', "x"],
+    ["{a}", "{b}", "{{c}}"],
+    ["true", "false"],
+    ["Yes", "yes", "YES"],
+    ["a_b", "a-b", "a b"],
+    ["<b>", "b"],
+    ["---", "+++"],
+    ["not spam", "spam"],
+    ["no, thanks", "yes, please"],
+    ["😀", "😡"],
+    ["正面", "负面"],
+    ["إيجابي", "سلبي"],
+    ["caf\u00e9", "cafe\u0301s"],
+    ["Judgement day", "other"],
+    ["a.", "a..", "a"],
+    ["\u201cquoted\u201d", "quoted"],
+    ["1", "2", "3", "4", "5"],
+    ["-1", "0", "1"],
+    ["0.5", "1.5"],
+    ["x" * 100, "y"],
+    ["N/A", "none", "None of these"],
+]
+
+
+def hostile(seed):
+    """A table with odd names, labels, texts and gaps: (rows, label column)."""
+    rng = random.Random(seed)
+    *texts, label = rng.sample(NAMES, rng.randint(2, 5))
+    labels = LABELS[seed % len(LABELS)]
+    pieces = [*WORDS, "{subject}", "<Judgement>no</Judgement>", "</Judgement>", "\ttab", "\u2028", "a\nb", "'", '"', ""]
+    rows = []
+    for k in range(rng.randint(12, 80)):
+        row = {name: " ".join(rng.choices(pieces, k=rng.randint(1, 8))) for name in texts}
+        if rng.random() < 0.1 and k > 5:
+            row[rng.choice(texts)] = rng.choice(["", "   "])
+        row[label] = labels[k % len(labels)] if k < 2 * len(labels) else rng.choice(labels)
+        if rng.random() < 0.05 and k > 4 * len(labels):
+            row[label] = ""
+        rows.append(row)
+    if rng.random() < 0.3:
+        rows += rng.choices(rows, k=5)  # doubled
+    names = [*texts, label]
+    rng.shuffle(names)
+    return [{name: row[name] for name in names} for row in rows], label, texts
+
+
+@pytest.mark.parametrize("seed", range(len(LABELS) * 2))
+def test_hostile_tables(here, tiny_model, seed):
+    rows, label, texts = hostile(seed)
+    kind = ["csv", "jsonl", "tsv", "parquet"][seed % 4]
+    path = here / f"rows {seed}.{kind}"
+    if kind in ("csv", "tsv"):
+        write_csv(path, rows, separator="\t" if kind == "tsv" else ",;|"[seed % 3])
+    else:
+        {"jsonl": write_jsonl, "parquet": write_parquet}[kind](path, rows)
+    drafted, task, data = made(
+        tiny_model("llama"), path, label, text=tuple(texts), kind=None if seed % 2 else "classification"
+    )
+    check(task, data)
+    if not task.is_regression and not task.multi_label:
+        assert set(task.labels) == {row[label].strip() for row in rows if row[label].strip()}
+    assert len(task.fields) == len(texts)
+    for row in data.train + data.validation + data.table:
+        assert len(drafted.encoder.encode(task, row.fields)[0]) <= drafted.recipe.prompt.max_tokens
