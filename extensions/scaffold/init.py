@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings, words
 from extensions.scaffold.columns import Answers, Column, Kind, answers, describe, is_blank, nearest, suggested_label
 from extensions.scaffold.recipe_text import recipe_text
-from extensions.scaffold.source import Table, find_splits, joint, read_table
+from extensions.scaffold.source import Table, find_splits, joint, named_classes, read_table
 from extensions.tasks import PLACEHOLDER, Task
 
 Warn = Callable[[str], None]
@@ -79,6 +79,7 @@ def draft(request: Request, on_gpu: bool) -> Draft:
     train = tables["train"]
     described = [describe(column, train.rows) for column in train.columns]
     label = _label(request, described, train)
+    tables = {split: replace(table, rows=named_classes(table, label)) for split, table in tables.items()}
     texts, kept, decisions = _texts(request, described, label)
     unlabelled = [s for s, table in tables.items() if all(is_blank(row.get(label)) for row in table.rows)]
     labelled = [row for split, table in tables.items() if split not in unlabelled for row in table.rows]
@@ -299,7 +300,8 @@ def _with_model(
     few = [repr(label) for label, count in found.counts.items() if count < 3]
     if few:
         warnings.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
-    return Draft(path, text, resolved, data, encoder, found, named, decisions, warnings, tokens, on_gpu)
+    unique = list(dict.fromkeys(warnings))  # a file is read once for each split that is drawn from it
+    return Draft(path, text, resolved, data, encoder, found, named, decisions, unique, tokens, on_gpu)
 
 
 def _fields(task: Task, row: Any) -> dict[str, str]:

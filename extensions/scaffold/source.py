@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extensions.data.tables import SUFFIXES, columns_of, format_of, read_rows
+from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
 from extensions.errors import UserError
 from extensions.scaffold.columns import Row
 from extensions.tasks import SPLITS, Source
@@ -90,6 +90,18 @@ def read_table(path: Path) -> Table:
     if not rows:
         raise UserError(f"{path}: no rows; expected at least one")
     return Table(path, keys, columns_of(path, source), rows, notes)
+
+
+def named_classes(table: Table, label: Any) -> list[Row]:
+    """The rows, with the names of class numbers in the label column, as the reader of parquet files has them."""
+    names = class_names(table.path, label) if table.path.suffix.lower() == ".parquet" else []
+
+    def named(cell: Any) -> Any:
+        if isinstance(cell, int) and not isinstance(cell, bool):
+            return names[cell] if 0 <= cell < len(names) else None  # -1: there is none
+        return cell
+
+    return [{**row, label: named(row.get(label))} for row in table.rows] if names else table.rows
 
 
 def find_encoding(path: Path) -> str:

@@ -99,9 +99,9 @@ def expected_seconds(made: Draft) -> dict[str, float]:
     for method in ("sft", "ppo"):
         recipe = made.recipe.model_copy(update={"method": method, "data": data})
         budget = answer if method == "sft" else recipe.rollout.max_new_tokens
-        stated = {"prefix_tokens": prefix, "suffix_tokens": suffix, "response_tokens": budget}
+        options = replace(device, prefix_tokens=prefix, suffix_tokens=suffix, response_tokens=budget)
         try:
-            plan = Planner(recipe, replace(device, **stated)).plan(1)
+            plan = Planner(recipe, options).plan(1)
         except UserError:  # of a family that cannot be counted without weights
             return {}
         step = plan.chosen.step_s
