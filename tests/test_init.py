@@ -3,16 +3,20 @@
 import csv
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support import environment
 from typer.testing import CliRunner
 
 from extensions.cli import app
 from extensions.data.splits import RunData
 from extensions.prompts import parse_answer
 from extensions.recipe import load_recipe
-from extensions.scaffold.init import Request, draft, write
+from extensions.scaffold.draft import draft, write
+from extensions.scaffold.entry import Request, make_entry
 
 TEAMS = {"billing": 50, "technical_support": 30, "sales": 15, "legal": 5}
 WORDS = ["invoice", "app", "licence", "contract", "again", "since Monday", "please", 'a "quoted" word', "x, y; z", "😀"]
@@ -64,9 +68,10 @@ def here(tmp_path, monkeypatch):
 
 def made(model, data, label, **options):
     """The recipe that init writes, loaded as every command loads it, with its rows."""
-    draft_of = draft(Request(str(data), label, model=str(model), force=True, **options), on_gpu=False)
+    request = Request(str(data), label, model=str(model), force=True, **options)
+    draft_of = draft(make_entry(request), request, on_gpu=False)
     write(draft_of)
-    recipe = load_recipe(draft_of.path)
+    recipe = load_recipe(draft_of.entry.path)
     warnings = []
     return draft_of, recipe.data.tasks[0], RunData.load(recipe, warnings.append)
 
@@ -121,7 +126,75 @@ def test_the_same_recipe_from_any_format(here, tiny_model, kind):
     assert drafted.recipe.data.class_weights == "balanced" and task.metrics == ["f1_macro"]
 
 
-GOLDEN = """\
+GOLDEN = r"""# my tickets.csv: 20 rows; classification of column 'Team'. Written by nlu init.
+#
+#     bash launch/sft.sh my-tickets.yaml
+#     bash launch/ppo.sh my-tickets.yaml model.adapter=runs/my-tickets-sft/adapter
+
+name: my-tickets  # of the run, whose folder is runs/my-tickets-sft or runs/my-tickets
+seed: 0  # of everything random
+max_steps: 60  # PPO iterations: each samples and learns from one batch
+
+model:
+  path: MODEL  # folder or hub name of a decoder-only LLM, or pip:PACKAGE
+
+lora:
+  rank: 16  # r of the LoRA matrices (paper 5.1)
+  alpha: 32  # scaling numerator (authors)
+  dropout: 0.0  # before the LoRA matrices; none for a small model
+
+data:
+  tasks:
+    - name: my-tickets  # in metrics and tables
+      # Say it better: a sentence on what the texts are and what the answer means helps the model.
+      description: You are an assistant that reads a ticket body and names its team.  # part 1 of the prompt
+      question: "Ticket body: {ticket body}\n  What is the team: \"it support\" or \"sales\"?"  # part 3; {...} is a column
+      labels:  # label in the data: the word that the model writes for it
+        IT_support: it support  # 10 rows, 50.0%
+        Sales: sales  # 10 rows, 50.0%
+      metrics: [accuracy]  # their mean is the score
+      more_metrics: [f1_macro]  # also reported
+      source:
+        files:  # relative to the folder where commands run, or to data.root
+          train: my tickets.csv  # 20 rows
+        split: {validation: 0.1, test: 0.1}  # shares of the training file held out: seeded, stratified, equal texts on one side
+        label: Team  # column of the answers
+        keep: {nr: nr}  # name: column that predictions carry, no part of the prompt
+
+prompt:
+  max_tokens: 144  # longest prompt; all training rows fit
+
+rollout:
+  min_new_tokens: 13  # low end of the response budget: the longest answer with its tag fits
+  max_new_tokens: 20  # high end
+
+sft:  # launch/sft.sh, first: it learns the form of the answers, which PPO alone hardly finds
+  batch_size: 16  # rows of one optimizer step over all ranks
+  micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
+  max_steps: 19  # optimizer steps, 19.0 passes over the training rows
+  loss: answer  # next-token loss over the answer alone, not the prompt
+  lr: 3.0e-4  # peak learning rate of AdamW
+
+ppo:  # launch/ppo.sh, after SFT: from its adapter
+  batch_size: 16  # samples of one iteration over all ranks (paper 5.1)
+  micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
+  whiten_min_std: 0.3  # least deviation that whitening divides by; batches that are all right or all wrong are no noise
+  kl:
+    init: 0.05  # coefficient of the KL penalty at the start
+
+optimizer:  # of PPO
+  name: adamw  # for LoRA of a small model; the paper's Adafactor is for 7B
+  lr: 1.0e-4  # peak learning rate
+
+evaluation:
+  max_samples: 200  # rows of the table before and after training, spread evenly; null: all
+  decoding: likelihood  # the most probable of the task's answers, as nlu predict does
+  every_steps: 5  # iterations between validations
+  validation_samples: 100  # rows of each, spread evenly
+  patience: 3  # validations without a new best before training stops; the best is kept
+
+checkpoint:
+  every_steps: 5  # iterations between checkpoints; the same command resumes from the last one
 """
 
 
@@ -132,8 +205,8 @@ def test_golden_recipe(here, tiny_model):
     ]
     write_csv(here / "my tickets.csv", rows)
     drafted, _, _ = made(tiny_model("llama"), "my tickets.csv", "Team")
-    assert drafted.path == Path("my-tickets.yaml")
-    text = drafted.path.read_text(encoding="utf-8").replace(str(tiny_model("llama")), "MODEL")
+    assert drafted.entry.path == Path("my-tickets.yaml")
+    text = drafted.entry.path.read_text(encoding="utf-8").replace(str(tiny_model("llama")), "MODEL")
     assert text == GOLDEN
 
 
@@ -142,7 +215,7 @@ def scored(k, row):
 
 
 def tagged(k, row):
-    return row | {"tags": ["late;rude", "late", "rude", ""][k % 4]}
+    return row | {"tags": ["late;rude;", "late", "rude", ""][k % 4]}
 
 
 def gaps(k, row):
@@ -191,7 +264,7 @@ def test_multi_label(here, tiny_model, kind):
     else:
         lists = [row | {"tags": [tag for tag in row["tags"].split(";") if tag]} for row in rows]
         {"jsonl": write_jsonl, "parquet": write_parquet}[kind](path, lists)
-    drafted, task, data = made(tiny_model("llama"), path, "tags", text=("subject", "ticket body"))
+    _, task, data = made(tiny_model("llama"), path, "tags", text=("subject", "ticket body"))
     assert task.multi_label and task.labels == {"late": ["late"], "rude": ["rude"]} and task.no_label == "none"
     assert task.source.label_separator == (";" if kind == "csv" else ",")
     assert len(data.train) + len(data.validation) + len(data.table) == 100
@@ -236,7 +309,7 @@ def test_a_folder_of_splits(here, tiny_model):
     for name in ("train", "dev", "test"):
         (here / f"{name}.csv").rename(here / "data" / f"{name}.csv")
     drafted, task, data = made(tiny_model("llama"), "data", "team")
-    assert drafted.path == Path("data.yaml")
+    assert drafted.entry.path == Path("data.yaml")
     assert task.source.files == {"train": "data/train.csv", "validation": "data/dev.csv", "test": "data/test.csv"}
     assert task.source.unlabelled == ["test"] and task.source.split is None
     assert (len(data.train), len(data.table)) == (70, 30)
@@ -374,3 +447,93 @@ def test_hostile_tables(here, tiny_model, seed):
     assert len(task.fields) == len(texts)
     for row in data.train + data.validation + data.table:
         assert len(drafted.encoder.encode(task, row.fields)[0]) <= drafted.recipe.prompt.max_tokens
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+def fails(*arguments):
+    result = nlu("init", *arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_the_label_is_asked_for(here):
+    write_csv(here / "t.csv", tickets())
+    said = fails("t.csv")
+    assert "nlu init t.csv --label 'team'" in said
+    for line in ("id: id (numbers, another in each row)", "ticket body: text (", "team: category (4 distinct values)"):
+        assert line in said
+    assert "no column 'taem'; did you mean 'team'?" in fails("t.csv", "--label", "taem")
+    assert "as an id does" in fails("t.csv", "--label", "id")
+    assert "must not see it" in fails("t.csv", "--label", "team", "--text", "team")
+    assert "no column 'bdy'" in fails("t.csv", "--label", "team", "--text", "bdy")
+    assert "is no LABEL=WORD" in fails("t.csv", "--label", "team", "--labels", "billing")
+    assert "'bill' is no label of the column" in fails("t.csv", "--label", "team", "--labels", "bill=x")
+    assert not (here / "t.yaml").exists()
+
+
+def test_files_that_cannot_be_used(here):
+    rows = tickets()
+    write_csv(here / "t.csv", rows)
+    (here / "t.yaml").write_text("mine")
+    assert "t.yaml exists; name another with --out RECIPE, or write over it with --force" in fails(
+        "t.csv", "--label", "team"
+    )
+    assert (here / "t.yaml").read_text() == "mine"
+    assert "ends in .yaml" in fails("t.csv", "--label", "team", "--out", "t.txt")
+    assert "is not a folder" in fails("t.csv", "--label", "team", "--out", "no/t.yaml")
+    assert "absent.csv: no such file" in fails("absent.csv", "--label", "team")
+    (here / "t.xlsx").touch()
+    assert "t.xlsx: its suffix '.xlsx'" in fails("t.xlsx", "--label", "team", "--out", "x.yaml")
+    write_csv(here / "few.csv", rows[:9])
+    assert "9 rows with a label" in fails("few.csv", "--label", "team")
+    (here / "torn.csv").write_text("a,b,team\n1,2\n" * 20)
+    assert "columns, expected 3" in fails("torn.csv", "--label", "team")
+    write_csv(here / "latin.csv", rows[:50])
+    (here / "latin.csv").write_bytes((here / "latin.csv").read_text().replace("😀", "é").encode("cp1252"))
+    assert "are read differently" in fails("t.csv", "--label", "team", "--test", "latin.csv", "--out", "x.yaml")
+    write_csv(here / "numbers.csv", [{"n": f"{k}.5", "team": "ab"[k % 2]} for k in range(20)])
+    assert "no column looks like text (n: 20 distinct numbers)" in fails("numbers.csv", "--label", "team")
+
+
+def test_an_absent_model_is_one_sentence(here):
+    write_csv(here / "t.csv", tickets())
+    said = fails("t.csv", "--label", "team", "--model", "./absent")
+    assert "model.path" in said and "./absent" in said
+    assert not (here / "t.yaml").exists()
+
+
+def test_what_is_printed(here, tiny_model):
+    rows = tickets()
+    write_csv(here / "t.csv", [*rows, *rows[:4]])
+    result = nlu("init", "t.csv", "--label", "team", "--model", tiny_model("llama"))
+    assert result.exit_code == 0, (result.output, result.exception)
+    said = result.stdout
+    for part in (
+        "- kind: classification of column 'team'; 4 distinct values",
+        "- text: subject (",
+        "- left out: id (id: numbers, another in each row); --text COLUMN takes one in",
+        "- split: 10% for validation and 10% for test",
+        "'technical_support': 'technical support', ",
+        "prompt 3 of ",
+        "launch/sft.sh t.yaml   # about ",
+        "  nlu predict runs/t-sft new.csv --out answers.csv",
+        "launch/ppo.sh t.yaml model.adapter=runs/t-sft/adapter   # about ",
+        "t.yaml: written; ",
+    ):
+        assert part in said, (part, said)
+    assert said.count("<Judgement>\n") == 3
+
+
+@pytest.mark.slow
+def test_init_and_validate_as_processes(tmp_path):
+    """With the packaged model, from another folder than the project's: the recipe is valid as it stands."""
+    write_csv(tmp_path / "tickets.csv", tickets(), separator=";")
+    somewhere = environment() | {"PYTHONPATH": str(ROOT)}
+    for arguments in (["init", "tickets.csv", "--label", "team"], ["validate", "tickets.yaml"]):
+        command = [sys.executable, "-c", "from extensions.cli import main; main()", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=somewhere, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert "tickets.yaml: valid" in done.stdout

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from extensions.errors import UserError
+from extensions.scaffold.columns import KINDS
 
 KindName = Enum(
     "KindName", {"classification": "classification", "regression": "regression", "multi_label": "multi-label"}
@@ -43,26 +44,17 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="write over RECIPE")] = False,
 ) -> None:
     """Write a recipe for a table of your own: columns, labels, split and settings, each with its reason."""
+    from extensions.scaffold.entry import Request, make_entry
+
+    said, wanted = parse_words(labels), next((name for name in KINDS if kind and name == kind.value), None)
+    request = Request(data, label, tuple(text or ()), wanted, said, model, out, validation, test, force)
+    entry = make_entry(request)  # before torch is imported, which takes seconds
     import torch
 
-    from extensions.scaffold.init import Request, draft, write
+    from extensions.scaffold.draft import draft, write
     from extensions.scaffold.summary import summary
 
-    made = draft(
-        Request(
-            data,
-            label,
-            tuple(text or ()),
-            None if kind is None else kind.value,
-            parse_words(labels),
-            model,
-            out,
-            validation,
-            test,
-            force,
-        ),
-        torch.cuda.is_available(),
-    )
+    made = draft(entry, request, torch.cuda.is_available())
     write(made)
     for line in summary(made):
         print(line)

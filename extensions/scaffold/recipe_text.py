@@ -17,7 +17,7 @@ def scalar(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:.1f}"
     if isinstance(value, float) and 1e-5 <= abs(value) < 1:
-        return f"{value:.6f}".rstrip("0") if abs(value) >= 1e-3 else f"{value:.1e}"
+        return f"{value:.6f}".rstrip("0") if abs(value) >= 1e-3 else f"{value:.1e}".replace("e-0", "e-")
     text = _dumped(value)
     if isinstance(value, str) and (len(text.splitlines()) > 1 or value != value.strip()):
         return _dumped(value, default_style='"')

@@ -12,7 +12,7 @@ import torch
 from extensions.data import spread
 from extensions.errors import UserError
 from extensions.plan import GPUS, Options, Planner
-from extensions.scaffold.init import Draft
+from extensions.scaffold.draft import Draft
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 SHOWN = 3  # prompts
@@ -23,7 +23,7 @@ FORWARD = 0.5  # share of a training step that a forward alone takes: its backwa
 
 def summary(made: Draft) -> list[str]:
     """Everything that was decided, in lines."""
-    recipe, found = made.recipe, made.answers
+    recipe, found = made.recipe, made.entry.answers
     lines = [f"- {decision}" for decision in made.decisions]
     if found.score_range:
         low, high = found.score_range
@@ -32,7 +32,7 @@ def summary(made: Draft) -> list[str]:
         total = sum(found.counts.values())
         lines.append("labels, and the word that the model writes for each:")
         lines += [
-            f"  {label!r}: {made.words[label]!r}, {count} rows ({count / total:.1%})"
+            f"  {label!r}: {made.entry.words[label]!r}, {count} rows ({count / total:.1%})"
             for label, count in found.counts.items()
         ]
     for number, row in enumerate(spread(made.data.train, SHOWN), start=1):
@@ -41,7 +41,7 @@ def summary(made: Draft) -> list[str]:
         lines += [f"prompt {number} of {len(made.data.train)} training rows; the right answer is {answer!r}:"]
         lines += [f"    {line}" for line in _without_middle(text).splitlines()]
     lines += [f"warning: {warning}" for warning in made.warnings]
-    lines.append(f"{made.path}: written; {recipe.model.path}, {made.data.describe()}. Next:")
+    lines.append(f"{made.entry.path}: written; {recipe.model.path}, {made.data.describe()}. Next:")
     return lines + _commands(made)
 
 
@@ -53,7 +53,7 @@ def _without_middle(text: str) -> str:
 
 def _commands(made: Draft) -> list[str]:
     recipe = made.recipe
-    path, adapter = shlex.quote(str(made.path)), f"model.adapter=runs/{recipe.name}-sft/adapter"
+    path, adapter = shlex.quote(str(made.entry.path)), f"model.adapter=runs/{recipe.name}-sft/adapter"
     sft, ppo = (_relative(LAUNCH / f"{method}.sh") for method in ("sft", "ppo"))
     seconds = expected_seconds(made)
     return [
@@ -77,7 +77,8 @@ def _about(seconds: float | None) -> str:
     if seconds is None:
         return "   # nlu plan RECIPE says how long, for a GPU that it knows"
     if seconds < 5400:
-        return f"   # about {max(1, round(seconds / 60))} minutes on this machine"
+        minutes = max(1, round(seconds / 60))
+        return f"   # about {minutes} minute{'s' if minutes > 1 else ''} on this machine"
     return f"   # about {seconds / 3600:.1f} hours on this machine"
 
 

@@ -1,35 +1,22 @@
-"""From a table to a recipe: what is decided, the text, and the check that it works."""
+"""From a table to the entry of a task: which columns, labels and keys, each with its reason. No model is needed."""
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from extensions.data.splits import RunData
 from extensions.errors import UserError
-from extensions.files import write_text
-from extensions.flops import Shape
-from extensions.model.loading import load_config, load_tokenizer, prompt_limit
-from extensions.packing import common_prefix
-from extensions.prompts import PromptEncoder
-from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings, words
 from extensions.scaffold.columns import Answers, Column, Kind, answers, describe, is_blank, nearest, suggested_label
-from extensions.scaffold.recipe_text import recipe_text
 from extensions.scaffold.source import Table, find_splits, joint, named_classes, read_table
-from extensions.tasks import PLACEHOLDER, Task
+from extensions.tasks import PLACEHOLDER
 
-Warn = Callable[[str], None]
 HELD_OUT = 0.1  # share of the rows for validation, and for the test split
 FEWEST_ROWS = 10  # with a label
-COUNTED = 500  # rows whose prompts are counted in tokens
 
 
 @dataclass(frozen=True)
@@ -49,33 +36,32 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A recipe that works, and what was decided on the way."""
+class Entry:
+    """A task, as `data.tasks` has it, and what it was made from."""
 
-    path: Path
-    text: str
-    recipe: Recipe  # as `text` loads
-    data: RunData
-    encoder: PromptEncoder
+    path: Path  # of the recipe
+    task: dict[str, Any]
+    tables: dict[str, Table]  # split -> its file
     answers: Answers
-    words: dict[str, str]
+    words: dict[str, str]  # label -> the word that the model writes
     decisions: list[str]
     warnings: list[str]
-    tokens: tuple[int, int, int]  # that all prompts begin with, of the rest of a prompt, of an answer; means
-    on_gpu: bool
+
+    @property
+    def source(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.task["source"]
+        return found
 
 
-def draft(request: Request, on_gpu: bool) -> Draft:
-    """Everything but writing the file.
+def make_entry(request: Request) -> Entry:
+    """The task that the columns make.
 
     Raises:
-        UserError: the data cannot be read, or the columns do not make a task; the model's configuration or tokenizer
-            cannot be loaded; the file exists.
+        UserError: the data cannot be read, the columns do not make a task, or the recipe exists.
     """
     path = _target(request)
-    tables = {
-        split: read_table(file) for split, file in find_splits(request.data, request.validation, request.test).items()
-    }
+    files = find_splits(request.data, request.validation, request.test)
+    tables = {split: read_table(file) for split, file in files.items()}
     train = tables["train"]
     described = [describe(column, train.rows) for column in train.columns]
     label = _label(request, described, train)
@@ -89,12 +75,15 @@ def draft(request: Request, on_gpu: bool) -> Draft:
             f"{request.data}: {len(labelled) - found.missing} rows with a label; to train, validate and test takes at "
             f"least {FEWEST_ROWS}"
         )
-    notes = [note for table in tables.values() for note in table.notes]
+    warnings = [note for table in tables.values() for note in table.notes]
     named, odd = words.label_words(list(found.counts), request.labels, found.kind == "multi-label")
+    few = [repr(name) for name, count in found.counts.items() if count < 3]
+    if few:
+        odd.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
     source = _source(tables, label, texts, kept, found, unlabelled)
-    task = _task(re.sub(r"\.\w+$", "", path.name), texts, label, found, named, source)
+    task = _task(path.stem, texts, label, found, named, source)
     decisions = [f"kind: {found.kind} of column {str(label)!r}; {found.why}", *decisions, *_of_source(source, found)]
-    return _with_model(request, path, task, source, tables, found, named, decisions, notes + odd, on_gpu)
+    return Entry(path, task, tables, found, named, decisions, warnings + odd)
 
 
 def _target(request: Request) -> Path:
@@ -229,124 +218,3 @@ def _task(
 def is_unbalanced(counts: Mapping[str, int]) -> bool:
     """Whether the rarest label has less than `settings.RARE` of the even share."""
     return bool(counts) and min(counts.values()) < settings.RARE * sum(counts.values()) / len(counts)
-
-
-def _with_model(
-    request: Request,
-    path: Path,
-    entry: dict[str, Any],
-    source: dict[str, Any],
-    tables: Mapping[str, Table],
-    found: Answers,
-    named: dict[str, str],
-    decisions: list[str],
-    warnings: list[str],
-    on_gpu: bool,
-) -> Draft:
-    """What needs the model's tokenizer and configuration; then the recipe is made, loaded and tried."""
-    model = Model(path=request.model)
-    tokenizer, config = load_tokenizer(model), load_config(model)
-    recipe = Recipe.model_validate(
-        {"name": entry["name"], "model": {"path": request.model}, "data": {"tasks": [entry]}}
-    )
-    task = recipe.data.tasks[0]
-    context = prompt_limit(recipe, config) + recipe.rollout.max_new_tokens
-    counting = PromptEncoder(tokenizer, 10**9, False)
-    counting.check_answers(task)
-    rows = [row for row in tables["train"].rows if not is_blank(row.get(source["label"]))]
-    prompts = _prompts(counting, task, rows)
-    lengths = np.array([len(ids) for ids in prompts])
-    answer_tokens = list(map(len, counting.label_ids(task).values()))
-    chosen = settings.choose(
-        Shape.of(config, recipe.lora).parameters,
-        round(len(rows) * (1 - sum(source.get("split", {}).values()))),
-        int(np.percentile(lengths, 95)),
-        len(counting.encode(task, dict.fromkeys(task.fields, ""))[0]),
-        context,
-        _longest_answer(counting, task, rows, answer_tokens),
-        on_gpu,
-    )
-    share = float(np.mean(lengths > chosen.max_tokens))
-    cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
-    decisions.append(f"prompts: at most {chosen.max_tokens} tokens; {cut}")
-    weights = found.kind == "classification" and is_unbalanced(found.counts)
-    if weights:
-        decisions.append("data.class_weights: balanced, and macro F1 as the score: labels are rare")
-    total = sum(found.counts.values()) or 1
-    text = recipe_text(
-        data=request.data,
-        rows=sum(len(table.rows) for table in tables.values()),
-        what=f"{found.kind} of column {str(source['label'])!r}",
-        sft=f"bash launch/sft.sh {path}",
-        ppo=f"bash launch/ppo.sh {path} model.adapter=runs/{entry['name']}-sft/adapter",
-        name=entry["name"],
-        model=request.model,
-        s=chosen,
-        weights=weights,
-        task=entry,
-        answers=found,
-        words=named,
-        shares={label: f"{count / total:.1%}" for label, count in found.counts.items()},
-        source=source,
-        sizes={split: len(table.rows) for split, table in tables.items()},
-        incomplete=_incomplete(tables, task, source),
-        cut=cut,
-    )
-    resolved, data = _tried(text, warnings.append)
-    encoder = PromptEncoder(tokenizer, chosen.max_tokens, False)
-    prefix = common_prefix(prompts) if len(prompts) > 1 else 0
-    rest = round(float(np.minimum(lengths, chosen.max_tokens).mean())) - prefix
-    tokens = prefix, max(1, rest), round(float(np.mean(answer_tokens)))
-    few = [repr(label) for label, count in found.counts.items() if count < 3]
-    if few:
-        warnings.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
-    unique = list(dict.fromkeys(warnings))  # a file is read once for each split that is drawn from it
-    return Draft(path, text, resolved, data, encoder, found, named, decisions, unique, tokens, on_gpu)
-
-
-def _fields(task: Task, row: Any) -> dict[str, str]:
-    cells = {name: row.get(task.source.columns.get(name, name)) for name in task.fields}
-    return {name: "" if is_blank(cell) else str(cell).strip() for name, cell in cells.items()}
-
-
-def _prompts(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[list[int]]:
-    """Prompts of `COUNTED` rows at equal distances, of any length."""
-    count = min(COUNTED, len(rows))
-    return [encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0] for k in range(count)]
-
-
-def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], of_labels: Sequence[int]) -> int:
-    """Tokens of the longest answer with its tag; of a multi-label task of the longest set of labels in the data."""
-    if not task.multi_label:
-        return max(of_labels)
-    sets = {task.label_set_of(row.get(task.source.label)) for row in rows}
-    ids, text = encoder.encode(task, dict.fromkeys(task.fields, ""))
-    longest = sorted(map(task.answer, sets), key=len)[-COUNTED:]
-    return max(len(encoder.answer_ids(ids, text, answer)) for answer in longest)
-
-
-def _incomplete(tables: Mapping[str, Table], task: Task, source: Mapping[str, Any]) -> int:
-    columns = [source.get("columns", {}).get(name, name) for name in task.fields]
-    return sum(any(is_blank(row.get(c)) for c in columns) for table in tables.values() for row in table.rows)
-
-
-def _tried(text: str, warn: Warn) -> tuple[Recipe, RunData]:
-    """The recipe and its data as `nlu validate` reads them.
-
-    Raises:
-        UserError: the data have what no key lets pass.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(text, encoding="utf-8")
-        recipe = load_recipe(file)
-    return recipe, RunData.load(recipe, warn)
-
-
-def write(made: Draft) -> None:
-    try:
-        write_text(made.path, made.text)
-    except OSError as error:
-        raise UserError(
-            f"{made.path}: cannot be written ({error.strerror or error}); name another with --out"
-        ) from error
