@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,20 +47,21 @@ def _user_errors() -> Iterator[None]:
 
 @app.command()
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Check a recipe, its reward and its data files, without loading a model; print every error at once."""
+    """Check a recipe, its reward, data, tokenizer and prompts, without loading a model; print every error at once."""
+    from extensions.preflight import needs_root, problems
     from extensions.recipe import load_recipe
 
     with _user_errors():
         checked = load_recipe(recipe, overrides or [])
-        problems = _problems(checked)
-        if problems:
-            raise UserError(f"{recipe}: {len(problems)} error(s)\n" + "\n".join(f"  {p}" for p in problems))
+        found = problems(checked, _warn)
+        if found:
+            raise UserError(f"{recipe}: {len(found)} error(s)\n" + "\n".join(f"  {p}" for p in found))
     names = ", ".join(task.display_name for task in checked.data.tasks)
     console.print(
         f"{recipe}: valid ({checked.model.path}; {names}; {_amount(checked)})",
         markup=False,
     )
-    if _needs_root(checked):
+    if needs_root(checked):
         console.print("data files not checked: set data.root to the folder of the official download", markup=False)
 
 
@@ -74,32 +74,6 @@ def _amount(recipe: Any) -> str:
     return f"{recipe.training_steps()} iterations of {recipe.training_batch}"
 
 
-def _needs_root(recipe: Any) -> bool:
-    """Whether the recipe leaves data.root to the command line, as the shipped ones do."""
-    return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
-
-
-def _problems(recipe: Any) -> list[str]:
-    """Errors in the reward file and the data files that a valid recipe names."""
-    from extensions.data.splits import RunData
-    from extensions.rewards import load_reward
-
-    checks: list[Callable[[], Any]] = [partial(load_reward, recipe.reward)]
-    if recipe.method == "encoder" and not _needs_root(recipe):
-        from extensions.encoder import load_jobs
-
-        checks.append(partial(load_jobs, recipe, _warn))
-    elif not _needs_root(recipe):
-        checks += [partial(RunData.of_task, recipe, task, _warn) for task in recipe.data.tasks]
-    problems = []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            problems.append(str(error))
-    return problems
-
-
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
@@ -109,12 +83,13 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Load a recipe's model, compare what is computed with the model's own forward, and print what was found."""
     from extensions.model.loading import load_config
     from extensions.model_check import check_model
+    from extensions.preflight import needs_root
     from extensions.recipe import load_recipe
 
     with _user_errors():
         resolved = load_recipe(recipe, overrides or [])
         encoder, config = _encoder(resolved), load_config(resolved.model)
-        lines = check_model(resolved, encoder, config, not _needs_root(resolved), _warn)
+        lines = check_model(resolved, encoder, config, not needs_root(resolved), _warn)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for what, found in lines:
         table.add_row(what, _escaped(found))

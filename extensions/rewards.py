@@ -7,7 +7,7 @@ import inspect
 import math
 import numbers
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,8 @@ import reward_fns
 from extensions import watchdog
 from extensions.data import Example
 from extensions.errors import UserError
-from extensions.prompts import pack_label
+from extensions.prompts import CLOSE, pack_label
+from extensions.tasks import Task
 
 BUILT_IN = Path(next(iter(reward_fns.__path__)))
 
@@ -138,3 +139,87 @@ def _check_signature(function: Callable[..., Any], arguments: int, path: Path) -
         inspect.signature(function).bind(*[None] * arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {_name_of(function)} cannot be called with {arguments} arguments: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------ a trial of a reward
+
+TRIED = 3  # rows of each label
+GARBAGE = ("", "As an AI language model, I")
+
+
+def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple[str, bool]]:
+    """What a reward does that cannot be meant, on some rows of each label of one task: gold, wrong answers, garbage.
+
+    Yields:
+        (sentence, whether no training can go on with it): it raises or returns no number; it is constant; or gold
+        earns no more than a wrong answer, on all rows tried of a label.
+    """
+    if not examples:
+        return
+    task, rewards = examples[0].task, set[float]()
+    unpaid: dict[str, str] = {}
+    for label, rows in _by_label(examples).items():
+        lost = []
+        for row in rows:
+            tried = answers_of(task, str(row.label))
+            texts = [f"{answer}{CLOSE}" for answer in tried] + [*GARBAGE, tried[0]]
+            try:
+                values = reward(texts, [""] * len(texts), [row] * len(texts))
+            except UserError as error:
+                yield f"{error}\n  (task {task.name}, a row with the label {label!r})", True
+                return
+            rewards |= set(values)
+            above = [k for k in range(1, len(tried)) if values[k] >= values[0]]
+            lost += [f"{tried[k]!r} {values[k]:g}, gold {tried[0]!r} {values[0]:g}" for k in above[:1]]
+        if len(lost) == len(rows):
+            unpaid[label] = lost[0]
+    if len(rewards) == 1:
+        yield (
+            f"reward {reward.path}: it is {rewards.pop():g} for gold, wrong and garbage answers alike (task "
+            f"{task.name}), so nothing can be learned from it; try it with nlu preview",
+            True,
+        )
+    elif unpaid:
+        shown = "; ".join(f"label {label!r}: {what}" for label, what in list(unpaid.items())[:3])
+        yield (
+            f"reward {reward.path}: the gold answer earns no more than a wrong one for {len(unpaid)} of "
+            f"{len(_by_label(examples))} labels of task {task.name} ({shown}). The reward gets the label as it stands "
+            "in the data and the text as the model writes it; compare them in the same form",
+            False,
+        )
+
+
+def check_reward(reward: Reward, examples: Sequence[Example], warn: Callable[[str], None]) -> None:
+    """`reward_faults` of each task.
+
+    Raises:
+        UserError: no training can go on with it.
+    """
+    for task in dict.fromkeys(example.task.name for example in examples):
+        for fault, fatal in reward_faults(reward, [example for example in examples if example.task.name == task]):
+            if fatal:
+                raise UserError(fault)
+            warn(fault)
+
+
+def answers_of(task: Task, gold: str) -> list[str]:
+    """The gold answer first, then wrong ones."""
+    if task.score_range is not None:
+        low, high = task.score_range
+        far = max((low, high), key=lambda score: abs(score - float(gold)))
+        return [task.answer(gold), task.answer(f"{far:g}")]
+    right = task.answer(gold)
+    return [right, *(task.answer(label) for label in task.labels if task.answer(label) != right)]
+
+
+def _by_label(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """At most `TRIED` examples of each label; of a regression of the lower and the upper half of its scores."""
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        label = str(example.label)
+        if example.task.score_range is not None:
+            label = "upper half" if float(label) > sum(example.task.score_range) / 2 else "lower half"
+        rows = found.setdefault(label, [])
+        if len(rows) < TRIED:
+            rows.append(example)
+    return found

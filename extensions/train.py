@@ -45,7 +45,7 @@ from extensions.ppo import PpoTrainer
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe, load_recipe
 from extensions.report import before_after_table, model_card
-from extensions.rewards import Reward, load_reward
+from extensions.rewards import Reward, check_reward, load_reward
 from extensions.run import RunFolder, adapter_hash
 from extensions.sft import SftTrainer
 from extensions.strategy import Strategy
@@ -84,6 +84,8 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         require("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
+    if method == "ppo":
+        check_reward(reward, data.train, reporter.warn)
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter)
     sharded = recipe.deepspeed.zero_stage == 3

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from extensions.cli import app
 from extensions.data.splits import RunData
+from extensions.preflight import problems
 from extensions.prompts import parse_answer
 from extensions.recipe import load_recipe
 from extensions.scaffold.draft import draft, write
@@ -73,6 +74,7 @@ def made(model, data, label, **options):
     write(draft_of)
     recipe = load_recipe(draft_of.entry.path)
     warnings = []
+    assert problems(recipe, warnings.append) == []  # as `nlu validate` has it
     return draft_of, recipe.data.tasks[0], RunData.load(recipe, warnings.append)
 
 
@@ -148,7 +150,7 @@ data:
     - name: my-tickets  # in metrics and tables
       # Say it better: a sentence on what the texts are and what the answer means helps the model.
       description: You are an assistant that reads a ticket body and names its team.  # part 1 of the prompt
-      question: "Ticket body: {ticket body}\n  What is the team: \"it support\" or \"sales\"?"  # part 3; {...} is a column
+      question: "Ticket body: {ticket body}\n  What is the team: \"it support\" or \"sales\"?"  # {...} is a column
       labels:  # label in the data: the word that the model writes for it
         IT_support: it support  # 10 rows, 50.0%
         Sales: sales  # 10 rows, 50.0%
@@ -157,7 +159,7 @@ data:
       source:
         files:  # relative to the folder where commands run, or to data.root
           train: my tickets.csv  # 20 rows
-        split: {validation: 0.1, test: 0.1}  # shares of the training file held out: seeded, stratified, equal texts on one side
+        split: {validation: 0.1, test: 0.1}  # held out of the training file: seeded, stratified, equal texts together
         label: Team  # column of the answers
         keep: {nr: nr}  # name: column that predictions carry, no part of the prompt
 

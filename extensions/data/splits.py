@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -48,17 +48,22 @@ class RunData:
         Raises:
             UserError: see `of_task`; or the run trains, and no task of the recipe has a training split.
         """
+        data = RunData.joined([RunData.of_task(recipe, task, warn) for task in recipe.data.tasks])
+        if recipe.method != "eval":
+            check_trainable(recipe.data.tasks)
+        return data
+
+    @staticmethod
+    def joined(parts: Sequence[RunData]) -> RunData:
+        """The examples of all tasks from those of each."""
         data = RunData()
-        for task in recipe.data.tasks:
-            part = RunData.of_task(recipe, task, warn)
+        for part in parts:
             data.train += part.train
             data.table += part.table
             data.validation += part.validation
             data.test += part.test
             data.splits |= part.splits
             data.demonstrations |= part.demonstrations
-        if recipe.method != "eval":
-            check_trainable(recipe.data.tasks)
         return data
 
     @staticmethod

@@ -31,6 +31,7 @@ from extensions.errors import UserError
 from extensions.files import sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
+from extensions.model.hub import check_source
 from extensions.model.policy import Policy
 from extensions.model.proof import check_gradient, choose_path, synthetic_rows
 from extensions.packing import Sample
@@ -49,9 +50,11 @@ def resolve_model(path: str) -> tuple[str, str | None]:
     `pip:PACKAGE` is a model file inside an installed package, found without importing it.
 
     Raises:
-        UserError: no such package, no model file in it, or its size or hash is not the known one.
+        UserError: no such folder, package or name on the hub, no model file in the package, or its size or hash is not
+            the known one.
     """
     if not path.startswith("pip:"):
+        check_source(path)
         return path, None
     package = path.removeprefix("pip:")
     try:

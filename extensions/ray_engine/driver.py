@@ -20,7 +20,7 @@ from extensions.model.proof import proof_rows
 from extensions.ray_engine import cluster, openrlhf
 from extensions.ray_engine.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe
-from extensions.rewards import load_reward
+from extensions.rewards import check_reward, load_reward
 from extensions.vllm_engine import Probe, check_family, engine_dtype, engine_environment, probe_samples, require
 
 FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above
@@ -50,6 +50,7 @@ def run(recipe: Recipe) -> None:
         transformers.utils.logging.disable_progress_bar()
     engine_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
+    check_reward(reward, data.train, reporter.warn)
     config = load_config(recipe.model)
     check_family(config)
     tokenizer = load_tokenizer(recipe.model)

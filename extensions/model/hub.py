@@ -1,0 +1,56 @@
+"""Whether a model's name can mean anything, before transformers asks a network that is not there for half a minute."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from extensions.errors import UserError
+
+TIMEOUT = 5.0  # seconds for the hub to answer
+_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+
+
+class HubUnreachable(UserError):
+    """The name may be right: nothing here says so, and the hub cannot be asked."""
+
+
+@lru_cache(maxsize=64)
+def check_source(path: str) -> None:
+    """Whether `path` is a folder, a model in the hub's local cache, or one that the hub has now.
+
+    Raises:
+        HubUnreachable: it has the form of a hub name, is not in the cache, and the hub does not answer.
+        UserError: it is none of these.
+    """
+    if Path(path).is_dir():
+        return
+    if not _HUB_NAME.fullmatch(path) or path.startswith("."):
+        raise UserError(
+            f"model.path: cannot load {path!r}: no such folder; give a folder with a model, a hub name, or pip:PACKAGE"
+        )
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+        return
+    missing = f"model.path: cannot load {path!r}: it is neither a folder nor in the hub's cache on this machine"
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnreachable(f"{missing}, and HF_HUB_OFFLINE forbids to ask the hub; give a folder with a model")
+    try:
+        HfApi().model_info(path, timeout=TIMEOUT)
+    except HFValidationError as error:
+        raise UserError(f"{missing}, and no hub name: {' '.join(str(error).split())[:200]}") from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403, 404):
+            raise UserError(
+                f"{missing}, and the hub does not show such a model (status {status}): check the name; a private or "
+                "gated one needs `hf auth login` or HF_TOKEN"
+            ) from error
+        raise HubUnreachable(f"{missing}, and the hub answers with status {status}; try again later") from error
+    except Exception as error:  # of the network, by whatever HTTP library the hub's client uses
+        raise HubUnreachable(
+            f"{missing}, and the hub cannot be reached ({error}); check the network, or give a folder with a model"
+        ) from error
