@@ -111,6 +111,7 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
     left_out: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     lacking: Counter[str | int] = Counter()  # columns that an object leaves out
+    names: dict[str | int, None] = {}  # of those objects' own
     number = -1
     # Where rows may be left out or drawn, `index` is not the row of the file.
     numbered = reader.own and (source.split or source.incomplete != "error" or source.unknown_labels != "error")
@@ -120,7 +121,10 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
         try:
             if isinstance(row, Fault):
                 raise FaultyRow(row)
-            lacking.update(column for column in reader.needed if column not in row)
+            for column in reader.needed:
+                if column not in row:
+                    lacking[column] += 1
+                    names |= dict.fromkeys(row)
             fields = reader.cells(row, where, may_lack)
             if source.incomplete == "keep" and not any(fields.values()):
                 raise IncompleteRow(Fault(where, "rows without any text", ": all texts are empty"))
@@ -144,7 +148,7 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
         examples.append(Example(task, len(examples), fields, label, None, kept))
     for column, count in lacking.items():
         if count == number + 1:
-            raise UserError(f"{reader.path}{absent(reader.names, column)}")
+            raise UserError(f"{reader.path}{absent(names, column)}")
     faults.check()
     if not examples:
         raise UserError(f"{reader.path}: no rows; expected at least one for task {task.name}, split {split}")

@@ -149,7 +149,6 @@ class SplitReader:
     def __init__(self, task: Task, split: str, files: list[Path], from_hub: bool) -> None:
         self.task, self.split, self.files, self.path = task, split, files, files[0]
         self.source, self.own = task.source.in_split(split), task.suite == "own"
-        self.names: dict[str | int, None] = {}  # of the columns of a JSONL file, as far as it has been read
         hub = self.source.hub if from_hub else None
         self.labelled = split not in self.source.unlabelled
         self.columns: dict[str, Any] = self.source.columns
@@ -185,8 +184,6 @@ class SplitReader:
                     if first and self.format != "jsonl":
                         self._check_columns(row, where)
                     first = False
-                    if self.format == "jsonl":
-                        self.names |= dict.fromkeys(row)
                     yield where, row
                     continue
                 try:
@@ -244,23 +241,22 @@ def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool =
         IncompleteRow: there is no text.
         FaultyRow: what is there is no text.
     """
-    remedy = "source.incomplete: skip leaves such rows out of training, keep makes the text empty" if own else ""
-    if own and column not in row:  # an object may leave a key out; that no object has it is found by the caller
-        if may_lack:
-            return ""
-        raise IncompleteRow(Fault(where, f"rows without the field {column!r}", absent(row, column), remedy))
-    value = _cell(row, column, where)
-    place = f", field {column!r}"
+    lacks = own and column not in row  # an object may leave a key out; that no object has it is found by the caller
+    value = None if lacks else _cell(row, column, where)
     if value is None or (isinstance(value, str) and not value.strip()) or (own and value != value):
         if may_lack:
             return ""
-        detail = f"{place}: expected text, got {value!r}"
+        place = f", field {column!r}"
+        detail = absent(row, column) if lacks else f"{place}: expected text, got {value!r}"
+        remedy = "source.incomplete: skip leaves such rows out of training, keep makes the text empty" if own else ""
         raise IncompleteRow(Fault(where, f"rows without a text{place}", detail, remedy))
     if own and isinstance(value, (bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str):
+        place = f", field {column!r}"
         raise FaultyRow(Fault(where, f"rows with no text{place}", f"{place}: expected text, got {value!r}"))
     if SURROGATE.search(value):
+        place = f", field {column!r}"
         detail = f"{place}: {value[:60]!r} holds half of a surrogate pair, which is not text"
         raise FaultyRow(Fault(where, f"rows with half of a surrogate pair{place}", detail))
     return value.strip()
@@ -282,37 +278,38 @@ def label_of(row: Row, reader: SplitReader, where: str) -> str:
     if reader.classes is not None and isinstance(value, float):
         value = f"{value:g}"  # the hub has scores in 32 bits, where 3.8 is 3.799999952316284
     text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    place, skip = f", field {column!r}", ""
-    if reader.own:
-        unlabelled = f" source.unlabelled: [{reader.split}] if the file has none." if reader.split != "train" else ""
-        skip = f"source.unknown_labels: skip leaves such rows out.{unlabelled}".removesuffix(".")
-    empty = value is None or not text or value != value
     if task.multi_label:
         try:
             return task.label_set_of(value)
-        except ValueError as error:
-            kind = "rows whose labels are not all the task's"
-            raise UnlabelledRow(Fault(where, kind, f"{place}: {error} (task {task.name})", skip, text)) from error
+        except ValueError:
+            raise _unlabelled(reader, where, value, text) from None
     if task.score_range is None:
         label = task.label_of(text)
-        if label is None:
-            allowed = ", ".join(map(repr, task.labels))
-            detail = f"{place}: label {text!r} is not one of {allowed} (task {task.name})"
-            if empty:
-                raise UnlabelledRow(Fault(where, "rows without a label", detail, skip))
-            remedy = f"Add it to labels. {skip}" if reader.own else ""
-            raise UnlabelledRow(Fault(where, "rows whose label is none of the task's", detail, remedy, text))
-        return label
-    number = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    if not number or not is_label(text, task):
+        if label is not None:
+            return label
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool) and is_label(text, task):
+        return text
+    raise _unlabelled(reader, where, value, text)
+
+
+def _unlabelled(reader: SplitReader, where: str, value: Any, text: str) -> UnlabelledRow:
+    """What is wrong with a label that is none, and what lets the row pass."""
+    task, skip = reader.task, ""
+    if reader.own:
+        skip = "source.unknown_labels: skip leaves such rows out"
+        if reader.split != "train":
+            skip += f". source.unlabelled: [{reader.split}] if the file has none"
+    detail = f", field {reader.label!r}: "
+    if task.score_range is None:
+        detail += f"label {text!r} is not one of {', '.join(map(repr, task.labels))} (task {task.name})"
+        kind, remedy = "rows whose label is none of the task's", "Add it to labels"
+    else:
         low, high = task.score_range
-        detail = f"{place}: expected a number from {low:g} to {high:g}, got {text!r}"
-        if empty:
-            raise UnlabelledRow(Fault(where, "rows without a label", detail, skip))
-        kind = f"rows whose score is no number from {low:g} to {high:g}"
-        remedy = f"Give score_range the range of the data. {skip}" if reader.own else ""
-        raise UnlabelledRow(Fault(where, kind, detail, remedy, text))
-    return text
+        detail += f"expected a number from {low:g} to {high:g}, got {text!r}"
+        kind, remedy = f"rows whose score is no number from {low:g} to {high:g}", "Give score_range the data's range"
+    if value is None or not text or value != value:
+        return UnlabelledRow(Fault(where, "rows without a label", detail, skip))
+    return UnlabelledRow(Fault(where, kind, detail, f"{remedy}. {skip}" if reader.own else "", text))
 
 
 def kept_of(row: Row, task: Task, where: str) -> dict[str, Any]:

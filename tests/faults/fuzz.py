@@ -483,6 +483,45 @@ def data_target(name: str, task: str, splits: Sequence[str] = ("train", "validat
     return Target(name, read, lambda: [official(task, split)[1].encode() for split in splits])
 
 
+TICKETS = Task.model_validate(
+    {
+        "name": "tickets",
+        "description": "Name the team.",
+        "question": '"{subject}" "{ticket body}"',
+        "labels": ["sales", "it"],
+        "source": {"label": "team", "incomplete": "keep", "unknown_labels": "skip"}
+        | {"files": {"train": "rows.csv"}, "split": {"validation": 0.3}},
+    }
+)
+TICKET_ROWS = (
+    "subject,ticket body,team\r\n"
+    + "".join(f'"a, {k}","two ""{k}""\nlines",{"it" if k % 2 else "sales"}\r\n' for k in range(8))
+).encode()
+
+
+def ticket_files() -> list[bytes]:
+    return [TICKET_ROWS, TICKET_ROWS.replace(b",", b"\t"), TICKET_ROWS.decode().encode("utf-16")]
+
+
+def read_table(data: bytes) -> None:
+    """One's own file, as CSV and TSV, whole and in two splits."""
+    folder, refused = scratch("table"), []
+    for name in ("rows.csv", "rows.tsv"):
+        written(folder / name, data)
+        task = TICKETS.model_copy(update={"source": TICKETS.source.model_copy(update={"files": {"train": name}})})
+        try:
+            parts = [load_examples(task, split, str(folder)) for split in ("train", "validation")]
+        except UserError as error:
+            refused.append(error)
+            continue
+        for part in parts:
+            use_examples(task, part)
+        rows = [example.kept["row"] for part in parts for example in part]
+        assert len(set(rows)) == len(rows), "a row is on both sides"
+    if len(refused) == 2:
+        raise refused[0]
+
+
 PARQUET = ("cola", "stsb", "qnli", "boolq", "multirc", "record", "wsc", "axg")
 
 
@@ -716,6 +755,7 @@ TARGETS = {
         data_target("wsc", "wsc"),
         data_target("axg", "axg", ("test",)),
         Target("parquet", read_parquet, hub_files),
+        Target("table", read_table, ticket_files),
         Target("predictions", read_answers, lambda: [predictions_of(suite) for suite in SUITES]),
         Target("archive", read_archive, archives),
         Target("runs", read_run, damaged_files),
