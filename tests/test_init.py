@@ -324,6 +324,24 @@ def test_files_elsewhere_are_named_in_full(here, tiny_model, tmp_path_factory):
     assert task.source.files["train"] == str(folder / "t.csv")
 
 
+@pytest.mark.parametrize("dev", [False, True])
+def test_a_data_set_of_the_hub(here, tiny_model, monkeypatch, dev):
+    import huggingface_hub
+
+    (here / "hub" / "data").mkdir(parents=True)
+    write_parquet(here / "hub" / "data" / "train-00000-of-00002.parquet", tickets()[:50])
+    write_parquet(here / "hub" / "data" / "train-00001-of-00002.parquet", tickets()[50:])
+    if dev:
+        write_parquet(here / "hub" / "data" / "dev-00000-of-00001.parquet", tickets()[:20])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(here / "hub"))
+    drafted, task, data = made(tiny_model("llama"), f"hub:me/tickets-{dev}", "team")
+    assert drafted.entry.path == Path(f"tickets-{dev}.yaml") and not task.source.files
+    assert task.source.hub.repo == f"me/tickets-{dev}"
+    assert task.source.hub.splits == ({"validation": "dev"} if dev else {})
+    assert len(data.validation) == (20 if dev else 10)
+    check(task, data)
+
+
 def test_rows_that_lack_something(here, tiny_model):
     rows = tickets()
     for k in (3, 30):

@@ -12,7 +12,7 @@ from typing import Any
 from extensions.errors import UserError
 from extensions.scaffold import settings, words
 from extensions.scaffold.columns import Answers, Column, Kind, answers, describe, is_blank, nearest, suggested_label
-from extensions.scaffold.source import Table, find_splits, joint, named_classes, read_table
+from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table
 from extensions.tasks import PLACEHOLDER
 
 HELD_OUT = 0.1  # share of the rows for validation, and for the test split
@@ -60,8 +60,12 @@ def make_entry(request: Request) -> Entry:
         UserError: the data cannot be read, the columns do not make a task, or the recipe exists.
     """
     path = _target(request)
-    files = find_splits(request.data, request.validation, request.test)
-    tables = {split: read_table(file) for split, file in files.items()}
+    hub: dict[str, Any] = {}
+    if request.data.startswith("hub:"):
+        tables, hub = hub_tables(request.data)
+    else:
+        files = find_splits(request.data, request.validation, request.test)
+        tables = {split: read_table(file) for split, file in files.items()}
     train = tables["train"]
     described = [describe(column, train.rows) for column in train.columns]
     label = _label(request, described, train)
@@ -80,7 +84,7 @@ def make_entry(request: Request) -> Entry:
     few = [repr(name) for name, count in found.counts.items() if count < 3]
     if few:
         odd.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
-    source = _source(tables, label, texts, kept, found, unlabelled)
+    source = _source(tables, hub, label, texts, kept, found, unlabelled)
     task = _task(path.stem, texts, label, found, named, source)
     decisions = [f"kind: {found.kind} of column {str(label)!r}; {found.why}", *decisions, *_of_source(source, found)]
     return Entry(path, task, tables, found, named, decisions, warnings + odd)
@@ -140,6 +144,7 @@ def _texts(request: Request, described: Sequence[Column], label: Any) -> tuple[l
 
 def _source(
     tables: Mapping[str, Table],
+    hub: dict[str, Any],
     label: Any,
     texts: Sequence[Any],
     kept: Sequence[Any],
@@ -151,7 +156,8 @@ def _source(
     lack = any(is_blank(row.get(column)) for table in tables.values() for row in table.rows for column in texts)
     fields = {_placeholder(column, k): column for k, column in enumerate(texts, start=1)}
     keys: dict[str, Any] = {
-        "files": {split: _as_seen_from_here(table.path) for split, table in tables.items()},
+        "files": {} if hub else {split: _as_seen_from_here(table.path) for split, table in tables.items()},
+        "hub": hub,
         "split": missing,
         **joint(dict(tables)),
         "columns": {name: column for name, column in fields.items() if name != column},

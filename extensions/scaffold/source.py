@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extensions.data.readers import AbsentSplit, download
 from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
 from extensions.errors import UserError
 from extensions.scaffold.columns import Row
-from extensions.tasks import SPLITS, Source
+from extensions.tasks import SPLITS, Source, Task
 
 NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 ENCODINGS = ("utf-8", "cp1252", "latin-1")  # tried in this order; the last reads anything
@@ -90,6 +91,35 @@ def read_table(path: Path) -> Table:
     if not rows:
         raise UserError(f"{path}: no rows; expected at least one")
     return Table(path, keys, columns_of(path, source), rows, notes)
+
+
+def hub_tables(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Split -> table of `hub:USER/NAME`, or `hub:USER/NAME:CONFIG`, and the key `source.hub`.
+
+    Raises:
+        UserError: the hub cannot be read, or holds no training split.
+    """
+    repo, _, config = name.removeprefix("hub:").partition(":")
+    hub: dict[str, Any] = {"repo": repo} | ({"config": config} if config else {})
+    tables: dict[str, Table] = {}
+    renamed: dict[str, str] = {}
+    for split, there in [(one, name) for one in SPLITS for name in NAMES[one]]:
+        if split in tables:
+            continue
+        source = {"hub": {**hub, "splits": {split: there}}}
+        probe = Task.model_validate(
+            {"name": "probe", "description": "-", "question": "{x}", "labels": ["a", "b"], "source": source}
+        )
+        try:
+            files = download(probe, split)
+        except AbsentSplit:
+            continue
+        rows: list[Row] = [row for file in files for _, row in read_rows(file, Source())]
+        tables[split] = Table(files[0], {}, columns_of(files[0], Source()), rows)
+        renamed |= {split: there} if there != split else {}
+    if "train" not in tables:
+        raise UserError(f"{name}: no training split in parquet files; name its configuration, as hub:{repo}:CONFIG")
+    return tables, hub | ({"splits": renamed} if renamed else {})
 
 
 def named_classes(table: Table, label: Any) -> list[Row]:
