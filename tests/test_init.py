@@ -168,7 +168,7 @@ prompt:
 
 rollout:
   min_new_tokens: 13  # low end of the response budget: the longest answer with its tag fits
-  max_new_tokens: 20  # high end
+  max_new_tokens: 19  # high end
 
 sft:  # launch/sft.sh, first: it learns the form of the answers, which PPO alone hardly finds
   batch_size: 16  # rows of one optimizer step over all ranks
@@ -523,6 +523,13 @@ def test_an_absent_model_is_one_sentence(here):
     said = fails("t.csv", "--label", "team", "--model", "./absent")
     assert "model.path" in said and "./absent" in said
     assert not (here / "t.yaml").exists()
+
+
+def test_a_prompt_that_cannot_fit(here, tiny_model):
+    teams = [f"a team of number {k} with a name that is long" for k in range(40)]
+    write_csv(here / "t.csv", [{"text": f"{k} {WORDS[k % 9]}", "team": teams[k % 40]} for k in range(400)])
+    said = fails("t.csv", "--label", "team", "--model", tiny_model("llama"))
+    assert "and without its texts it has " in said and "shorten the labels" in said
 
 
 def test_what_is_printed(here, tiny_model):

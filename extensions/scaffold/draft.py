@@ -60,15 +60,21 @@ def draft(entry: Entry, request: Request, on_gpu: bool) -> Draft:
     prompts = _prompts(counting, task, rows)
     lengths = np.array([len(ids) for ids in prompts])
     answer_tokens = list(map(len, counting.label_ids(task).values()))
+    fixed = len(counting.encode(task, dict.fromkeys(task.fields, ""))[0])
     chosen = settings.choose(
         Shape.of(config, recipe.lora).parameters,
         round(len(rows) * (1 - sum(source.get("split", {}).values()))),
         int(np.percentile(lengths, 95)),
-        len(counting.encode(task, dict.fromkeys(task.fields, ""))[0]),
+        fixed,
         prompt_limit(recipe, config) + recipe.rollout.max_new_tokens,
         _longest_answer(counting, task, rows, answer_tokens),
         on_gpu,
     )
+    if fixed >= chosen.max_tokens:
+        raise UserError(
+            f"model.path: {request.model!r} reads {chosen.max_tokens} tokens of a prompt here, and without its texts "
+            f"it has {fixed} already; shorten the labels (--labels LABEL=WORD,...), or take a --model with a longer context"
+        )
     share = float(np.mean(lengths > chosen.max_tokens))
     cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
     decisions = [*entry.decisions, f"prompts: at most {chosen.max_tokens} tokens; {cut}"]

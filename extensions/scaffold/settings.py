@@ -75,7 +75,7 @@ def choose(
     steps = math.ceil(seen / BATCH)
     # A response needs room for the longest answer at either end of the budget; beyond it the model may ramble.
     low = longest_answer + 1
-    high = max(low + 4, math.ceil(1.5 * low))
+    high = low + max(4, min(8, low // 2))
     limit = min(max(LONGEST_PROMPT["gpu" if on_gpu else "cpu"], 2 * fixed_tokens), context - high)
     return Settings(
         sft_lr=regime.sft_lr,
