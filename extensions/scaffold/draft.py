@@ -73,7 +73,8 @@ def draft(entry: Entry, request: Request, on_gpu: bool) -> Draft:
     if fixed >= chosen.max_tokens:
         raise UserError(
             f"model.path: {request.model!r} reads {chosen.max_tokens} tokens of a prompt here, and without its texts "
-            f"it has {fixed} already; shorten the labels (--labels LABEL=WORD,...), or take a --model with a longer context"
+            f"it has {fixed} already; shorten the labels (--labels LABEL=WORD,...), or take a --model with a longer "
+            "context"
         )
     share = float(np.mean(lengths > chosen.max_tokens))
     cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
