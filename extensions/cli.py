@@ -191,7 +191,7 @@ def _answers(task: Any, gold: str) -> list[tuple[str, str]]:
         low, high = task.score_range
         wrong = [("wrong", f"{value:g}") for value in (low, (low + high) / 2, high) if value != float(gold)]
     else:
-        wrong = [("wrong", task.answer(label)) for label in task.labels if label != gold]
+        wrong = [("wrong", task.answer(label)) for label in task.sample_labels if label != gold]
     return [
         ("gold", task.answer(gold)),
         *wrong,

@@ -43,10 +43,10 @@ class Prediction:
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:
     """Metrics of labelled predictions.
 
-    A wrong format is its own class, always wrong; in a regression it counts as the middle of the range; of a multi-label
-    task it is no label, and never the right set. `score` is the mean of the task's metrics. `intervals` are 95% bootstrap intervals: questions are resampled where several rows make
-    one, else rows; `intervals=False` saves their time. `majority` is the accuracy of always giving the commonest label,
-    or label set.
+    A wrong format is its own class, always wrong. In a regression it counts as the middle of the range; of a
+    multi-label task it holds no label, and is never the right set. `score` is the mean of the task's metrics.
+    `intervals` are 95% bootstrap intervals: questions are resampled where several rows make one, else rows;
+    `intervals=False` saves their time. `majority` is the accuracy of always giving the commonest label, or label set.
     """
     wanted: list[str] = list(dict.fromkeys((*task.metrics, *task.more_metrics)))
     right = "subset_accuracy" if task.multi_label else "accuracy"

@@ -9,7 +9,6 @@ Samples of several tasks may stand in one pack; a batch that shares nothing is a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,6 +27,7 @@ class Sample:
 
     prompt: Sequence[int]
     response: Sequence[int]
+    weight: float = 1.0  # of its targets in a loss over the whole pack (SFT)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Pack:
     blocks: list[Block]  # who sees whom; each token stands in one row of one block
     predicting: Tensor  # (N,) places in the pack whose next token is a target: a response token, sample by sample
     targets: Tensor  # (N,) those tokens
-    weights: Tensor  # (N,) float32, how many samples each target stands for: 1 for response tokens
+    weights: Tensor  # (N,) float32, how many samples each target stands for: their weights, mostly 1
     lengths: list[int]  # B numbers of response tokens; of the targets these come first, and mostly they are all
     chains: list[tuple[Span, ...]]  # B: the spans of each sample's tokens in their order, the last its own, maybe empty
     prefix_tokens: int  # tokens that stand once for several samples
@@ -216,17 +216,19 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
     tree.place(tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ()), 0, ())
     predicting: list[int] = []
     targets: list[int] = []
+    weights: list[float] = []
     for i, sample in enumerate(samples):
         places = [place for span in tree.chains[i] for place in range(span.first, span.first + span.length)]
         predicting += places[len(sample.prompt) - 1 :]
         targets += sample.response or [0]
+        weights += [sample.weight] * (len(sample.response) or 1)
     return Pack(
         input_ids=torch.tensor([tree.tokens], device=device),
         position_ids=torch.tensor([tree.positions], device=device),
         blocks=tree.blocks,
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor(targets, device=device),
-        weights=torch.ones(len(targets), device=device),
+        weights=torch.tensor(weights, dtype=torch.float32, device=device),
         lengths=[len(sample.response) or 1 for sample in samples],
         chains=[tree.chains[i] for i in range(len(samples))],
         prefix_tokens=tree.shared,
@@ -242,21 +244,23 @@ def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) ->
 def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:
     """The same pack with every token of each sample but its first as a target, for the loss on whole sequences.
 
-    A shared token stands once in the pack but in several samples, so its weight is their number: the weighted
-    sum over the targets is the sum over all samples' own tokens. After the last prefix token each sample goes its own
-    way; there the targets are one for each different continuation. The response tokens stay the first targets.
+    A shared token stands once in the pack but in several samples, so its weight is the sum of theirs, mostly their
+    number: the weighted sum over the targets is that over all samples' own tokens. After the last prefix token each
+    sample goes its own way; there the targets are one for each different continuation. The response tokens stay the
+    first targets.
 
     Args:
         samples: those that were packed, in that order.
     """
     responses = zip(packed.predicting.tolist(), packed.targets.tolist(), strict=True)
-    counts = Counter(dict.fromkeys(responses, 0))  # (place, token that follows it) -> samples
+    weights = dict.fromkeys(responses, 0.0)  # of (place, token that follows it)
     for sample, at in zip(samples, packed.places, strict=True):
-        counts.update(zip(at.tolist(), [*sample.prompt, *sample.response][1:], strict=True))
+        for target in zip(at.tolist(), [*sample.prompt, *sample.response][1:], strict=True):
+            weights[target] = weights.get(target, 0.0) + sample.weight
     device = packed.input_ids.device
     return replace(
         packed,
-        predicting=torch.tensor([place for place, _ in counts], device=device),
-        targets=torch.tensor([token for _, token in counts], device=device),
-        weights=torch.tensor(list(counts.values()), dtype=torch.float32, device=device),
+        predicting=torch.tensor([place for place, _ in weights], device=device),
+        targets=torch.tensor([token for _, token in weights], device=device),
+        weights=torch.tensor(list(weights.values()), dtype=torch.float32, device=device),
     )

@@ -26,7 +26,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from extensions.attention import NAME as PACKED
-from extensions.data import check_trainable, has_split, load_examples, load_training, rows_of_epoch, spread
+from extensions.data import (
+    check_trainable,
+    epoch_sizes,
+    has_split,
+    load_examples,
+    load_training,
+    rows_of_epoch,
+    spread,
+)
 from extensions.data.splits import shown_rows
 from extensions.errors import UserError
 from extensions.flops import (
@@ -258,7 +266,7 @@ def token_statistics(
         found, sizes = {}, {}
         for task in tasks:
             examples = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
-            sizes[task.name] = len(examples)
+            sizes |= epoch_sizes(examples, recipe.data.oversample)
             found[task.name] = _counted(encoder, task, spread(examples, max(2, SAMPLE // len(tasks))), options)
         counted = sum(len(one.suffixes) for one in found.values())
         source = f"tokens counted on {counted} training rows with the model's tokenizer"

@@ -53,12 +53,13 @@ class Experience:
     samples: list[Sample]  # token ids of prompts and responses, as they are packed
     texts: list[str]  # responses
     prompts: list[str]
-    scores: Tensor  # (B,) the reward of each response
+    scores: Tensor  # (B,) the reward of each response, before the weight of its row
     lengths: list[int]  # response tokens of each
     mask: Tensor  # (B, T) bool, true at response tokens
     logprobs: Tensor  # (B, T) log pi_old(a_t|s_t), 0 where mask is 0; so are all below
     values: Tensor  # (B, T) V_old(s_t)
     kl: Tensor  # (B, T) log pi_old - log pi_ref
+    weights: Tensor = field(default_factory=lambda: torch.ones(1))  # (B,) of the rows, or one for all
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) whitened
     targets: Tensor = field(default_factory=lambda: torch.empty(0))  # (B, T) what the values are fitted to
 
@@ -137,6 +138,7 @@ class PpoTrainer(OfPolicy):
         with clock("reward"):
             scores = self.reward(experience.texts, experience.prompts, experience.examples)
             experience.scores = torch.tensor(scores, dtype=torch.float32, device=self.policy.device)
+            experience.weights = torch.tensor([self.order.weight(example) for example in batch]).to(experience.scores)
         with clock("reference"):
             mismatch = self.complete(experience)
             self.estimate_advantages(experience)
@@ -246,8 +248,10 @@ class PpoTrainer(OfPolicy):
     # ---------------------------------------------------------------------------------------- 4 advantage
 
     def estimate_advantages(self, experience: Experience) -> None:
-        """Token rewards (KL penalty everywhere, the score at the last token), then advantages and value targets."""
-        rewards = compute_reward(experience.scores, self.kl_controller.value, experience.kl, experience.mask)
+        """Token rewards (KL penalty everywhere, the weighted score at the last token), then advantages and value
+        targets."""
+        scores = experience.scores * experience.weights
+        rewards = compute_reward(scores, self.kl_controller.value, experience.kl, experience.mask)
         advantages, returns = gae(rewards, experience.values, experience.mask, self.ppo.gamma, self.ppo.lam)
         if self.ppo.value_target == "td":
             returns = td_targets(rewards, experience.values, experience.mask, self.ppo.gamma)

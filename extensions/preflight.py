@@ -45,7 +45,8 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
     for data in parts:
         if data is not None and reward is not None:
             found += [fault for fault, _ in reward_faults(reward, data.train or data.table)]
-    result_of(partial(_check_model_files, recipe, RunData.joined(parts) if all(parts) else RunData(), warn))
+    whole = result_of(partial(RunData.joined, recipe, parts)) if parts and all(parts) else None
+    result_of(partial(_check_model_files, recipe, whole or RunData(), warn))
     return found
 
 

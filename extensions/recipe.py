@@ -507,6 +507,7 @@ def contradictions(recipe: Recipe) -> list[str]:
                 f"vllm.tensor_parallel_size: {recipe.vllm.tensor_parallel_size} needs engine: ray; under DeepSpeed "
                 "each rank has an engine of its own"
             )
+    errors += _of_labels(recipe)
     if recipe.prompt.template_options and not recipe.prompt.chat_template:
         errors.append("prompt.template_options needs prompt.chat_template: true; the plain form has no template")
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -514,6 +515,31 @@ def contradictions(recipe: Recipe) -> list[str]:
     for name in recipe.encoder.intermediate_for:
         if name not in TASKS and name not in names:
             errors.append(f"encoder.intermediate_for: {name!r} is neither a built-in task nor one of data.tasks")
+    return errors
+
+
+def _of_labels(recipe: Recipe) -> list[str]:
+    """What does not fit the labels of the tasks."""
+    errors, data = [], recipe.data
+    used = ["data.oversample: true"] * data.oversample
+    used += [f"data.class_weights: {data.class_weights}"] * (data.class_weights != "none")
+    if len(used) == 2:
+        errors.append(f"{used[0]} and {used[1]} would balance the labels twice; use one of them")
+    for key in used:
+        if recipe.method == "encoder":
+            errors.append(f"{key} is of method sft and ppo; an encoder does not take it: leave it out")
+        for task in data.tasks:
+            if task.kind != "classification":
+                errors.append(
+                    f"{key}: {task.name} is a {task.kind} task, whose rows have no classes to balance; leave the key "
+                    "out, or the task"
+                )
+    if recipe.method == "encoder":
+        errors += [
+            f"data.tasks: {task.name} has several labels a row, which an encoder here does not learn; use ppo or sft"
+            for task in (*data.tasks, *filter(None, [recipe.encoder.intermediate]))
+            if task.multi_label
+        ]
     return errors
 
 

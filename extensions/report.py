@@ -12,35 +12,40 @@ from rich.table import Table
 
 from extensions.metrics import suite_average
 from extensions.recipe import Recipe, adapter_name
-from extensions.tables import cell_text, interval_text, percent
+from extensions.tables import NOT_IN_PERCENT, cell_text, interval_text, metric_text, percent
 from extensions.tasks import SUITES, Task
 
 
 def before_after_table(
     tasks: Sequence[Task], before: dict[str, Any] | None, after: dict[str, Any], split: str
 ) -> Table:
-    """One row a task and metric, in percent, with format errors and predicted against gold label shares.
+    """One row a task and metric, with format errors and predicted against gold label shares.
+
+    In percent; mae, rmse and r2 as they are.
 
     Args:
         before: scores before training; None where there are none, and no column of them.
     """
     names = ["before", "after"] if before is not None else ["score"]
-    table = Table(title=f"{' and '.join(names).capitalize()}, {split} split (%)", title_justify="left")
+    plain = sorted({m for result in after.values() for m in result["metrics"]} & {*NOT_IN_PERCENT})
+    unit = f"%; {', '.join(plain)} as they are" if plain else "%"
+    table = Table(title=f"{' and '.join(names).capitalize()}, {split} split ({unit})", title_justify="left")
     for column in ("task", "metric", "majority", *names, "wrong format", "predicted (gold)"):
         table.add_column(column, justify="left" if column in ("task", "metric", "predicted (gold)") else "right")
     for task in [task for task in tasks if task.name in after]:
         new, old = after[task.name], (before or {}).get(task.name)
         for k, (metric, value) in enumerate(new["metrics"].items()):
-            low, high = new["intervals"][metric]
+            interval = new["intervals"][metric]
+            ends = ", ".join(f"{end:.2f}" if metric in NOT_IN_PERCENT else f"{100 * end:.0f}" for end in interval)
             wrong = f"{100 * old['format_error_rate']:.1f} → " if old else ""
             gold, shares = new.get("gold_shares", {}), new.get("predicted_shares", {})
             parts = [f"{word} {100 * share:.0f} ({100 * gold.get(word, 0):.0f})" for word, share in shares.items()]
             table.add_row(
                 escape(f"{task.display_name} ({new['samples']})") if k == 0 else "",
                 metric,
-                f"{100 * new['majority']:.1f}" if metric == "accuracy" else "",
-                *([percent(old["metrics"].get(metric)) if old else "-"] if before is not None else []),
-                f"{100 * value:.1f} [{100 * low:.0f}, {100 * high:.0f}]",
+                percent(new["majority"]) if metric in ("accuracy", "subset_accuracy") else "",
+                *([metric_text(metric, old["metrics"].get(metric)) if old else "-"] if before is not None else []),
+                f"{metric_text(metric, value)} [{ends}]",
                 f"{wrong}{100 * new['format_error_rate']:.1f}" if k == 0 else "",
                 escape("  ".join(parts)) if k == 0 else "",
             )
@@ -66,7 +71,7 @@ CARD = """---
 (method: *Improving the Language Understanding Capabilities of Large Language Models Using Reinforcement Learning*).
 
 {{ samples }} samples in {{ steps }} {{ step }}, {{ minutes }} minutes. Evaluated on the {{ split }} split by
-{{ decoding }}; in percent, with 95% bootstrap intervals.
+{{ decoding }}; in percent (mae, rmse and r2 as they are), with 95% bootstrap intervals.
 
 | task | metric | before | after | wrong format after | rows |
 |---|---|---|---|---|---|
@@ -90,7 +95,8 @@ the biases of the base model and of the data. The label shares in `eval.json` sh
 METHODS = {"ppo": "PPO with a rule-based reward", "sft": "supervised fine-tuning on prompts and gold answers"}
 # The hub's names of metrics, where they differ from ours.
 HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "f1_macro": "f1"}
-HUB_METRICS |= {"f1a": "f1", "squad_f1": "f1", "squad_em": "exact_match"}
+HUB_METRICS |= {"f1a": "f1", "squad_f1": "f1", "squad_em": "exact_match", "f1_micro": "f1", "r2": "r_squared"}
+HUB_METRICS |= {"subset_accuracy": "accuracy"}
 
 
 def model_card(
@@ -149,8 +155,8 @@ def _card_rows(tasks: Sequence[Task], scores: dict[str, Any]) -> list[list[str]]
         new, old = scores["after"][task.name], (scores.get("before") or {}).get(task.name, {})
         for metric, value in new["metrics"].items():
             numbers = (
-                percent(old.get("metrics", {}).get(metric)),
-                interval_text(value, new["intervals"][metric]),
+                metric_text(metric, old.get("metrics", {}).get(metric)),
+                interval_text(metric, value, new["intervals"][metric]),
                 f"{percent(new['format_error_rate'])}%",
                 str(new["samples"]),
             )

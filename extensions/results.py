@@ -107,7 +107,11 @@ def _report_text(
     for table in tables:
         files = ", ".join(f"[{ending}]({table.name}.{ending})" for ending in ("md", "tex", "csv"))
         parts += [f"## {table.title}", markdown(table), *table.notes, f"The same as files: {files}."]
-    parts += ["## Our rows with intervals", intervals(rows), "In percent, with 95% bootstrap intervals."]
+    parts += [
+        "## Our rows with intervals",
+        intervals(rows),
+        "In percent (mae, rmse and r2 as they are), with 95% bootstrap intervals.",
+    ]
     shares = bias(rows)
     if shares is not None:
         parts += ["## Bias", shares, "In percent: shares of the answers, in brackets those of the gold labels."]

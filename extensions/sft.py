@@ -10,6 +10,7 @@ The run around it (data, engine, evaluations, checkpoints) is `extensions.train`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class SftTrainer(OfPolicy):
         self._batch = [], []
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("encode"):
-            samples = [self.encode(example) for example in batch]
+            samples = [replace(self.encode(example), weight=self.order.weight(example)) for example in batch]
             self._batch = batch, samples
         with clock("update"):
             sums = self.update(samples, step)
@@ -79,16 +80,16 @@ class SftTrainer(OfPolicy):
     def update(self, samples: Sequence[Sample], step: int) -> dict[str, Tensor]:
         """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.
 
-        The loss is the mean over the target tokens of all samples of all ranks, so neither micro-batches nor ranks nor
-        the sharing of prefixes change it, but for what dropout draws.
+        The loss is the mean over the target tokens of all samples of all ranks, each with the weight of its sample, so
+        neither micro-batches nor ranks nor the sharing of prefixes change it, but for what dropout draws.
         """
         self.policy.train()
         sequence = self.sft.loss == "sequence"
-        answers = sum(len(sample.response) for sample in samples)
-        own = sum(len(sample.prompt) - 1 for sample in samples) + answers if sequence else answers
-        tokens = self.strategy.sum(torch.tensor(float(own), device=self.policy.device))
+        targets = [len(s.response) + (len(s.prompt) - 1 if sequence else 0) for s in samples]
+        weighted = sum(sample.weight * count for sample, count in zip(samples, targets, strict=True))
+        tokens = self.strategy.sum(torch.tensor(float(weighted), device=self.policy.device))
         chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {"target_tokens": torch.tensor(float(sum(targets)), device=self.policy.device)}
         for k, chunk in enumerate(chunks):
             watchdog.progress()
             packed = self._pack([samples[slot] for slot in chunk])
@@ -119,6 +120,7 @@ class SftTrainer(OfPolicy):
                 "gold": example.label,
                 "prompt_ids": list(sample.prompt),
                 "response_ids": list(sample.response),
+                "weight": sample.weight,
             }
             for example, sample in zip(*self._batch, strict=True)
         ]
@@ -126,7 +128,7 @@ class SftTrainer(OfPolicy):
 
     def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Take what `evidence` gave as the iteration in work."""
-        self._batch = [], [Sample(record["prompt_ids"], record["response_ids"]) for record in records]
+        self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r.get("weight", 1.0)) for r in records]
 
     def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The loss of one sample of the iteration in work, alone."""
@@ -139,16 +141,19 @@ class SftTrainer(OfPolicy):
         return {"actor": actor}
 
     def summarise(self, sums: dict[str, Tensor], step: int, clock: Clock) -> dict[str, Any]:
-        """Metrics over all ranks: mean losses in nats a token, over all targets and over the answers' tokens."""
-        names = ("loss", "tokens", "answer_loss", "answer_tokens")
-        loss, tokens, answer_loss, answer_tokens = self.strategy.sum(torch.stack([sums[n] for n in names])).tolist()
+        """Metrics over all ranks: mean losses in nats a token, over all targets with their weights, and over the
+        answers' tokens without."""
+        names = ("loss", "tokens", "answer_loss", "answer_tokens", "target_tokens")
+        loss, tokens, answer_loss, answer_tokens, targets = self.strategy.sum(
+            torch.stack([sums[n] for n in names])
+        ).tolist()
         samples = self.order.batch_size
         return {
             "step": step + 1,
             "samples": (step + 1) * samples,
             "loss": loss / tokens,
             "answer_loss": answer_loss / answer_tokens,
-            "target_tokens": tokens / samples,
+            "target_tokens": targets / samples,
             "grad_norm": self.strategy.get_grad_norm(self.engine),
             "lr": self.engine.get_lr()[0],
             "seconds": clock.seconds,

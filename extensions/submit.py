@@ -419,7 +419,7 @@ def _check_labels(task: Task, rows: Rows, reference: list[Example] | None) -> li
     if task.score_range is not None:
         low, high = task.score_range
         for number, label in rows:
-            decimal = re.fullmatch(r"[0-9]+(\.[0-9]+)?(e-?[0-9]+)?", str(label))
+            decimal = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?", str(label))
             if not decimal or not low <= float(label) <= high:
                 return [f"row {number}: label {label!r}, expected a number from {low:g} to {high:g}"]
         return []

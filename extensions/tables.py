@@ -22,6 +22,7 @@ from extensions.tasks import SUITES, Task
 
 PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))
 METHODS = {"zero-shot": "Zero-shot prompting", "few-shot": "Few-shot prompting"}  # as its tables print them
+NOT_IN_PERCENT = ("mae", "rmse", "r2")
 AVERAGE = "average"
 NONE = "-"
 
@@ -125,7 +126,8 @@ def other_tasks(rows: Sequence[Row]) -> ResultTable | None:
         return None
     lines, records = _own_lines(ours, None)
     columns, mixed = {task.name: task.display_name for task in found.values()}, _mixed(ours)
-    notes = [_own_note(ours), "In percent. Best in bold, second best underlined." + _mixed_note(mixed, columns)]
+    unit = "In percent" + "; R2 as it is" * any("r2" in task.metrics for task in found.values())
+    notes = [_own_note(ours), f"{unit}. Best in bold, second best underlined." + _mixed_note(mixed, columns)]
     return ResultTable("tasks", "Tasks", columns, [Block(_own_title(ours), lines, mixed)], notes, records)
 
 
@@ -159,11 +161,12 @@ def _own_lines(ours: Ours, suite: Sequence[Task] | None) -> tuple[list[Line], li
         cells = {}
         for name, result in results.items():
             score = result.score
-            cells[name] = tuple(percent(score.metrics[metric]) for metric in result.task.metrics)
+            cells[name] = tuple(metric_text(metric, score.metrics[metric]) for metric in result.task.metrics)
             records += [
                 _record(
-                    "ours", row.name, name, metric, 100 * value, [100 * end for end in score.intervals[metric]],
-                    score.samples, result.split, str(result.run.folder),
+                    "ours", row.name, name, metric, _scaled(metric, value),
+                    [_scaled(metric, end) for end in score.intervals[metric]], score.samples,
+                    result.split, str(result.run.folder),
                 )
                 for metric, value in score.metrics.items()
             ]  # fmt: skip
@@ -221,6 +224,15 @@ def _span(numbers: set[int]) -> str:
 
 def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}"
+
+
+def metric_text(metric: str, value: float | None) -> str:
+    """In percent; errors and R2, which are no shares, as they are."""
+    return percent(value) if value is None or metric not in NOT_IN_PERCENT else f"{value:.3f}"
+
+
+def _scaled(metric: str, value: float) -> float:
+    return value if metric in NOT_IN_PERCENT else 100 * value
 
 
 # --------------------------------------------------------------------------------------------------------- marks
@@ -316,7 +328,7 @@ def _printed(table: ResultTable, block: Block, styles: Mapping[str, str]) -> lis
 
 
 def csv_text(table: ResultTable) -> str:
-    """Long form: a number a line, in percent; low and high are the ends of its 95% interval."""
+    """Long form: a number a line, in percent (mae, rmse and r2 as they are); low and high end its 95% interval."""
     file = io.StringIO()
     writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -339,8 +351,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_co
 # ---------------------------------------------------------------------------------------- behind the numbers
 
 
-def interval_text(value: float, interval: Sequence[float]) -> str:
-    return f"{percent(value)} [{percent(interval[0])}, {percent(interval[1])}]"
+def interval_text(metric: str, value: float, interval: Sequence[float]) -> str:
+    low, high = (metric_text(metric, end) for end in interval)
+    return f"{metric_text(metric, value)} [{low}, {high}]"
 
 
 def intervals(rows: Sequence[Row]) -> str:
@@ -349,7 +362,7 @@ def intervals(rows: Sequence[Row]) -> str:
     for row in rows:
         for result in row.results.values():
             for metric, value in result.score.metrics.items():
-                number = interval_text(value, result.score.intervals[metric])
+                number = interval_text(metric, value, result.score.intervals[metric])
                 cells = (row.name, result.task.display_name, metric, result.split)
                 lines.append([*map(cell_text, cells), number, str(result.score.samples)])
     return markdown_table(["Row", "Task", "Metric", "Split", "Value [95%]", "Samples"], lines, 4)

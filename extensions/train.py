@@ -29,7 +29,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from extensions import signals, watchdog
 from extensions.checkpoint import Checkpoints
 from extensions.console import Reporter
-from extensions.data import BatchOrder, rows_of_epoch
+from extensions.data import BatchOrder, class_weights, epoch_sizes, rows_of_epoch
 from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.errors import ProcessGone, UserError
@@ -111,7 +111,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         ways = "; ".join(sorted(paths))
         raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
-    engine, steps = None, recipe.training_steps(len(data.train))
+    engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
         engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     lockstep = recipe.rollout.max_new_tokens if sharded else None
@@ -187,11 +187,19 @@ def num_updates(recipe: Recipe, steps: int) -> int:
     return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
 
 
+def epoch_rows(recipe: Recipe, data: RunData) -> int:
+    """Training rows of a pass over all tasks, repeated ones counted each time."""
+    return sum(epoch_sizes(data.train, recipe.data.oversample).values())
+
+
 def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
     """Which training rows make up each batch."""
-    settings, sizes = recipe.data, Counter(example.task.name for example in data.train)
+    settings = recipe.data
+    sizes = epoch_sizes(data.train, settings.oversample)
     rows = rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)
-    return BatchOrder(data.train, recipe.training_batch, recipe.seed, settings.balanced, rows)
+    weights = class_weights(data.train) if settings.class_weights == "balanced" else None
+    batch = recipe.training_batch
+    return BatchOrder(data.train, batch, recipe.seed, settings.balanced, rows, settings.oversample, weights)
 
 
 def make_encoder(

@@ -392,9 +392,9 @@ def test_submit_check(official, tmp_path):
 
 
 def test_export(recipe, tmp_path, tiny_model):
-    text = succeeds("export", recipe, tmp_path / "[b]out", "data.max_train_samples=7")
+    text = succeeds("export", recipe, tmp_path / "[b]out", "data.max_train_samples=8")
     folder = tmp_path / "[b]out" / "acceptability"
-    assert text.splitlines()[0] == f"{folder}/train.jsonl: 7 prompts"
+    assert text.splitlines()[0] == f"{folder}/train.jsonl: 8 prompts"
     for line in text.splitlines():
         path, _, count = line.removesuffix(" prompts").rpartition(": ")
         found = [json.loads(row) for row in Path(path).read_text().splitlines()]

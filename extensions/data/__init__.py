@@ -1,5 +1,6 @@
 """From files to checked examples, and their order. `splits` reads what a run needs."""
 
+from extensions.data.balance import check_classes, class_weights, epoch_sizes
 from extensions.data.example import Example, units
 from extensions.data.examples import (
     check_trainable,
@@ -20,8 +21,11 @@ __all__ = [
     "SURROGATE",
     "BatchOrder",
     "Example",
+    "check_classes",
     "check_trainable",
+    "class_weights",
     "demonstrations",
+    "epoch_sizes",
     "has_split",
     "is_labelled",
     "is_present",

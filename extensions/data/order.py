@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
 
+from extensions.data.balance import epoch_sizes, oversampled, spread_copies
 from extensions.data.example import Example
 
 
@@ -40,10 +40,12 @@ class BatchOrder:
     An epoch is one random order of the examples: tasks are mixed in proportion to their size, or as `rows` says.
     Minimal pairs stay next to each other. With `balanced`, the labels of each task take turns in that order, so that
     every batch holds about as many of each: a constant answer then earns the same in every batch, and no gradient.
+    With `oversample`, rows of rare labels are repeated (`balance.oversampled`), and the copies of a row stand apart.
 
     Args:
         rows: task name -> its rows in an epoch (`rows_of_epoch`); None: all. A task that gives fewer than it has goes
             on in the next epoch where it stopped, so each of its rows is seen before one is seen again.
+        weights: (task name, label) -> weight of such a row (`balance.class_weights`); None: 1.
     """
 
     def __init__(
@@ -53,15 +55,18 @@ class BatchOrder:
         seed: int,
         balanced: bool,
         rows: Mapping[str, int] | None = None,
+        oversample: bool = False,
+        weights: Mapping[tuple[str, str], float] | None = None,
     ) -> None:
         self.examples, self.batch_size, self.seed, self.balanced = examples, batch_size, seed, balanced
+        self.oversample, self.weights = oversample, weights
         groups: dict[str, list[int]] = {}
         for i, example in enumerate(examples):
             groups.setdefault(f"pair {example.task.name} {example.pair}" if example.pair else f"row {i}", []).append(i)
         self._units: dict[str, list[list[int]]] = {}
         for unit in groups.values():
             self._units.setdefault(examples[unit[0]].task.name, []).append(unit)
-        sizes = Counter(example.task.name for example in examples)
+        sizes = epoch_sizes(examples, oversample)
         self._shares = {name: rows[name] / size for name, size in sizes.items()} if rows is not None else {}
         self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch is of one epoch, or of two or three
         self._ends: list[int] = []  # number of positions up to the end of each epoch that was looked at
@@ -69,6 +74,10 @@ class BatchOrder:
     def batch(self, step: int) -> list[Example]:
         """The `batch_size` examples of step `step` (from 0)."""
         return [self._at(p) for p in range(step * self.batch_size, (step + 1) * self.batch_size)]
+
+    def weight(self, example: Example) -> float:
+        """What a row counts in the loss, or its reward is multiplied by."""
+        return 1.0 if self.weights is None else self.weights[example.task.name, str(example.label)]
 
     def _at(self, position: int) -> Example:
         while not self._ends or self._ends[-1] <= position:
@@ -80,25 +89,47 @@ class BatchOrder:
     def _shuffled(self, epoch: int) -> list[int]:
         rng = np.random.default_rng([self.seed, epoch])
         units = [unit for name in self._units for unit in self._drawn(name, epoch)]
+        if self.oversample:
+            units = spread_copies(units, rng)
+            return (
+                _interleave(self.examples, units, rng, False) if self.balanced else [i for unit in units for i in unit]
+            )
         if not self.balanced:
             return [i for unit in rng.permutation(len(units)) for i in units[unit]]
         return _interleave(self.examples, units, rng)
 
     def _drawn(self, name: str, epoch: int) -> list[list[int]]:
         """The units of a task in an epoch."""
-        units, share = self._units[name], self._shares.get(name, 1)
+        share = self._shares.get(name, 1)
         if share == 1:
-            return units
-        number, count = list(self._units).index(name), max(1, round(share * len(units)))
-        passes = cache(lambda n: np.random.default_rng([self.seed, number, n, 1]).permutation(len(units)))
-        places = range(epoch * count, (epoch + 1) * count)
-        return [units[passes(place // len(units))[place % len(units)]] for place in places]
+            return self._pass(name, epoch)
+        number, size = list(self._units).index(name), len(self._pass(name, 0))
+        count = max(1, round(share * size))
+
+        @cache
+        def shuffled(n: int) -> list[list[int]]:
+            units = self._pass(name, n)
+            return [units[i] for i in np.random.default_rng([self.seed, number, n, 1]).permutation(size)]
+
+        return [shuffled(place // size)[place % size] for place in range(epoch * count, (epoch + 1) * count)]
+
+    def _pass(self, name: str, n: int) -> list[list[int]]:
+        """The units of the n-th pass over a task."""
+        if not self.oversample:
+            return self._units[name]
+        rng = np.random.default_rng([self.seed, list(self._units).index(name), n, 2])
+        return oversampled(self.examples, self._units[name], rng)
 
 
-def _interleave(examples: list[Example], units: list[list[int]], rng: np.random.Generator) -> list[int]:
+def _interleave(
+    examples: list[Example], units: list[list[int]], rng: np.random.Generator, shuffle: bool = True
+) -> list[int]:
     """A random order in which each class of units is spread evenly.
 
     The k-th of n units of a class gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
+
+    Args:
+        shuffle: the units of each class; else they keep their order.
     """
     classes: dict[tuple[str, ...], list[list[int]]] = {}
     for unit in units:
@@ -107,7 +138,7 @@ def _interleave(examples: list[Example], units: list[list[int]], rng: np.random.
         classes.setdefault((first.task.name, *labels), []).append(unit)
     placed: list[tuple[float, list[int]]] = []
     for members in classes.values():
-        for rank, unit in enumerate(rng.permutation(len(members))):
+        for rank, unit in enumerate(rng.permutation(len(members)) if shuffle else range(len(members))):
             placed.append(((rank + rng.random()) / len(members), members[unit]))
     placed.sort(key=lambda pair: pair[0])
     return [i for _, unit in placed for i in unit]

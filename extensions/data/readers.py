@@ -108,7 +108,8 @@ def open_split(task: Task, split: str, root: str | None) -> SplitReader:
     if split not in task.source.files:
         if own and task.source.hub is not None:
             return SplitReader(task, split, download(task, split), True)
-        raise UserError(f"task {task.name} has no {split} split: give its file as source.files.{split}")
+        drawn = f", or hold rows out of the training file: source.split: {{{split}: 0.1}}" if split != "train" else ""
+        raise UserError(f"task {task.name} has no {split} split: give its file as source.files.{split}{drawn}")
     if root == HUB:
         if not own:
             return SplitReader(task, split, download(task, split), True)
@@ -163,7 +164,8 @@ class SplitReader:
             self.classes = list(hub.labels) if hub is not None else []
             if self.own and not self.classes and self.labelled:
                 self.classes = class_names(self.path, str(self.label))
-        needed = [self.columns.get(name, name) for name in task.fields]
+        self.fields = {name: self.columns.get(name, name) for name in task.fields}  # and the column of each
+        needed = [*self.fields.values()]
         if self.labelled and self.label is not None:
             needed.append(self.label)
         self.needed = list(dict.fromkeys(needed))
@@ -208,9 +210,7 @@ class SplitReader:
 
     def cells(self, row: Row, where: str, may_lack: bool) -> dict[str, str]:
         """Field -> its text."""
-        return {
-            name: text_of(row, self.columns.get(name, name), where, may_lack, self.own) for name in self.task.fields
-        }
+        return {name: text_of(row, column, where, may_lack, self.own) for name, column in self.fields.items()}
 
 
 def absent(row: Row | Iterable[str | int], column: str | int) -> str:
@@ -272,17 +272,15 @@ def label_of(row: Row, reader: SplitReader, where: str) -> str:
     column, task = reader.label, reader.task
     assert column is not None, f"task {task.name} has a labelled split and no label column"
     value = _cell(row, column, where)
-    numbered = reader.classes and isinstance(value, int) and not (reader.own and str(value) in task.labels)
-    if numbered and reader.classes and not isinstance(value, bool) and 0 <= value < len(reader.classes):
-        value = reader.classes[value]
-    if reader.classes is not None and isinstance(value, float):
-        value = f"{value:g}"  # the hub has scores in 32 bits, where 3.8 is 3.799999952316284
-    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    value = [_named(one, reader) for one in value] if isinstance(value, list) else _named(value, reader)
     if task.multi_label:
         try:
             return task.label_set_of(value)
-        except ValueError:
-            raise _unlabelled(reader, where, value, text) from None
+        except ValueError as error:
+            raise _unlabelled(reader, where, value, str(error)) from error
+    if reader.classes is not None and isinstance(value, float):
+        value = f"{value:g}"  # the hub has scores in 32 bits, where 3.8 is 3.799999952316284
+    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
     if task.score_range is None:
         label = task.label_of(text)
         if label is not None:
@@ -290,6 +288,14 @@ def label_of(row: Row, reader: SplitReader, where: str) -> str:
     elif isinstance(value, (str, int, float)) and not isinstance(value, bool) and is_label(text, task):
         return text
     raise _unlabelled(reader, where, value, text)
+
+
+def _named(value: Any, reader: SplitReader) -> Any:
+    """The name of a class number. In one's own file a number that is a label itself stays."""
+    classes = reader.classes
+    if not classes or not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(classes):
+        return value
+    return value if reader.own and str(value) in reader.task.labels else classes[value]
 
 
 def _unlabelled(reader: SplitReader, where: str, value: Any, text: str) -> UnlabelledRow:
@@ -300,7 +306,9 @@ def _unlabelled(reader: SplitReader, where: str, value: Any, text: str) -> Unlab
         if reader.split != "train":
             skip += f". source.unlabelled: [{reader.split}] if the file has none"
     detail = f", field {reader.label!r}: "
-    if task.score_range is None:
+    if task.multi_label:
+        detail, kind, remedy = f"{detail}{text} (task {task.name})", "rows with an unknown label", "Add it to labels"
+    elif task.score_range is None:
         detail += f"label {text!r} is not one of {', '.join(map(repr, task.labels))} (task {task.name})"
         kind, remedy = "rows whose label is none of the task's", "Add it to labels"
     else:

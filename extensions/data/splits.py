@@ -9,6 +9,7 @@ from functools import cache
 
 from extensions.data import (
     Example,
+    check_classes,
     check_trainable,
     demonstrations,
     has_split,
@@ -46,16 +47,17 @@ class RunData:
         """All tasks of a recipe.
 
         Raises:
-            UserError: see `of_task`; or the run trains, and no task of the recipe has a training split.
+            UserError: see `of_task` and `joined`.
         """
-        data = RunData.joined([RunData.of_task(recipe, task, warn) for task in recipe.data.tasks])
-        if recipe.method != "eval":
-            check_trainable(recipe.data.tasks)
-        return data
+        return RunData.joined(recipe, [RunData.of_task(recipe, task, warn) for task in recipe.data.tasks])
 
     @staticmethod
-    def joined(parts: Sequence[RunData]) -> RunData:
-        """The examples of all tasks from those of each."""
+    def joined(recipe: Recipe, parts: Sequence[RunData]) -> RunData:
+        """The examples of all tasks of a recipe from those of each.
+
+        Raises:
+            UserError: the run trains, and no task has a training split; or it balances rows of one label alone.
+        """
         data = RunData()
         for part in parts:
             data.train += part.train
@@ -64,6 +66,10 @@ class RunData:
             data.test += part.test
             data.splits |= part.splits
             data.demonstrations |= part.demonstrations
+        if recipe.method != "eval":
+            check_trainable(recipe.data.tasks)
+        if recipe.data.oversample or recipe.data.class_weights != "none":
+            check_classes(data.train)
         return data
 
     @staticmethod
@@ -88,7 +94,7 @@ class RunData:
         if not is_labelled(task, split):
             raise UserError(
                 f"task {task.name} has no labelled {split} split for the before/after table; give its file as "
-                f"source.files.{split}"
+                f"source.files.{split}, or hold rows out of the training file: source.split: {{{split}: 0.1}}"
             )
         table: list[Example] = []
         if trained or is_present(task, split, root):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from extensions.prompts.template import CLOSE
-from extensions.tasks import PLAIN_NUMBER, Task, bare, fold, nfc
+from extensions.tasks import Task, bare, fold, nfc
 
 # A letter or digit beside a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
 # ("yes-man", "no's"). Marks and invisible characters, which Unicode has many of, are looked up by category.
@@ -18,6 +18,7 @@ _MARKS = {"Mn", "Mc", "Me", "Cf"}
 _AUXILIARY = "is|are|was|were|do|does|did|ca|could|wo|would|sha|should|must|might|need|ought|ai|has|have|had"
 _NEGATION = rf"(?:not|never|neither|nor|non|hardly|cannot|(?:{_AUXILIARY})n['\u2019]?t)"
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_SIGNED = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")  # of one's own data
 _AROUND_NUMBER = "\"'`*()[]{}:;!?=~"
 _LONE_SIGNS = {"-", "\u2212", "\u2013", "/", ".", ",", "%"}
@@ -109,7 +110,7 @@ def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
 
 def _parse_score(head: str, low: float, high: float) -> float | None:
     """The only number in the answer, a plain decimal in the range; with a sign where the range has negative numbers."""
-    signed = low < 0
+    signed, form = low < 0, _SIGNED if low < 0 else _NUMBER
     numbers: list[float] = []
     for word in head.split():
         if len(word) == 1 and unicodedata.normalize("NFKC", word) in _LONE_SIGNS:
@@ -118,10 +119,8 @@ def _parse_score(head: str, low: float, high: float) -> float | None:
             continue
         number = word.lstrip(_AROUND_NUMBER).rstrip(_AROUND_NUMBER + ".,")
         if signed:
-            number = number.replace("\u2212", "-").removeprefix("+")
-        if numbers or not (PLAIN_NUMBER if signed else _NUMBER).fullmatch(
-            number
-        ):  # 3/5, 2,5, .5, 1e400, -0, full-width digits, 4-5, 5 out of 5 ...
+            number = number.replace("\u2212", "-")
+        if numbers or not form.fullmatch(number):  # 3/5, 2,5, .5, 1e400, -0, full-width digits, 4-5, 5 out of 5 ...
             return None
         numbers.append(float(number) + 0.0)  # no -0
     if not numbers or _PART_OF_NUMBER.search(head):

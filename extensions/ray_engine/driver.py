@@ -74,7 +74,7 @@ def run(recipe: Recipe) -> None:
     from extensions.ray_engine.workers import CriticActor, Engines, PolicyActor, ReferenceActor
 
     rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
-    steps = recipe.training_steps(len(data.train))
+    steps = recipe.training_steps(train.epoch_rows(recipe, data))
     updates = train.num_updates(recipe, steps)
 
     def make(

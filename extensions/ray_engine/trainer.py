@@ -191,6 +191,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     recipe: Recipe
     probe: Probe
     last: list[Any]  # of the iteration in work
+    weights: Tensor  # (B,) of its rows
     mismatch: float  # mean difference of the logprobs of its samples, by engine and trainer
 
     def make_experience_batch(self, rollout_samples: list[Any]) -> list[Any]:
@@ -205,10 +206,11 @@ class ExperienceMaker(RemoteExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Any]) -> list[Any]:
         """Replaces OpenRLHF's, which always whitens, has no least deviation and no TD target (0.11.2)."""
         ppo = self.recipe.ppo
-        for e in experiences:
+        weights = self.weights.split([len(e.rewards) for e in experiences])
+        for e, weight in zip(experiences, weights, strict=True):
             e.rewards = e.rewards.float()
             mask = e.action_mask
-            rewards = compute_reward(e.rewards, self.kl_ctl.value, e.kl, mask)
+            rewards = compute_reward(e.rewards * weight, self.kl_ctl.value, e.kl, mask)
             e.advantages, e.returns = gae(rewards, e.values, mask, ppo.gamma, ppo.lam)
             if ppo.value_target == "td":
                 e.returns = td_targets(rewards, e.values, mask, ppo.gamma)
@@ -284,6 +286,7 @@ class RayTrainer(BasePPOTrainer):
         """One PPO iteration: its metrics, and a record of each sample."""
         clock = Clock(torch.device("cpu"))
         self.experience_maker.last, self.batch = [], self.order.batch(step)
+        self.experience_maker.weights = torch.tensor([self.order.weight(example) for example in self.batch])
         with clock("rollout"), self.groups.awake():
             self.engines.refresh()
             rollout = self.sample(step)

@@ -10,23 +10,12 @@ import difflib
 
 from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
-from extensions.tasks.schema import (
-    PLACEHOLDER,
-    PLAIN_NUMBER,
-    SMALLER_IS_BETTER,
-    SPLITS,
-    Hub,
-    Source,
-    SplitFormat,
-    Submission,
-    Task,
-)
+from extensions.tasks.schema import PLACEHOLDER, Task
+from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
 from extensions.tasks.words import bare, fold, nfc
 
 __all__ = [
     "PLACEHOLDER",
-    "PLAIN_NUMBER",
-    "SMALLER_IS_BETTER",
     "SPLITS",
     "SUITES",
     "TASKS",

@@ -405,11 +405,27 @@ data:
       score_range: [0, 5]
       metrics: [pearson]
       source: {format: tsv, header: false, columns: {text: 0}, label: 1, num_columns: 2, files: {train: train.tsv}}
+    - name: signed
+      description: Judge the text.
+      question: "Judge {text}."
+      score_range: [-1, 1]
+      score_decimals: 2
+      source: {format: jsonl, files: {train: signed.jsonl}}
+    - name: several
+      description: Name the topics.
+      question: "Name those of {text}."
+      labels: {s: [Sports], m: [Money, cash]}
+      multi_label: true
+      no_label: nothing
+      source: {format: jsonl, label_separator: ";", files: {train: several.jsonl}}
 """
 OWN_FILES = {
     "train.jsonl": b'{"text": "a", "place": "b", "label": "good", "group": 1}\n'
     b'{"text": "c", "place": "d", "label": "bad", "group": 1}\n',
     "train.tsv": b"one\t2.5\nanother\t5\n",
+    "signed.jsonl": b'{"text": "a", "label": -0.5}\n{"text": "b", "label": "1e-05"}\n',
+    "several.jsonl": b'{"text": "a", "label": ["m", "s"]}\n{"text": "b", "label": "s;m"}\n'
+    b'{"text": "c", "label": null}\n',
 }
 
 
@@ -431,8 +447,8 @@ def use_recipe(path: Path, overrides: Sequence[str] = ()) -> None:
     os.fsencode(recipe.run_dir)
     for task in recipe.data.tasks:
         prompt_text(task, dict.fromkeys(task.fields, "x")).encode()
-        gold = next(iter(task.labels), "0")
-        assert unpack_label(pack_label(task, gold))[1] == gold
+        for gold in task.sample_labels:
+            assert unpack_label(pack_label(task, gold))[1] == gold
 
 
 def read_own(data: bytes) -> None:
@@ -696,18 +712,31 @@ def read_run(data: bytes) -> None:
 # ----- what models write
 
 
+KINDS = [
+    Task.model_validate({"name": "own", "description": "Judge.", "question": "{text}"} | keys)
+    for keys in (
+        {"labels": ["Yes", "No"]},
+        {"score_range": [-1, 5]},
+        {"labels": ["Yes", "No"], "multi_label": True},
+    )
+]
+
+
 def read_response(data: bytes) -> None:
     """Any text is a response; its reward is one of those allowed, and the lowest exactly for a wrong format."""
     text = loose_text(data)
-    for task in TASKS.values():
+    for task in (*TASKS.values(), *KINDS):
         answer = parse_answer(text, task)
-        if task.score_range is None:
+        if task.multi_label:
+            assert answer is None or task.is_label_set(str(answer))
+            allowed, wrong, golds = {-1.0, 0.0, 0.5, 1.0}, -1.0, task.sample_labels
+        elif task.score_range is None:
             assert answer is None or answer in task.labels
             allowed, wrong, golds = {-1.0, 0.0, 1.0}, -1.0, list(task.labels)
         else:
             low, high = task.score_range
             assert answer is None or (isinstance(answer, float) and low <= answer <= high)
-            allowed, wrong, golds = None, -(high - low) / 2, ["0", "2.5", "5"]
+            allowed, wrong, golds = None, -(high - low) / 2, [*task.sample_labels, str((low + high) / 2)]
         for gold in golds:
             value = reward(text, pack_label(task, gold))
             assert value in allowed if allowed else wrong <= value <= -wrong, f"reward {value} for {task.name}"
@@ -729,14 +758,25 @@ def read_label(data: bytes) -> None:
 
 def responses() -> list[bytes]:
     words = sorted({word for task in TASKS.values() for group in task.labels.values() for word in group})
-    texts = [*words, "3.5", "0", "5.0", " Yes, because it is.", "**No**", "The answer is 4.25."]
+    texts = [
+        *words,
+        "-0.5",
+        "No, Yes",
+        "none",
+        "3.5",
+        "0",
+        "5.0",
+        " Yes, because it is.",
+        "**No**",
+        "The answer is 4.25.",
+    ]
     return [f"{text}{CLOSE}".encode() for text in texts]
 
 
 def labels() -> list[bytes]:
     known = [pack_label(task, next(iter(task.labels), "2.5")) for task in TASKS.values()]
     path = written(scratch("labels") / "recipe.yaml", OWN)
-    own = [pack_label(task, next(iter(task.labels), "2.5")) for task in load_recipe(path).data.tasks]
+    own = [pack_label(task, task.sample_labels[-1]) for task in load_recipe(path).data.tasks]
     return [label.encode() for label in (*known, *own)]
 
 

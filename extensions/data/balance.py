@@ -1,0 +1,80 @@
+"""Rare labels in training: rows that are repeated, and weights of rows. Of tasks with one label a row."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from extensions.data.example import Example
+from extensions.errors import UserError
+
+
+def check_classes(examples: Sequence[Example]) -> None:
+    """UserError if a task has rows of one label alone, so that there is nothing to balance."""
+    for task, counts in _counts(examples).items():
+        if len(counts) == 1:
+            raise UserError(
+                f"data.oversample and data.class_weights balance labels, but all {counts.total()} training rows of "
+                f"task {task} have the label {next(iter(counts))!r}; give rows of other labels, or leave both keys out"
+            )
+
+
+def class_weights(examples: Sequence[Example]) -> dict[tuple[str, str], float]:
+    """(task name, label) -> weight of such a row: n / (k * n_label) for the n rows of a task with k labels.
+
+    This is scikit-learn's "balanced": the rows of each label weigh the same in all, and a row weighs 1 on average.
+    """
+    return {
+        (task, label): counts.total() / (len(counts) * count)
+        for task, counts in _counts(examples).items()
+        for label, count in counts.items()
+    }
+
+
+def epoch_sizes(examples: Sequence[Example], oversample: bool) -> dict[str, int]:
+    """Task name -> its rows, with `oversample` those that are repeated counted each time."""
+    counts = _counts(examples)
+    return {task: len(c) * max(c.values()) if oversample else c.total() for task, c in counts.items()}
+
+
+def oversampled(examples: Sequence[Example], units: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
+    """The units of a task and copies of some, so that each label has as many rows as the commonest.
+
+    Each row of a label is repeated as often as the others, but for a rest that `rng` draws. Pairs are not repeated.
+
+    Args:
+        units: row numbers that stay together, one or a pair.
+    """
+    counts = Counter(str(examples[i].label) for unit in units for i in unit)
+    single: dict[str, list[list[int]]] = defaultdict(list)
+    for unit in units:
+        if len(unit) == 1:
+            single[str(examples[unit[0]].label)].append(unit)
+    found = list(units)
+    for label, own in single.items():
+        whole, rest = divmod(max(counts.values()) - counts[label], len(own))
+        found += own * whole + [own[i] for i in rng.permutation(len(own))[:rest]]
+    return found
+
+
+def spread_copies(units: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
+    """A random order in which the copies of a unit stand apart.
+
+    The k-th of n copies gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
+    """
+    copies, seen = Counter(unit[0] for unit in units), Counter[int]()
+    places = []
+    for unit, u in zip(units, rng.random(len(units)), strict=True):
+        places.append((seen[unit[0]] + u) / copies[unit[0]])
+        seen[unit[0]] += 1
+    return [units[i] for i in np.argsort(places, kind="stable")]
+
+
+def _counts(examples: Sequence[Example]) -> Mapping[str, Counter[str]]:
+    """Task name -> label -> rows."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for example in examples:
+        found[example.task.name][str(example.label)] += 1
+    return found
