@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from extensions.errors import UserError
+from extensions.scaffold.command import init
 from extensions.tasks import SPLITS
 
 app = typer.Typer(
@@ -470,6 +471,9 @@ def env() -> None:
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"]
     print(json.dumps(versions() | {"devices": devices, "threads": torch.get_num_threads()}, indent=2))
+
+
+app.command()(_user_errors()(init))
 
 
 def main() -> None:

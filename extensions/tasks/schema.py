@@ -94,6 +94,11 @@ def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _filled(parts: list[str]) -> list[str]:
+    """The labels of a cell: nothing stands behind a separator at its end."""
+    return [part for part in parts if part.strip()] or parts
+
+
 def _only_text(words: list[Any]) -> list[str]:
     for word in words:
         if not isinstance(word, str):
@@ -353,7 +358,7 @@ class Task(BaseModel):
         cell = cell.tolist() if hasattr(cell, "tolist") else cell
         if cell is None or cell != cell or (isinstance(cell, str) and cell.strip() in ("", self.no_label)):
             return self.no_label
-        parts = cell if isinstance(cell, (list, tuple)) else str(cell).split(self.source.label_separator)
+        parts = cell if isinstance(cell, (list, tuple)) else _filled(str(cell).split(self.source.label_separator))
         texts = [str(part).lower() if isinstance(part, bool) else str(part).strip() for part in parts]
         found = {text: self.label_of(text) for text in texts}
         unknown = [text for text, label in found.items() if label is None]

@@ -1,0 +1,155 @@
+"""From the entry of a task to a recipe: settings by the model, the text, and the check that it works."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extensions.data.splits import RunData
+from extensions.errors import UserError
+from extensions.files import write_text
+from extensions.flops import Shape
+from extensions.model.loading import load_config, load_tokenizer, prompt_limit
+from extensions.packing import common_prefix
+from extensions.prompts import PromptEncoder
+from extensions.recipe import Model, Recipe, load_recipe
+from extensions.scaffold import settings
+from extensions.scaffold.columns import is_blank
+from extensions.scaffold.entry import Entry, Request, is_unbalanced
+from extensions.scaffold.recipe_text import recipe_text
+from extensions.tasks import Task
+
+Warn = Callable[[str], None]
+COUNTED = 500  # rows whose prompts are counted in tokens
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe that works, and what was decided on the way."""
+
+    entry: Entry
+    text: str
+    recipe: Recipe  # as `text` loads
+    data: RunData
+    encoder: PromptEncoder
+    decisions: list[str]
+    warnings: list[str]
+    tokens: tuple[int, int, int]  # that all prompts begin with, of the rest of a prompt, of an answer; means
+    on_gpu: bool
+
+
+def draft(entry: Entry, request: Request, on_gpu: bool) -> Draft:
+    """The recipe, loaded and tried; nothing is written.
+
+    Raises:
+        UserError: the model's configuration or tokenizer cannot be loaded, or the data have what no key lets pass.
+    """
+    model = Model(path=request.model)
+    tokenizer, config = load_tokenizer(model), load_config(model)
+    name, source, found = entry.task["name"], entry.source, entry.answers
+    recipe = Recipe.model_validate({"name": name, "model": {"path": request.model}, "data": {"tasks": [entry.task]}})
+    task = recipe.data.tasks[0]
+    counting = PromptEncoder(tokenizer, 10**9, False)
+    counting.check_answers(task)
+    rows = [row for row in entry.tables["train"].rows if task.multi_label or not is_blank(row.get(source["label"]))]
+    prompts = _prompts(counting, task, rows)
+    lengths = np.array([len(ids) for ids in prompts])
+    answer_tokens = list(map(len, counting.label_ids(task).values()))
+    fixed = len(counting.encode(task, dict.fromkeys(task.fields, ""))[0])
+    chosen = settings.choose(
+        Shape.of(config, recipe.lora).parameters,
+        round(len(rows) * (1 - sum(source.get("split", {}).values()))),
+        int(np.percentile(lengths, 95)),
+        fixed,
+        prompt_limit(recipe, config) + recipe.rollout.max_new_tokens,
+        _longest_answer(counting, task, rows, answer_tokens),
+        on_gpu,
+    )
+    if fixed >= chosen.max_tokens:
+        raise UserError(
+            f"model.path: {request.model!r} reads {chosen.max_tokens} tokens of a prompt here, and without its texts "
+            f"it has {fixed} already; shorten the labels (--labels LABEL=WORD,...), or take a --model with a longer "
+            "context"
+        )
+    share = float(np.mean(lengths > chosen.max_tokens))
+    cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
+    decisions = [*entry.decisions, f"prompts: at most {chosen.max_tokens} tokens; {cut}"]
+    weights = found.kind == "classification" and is_unbalanced(found.counts)
+    if weights:
+        decisions.append("data.class_weights: balanced, and macro F1 as the score: labels are rare")
+    total = sum(found.counts.values()) or 1
+    text = recipe_text(
+        data=request.data,
+        rows=sum(len(table.rows) for table in entry.tables.values()),
+        what=f"{found.kind} of column {str(source['label'])!r}",
+        path=entry.path,
+        name=name,
+        model=request.model,
+        s=chosen,
+        weights=weights,
+        task=entry.task,
+        answers=found,
+        words=entry.words,
+        shares={label: f"{count / total:.1%}" for label, count in found.counts.items()},
+        source=source,
+        sizes={split: len(table.rows) for split, table in entry.tables.items()},
+        incomplete=sum("" in _fields(task, row).values() for table in entry.tables.values() for row in table.rows),
+        cut=cut,
+    )
+    warnings = list(entry.warnings)
+    resolved, data = _tried(text, warnings.append)
+    encoder = PromptEncoder(tokenizer, chosen.max_tokens, False)
+    prefix = common_prefix(prompts) if len(prompts) > 1 else 0
+    rest = round(float(np.minimum(lengths, chosen.max_tokens).mean())) - prefix
+    tokens = prefix, max(1, rest), round(float(np.mean(answer_tokens)))
+    unique = list(dict.fromkeys(warnings))  # a file is read once for each split that is drawn from it
+    return Draft(entry, text, resolved, data, encoder, decisions, unique, tokens, on_gpu)
+
+
+def _fields(task: Task, row: Any) -> dict[str, str]:
+    cells = {name: row.get(task.source.columns.get(name, name)) for name in task.fields}
+    return {name: "" if is_blank(cell) else str(cell).strip() for name, cell in cells.items()}
+
+
+def _prompts(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[list[int]]:
+    """Prompts of `COUNTED` rows at equal distances, of any length."""
+    count = min(COUNTED, len(rows))
+    return [encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0] for k in range(count)]
+
+
+def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], of_labels: Sequence[int]) -> int:
+    """Tokens of the longest answer with its tag; of a multi-label task of the longest set of labels in the data."""
+    if not task.multi_label:
+        return max(of_labels)
+    sets = {task.label_set_of(row.get(task.source.label)) for row in rows}
+    ids, text = encoder.encode(task, dict.fromkeys(task.fields, ""))
+    longest = sorted(map(task.answer, sets), key=len)[-COUNTED:]
+    return max(len(encoder.answer_ids(ids, text, answer)) for answer in longest)
+
+
+def _tried(text: str, warn: Warn) -> tuple[Recipe, RunData]:
+    """The recipe and its data as `nlu validate` reads them.
+
+    Raises:
+        UserError: the data have what no key lets pass.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(text, encoding="utf-8")
+        recipe = load_recipe(file)
+    return recipe, RunData.load(recipe, warn)
+
+
+def write(made: Draft) -> None:
+    """Write the recipe whole, or raise UserError."""
+    try:
+        write_text(made.entry.path, made.text)
+    except OSError as error:
+        raise UserError(
+            f"{made.entry.path}: cannot be written ({error.strerror or error}); name another with --out"
+        ) from error

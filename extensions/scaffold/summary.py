@@ -1,0 +1,125 @@
+"""What `nlu init` prints: decisions with reasons, labels, prompts, warnings, and the commands that come next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from extensions.data import spread
+from extensions.errors import UserError
+from extensions.plan import GPUS, Options, Planner
+from extensions.scaffold.draft import Draft
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+SHOWN = 3  # prompts
+_ENDS = 700, 500  # characters of a prompt's beginning and end that are shown
+START_S = 20.0  # of a run: imports, loading, the comparison of the model's paths
+FORWARD = 0.5  # share of a training step that a forward alone takes: its backward computes no weights' gradients
+
+
+def summary(made: Draft) -> list[str]:
+    """Everything that was decided, in lines."""
+    recipe, found = made.recipe, made.entry.answers
+    lines = [f"- {decision}" for decision in made.decisions]
+    if found.score_range:
+        low, high = found.score_range
+        lines.append(f"scores: from {low:g} to {high:g}, with {found.decimals} decimals")
+    elif found.counts:
+        total = sum(found.counts.values())
+        lines.append("labels, and the word that the model writes for each:")
+        lines += [
+            f"  {label!r}: {made.entry.words[label]!r}, {count} rows ({count / total:.1%})"
+            for label, count in found.counts.items()
+        ]
+    for number, row in enumerate(spread(made.data.train, SHOWN), start=1):
+        _, text = made.encoder.encode(row.task, row.fields)
+        answer = row.task.answer(row.label) if isinstance(row.label, str) and not found.separator else row.label
+        lines += [f"prompt {number} of {len(made.data.train)} training rows; the right answer is {answer!r}:"]
+        lines += [f"    {line}" for line in _without_middle(text).splitlines()]
+    lines += [f"warning: {warning}" for warning in made.warnings]
+    lines.append(f"{made.entry.path}: written; {recipe.model.path}, {made.data.describe()}. Next:")
+    return lines + _commands(made)
+
+
+def _without_middle(text: str) -> str:
+    start, end = _ENDS
+    left_out = len(text) - start - end
+    return text if left_out <= 0 else f"{text[:start]} [... {left_out} characters ...] {text[-end:]}"
+
+
+def _commands(made: Draft) -> list[str]:
+    recipe = made.recipe
+    path, adapter = shlex.quote(str(made.entry.path)), f"model.adapter=runs/{recipe.name}-sft/adapter"
+    sft, ppo = (_relative(LAUNCH / f"{method}.sh") for method in ("sft", "ppo"))
+    seconds = expected_seconds(made)
+    return [
+        f"  bash {sft} {path}{_about(seconds.get('sft'))}",
+        "      first, since the model does not know the form of the answers: PPO from scratch earns nothing but wrong "
+        "formats",
+        f"  nlu predict runs/{recipe.name}-sft new.csv --out answers.csv",
+        f"  bash {ppo} {path} {adapter}{_about(seconds.get('ppo'))}",
+        f"  nlu predict runs/{recipe.name} new.csv --out answers.csv",
+    ]
+
+
+def _relative(path: Path) -> str:
+    try:
+        return shlex.quote(path.relative_to(Path.cwd().resolve()).as_posix())
+    except ValueError:
+        return shlex.quote(os.fspath(path))
+
+
+def _about(seconds: float | None) -> str:
+    if seconds is None:
+        return "   # nlu plan RECIPE says how long, for a GPU that it knows"
+    if seconds < 5400:
+        minutes = max(1, round(seconds / 60))
+        return f"   # about {minutes} minute{'s' if minutes > 1 else ''} on this machine"
+    return f"   # about {seconds / 3600:.1f} hours on this machine"
+
+
+def expected_seconds(made: Draft) -> dict[str, float]:
+    """Method -> seconds of a whole run here: steps as the planner expects them, evaluations by their forwards.
+
+    Empty where the device or the model's family is none that the planner knows.
+    """
+    device = _this_device(made.on_gpu)
+    if device is None:
+        return {}
+    # What the planner would read the rows and the tokenizer again for.
+    task = made.recipe.data.tasks[0]
+    source = task.source.model_copy(update={"sizes": {"train": len(made.data.train)}})
+    data = made.recipe.data.model_copy(update={"tasks": [task.model_copy(update={"source": source})]})
+    prefix, suffix, answer = made.tokens
+    seconds: dict[str, float] = {}
+    evaluation = 0.0  # of a row
+    for method in ("sft", "ppo"):
+        recipe = made.recipe.model_copy(update={"method": method, "data": data})
+        budget = answer if method == "sft" else recipe.rollout.max_new_tokens
+        options = replace(device, prefix_tokens=prefix, suffix_tokens=suffix, response_tokens=budget)
+        try:
+            plan = Planner(recipe, options).plan(1)
+        except UserError:  # of a family that cannot be counted without weights
+            return {}
+        step = plan.chosen.step_s
+        evaluation = evaluation or FORWARD * step / plan.batch_size
+        validations = plan.steps // recipe.evaluation.every_steps
+        rows = 2 * len(made.data.table) + validations * len(made.data.validation)
+        seconds[method] = START_S + plan.steps * step + rows * evaluation
+        if device.measure:  # once is enough
+            device = replace(device, measure=False, rate=plan.device.tflops, bandwidth=plan.device.bandwidth)
+    return seconds
+
+
+def _this_device(on_gpu: bool) -> Options | None:
+    """The planner's options for this machine; None for a GPU that it does not know."""
+    if not on_gpu:
+        return Options(cpu=True, measure=True)
+    name = torch.cuda.get_device_name(0).lower().replace(" ", "")
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    known = [key for key in GPUS if key.split("-")[0] in name]
+    return Options(gpu=known[-1], gpu_memory=memory) if known else None

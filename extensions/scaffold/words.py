@@ -1,0 +1,163 @@
+"""The words of a task: what the labels are called, and sentences that name the columns as a person would."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from extensions.errors import UserError
+from extensions.scaffold.columns import Answers, shortened
+from extensions.tasks.words import bare
+
+MOST_REPEATED = 12  # labels that the question names once more; longer lists stand in the answer's format alone
+_GENERIC = {"text", "texts", "sentence", "content", "body", "input", "document", "string", "value"}
+_NO_LABELS = ("none", "none of these", "no label", "nothing applies")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def readable(name: Any, otherwise: str = "text") -> str:
+    """A column's name as words: `ticketBody`, `ticket_body` and `Ticket-Body` are "ticket body"."""
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", str(name))
+    words = re.sub(r"[\s_\-.{}<>\"'`#:]+", " ", _CONTROL.sub(" ", split)).split()
+    found = " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
+    return found[:60].strip() if any(map(str.isalnum, found)) else otherwise
+
+
+def with_article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def listed(items: Sequence[str], last: str = "and") -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def description(texts: Sequence[Any], label: Any, answers: Answers) -> str:
+    """Part 1 of the prompt, as a sentence."""
+    names = [readable(name) for name in texts]
+    if len(names) == 1:
+        read = "a text" if names[0] in _GENERIC else with_article(names[0])
+    else:
+        read = f"{listed([f'the {name}' for name in dict.fromkeys(names)])} of an entry"
+    return f"You are an assistant that reads {read} and {_does(readable(label, 'label'), answers)}."
+
+
+def _does(label: str, answers: Answers) -> str:
+    if answers.kind == "regression":
+        assert answers.score_range is not None
+        return "gives its {} as a number from {:g} to {:g}".format(label, *answers.score_range)
+    if answers.kind == "classification":
+        return f"names its {label}"
+    return f"lists the {label} that apply" if _plural(label) else f"lists every {label} that applies"
+
+
+def _plural(noun: str) -> bool:
+    return noun.endswith("s") and not noun.endswith("ss")
+
+
+def question(fields: Mapping[str, Any], label: Any, answers: Answers, words: Mapping[str, str]) -> str:
+    """Part 3 of the prompt: a line for each text, and what is asked.
+
+    Args:
+        fields: field, which stands in braces, -> column.
+        words: label -> the word for it; empty for a regression.
+    """
+    noun = readable(label, "label")
+    names = [readable(column) for column in fields.values()]
+    names = [f"{name} ({k})" if name in names[: k - 1] else name for k, name in enumerate(names, start=1)]
+    lines = [f"{name[:1].upper()}{name[1:]}: {{{field}}}" for name, field in zip(names, fields, strict=True)]
+    options = [f'"{word}"'.replace("{", "{{").replace("}", "}}") for word in words.values()]
+    if len(options) > MOST_REPEATED:
+        options = []
+    if answers.kind == "regression":
+        assert answers.score_range is not None
+        asked = "What is the {}, from {:g} to {:g}?".format(noun, *answers.score_range)
+    elif answers.kind == "classification":
+        asked = f"What is the {noun}: {listed(options, 'or')}?" if options else f"What is the {noun}?"
+    else:
+        which = f"Which {noun} apply" if _plural(noun) else f"Which {noun} applies"
+        asked = f"{which}: {listed(options)}?" if options else f"{which}?"
+    return "\n  ".join([*lines, asked])
+
+
+def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bool) -> tuple[dict[str, str], list[str]]:
+    """Label -> the word that the model should write for it, and what is odd about these words.
+
+    Words are lower case, with spaces in the place of underscores and hyphens, and distinct.
+
+    Args:
+        given: label -> its word, as the user says.
+
+    Raises:
+        UserError: `given` names what is no label, or two labels the same word.
+    """
+    unknown = [label for label in given if label not in labels]
+    if unknown:
+        raise UserError(
+            f"--labels: {unknown[0]!r} is no label of the column; its labels are {', '.join(map(repr, labels))}"
+        )
+    notes: list[str] = []
+    words = {label: _usable(given[label] if label in given else _spoken(label), multi_label) for label in labels}
+    for number, label in enumerate(labels, start=1):
+        if not words[label]:
+            words[label] = f"label {number}"
+            notes.append(
+                f"label {label!r} has no letter or digit; its word is {words[label]!r}, --labels gives another"
+            )
+    _part_alike(words, given, multi_label, notes)
+    plain = [label for label in labels if label not in given and re.fullmatch(r"[-+]?[0-9.]+|true|false", words[label])]
+    if plain:
+        pairs = ",".join(f"{label}=WORD" for label in plain[:4])
+        notes.append(
+            f"{'all' if len(plain) == len(labels) else 'some'} labels are numbers or true/false, which say nothing "
+            f"to the model; if they mean something, say what: --labels {pairs}"
+        )
+    return words, notes
+
+
+def no_label_word(words: Mapping[str, str]) -> str:
+    """What a multi-label row without a label is answered by: no label, and no word of one."""
+    taken = {bare(text) for pair in words.items() for text in pair}
+    return next((word for word in _NO_LABELS if word not in taken), "none of the labels")
+
+
+def _spoken(label: str) -> str:
+    number = re.fullmatch(r"(-?[0-9]+)\.0+", label)  # a column of whole numbers with gaps, as pandas writes it
+    if number or re.fullmatch(r"-?[0-9.]+", label):
+        return number[1] if number else label
+    return " ".join(re.sub(r"[_\-]+", " ", label).split()).lower()
+
+
+def _usable(word: str, multi_label: bool) -> str:
+    """A word without what cannot stand in an answer: its tags' characters, and in a list what separates."""
+    word = re.sub(r"judgement", "judgment", _CONTROL.sub(" ", word), flags=re.IGNORECASE)
+    word = re.sub(r"[<>,]" if multi_label else r"[<>]", " ", word)
+    word = " ".join(word.split()).strip("\"'`.“”‘’«» ")
+    return word if any(not character.isspace() for character in word) else ""
+
+
+def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bool, notes: list[str]) -> None:
+    """Give labels that come to the same word another: as they are written, else with a number."""
+    for again in (True, False):
+        groups: dict[str, list[str]] = {}
+        for label, word in words.items():
+            groups.setdefault(bare(word), []).append(label)
+        for group in (group for group in groups.values() if len(group) > 1):
+            both = [label for label in group if label in given]
+            if len(both) > 1:
+                raise UserError(f"--labels: {both[0]!r} and {both[1]!r} have the same word, {words[both[0]]!r}")
+            free = [label for label in group if label not in given]
+            if again:
+                for label in free:
+                    words[label] = _usable(label, multi_label) or words[label]
+                continue
+            notes.append(
+                f"labels {listed([repr(shortened(label)) for label in group])} are hardly different; if they are one, "
+                "make them the same in the file"
+            )
+            taken = {bare(word) for word in words.values()}
+            for label in free if len(free) < len(group) else free[1:]:
+                number = next(n for n in range(2, len(words) + 3) if bare(f"{words[label]} {n}") not in taken)
+                words[label] = f"{words[label]} {number}"
+                taken.add(bare(words[label]))
