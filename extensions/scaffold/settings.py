@@ -20,7 +20,7 @@ class Regime:
 
 
 REGIMES = (
-    Regime(5e8, sft_lr=3e-4, ppo_lr=1e-4, dropout=0.0, epochs=3, fewest_rows=300, most_rows=1500),
+    Regime(5e8, sft_lr=1e-3, ppo_lr=1e-4, dropout=0.0, epochs=4, fewest_rows=300, most_rows=2000),
     Regime(2e9, sft_lr=2e-4, ppo_lr=5e-5, dropout=0.0, epochs=3, fewest_rows=300, most_rows=3000),
     Regime(math.inf, sft_lr=1e-4, ppo_lr=1e-5, dropout=0.05, epochs=3, fewest_rows=300, most_rows=6000),
 )
