@@ -182,7 +182,7 @@ class FakeSampler:
             answers.append(Response([1], torch.zeros(1), torch.zeros(1), text + CLOSE * (draw < 0.9)))
         return answers
 
-    def logprobs(self, samples):
+    def logprobs(self, samples, together=1):
         return torch.tensor([-((3 * sum(s.prompt) + sum(s.response)) % 17) / 4 for s in samples])
 
 
@@ -248,7 +248,7 @@ def test_rows_with_the_same_long_text_are_sampled_together():
 
 def test_only_a_ranked_task_asks_for_support():
     sampler = FakeSampler()
-    sampler.logprobs = lambda samples: pytest.fail("no candidates here")
+    sampler.logprobs = lambda samples, together: pytest.fail("no candidates here")
     for task in (COLA, STSB, MULTIRC):
         assert [p.support for p in predict(rows_of(task), FakeEncoder(), sampler, 8, 4, seed=0)] == [None] * 17
 

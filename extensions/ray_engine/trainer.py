@@ -181,7 +181,7 @@ class RaySampler:
             found.append(Response(tokens, logprobs, torch.zeros_like(logprobs), response["text"]))
         return found
 
-    def logprobs(self, samples: Sequence[Sample]) -> Tensor:
+    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
         return torch.tensor(self.groups.all(self.groups.actor, "logprobs", list(samples))[0])
 
 
@@ -470,6 +470,12 @@ class RayTraining(Training):
         return list(problems)  # the models are elsewhere; `nlu replay` looks at each sample alone
 
 
-def evaluator(recipe: Recipe, strategy: RayStrategy, reporter: Any, trainer: RayTrainer) -> Evaluator:
+def evaluator(
+    recipe: Recipe,
+    strategy: RayStrategy,
+    reporter: Any,
+    trainer: RayTrainer,
+    seen: Mapping[str, Sequence[LabelSet]],
+) -> Evaluator:
     sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
-    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir)
+    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, seen)

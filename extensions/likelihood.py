@@ -1,0 +1,171 @@
+"""Answers by likelihood: which answers of a task are compared, their log-probabilities, and the most probable one.
+
+The candidates of a classification are its labels, of a regression numbers at equal distances, of a multi-label task
+sets of labels. An answer may be written in several ways (the words of a label), which are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from extensions.errors import UserError
+from extensions.packing import Sample
+from extensions.prompts import PromptEncoder, parse_answer
+from extensions.prompts.template import CLOSE
+from extensions.rollout import Sampler
+from extensions.tasks import Task
+
+SCORES = 11  # numbers of a regression's range that are compared, at equal distances
+MOST_SETS = 64  # label sets of a multi-label task that are all compared; beyond, those that the training rows have
+NEAR = 0.1  # share of a regression's range that counts as the answer, for its confidence
+
+LabelSet = tuple[str, ...]  # labels of a multi-label answer, in the task's order
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The C answers of a task that are compared."""
+
+    task: Task
+    forms: dict[
+        str, list[str]
+    ]  # label, number, or label set by its text -> texts that mean it, the canonical one first
+    sets: list[LabelSet]  # of a multi-label task, the labels of each; else empty
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.forms)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer to one row."""
+
+    text: str  # as the model would write it, with the closing tag
+    answer: str | float | None  # a label, a score, or what `parse_answer` makes of a label set
+    confidence: float  # probability of the answer; of a regression, of the numbers within `NEAR` of the range of it
+    probabilities: dict[str, float]  # by label or number; of a multi-label task the marginal probability of each label
+
+
+def candidates(task: Task, seen: Iterable[LabelSet] = ()) -> Candidates:
+    """The answers of a task.
+
+    Args:
+        seen: label sets of the training rows, which a multi-label task of more than `MOST_SETS` sets needs: compared
+            are these, each label by itself, and none.
+    """
+    if task.score_range is not None:
+        return Candidates(task, {number: [number] for number in _grid(task)}, [])
+    if not task.multi_label:
+        return Candidates(task, dict(task.labels), [])
+    sets = label_sets(task, seen)
+    return Candidates(task, {text: [text] for text in (set_text(task, one) for one in sets)}, sets)
+
+
+def label_sets(task: Task, seen: Iterable[LabelSet] = ()) -> list[LabelSet]:
+    """The label sets of a multi-label task that are compared, each once; see `candidates`."""
+    labels = list(task.labels)
+    if 2 ** len(labels) <= MOST_SETS:
+        return [one for size in range(len(labels) + 1) for one in combinations(labels, size)]
+    ordered = (tuple(label for label in labels if label in set(one)) for one in seen)
+    return list(dict.fromkeys(((), *((label,) for label in labels), *ordered)))
+
+
+def set_text(task: Task, labels: LabelSet) -> str:
+    """A label set as the model should write it."""
+    return ", ".join(task.labels[label][0] for label in labels) or task.no_label
+
+
+def _grid(task: Task) -> list[str]:
+    """Numbers of a regression's range as the task writes them; fewer than `SCORES` where its decimals allow no more."""
+    assert task.score_range is not None
+    low, high = task.score_range
+    values = [low + (high - low) * k / (SCORES - 1) for k in range(SCORES)]
+    decimals = grid_decimals(task)
+    return list(dict.fromkeys(number_text(value, decimals) for value in values))
+
+
+def grid_decimals(task: Task) -> int:
+    """Decimals of the compared numbers: the task's; where it names none, as many as tell them apart, at least one."""
+    assert task.score_range is not None
+    if task.score_decimals is not None:
+        return task.score_decimals
+    low, high = task.score_range
+    values = [low + (high - low) * k / (SCORES - 1) for k in range(SCORES)]
+    return next((d for d in range(1, 6) if len({f"{value:.{d}f}" for value in values}) == SCORES), 6)
+
+
+def number_text(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no "-0"
+
+
+def log_likelihoods(
+    compared: Candidates, prompts: Sequence[tuple[list[int], str]], encoder: PromptEncoder, sampler: Sampler
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each answer after each prompt, as text with the closing tag.
+
+    The forms of all answers to one prompt are in one pack, so that the prompt is computed once.
+
+    Args:
+        prompts: token ids and text of each, from `encoder`.
+
+    Returns:
+        (rows, C) float32 summed over the forms of each answer, and (rows, C) of the canonical forms alone.
+
+    Raises:
+        UserError: a log-probability is NaN or infinite.
+    """
+    forms = [form for forms in compared.forms.values() for form in forms]
+    samples = [Sample(ids, encoder.answer_ids(list(ids), text, form)) for ids, text in prompts for form in forms]
+    found = sampler.logprobs(samples, together=len(forms)).view(len(prompts), len(forms))
+    if not bool(torch.isfinite(found).all()):
+        raise UserError(
+            f"{compared.task.name}: the model's logits are NaN or infinite, so its answers mean nothing. Its file is "
+            "broken, its adapter has diverged, or its dtype overflows: try model.dtype=float32"
+        )
+    parts = found.split([len(forms) for forms in compared.forms.values()], dim=1)
+    return torch.stack([part.logsumexp(1) for part in parts], 1), torch.stack([part[:, 0] for part in parts], 1)
+
+
+def decide(compared: Candidates, logprobs: Tensor, temperature: float = 1.0) -> list[Decision]:
+    """The answer to each row.
+
+    The most probable candidate; of a regression of one's own the probability-weighted mean of the numbers, rounded to
+    the task's decimals, one more than its numbers have where it names none. STS-B keeps the most probable number.
+
+    Args:
+        logprobs: (rows, C) of `log_likelihoods`.
+        temperature: that divides them (calibration).
+    """
+    chances = (logprobs.double() / temperature).softmax(-1).cpu()
+    return [_decide(compared, row) for row in chances]
+
+
+def _decide(compared: Candidates, chances: Tensor) -> Decision:
+    task, keys = compared.task, compared.keys
+    best = int(chances.argmax())
+    probabilities = dict(zip(keys, chances.tolist(), strict=True))
+    if task.score_range is not None:
+        text, value = keys[best], float(keys[best])
+        grid = torch.tensor([float(key) for key in keys], dtype=torch.float64)
+        if task.suite == "own":
+            decimals = grid_decimals(task) + 1 if task.score_decimals is None else task.score_decimals
+            text = number_text(float((chances * grid).sum()), decimals)
+            value = float(text)
+        width = NEAR * (task.score_range[1] - task.score_range[0])
+        near = (grid - value).abs() <= width * (1 + 1e-9)
+        return Decision(f"{text}{CLOSE}", value, float(chances[near].sum()), probabilities)
+    confidence = probabilities[keys[best]]
+    if not task.multi_label:
+        return Decision(f"{task.labels[keys[best]][0]}{CLOSE}", keys[best], confidence, probabilities)
+    marginals = {
+        label: float(sum(p for p, one in zip(chances.tolist(), compared.sets, strict=True) if label in one))
+        for label in task.labels
+    }
+    text = f"{keys[best]}{CLOSE}"
+    return Decision(text, parse_answer(text, task), confidence, marginals)
