@@ -21,7 +21,6 @@ from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Sampler, random_numbers
 from extensions.strategy import Strategy
-from extensions.tasks import Task
 
 EVALUATION = 1  # purpose of its random numbers, apart from those of training
 Decoding = Literal["sample", "greedy", "likelihood"]

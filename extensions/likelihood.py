@@ -76,6 +76,18 @@ def label_sets(task: Task, seen: Iterable[LabelSet] = ()) -> list[LabelSet]:
     return list(dict.fromkeys(((), *((label,) for label in labels), *ordered)))
 
 
+def seen_sets(task: Task, labels: Iterable[str | None]) -> list[LabelSet]:
+    """The different label sets of a multi-label task's rows, in order of first appearance; of other tasks none."""
+    if not task.multi_label:
+        return []
+    return list(dict.fromkeys(_labels_of(task, label) for label in labels if label is not None))
+
+
+def _labels_of(task: Task, label: str) -> LabelSet:
+    named = {part.strip() for part in label.split(task.source.label_separator)}
+    return tuple(one for one in task.labels if one in named)
+
+
 def set_text(task: Task, labels: LabelSet) -> str:
     """A label set as the model should write it."""
     return ", ".join(task.labels[label][0] for label in labels) or task.no_label

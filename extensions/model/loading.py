@@ -28,7 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.attention import NAME as PACKED
 from extensions.errors import UserError
-from extensions.files import sha256
+from extensions.files import readable, sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
 from extensions.model.policy import Policy
@@ -128,6 +128,7 @@ def model_folder(model: Model) -> Path | str:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             load_base(whole, torch.device("cpu")).save_pretrained(temporary)
             load_tokenizer(whole).save_pretrained(temporary)
+            readable(Path(temporary))
             with suppress(OSError):  # another process was faster
                 Path(temporary).rename(target)
             Path(temporary).mkdir(exist_ok=True)
@@ -278,6 +279,13 @@ def load_policy(
     return policy
 
 
+def base_dtype(model: Model, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The dtype of the base on a device."""
+    if model.dtype != "auto":
+        return model.dtype
+    return "float32" if device.type == "cpu" else "bfloat16"
+
+
 def load_base(
     model: Model, device: torch.device, dtype: torch.dtype | Literal["auto"] | None = None
 ) -> PreTrainedModel:
@@ -288,9 +296,7 @@ def load_base(
     """
     folder, gguf = resolve_model(model.path)
     if dtype is None:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[base_dtype(model, device)]
     if model.load_in_4bit and device.type == "cpu":
         raise UserError("model.load_in_4bit: true needs a GPU; set it to false")
     with _explained(model.path):

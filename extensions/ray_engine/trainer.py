@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from extensions.data import BatchOrder, Example
 from extensions.evaluate import Evaluator
 from extensions.files import write_bytes
 from extensions.guard import BadNumber, Problem
+from extensions.likelihood import LabelSet
 from extensions.loop import Clock
 from extensions.model.proof import Proof
 from extensions.numerics import gae, pad_rows, td_targets, whiten
