@@ -15,7 +15,7 @@ from extensions.console import Reporter
 from extensions.data import Example
 from extensions.errors import UserError
 from extensions.files import jsonl, read_jsonl, write_jsonl
-from extensions.likelihood import Decision, LabelSet, candidates, decide, log_likelihoods
+from extensions.likelihood import Decision, LabelSet, answer_probabilities, candidates, decide, log_likelihoods
 from extensions.metrics import Prediction
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Recipe
@@ -74,13 +74,11 @@ def answer(
     seed: int,
     decoding: Decoding,
     seen: Iterable[LabelSet] = (),
-    temperature: float = 1.0,
 ) -> list[Prediction]:
     """One answer for each row of a batch; see `predict`.
 
     Args:
         seen: label sets of a multi-label task's training rows; see `likelihood.candidates`.
-        temperature: of the answers' probabilities (calibration), apart from that of sampling.
     """
     task = batch[0].task
     encoded = [encoder.encode(task, row.fields) for row in batch]
@@ -100,7 +98,7 @@ def answer(
         if task.positive is not None and compared.keys:
             supports = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
         if decoding == "likelihood":
-            decisions = decide(compared, logprobs, temperature)
+            decisions = decide(compared, answer_probabilities(logprobs))
     if decoding == "likelihood":
         return [
             Prediction(task.name, row.index, d.text, d.answer, row.label, row.kept, support, d.probabilities)

@@ -48,7 +48,7 @@ class Decision:
 
     text: str  # as the model would write it, with the closing tag
     answer: str | float | None  # a label, a score, or what `parse_answer` makes of a label set
-    confidence: float  # probability of the answer; of a regression, of the numbers within `NEAR` of the range of it
+    confidence: float  # see `confidence_of`
     probabilities: dict[str, float]  # by label or number; of a multi-label task the marginal probability of each label
 
 
@@ -144,40 +144,60 @@ def log_likelihoods(
     return torch.stack([part.logsumexp(1) for part in parts], 1), torch.stack([part[:, 0] for part in parts], 1)
 
 
-def decide(compared: Candidates, logprobs: Tensor, temperature: float = 1.0) -> list[Decision]:
+def answer_probabilities(logprobs: Tensor, temperature: float = 1.0) -> Tensor:
+    """(rows, C) log-probabilities of `log_likelihoods` as probabilities in float64, on the CPU.
+
+    Args:
+        temperature: that divides them (calibration).
+    """
+    return (logprobs.double() / temperature).softmax(-1).cpu()
+
+
+def decide(compared: Candidates, chances: Tensor) -> list[Decision]:
     """The answer to each row.
 
     The most probable candidate; of a regression of one's own the probability-weighted mean of the numbers, rounded to
     the task's decimals, one more than its numbers have where it names none. STS-B keeps the most probable number.
 
     Args:
-        logprobs: (rows, C) of `log_likelihoods`.
-        temperature: that divides them (calibration).
+        chances: (rows, C) of `answer_probabilities`.
     """
-    chances = (logprobs.double() / temperature).softmax(-1).cpu()
     return [_decide(compared, row) for row in chances]
+
+
+def confidence_of(compared: Candidates, chances: Tensor, answer: str | float) -> float:
+    """Probability of an answer as `parse_answer` gives it; of a regression, of the numbers within `NEAR` of it.
+
+    Args:
+        chances: (C,) of one row.
+    """
+    task = compared.task
+    if task.score_range is not None:
+        grid = torch.tensor([float(key) for key in compared.keys], dtype=torch.float64)
+        near = (grid - float(answer)).abs() <= NEAR * (task.score_range[1] - task.score_range[0]) * (1 + 1e-9)
+        return float(chances[near].sum())
+    for key, chance in zip(compared.keys, chances.tolist(), strict=True):
+        if answer == (parse_answer(f"{key}{CLOSE}", task) if task.multi_label else key):
+            return float(chance)
+    return 0.0  # a label set that no training row has
 
 
 def _decide(compared: Candidates, chances: Tensor) -> Decision:
     task, keys = compared.task, compared.keys
     best = int(chances.argmax())
+    text: str = keys[best]
+    answer: str | float | None = text
     probabilities = dict(zip(keys, chances.tolist(), strict=True))
     if task.score_range is not None:
-        text, value = keys[best], float(keys[best])
-        grid = torch.tensor([float(key) for key in keys], dtype=torch.float64)
         if task.suite == "own":
             decimals = grid_decimals(task) + 1 if task.score_decimals is None else task.score_decimals
-            text = number_text(float((chances * grid).sum()), decimals)
-            value = float(text)
-        width = NEAR * (task.score_range[1] - task.score_range[0])
-        near = (grid - value).abs() <= width * (1 + 1e-9)
-        return Decision(f"{text}{CLOSE}", value, float(chances[near].sum()), probabilities)
-    confidence = probabilities[keys[best]]
-    if not task.multi_label:
-        return Decision(f"{task.labels[keys[best]][0]}{CLOSE}", keys[best], confidence, probabilities)
-    marginals = {
-        label: float(sum(p for p, one in zip(chances.tolist(), compared.sets, strict=True) if label in one))
-        for label in task.labels
-    }
-    text = f"{keys[best]}{CLOSE}"
-    return Decision(text, parse_answer(text, task), confidence, marginals)
+            text = number_text(sum(chance * float(number) for number, chance in probabilities.items()), decimals)
+        answer = float(text)
+    elif task.multi_label:
+        answer = parse_answer(f"{text}{CLOSE}", task)
+        chance_of = list(zip(chances.tolist(), compared.sets, strict=True))
+        probabilities = {label: sum(chance for chance, one in chance_of if label in one) for label in task.labels}
+    else:
+        text = task.labels[text][0]
+    confidence = 0.0 if answer is None else confidence_of(compared, chances, answer)
+    return Decision(f"{text}{CLOSE}", answer, confidence, probabilities)
