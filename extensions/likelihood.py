@@ -182,6 +182,17 @@ def confidence_of(compared: Candidates, chances: Tensor, answer: str | float) ->
     return 0.0  # a label set that no training row has
 
 
+def label_index(compared: Candidates, label: str) -> int | None:
+    """Place of a gold label among the compared answers: of a regression the nearest number; None if it is none."""
+    task = compared.task
+    if task.score_range is not None:
+        return min(range(len(compared.keys)), key=lambda k: abs(float(compared.keys[k]) - float(label)))
+    if task.multi_label:
+        own = _labels_of(task, label)
+        return compared.sets.index(own) if own in compared.sets else None
+    return compared.keys.index(label) if label in compared.forms else None
+
+
 def _decide(compared: Candidates, chances: Tensor) -> Decision:
     task, keys = compared.task, compared.keys
     best = int(chances.argmax())

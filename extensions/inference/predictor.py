@@ -155,7 +155,7 @@ class Predictor:
         """
         where = f"row {index + 1}"
         may_lack = task.source.incomplete != "error"
-        cells: dict[str | int, Any] = dict(row)
+        cells: dict[str | int, Any] = {name: value for name, value in row.items()}
         fields = {name: text_of(cells, column, where, may_lack) for name, column in columns_of(task).items()}
         self.encoder.check(task, fields)
         return Example(task, index, fields, None)
