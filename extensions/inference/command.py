@@ -55,7 +55,7 @@ def predict(options: Options) -> None:
     Raises:
         UserError: the model, the input or an option is wrong. A row that cannot be answered is none.
     """
-    talk = Console(stderr=True, highlight=False, soft_wrap=True)
+    talk = _console(stderr=True)
     # All that can be wrong is found before the model is loaded.
     location = locate(options.run)
     if location.note:
@@ -97,7 +97,7 @@ def predict(options: Options) -> None:
     if unanswered:
         column = f"{options.prefix}error"
         talk.print(f"{unanswered} of {len(answers)} rows have no answer; the column {column!r} says why", markup=False)
-    _score(task, table, answers, talk if options.out is None else Console(highlight=False, soft_wrap=True))
+    _score(task, table, answers, talk if options.out is None else _console())
 
 
 # ----------------------------------------------------------------------------------------------- what was asked for
@@ -232,6 +232,11 @@ def _answer_one(
     ordered = sorted((one.probabilities or {}).items(), key=lambda item: -item[1])
     for k, (label, chance) in enumerate(ordered):
         print(f"{'' if k else 'p':<12}{chance:.3f}  {label}")
+
+
+def _console(stderr: bool = False) -> Console:
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
 
 
 @contextmanager
