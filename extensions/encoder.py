@@ -41,7 +41,7 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 
 from extensions import train, watchdog
 from extensions.console import Reporter
-from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, spread
+from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, load_training, spread
 from extensions.data.splits import RunData
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl, write_json, write_jsonl
@@ -122,10 +122,9 @@ def _intermediate(recipe: Recipe, task: Task, trained: Sequence[Task], warn: Cal
     if not has_split(task, "train"):
         raise UserError(f"encoder.intermediate: {task.name} has no training rows; choose a task that has, as mnli")
     _check_labelled(task)
-    train, validation = (
-        load_examples(task, split, recipe.data.root, recipe.seed, warn) for split in ("train", "validation")
-    )
-    return Job(task, train[: recipe.data.max_train_samples], spread(validation, recipe.evaluation.validation_samples))
+    train = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed, warn)
+    validation = load_examples(task, "validation", recipe.data.root, recipe.seed, warn)
+    return Job(task, train, spread(validation, recipe.evaluation.validation_samples))
 
 
 def _check_labelled(task: Task) -> None:

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from extensions.attention import NAME as PACKED
-from extensions.data import check_trainable, has_split, load_examples, rows_of_epoch, spread
+from extensions.data import check_trainable, has_split, load_examples, load_training, rows_of_epoch, spread
 from extensions.data.splits import shown_rows
 from extensions.errors import UserError
 from extensions.flops import (
@@ -257,7 +257,7 @@ def token_statistics(
         encoder = _encoder(recipe, config, tasks, warn)
         found, sizes = {}, {}
         for task in tasks:
-            examples = load_examples(task, "train", recipe.data.root, recipe.seed)[: recipe.data.max_train_samples]
+            examples = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
             sizes[task.name] = len(examples)
             found[task.name] = _counted(encoder, task, spread(examples, max(2, SAMPLE // len(tasks))), options)
         counted = sum(len(one.suffixes) for one in found.values())

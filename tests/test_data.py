@@ -206,7 +206,7 @@ GOOD = {"premise": "a", "hypothesis": "b", "label": True}
         (jsonl(GOOD | {"label": ["true"]}), ["line 2", "'label'"]),
         (jsonl(GOOD | {"hypothesis": ""}), ["line 2", "'hypothesis'", "expected text", "''"]),
         (jsonl(GOOD | {"hypothesis": None}), ["line 2", "'hypothesis'", "None"]),
-        (jsonl(GOOD | {"hypothesis": 3}), ["line 2", "'hypothesis'", "3"]),
+        (jsonl(GOOD | {"hypothesis": {"text": 3}}), ["line 2", "'hypothesis'", "3"]),
         (jsonl(GOOD | {"hypothesis": ["b"]}), ["line 2", "'hypothesis'"]),
         ('{"premise": "a", "hypothesis": "b", "label": ' + "1" * 5000 + "}", ["line 2"]),
         pytest.param(

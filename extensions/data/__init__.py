@@ -1,16 +1,16 @@
 """From files to checked examples, and their order. `splits` reads what a run needs."""
 
+from extensions.data.example import Example, units
 from extensions.data.examples import (
-    Example,
     check_trainable,
     demonstrations,
     has_split,
     is_labelled,
     is_present,
     load_examples,
+    load_training,
     one_right_one_wrong,
     spread,
-    units,
 )
 from extensions.data.order import BatchOrder, rows_of_epoch
 from extensions.data.readers import HUB, SURROGATE
@@ -26,6 +26,7 @@ __all__ = [
     "is_labelled",
     "is_present",
     "load_examples",
+    "load_training",
     "one_right_one_wrong",
     "rows_of_epoch",
     "spread",

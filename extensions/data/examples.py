@@ -7,40 +7,36 @@ was expected.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
+from extensions.data.example import Example, units
+from extensions.data.faults import Fault, Faults
+from extensions.data.partition import hold_out, sample
 from extensions.data.readers import (
     HUB,
     AbsentSplit,
+    FaultyRow,
     IncompleteRow,
+    SplitReader,
+    UnlabelledRow,
+    absent,
     download,
     find_files,
     kept_of,
     label_of,
     number_of,
+    on_hub,
     open_split,
-    text_of,
 )
 from extensions.errors import UserError
 from extensions.generated import GENERATORS
 from extensions.prompts import told_apart
-from extensions.tasks import Task
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a task."""
-
-    task: Task
-    index: int  # row number in its split, from 0: seeds its sampling, so that results do not depend on batch layout
-    fields: dict[str, str]
-    label: str | None  # as it stands in the data; None where the split is unlabelled
-    pair: str | None = None  # rows that differ in one thing and in their label share one: drawn into the same batch
-    kept: dict[str, Any] = field(default_factory=dict)  # columns of `source.keep`, such as official row numbers
+from extensions.tasks import SPLITS, Task
 
 
 def load_examples(
@@ -66,42 +62,101 @@ def load_examples(
         return [
             Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)
         ]
-    reader = open_split(task, split, root)
-    examples: list[Example] = []
-    skip = task.source.incomplete == "skip"
-    may_lack = skip and split != "train"  # metrics and the evaluation server count every row
-    for where, row in reader.rows():
-        try:
-            fields = {name: text_of(row, reader.columns.get(name, name), where, may_lack) for name in task.fields}
-        except IncompleteRow:
-            if not skip:
-                raise
-            reader.skipped += 1
-            continue
-        label = label_of(row, reader, where) if reader.labelled else None
-        kept = kept_of(row, task, where)
-        if "idx" in kept:
-            kept["idx"] = number_of(kept["idx"])
-        examples.append(Example(task, len(examples), fields, label, None, kept))
-    if not examples:
-        raise UserError(f"{reader.path}: no rows; expected at least one for task {task.name}, split {split}")
-    if reader.skipped:
-        warn(f"{reader.path}: left out {reader.skipped} rows that lack a text or a column")
-    found, official = len(units(examples)) if task.is_ranked else len(examples), task.source.sizes.get(split)
-    found += reader.skipped
-    if official is not None and found != official:
-        what = "queries" if task.is_ranked else "rows"
-        warn(f"{reader.path}: {found} {what}; the official {split} set of {task.display_name} has {official}")
+    drawn = task.source.split
+    if drawn is not None and (split == "train" or task.source.is_drawn(split)):
+        examples = _held_out(task, split, _read(open_split(task, "train", root), warn))
+    else:
+        examples = _read(open_split(task, split, root), warn)
     return one_right_one_wrong(examples, seed) if task.is_ranked and split == "train" else examples
 
 
-def units(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples by question (`task.unit`), in order of first appearance; single ones where the task has no unit."""
-    found: dict[tuple[Any, ...], list[Example]] = {}
-    for example in examples:
-        key = example.task.unit_of(example.kept) or (example.index,)
-        found.setdefault((example.task.name, *key), []).append(example)
-    return list(found.values())
+def load_training(
+    task: Task,
+    root: str | None,
+    limit: int | None,
+    seed: int = 0,
+    warn: Callable[[str], None] = lambda message: None,
+) -> list[Example]:
+    """The rows that a run trains on: the training split, or a stratified sample of it.
+
+    Args:
+        limit: most rows (recipe key data.max_train_samples); None: all.
+        seed: of the sample, and see `load_examples`.
+
+    Raises:
+        UserError: see `load_examples`.
+    """
+    return sample(load_examples(task, "train", root, seed, warn), limit, seed)
+
+
+def _held_out(task: Task, split: str, examples: list[Example]) -> list[Example]:
+    """The rows of a split that is drawn from the training file, in its order."""
+    drawn = task.source.split
+    assert drawn is not None
+    shares = {name: getattr(drawn, name) for name in SPLITS if task.source.is_drawn(name)}
+    chosen = hold_out(examples, shares, drawn.seed)[split] if shares else range(len(examples))
+    if not chosen:
+        raise UserError(
+            f"task {task.name}: source.split leaves no rows for {split} of {len(examples)} rows, since no label has as "
+            "many different texts as there are splits; give larger shares, more rows, or files"
+        )
+    return [replace(examples[i], index=k) for k, i in enumerate(chosen)]
+
+
+def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
+    """All rows of the files of a split, checked; `kept` says the row of the file, from 0, where `index` may differ."""
+    task, split, source = reader.task, reader.split, reader.source
+    examples: list[Example] = []
+    faults = Faults(reader.path)
+    left_out: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    lacking: Counter[str | int] = Counter()  # columns that an object leaves out
+    number = -1
+    # Where rows may be left out or drawn, `index` is not the row of the file.
+    numbered = reader.own and (source.split or source.incomplete != "error" or source.unknown_labels != "error")
+    # skip: metrics and the evaluation server count every row
+    may_lack = source.incomplete == "keep" or (source.incomplete == "skip" and split != "train")
+    for number, (where, row) in enumerate(reader.rows()):
+        try:
+            if isinstance(row, Fault):
+                raise FaultyRow(row)
+            lacking.update(column for column in reader.needed if column not in row)
+            fields = reader.cells(row, where, may_lack)
+            if source.incomplete == "keep" and not any(fields.values()):
+                raise IncompleteRow(Fault(where, "rows without any text", ": all texts are empty"))
+            label = label_of(row, reader, where) if reader.labelled else None
+            kept = kept_of(row, task, where)
+        except FaultyRow as error:
+            if isinstance(error, IncompleteRow) and source.incomplete != "error":
+                left_out["lack a text or a column" if source.incomplete == "skip" else "have no text at all"] += 1
+            elif isinstance(error, UnlabelledRow) and source.unknown_labels == "skip":
+                left_out["have no label of the task"] += 1
+                unknown[error.fault.value or ""] += 1
+            elif reader.passes_ragged(error.fault):
+                left_out["lack a text or a column"] += 1
+            else:
+                faults.add(error.fault)
+            continue
+        if "idx" in kept:
+            kept["idx"] = number_of(kept["idx"])
+        if numbered:
+            kept = {"row": number} | kept
+        examples.append(Example(task, len(examples), fields, label, None, kept))
+    for column, count in lacking.items():
+        if count == number + 1:
+            raise UserError(f"{reader.path}{absent(reader.names, column)}")
+    faults.check()
+    if not examples:
+        raise UserError(f"{reader.path}: no rows; expected at least one for task {task.name}, split {split}")
+    for what, count in left_out.items():
+        values = ", ".join(f"{value!r} ({n})" for value, n in unknown.most_common(8)) if "label" in what else ""
+        warn(f"{reader.path}: left out {count} rows that {what}" + (f": {values}" if values else ""))
+    found, official = len(units(examples)) if task.is_ranked else len(examples), source.sizes.get(split)
+    found += left_out.total()
+    if official is not None and found != official:
+        what = "queries" if task.is_ranked else "rows"
+        warn(f"{reader.path}: {found} {what}; the official {split} set of {task.display_name} has {official}")
+    return examples
 
 
 def one_right_one_wrong(examples: list[Example], seed: int) -> list[Example]:
@@ -129,7 +184,15 @@ def spread(examples: list[Example], limit: int | None) -> list[Example]:
 
 
 def has_split(task: Task, split: str) -> bool:
-    return task.source.generator is not None or split in task.source.files
+    """Whether a task has a split: by a generator, a file, a share of the training file, or on the hub.
+
+    Raises:
+        UserError: the task is one's own, and the hub, where its rows are, cannot be read.
+    """
+    source = task.source
+    if source.generator is not None or split in source.files:
+        return True
+    return source.is_drawn(split) or on_hub(task, split)
 
 
 def check_trainable(tasks: Sequence[Task]) -> None:
@@ -152,7 +215,8 @@ def is_present(task: Task, split: str, root: str | None) -> bool:
     if not has_split(task, split) or task.source.generator is not None:
         return has_split(task, split)
     if root != HUB or task.suite == "own":
-        return find_files(task, split, None if root == HUB else root) is not None
+        split = "train" if task.source.is_drawn(split) else split
+        return split not in task.source.files or find_files(task, split, None if root == HUB else root) is not None
     try:
         return bool(download(task, split))
     except AbsentSplit:

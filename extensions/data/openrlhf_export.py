@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from extensions.data import Example, is_labelled, is_present, load_examples
+from extensions.data import Example, is_labelled, is_present, load_examples, load_training
 from extensions.errors import UserError
 from extensions.prompts import PromptEncoder, pack_label
 from extensions.recipe import Recipe
@@ -32,9 +32,10 @@ def export(recipe: Recipe, encoder: PromptEncoder, folder: Path, warn: Callable[
         for split in SPLITS:
             if not is_labelled(task, split) or not (split == "train" or is_present(task, split, recipe.data.root)):
                 continue
-            examples = load_examples(task, split, recipe.data.root, recipe.seed, warn)
             if split == "train":
-                examples = examples[: recipe.data.max_train_samples]
+                examples = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed, warn)
+            else:
+                examples = load_examples(task, split, recipe.data.root, recipe.seed, warn)
             path = folder / task.name / f"{split}.jsonl"
             temporary = path.with_suffix(".tmp")
             try:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from extensions.data.examples import Example
+from extensions.data.example import Example
 
 
 def rows_of_epoch(

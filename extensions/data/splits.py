@@ -14,6 +14,7 @@ from extensions.data import (
     is_labelled,
     is_present,
     load_examples,
+    load_training,
     spread,
 )
 from extensions.errors import UserError
@@ -72,7 +73,7 @@ class RunData:
             return load_examples(task, split, root, recipe.seed, warn)
 
         if trained and recipe.method != "eval":
-            data.train = rows("train")[: recipe.data.max_train_samples]
+            data.train = load_training(task, root, recipe.data.max_train_samples, recipe.seed, warn)
         if recipe.prompt.shots:
             data.demonstrations = {task.name: shown_rows(recipe, task, data.train, warn)}
         split = table_split(recipe, task)
@@ -86,7 +87,7 @@ class RunData:
             table = rows(split)
             data.table, data.splits = spread(table, recipe.evaluation.max_samples), {task.name: split}
         else:
-            warn(f"{task.display_name} is not in the table: {task.source.files[split]} is not there")
+            warn(f"{task.display_name} is not in the table: {task.source.files.get(split, split)} is not there")
         if data.train and recipe.evaluation.every_steps:
             validation = table if split == "validation" else rows("validation")
             data.validation = spread(validation, recipe.evaluation.validation_samples)
@@ -145,7 +146,7 @@ def shown_rows(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> 
             f"task {task.name}: taught_by: {teacher.name} has other fields or labels; name a task of the same prompt"
         )
     if not train:
-        train = load_examples(teacher, "train", recipe.data.root, recipe.seed)[: recipe.data.max_train_samples]
+        train = load_training(teacher, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
     rows = demonstrations(teacher, train, count + 1, recipe.prompt.demonstrations, recipe.seed)
     if len(rows) <= count:
         warn(f"{task.display_name}: only {len(rows)} different training rows for {count} demonstrations")

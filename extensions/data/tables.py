@@ -31,7 +31,7 @@ _MARKS = {  # the longest first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_RAGGED = "rows with too many or too few cells"
+RAGGED = "rows with too many or too few cells"
 _QUOTES = "rows with quotes that do not pair"
 _NO_QUOTES = "Where a quote is a character like any other, set source.quoting: none"
 csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131072 characters that csv takes
@@ -169,7 +169,7 @@ def _quoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple
             name = SEPARATORS.get(separator, repr(separator)) if separator != _WHOLE_LINE else "none"
             remedy = f"A text that holds the separator (here: {name}) stands in quotes; source.separator sets another"
             detail = f": {len(cells)} columns, expected {expected}{named}; it begins {separator.join(cells)[:60]!r}"
-            yield where, Fault(where, _RAGGED, detail, remedy)
+            yield where, Fault(where, RAGGED, detail, remedy)
         elif any("\0" in cell for cell in cells):
             remedy = "Remove it; in a file of UTF-16 without a byte order mark, set source.encoding: utf-16-le"
             yield where, Fault(where, "rows with a NUL character", ": a NUL character, which is not text", remedy)
@@ -234,7 +234,7 @@ def _unquoted(path: Path, source: Source, separator: str | None) -> Iterator[tup
         if expected is not None and len(cells) != expected:
             named = f" ({', '.join(header)})" if header else ""
             detail = f": {len(cells)} columns, expected {expected}{named}; the line begins {line[:60]!r}"
-            yield where, Fault(where, _RAGGED, detail)
+            yield where, Fault(where, RAGGED, detail)
         else:
             yield where, dict(zip(header, cells, strict=True)) if header else dict(enumerate(cells))
 
@@ -300,6 +300,8 @@ class _Text:
         with path.open("rb") as file:
             start = file.read(4)
         marked = next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), None)
+        if source.quoting == "none" and marked != "utf-8-sig":
+            marked = None  # GLUE's are UTF-8, and what is not is damaged
         self.encoding = marked or source.encoding
         try:
             self.file = path.open(encoding=self.encoding, newline=newline)

@@ -12,7 +12,7 @@ OPEN, CLOSE = "<Judgement>", "</Judgement>"
 def answer_format(task: Task) -> str:
     """What the model is told to insert between the tags."""
     if task.answer_format:
-        return task.answer_format
+        return _literal(task.answer_format)
     if task.score_range is not None:
         return "Insert only a number between {:g} and {:g} here".format(*task.score_range)
     quoted = [f'"{words[0]}"' for words in task.labels.values()]
@@ -25,11 +25,16 @@ def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
     Braces inside the data stay as they are: placeholders are replaced once, in one pass.
     """
     system = (
-        f"System_prompt:\n  {task.description}\n"
+        f"System_prompt:\n  {_literal(task.description)}\n"
         f"The result you give should have the following form:\n  {OPEN} {{{answer_format(task)}}} {CLOSE}\n"
     )
-    question = PLACEHOLDER.sub(lambda match: fields[match[1]], task.question)
+    question = PLACEHOLDER.sub(lambda match: fields[match[1]] if match[1] else match[0][0], task.question)
     return system, f"Prompt:\n  {question}\n"
+
+
+def _literal(text: str) -> str:
+    """A text without placeholders: {{ and }} are braces."""
+    return text.replace("{{", "{").replace("}}", "}")
 
 
 Shown = tuple[Mapping[str, str], str]  # a demonstration: the fields of a training row, and its answer as it is written

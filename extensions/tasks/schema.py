@@ -35,7 +35,8 @@ Metric = Literal[
 _OF_POSITIVE = ("f1", "f1a", "squad_f1", "squad_em")
 _OF_RANKING = ("squad_f1", "squad_em")
 _OF_UNITS = ("exact_match", "squad_f1", "squad_em", "gender_parity")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+# A pair of equal braces stands for one; else what is between braces names a field (group 1), whatever its characters.
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(?!\s)([^{}\r\n]+)(?<!\s)\}")
 
 
 def _words_of_labels(value: Any) -> Any:
@@ -81,6 +82,25 @@ def fold(word: str) -> str:
     return " ".join(nfc(nfc(word).lower()).split())
 
 
+def _check_braces(key: str, text: str, placeholders: bool) -> None:
+    """ValueError for a brace that is neither of a placeholder nor doubled, or of a placeholder where none may be."""
+    bare = PLACEHOLDER.sub(lambda match: "\0" * len(match[0]), text)
+    found = re.search(r"[{}]", bare)
+    if found:
+        at = found.start()
+        shown = text[max(0, at - 20) : at + 30]
+        inside = re.match(r"\{\s*([^{}]*?)\s*\}", text[at:])
+        name = " ".join(inside[1].split()) if inside else ""
+        form = f"write {{{name}}}" if name else "a placeholder is the name of a column between braces, as {ticket body}"
+        raise ValueError(f"{key}: the brace in {shown!r} is of no placeholder; {form}, or {{{{ and }}}} for braces")
+    named = next((match[1] for match in PLACEHOLDER.finditer(text) if match[1]), None)
+    if named and not placeholders:
+        raise ValueError(
+            f"{key}: {{{named}}} is a placeholder, and this text is the same for all rows; put it into question, or "
+            f"write {{{{{named}}}}} for the word in braces"
+        )
+
+
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -119,10 +139,12 @@ class Hub(BaseModel):
     columns: dict[str, str] = Field({}, description="field -> column there, where it differs from the field")
     labels: list[str] = Field([], description="label of each class number there; default: the number itself")
 
-    def patterns(self, split: str) -> tuple[str, str]:
+    def patterns(self, split: str) -> tuple[str, ...]:
         """Globs of a split's parquet files, as people upload them and as the hub converts them."""
-        folder = f"{self.config}/{self.splits.get(split, split)}"
-        return f"{folder}-*.parquet", f"{folder}/*.parquet"
+        name = self.splits.get(split, split)
+        if not self.config:
+            return f"data/{name}-*.parquet", f"{name}-*.parquet", f"{name}.parquet", f"default/{name}/*.parquet"
+        return f"{self.config}/{name}-*.parquet", f"{self.config}/{name}/*.parquet"
 
 
 class Split(BaseModel):
@@ -178,7 +200,22 @@ class Source(BaseModel):
         for split in (*self.files, *self.unlabelled, *self.exceptions, *self.sizes):
             if split not in SPLITS:
                 raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise ValueError(f"separator: {self.separator!r} is not one character that may stand between cells")
+        if self.split is None:
+            return self
+        if self.split.validation + self.split.test >= 1:
+            raise ValueError("split: validation and test leave no rows for training; together they must be below 1")
+        if self.generator is not None or ("train" not in self.files and self.hub is None):
+            raise ValueError("split: there is no training file to hold rows out of; give files.train")
+        for name in ("validation", "test"):
+            if getattr(self.split, name) and name in self.files:
+                raise ValueError(f"split.{name}: files.{name} is given already; leave one of them out")
         return self
+
+    def is_drawn(self, split: str) -> bool:
+        """Whether the rows of a split are held out of the training file."""
+        return self.split is not None and split != "train" and getattr(self.split, split) > 0
 
     def in_split(self, split: str) -> Source:
         """The same source with the exceptions of `split` applied."""
@@ -214,7 +251,10 @@ class Task(BaseModel):
     title: str = Field("", description="name as the benchmark prints it")
     description: str = Field(description="part 1: what the task is, for the model", min_length=1)
     answer_format: str = Field("", description="part 2: what to insert between the tags; default: made from the labels")
-    question: str = Field(description="part 3: the query, with {field} placeholders", min_length=1)
+    question: str = Field(
+        description="part 3: the query, with {field} placeholders: any name of a column; {{ and }} are braces",
+        min_length=1,
+    )
     labels: Annotated[dict[str, list[str]], BeforeValidator(_words_of_labels)] = Field(
         {}, description="label in the data -> words that mean it, the canonical one first"
     )
@@ -247,7 +287,7 @@ class Task(BaseModel):
     )
     averaged: bool = Field(False, description="counts in the average of its suite")
     truncate: Annotated[list[str], BeforeValidator(_list)] = Field(
-        [], description="fields to shorten when the prompt is too long, the longest first; default: all"
+        [], description="fields to shorten when the prompt is too long, the longest text of the row first; default: all"
     )
     source: Source = Field(Source(), description="files and columns")
     submission: Submission | None = Field(None, description="the evaluation server's format")
@@ -260,8 +300,13 @@ class Task(BaseModel):
             raise ValueError("labels needs at least two entries")
         if self.score_range and not 0 <= self.score_range[0] < self.score_range[1] < math.inf:
             raise ValueError(f"score_range must be [low, high] with 0 <= low < high, got {list(self.score_range)}")
+        for key in ("question", "description", "answer_format"):
+            _check_braces(key, getattr(self, key), placeholders=key == "question")
         if not self.fields:
-            raise ValueError("question uses no {field}: the model would never see the data")
+            raise ValueError(
+                "question uses no {field}: the model would never see the data; write the name of a column between "
+                "single braces"
+            )
         words = [fold(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
@@ -304,7 +349,7 @@ class Task(BaseModel):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields that the question uses, in order of first use."""
-        return tuple(dict.fromkeys(PLACEHOLDER.findall(self.question)))
+        return tuple(dict.fromkeys(match[1] for match in PLACEHOLDER.finditer(self.question) if match[1]))
 
     @property
     def is_regression(self) -> bool:
@@ -321,7 +366,7 @@ class Task(BaseModel):
 
     @property
     def long_field(self) -> str:
-        """The field whose text rows may share, or that is shortened first where the task says so."""
+        """The field whose text rows of one question share: the first of `truncate`, else of the question."""
         return self.truncate[0] if self.truncate else self.fields[0]
 
     def unit_of(self, kept: dict[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,30 @@
+"""One row of a task, and which rows are one question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from extensions.tasks import Task
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task."""
+
+    task: Task
+    index: int  # row number in its split, from 0: seeds its sampling, so that results do not depend on batch layout
+    fields: dict[str, str]
+    label: str | None  # as it stands in the data; None where the split is unlabelled
+    pair: str | None = None  # rows that differ in one thing and in their label share one: drawn into the same batch
+    kept: dict[str, Any] = field(default_factory=dict)  # columns of `source.keep`, such as official row numbers
+
+
+def units(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples by question (`task.unit`), in order of first appearance; single ones where the task has no unit."""
+    found: dict[tuple[Any, ...], list[Example]] = {}
+    for example in examples:
+        key = example.task.unit_of(example.kept) or (example.index,)
+        found.setdefault((example.task.name, *key), []).append(example)
+    return list(found.values())
