@@ -15,8 +15,7 @@ from torch import Tensor
 
 from extensions.errors import UserError
 from extensions.packing import Sample
-from extensions.prompts import PromptEncoder, parse_answer
-from extensions.prompts.template import CLOSE
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.rollout import Sampler
 from extensions.tasks import Task
 
@@ -47,7 +46,7 @@ class Decision:
     """The answer to one row."""
 
     text: str  # as the model would write it, with the closing tag
-    answer: str | float | None  # a label, a score, or what `parse_answer` makes of a label set
+    answer: str | float  # as `parse_answer` gives it: a label, a score, or a label set joined by ", "
     confidence: float  # see `confidence_of`
     probabilities: dict[str, float]  # by label or number; of a multi-label task the marginal probability of each label
 
@@ -84,8 +83,14 @@ def seen_sets(task: Task, labels: Iterable[str | None]) -> list[LabelSet]:
 
 
 def _labels_of(task: Task, label: str) -> LabelSet:
-    named = {part.strip() for part in label.split(task.source.label_separator)}
+    """The labels of a label set as rows and answers have it: joined by ", ", or `no_label`."""
+    named = label.split(", ")
     return tuple(one for one in task.labels if one in named)
+
+
+def _joined(task: Task, labels: LabelSet) -> str:
+    """The label set as rows and answers have it."""
+    return ", ".join(labels) or task.no_label
 
 
 def set_text(task: Task, labels: LabelSet) -> str:
@@ -166,7 +171,7 @@ def decide(compared: Candidates, chances: Tensor) -> list[Decision]:
 
 
 def confidence_of(compared: Candidates, chances: Tensor, answer: str | float) -> float:
-    """Probability of an answer as `parse_answer` gives it; of a regression, of the numbers within `NEAR` of it.
+    """Probability of an answer as `parse_answer` gives it; of a score, of the numbers within `NEAR` of the range of it.
 
     Args:
         chances: (C,) of one row.
@@ -176,10 +181,8 @@ def confidence_of(compared: Candidates, chances: Tensor, answer: str | float) ->
         grid = torch.tensor([float(key) for key in compared.keys], dtype=torch.float64)
         near = (grid - float(answer)).abs() <= NEAR * (task.score_range[1] - task.score_range[0]) * (1 + 1e-9)
         return float(chances[near].sum())
-    for key, chance in zip(compared.keys, chances.tolist(), strict=True):
-        if answer == (parse_answer(f"{key}{CLOSE}", task) if task.multi_label else key):
-            return float(chance)
-    return 0.0  # a label set that no training row has
+    place = label_index(compared, str(answer))
+    return 0.0 if place is None else float(chances[place])  # None: a label set that no training row has
 
 
 def label_index(compared: Candidates, label: str) -> int | None:
@@ -197,7 +200,7 @@ def _decide(compared: Candidates, chances: Tensor) -> Decision:
     task, keys = compared.task, compared.keys
     best = int(chances.argmax())
     text: str = keys[best]
-    answer: str | float | None = text
+    answer: str | float = text
     probabilities = dict(zip(keys, chances.tolist(), strict=True))
     if task.score_range is not None:
         if task.suite == "own":
@@ -205,10 +208,9 @@ def _decide(compared: Candidates, chances: Tensor) -> Decision:
             text = number_text(sum(chance * float(number) for number, chance in probabilities.items()), decimals)
         answer = float(text)
     elif task.multi_label:
-        answer = parse_answer(f"{text}{CLOSE}", task)
+        answer = _joined(task, compared.sets[best])
         chance_of = list(zip(chances.tolist(), compared.sets, strict=True))
         probabilities = {label: sum(chance for chance, one in chance_of if label in one) for label in task.labels}
     else:
         text = task.labels[text][0]
-    confidence = 0.0 if answer is None else confidence_of(compared, chances, answer)
-    return Decision(f"{text}{CLOSE}", answer, confidence, probabilities)
+    return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, chances, answer), probabilities)

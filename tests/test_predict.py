@@ -22,7 +22,7 @@ from extensions.cli import app
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl, write_json
 
-LABELS = {"Billing": ["billing", "payment"], "Abuse/Spam": ["abuse"], "3": ["three"]}
+LABELS = {"3": ["three"], "Abuse/Spam": ["abuse"], "Billing": ["billing", "payment"]}
 TEXTS = [
     'I was charged "twice",\nplease refund é😀.',
     "Nobody slept; the children, were happy.",
@@ -37,7 +37,7 @@ def tickets(count):
     return [
         {
             "id": f"00{k}",
-            "subject": f"Ticket {k}",
+            "subject": f"Ticket {'ABC'[k % 3] * 4}",
             "ticket body": f"{TEXTS[k % len(TEXTS)]} {k}",
             "team": list(LABELS)[k % 3],
             "extra": [k, None],
@@ -67,7 +67,8 @@ def scene(tiny_model, tmp_path_factory):
         folder,
         tiny_model("llama"),
         data={"tasks": [task], "root": str(folder)},
-        sft={"batch_size": 4, "max_steps": 6, "lr": 1e-2},
+        sft={"batch_size": 12, "max_steps": 40, "lr": 2e-2, "loss": "answer"},
+        schedule={"name": "constant"},
         output_dir=str(folder / "run-sft"),
         evaluation={"max_samples": None, "decoding": "likelihood", "batch_size": 4},
         prompt={"shots": 1},
@@ -111,7 +112,8 @@ def write_csv(path, rows):
 
 def test_predictions_are_those_of_the_evaluation(scene, predictor):
     evaluated = read_jsonl(scene / "run-sft" / "predictions_after.jsonl")
-    assert len({p["answer"] for p in evaluated}) > 1
+    chances = [p["probabilities"]["3"] for p in evaluated]
+    assert max(chances) > 1.01 * min(chances), "the rows differ"
     for batch_size in (1, 4, 64):
         answers = predictor.predict(tickets(15), probabilities=True, batch_size=batch_size)
         assert [one.answer for one in answers] == [p["answer"] for p in evaluated]
@@ -170,7 +172,7 @@ def test_the_tokenizer_is_the_adapters(scene, predictor, tmp_path, tiny_model):
     assert found.sampler.tokenizer.eos_token == "<eos>"
 
 
-# ----------------------------------------------------------------------------------------------------- as a user runs it
+# ---------------------------------------------------------------------------------------------------- as a user runs it
 
 
 @pytest.mark.slow
@@ -243,18 +245,19 @@ def test_rows_that_cannot_be_answered_do_not_stop_the_others(scene, tmp_path):
     assert rows[0][3] == rows[4][3] != "" and rows[0][5] == rows[4][5] == ""
     assert rows[2][2] == "   ", "as it was"
     assert [bool(row[3]) for row in rows] == [True, False, False, False, True]
-    for row, part in zip(rows[1:4], ("'subject': expected text", f"{body!r}: expected text", "4 columns"), strict=True):
+    for row, part in zip(
+        rows[1:4], ("'subject': expected text", f"{body!r}: expected text", "4 columns, expected 3"), strict=True
+    ):
         assert part in row[5]
 
 
-def test_a_prompt_that_cannot_fit_is_an_error_of_its_row(predictor):
-    rows = tickets(2)
-    rows[0] |= {"ticket body": "word " * 3000}  # is cut
-    rows[1] |= {"subject": "word " * 3000, "ticket body": "word " * 3000}
-    limit = predictor.encoder.max_tokens
-    one, other = predictor.predict(rows)
-    assert one.error is None and one.answer in LABELS
-    assert other.error is None or f"the {limit} tokens" in other.error
+def test_a_prompt_that_cannot_fit_is_an_error_of_its_row(predictor, monkeypatch):
+    long = {"subject": "word " * 900, "ticket body": "word"}
+    assert predictor.predict([long])[0].answer in LABELS, "what is too long is cut"
+    bare = len(predictor.encoder.encode(predictor.handed.task(None), {"subject": "", "body": ""})[0])
+    monkeypatch.setattr(predictor.encoder, "max_tokens", bare // 4)
+    (one,) = predictor.predict([long])
+    assert one.answer is None and f"the {bare // 4} tokens" in one.error
 
 
 def test_labels_in_the_input_are_scored(scene, predictor, tmp_path):
@@ -319,7 +322,7 @@ def test_a_clash_of_names_is_solved_by_a_prefix(scene, tmp_path):
     assert header == ["subject", "ticket body", "answer", "model_answer", "model_confidence"] and row[2] == "mine"
 
 
-# ------------------------------------------------------------------------------------------------------------- hand-over
+# ------------------------------------------------------------------------------------------------------------ hand-over
 
 
 def test_another_base_is_refused(scene, tiny_model, tmp_path):
@@ -397,7 +400,7 @@ def test_all_files_have_the_permissions_of_the_umask(tiny_model, tmp_path, mask,
     assert {name: value for name, value in found.items() if value != mode} == {}
 
 
-# ------------------------------------------------------------------------------------------------------------ calibration
+# ---------------------------------------------------------------------------------------------------------- calibration
 
 
 def test_a_temperature_is_fitted_stored_and_used(scene, predictor, tmp_path):
@@ -425,7 +428,7 @@ def test_a_temperature_is_fitted_stored_and_used(scene, predictor, tmp_path):
     assert "these cannot be read" in fails(run, "--temperature", "auto")
 
 
-# ----------------------------------------------------------------------------------------------------------------- python
+# --------------------------------------------------------------------------------------------------------------- python
 
 
 def test_importing_the_package_loads_no_torch():

@@ -35,8 +35,8 @@ class Fit:
     def __str__(self) -> str:
         edge = "" if LOWEST * 1.01 < self.temperature < HIGHEST * 0.99 else ", at the edge of what is tried"
         return (
-            f"temperature {self.temperature:.3f}{edge}, fitted on {self.rows} validation rows: NLL {self.nll[0]:.4f} -> "
-            f"{self.nll[1]:.4f} nats, ECE {self.ece[0]:.4f} -> {self.ece[1]:.4f}"
+            f"temperature {self.temperature:.3f}{edge}, fitted on {self.rows} validation rows: "
+            f"NLL {self.nll[0]:.4f} -> {self.nll[1]:.4f} nats, ECE {self.ece[0]:.4f} -> {self.ece[1]:.4f}"
         )
 
 

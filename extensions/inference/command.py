@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from extensions import handover
+from extensions.data.readers import SplitReader, label_of
 from extensions.errors import UserError
 from extensions.evaluate import Decoding
 from extensions.inference.calibration import fit_on_validation
@@ -24,7 +26,6 @@ from extensions.inference.tables import STDIN, Table, output_format, read_table,
 from extensions.launch import keep_freed_memory
 from extensions.likelihood import candidates
 from extensions.metrics import Prediction, score_all
-from extensions.prompts import is_label
 from extensions.report import before_after_table
 from extensions.tasks import Task
 
@@ -274,10 +275,9 @@ def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console
         return
     predictions = []
     for index, (row, one) in enumerate(zip(table.rows, answers, strict=True)):
-        gold = gold_of(task, row.get(column))
+        gold = gold_of(task, row, table.classes)
         if gold is not None:
-            answer = one.answer
-            predictions.append(Prediction(task.name, index, one.raw or "", answer, gold))
+            predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold))
     if not predictions:
         console.print(f"not scored: no row of column {column!r} has a label of the task", markup=False)
         return
@@ -287,11 +287,14 @@ def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console
     console.print(before_after_table([task], None, score_all([task], predictions), "given"))
 
 
-def gold_of(task: Task, value: Any) -> str | None:
-    """A cell of the label column as a label; None if it is none."""
-    if value is None:
+def gold_of(task: Task, row: dict[str, Any], classes: list[str] | None) -> str | None:
+    """The label of a row, as training rows have it; None if it has none.
+
+    Args:
+        classes: names of the numbers in the label column.
+    """
+    reader = SimpleNamespace(task=task, label=task.source.label, classes=classes, own=task.suite == "own", split="test")
+    try:
+        return label_of(dict(row.items()), cast(SplitReader, reader), "")
+    except UserError:
         return None
-    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
-    if task.score_range is not None:
-        return text if is_label(text, task) else None
-    return task.label_of(text)

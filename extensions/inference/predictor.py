@@ -12,7 +12,7 @@ from torch import Tensor
 
 from extensions import handover
 from extensions.data import Example
-from extensions.data.readers import text_of
+from extensions.data.readers import FaultyRow, text_of
 from extensions.errors import UserError
 from extensions.evaluate import Decoding, answer, in_batches
 from extensions.handover import HandOver
@@ -38,7 +38,7 @@ from extensions.tasks import Task
 class Answer:
     """The answer to one row."""
 
-    answer: str | float | None  # label as in the training data, or score; None where there is none
+    answer: str | float | None  # label as in the training data, several joined by ", ", or score; None: see `error`
     confidence: float | None  # probability of the answer among the task's; None where there is no answer
     probabilities: dict[str, float] | None  # by label (regression: by number); where they were asked for
     raw: str | None  # what the model wrote, by decoding sample or greedy
@@ -128,14 +128,13 @@ class Predictor:
             try:
                 examples.append(self.example(known, index, row))
             except UserError as error:
-                answers[index] = Answer(None, None, None, None, str(error))
+                said = error.fault.detail.lstrip(":, ") if isinstance(error, FaultyRow) else str(error)
+                answers[index] = Answer(None, None, None, None, said)
         progress(len(rows) - len(examples))
         for batch in in_batches(examples, batch_size or Evaluation().batch_size):
             chances = answer_probabilities(self.log_likelihoods(compared, batch), scale)
             decisions = decide(compared, chances)
-            found = [
-                Answer(shown_answer(known, d.answer), d.confidence, d.probabilities, None, None) for d in decisions
-            ]
+            found = [Answer(d.answer, d.confidence, d.probabilities, None, None) for d in decisions]
             if decoding != "likelihood":
                 found = self._written(compared, batch, decoding, decisions, chances)
             for example, one in zip(batch, found, strict=True):
@@ -153,10 +152,10 @@ class Predictor:
         Raises:
             UserError: a column or a text is missing, or the prompt cannot fit.
         """
-        where = f"row {index + 1}"
+        where, own = f"row {index + 1}", task.suite == "own"
         may_lack = task.source.incomplete != "error"
         cells: dict[str | int, Any] = {name: value for name, value in row.items()}
-        fields = {name: text_of(cells, column, where, may_lack) for name, column in columns_of(task).items()}
+        fields = {name: text_of(cells, column, where, may_lack, own) for name, column in columns_of(task).items()}
         self.encoder.check(task, fields)
         return Example(task, index, fields, None)
 
@@ -174,7 +173,7 @@ class Predictor:
         chances: Tensor,
     ) -> list[Answer]:
         """Answers that the model writes, with the confidence that their likelihood gives them."""
-        task, handed = compared.task, self.handed
+        handed = self.handed
         written = answer(batch, self.encoder, self.sampler, handed.max_new_tokens, handed.seed, decoding)
         found = []
         for one, decision, row in zip(written, decisions, chances, strict=True):
@@ -183,7 +182,7 @@ class Predictor:
                 found.append(Answer(None, None, decision.probabilities, one.text, wrong))
                 continue
             confidence = confidence_of(compared, row, one.answer)
-            found.append(Answer(shown_answer(task, one.answer), confidence, decision.probabilities, one.text, None))
+            found.append(Answer(one.answer, confidence, decision.probabilities, one.text, None))
         return found
 
 
@@ -191,13 +190,6 @@ def columns_of(task: Task) -> dict[str, str]:
     """Field -> name of its column; a field whose training file had no header is its own column."""
     named = {field: task.source.columns.get(field, field) for field in task.fields}
     return {field: column if isinstance(column, str) else field for field, column in named.items()}
-
-
-def shown_answer(task: Task, found: Any) -> str | float | None:
-    """An answer as the training data have it: of a multi-label task the labels between its separators."""
-    if found is None or isinstance(found, (str, float)):
-        return found
-    return task.source.label_separator.join(label for label in task.labels if label in found)
 
 
 def _without_probabilities(one: Answer) -> Answer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.data.faults import Fault
-from extensions.data.tables import SUFFIXES, columns_of, format_of, scan
+from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, scan
 from extensions.errors import UserError
 from extensions.files import write_bytes
 from extensions.tasks import Source, Task
@@ -32,6 +32,7 @@ class Table:
     rows: list[dict[str, Any]]  # in order; empty in the place of a malformed row
     faults: dict[int, str]  # row -> what is wrong with it
     source: Any = None  # parquet: the pyarrow table, whose types are kept
+    classes: list[str] | None = None  # parquet: names of the numbers in the task's label column
 
 
 def read_table(path: str, task: Task, kind: str | None) -> Table:
@@ -76,12 +77,12 @@ def _read(path: Path, task: Task, kind: str | None) -> Table:
         rows.append({} if isinstance(row, Fault) else {str(name): cell for name, cell in row.items()})
     if not rows:
         raise UserError(f"{path}: no rows; expected at least one")
-    table = None
+    table, classes = None, None
     if found == "parquet":
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(path)
-    return Table(str(path), found, columns, rows, faults, table)
+        table, classes = pyarrow.parquet.read_table(path), class_names(path, str(given.label))
+    return Table(str(path), found, columns, rows, faults, table, classes)
 
 
 def output_format(out: Path | None, kind: str | None) -> str:
