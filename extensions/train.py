@@ -599,7 +599,9 @@ class Training(Run):
         else:
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
-        card = model_card(recipe, self.scores, self.data.split, self.samples, self.step, self.seconds)
+        encoder, seen = self.evaluator.encoder, self.evaluator.seen
+        done = (self.samples, self.step, self.seconds)
+        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=seen)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
         self.folder.close()

@@ -21,10 +21,11 @@ from extensions.model.loading import load_tokenizer
 from extensions.plots import reward_curve, smoothed
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
-from extensions.report import before_after_table, loading_code, model_card
+from extensions.report import before_after_table, model_card
 from extensions.rollout import Response, Sampler
 from extensions.run import RunFolder, versions
 from extensions.tasks import SUITES, TASKS, Task
+from extensions.usage import loading_code
 
 COLA, SST2, STSB, MULTIRC, RECORD, AXG = (TASKS[name] for name in ("cola", "sst2", "stsb", "multirc", "record", "axg"))
 # As ReCoRD, with three answers, of which the positive one is neither first nor last.

@@ -4,11 +4,15 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow
 import pyarrow.parquet
@@ -21,6 +25,7 @@ from extensions import Predictor, handover, train
 from extensions.cli import app
 from extensions.errors import UserError
 from extensions.files import read_json, read_jsonl, write_json
+from extensions.prompts import CLOSE
 
 LABELS = {"3": ["three"], "Abuse/Spam": ["abuse"], "Billing": ["billing", "payment"]}
 TEXTS = [
@@ -458,3 +463,97 @@ def test_relative_paths_and_strings_are_taken(scene, monkeypatch):
     monkeypatch.chdir(scene)
     assert Predictor.load("run").location.folder == Path("run-sft/adapter")
     assert os.path.exists(Predictor.load("run-sft").location.recipe)
+
+
+# ------------------------------------------------------------------------------------------------------------- the card
+
+
+def card_blocks(adapter, language):
+    text = (adapter / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^(`{{3,}}){language}\n(.*?)\n\1$", text, re.MULTILINE | re.DOTALL)
+
+
+def card_code(adapter):
+    prompt, transformers_code, client = (code for _, code in card_blocks(adapter, "python"))
+    return prompt, transformers_code, client
+
+
+@pytest.mark.slow
+def test_the_cards_code_answers_a_row(scene, predictor, tmp_path):
+    """As it stands there, in the adapter's folder, without this project."""
+    folder = scene / "run-sft" / "adapter"
+    prompt, code, _ = card_code(folder)
+    command = [sys.executable, "-P", "-c", f"{prompt}\n{code}\nimport sys\nassert 'extensions' not in sys.modules"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    answer, confidence = done.stdout.split()
+    (one,) = predictor.predict([{"subject": "your subject", "ticket body": "your ticket body"}])
+    assert answer == one.answer and float(confidence) == pytest.approx(one.confidence, rel=1e-3)
+
+
+def test_the_cards_prompt_is_that_of_the_training(scene, predictor):
+    prompt, _, _ = card_code(scene / "run-sft" / "adapter")
+    names = {}
+    exec(prompt, names)
+    row = {"subject": ' {body} \\ "', "ticket body": "a\nb {0} é"}
+    task = predictor.handed.task(None)
+    fields = {"subject": row["subject"].strip(), "body": row["ticket body"]}
+    assert names["prompt"](row) == predictor.encoder.encode(task, fields)[1]
+    assert names["ANSWERS"] == LABELS
+
+
+class Stub(BaseHTTPRequestHandler):
+    """The answer of a vLLM server: the second of the choices, without the stop string."""
+
+    asked: ClassVar[list] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, self.headers["Content-Type"], body))
+        text = body["structured_outputs"]["choice"][1].removesuffix(body["stop"][0])
+        content = json.dumps({"choices": [{"text": text}]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_the_cards_client_asks_a_server(scene, predictor):
+    folder = scene / "run-sft" / "adapter"
+    prompt, _, client = card_code(folder)
+    server = HTTPServer(("127.0.0.1", 0), Stub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        assert "http://localhost:8000/v1/completions" in client
+        code = f"{prompt}\n{client}".replace("localhost:8000", f"127.0.0.1:{server.server_port}")
+        done = run_command([sys.executable, "-c", code])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Abuse/Spam\n"
+    ((path, kind, body),) = Stub.asked
+    assert path == "/v1/completions" and kind == "application/json"
+    fields = {"subject": "your subject", "body": "your ticket body"}
+    assert body == {
+        "model": "tiny",
+        "prompt": predictor.encoder.encode(predictor.handed.task(None), fields)[1],
+        "temperature": 0,
+        "max_tokens": 6,
+        "structured_outputs": {"choice": [f"{word}{CLOSE}" for word in ("three", "abuse", "billing", "payment")]},
+        "stop": [CLOSE],
+    }
+
+
+def test_the_card_names_the_commands(scene, tiny_model):
+    commands = [code for _, code in card_blocks(scene / "run-sft" / "adapter", "bash")]
+    assert commands == [
+        "nlu predict . new.csv --out answers.csv --probabilities",
+        f"vllm serve {tiny_model('llama')} --enable-lora --max-lora-rank 8 --lora-modules tiny=.",
+        "nlu merge recipe.yaml merged model.adapter=adapter\nhf upload YOUR_NAME/tiny adapter --private",
+    ]
