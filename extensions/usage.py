@@ -40,10 +40,10 @@ def usage(recipe: Recipe, encoder: PromptEncoder | None, seen: Mapping[str, Sequ
             f"answered.{budget}",
             _fenced("python", prompt_code(task, form, seen.get(task.name, ()))),
             "With transformers and peft, the probability of each answer:",
-            _fenced("python", f"{loading_code(recipe.model.path)}\n{scoring_code(recipe, task)}"),
+            _fenced("python", f"import torch\n{loading_code(recipe.model.path)}\n\n\n{scoring_code(recipe, task)}"),
             "With a [vLLM](https://docs.vllm.ai) server, which keeps to the answers:",
             _fenced("bash", serving_command(recipe)),
-            _fenced("python", client_code(recipe)),
+            _fenced("python", client_code(recipe, _longest(recipe, encoder, task, seen.get(task.name, ())))),
         ]
     name = shlex.quote(recipe.name)
     parts += [
@@ -76,16 +76,16 @@ def prompt_code(task: Task, form: Callable[[Mapping[str, str]], str], seen: Sequ
     marks = {field: chr(_FIRST_MARK + k) for k, field in enumerate(task.fields)}
     field_of = {mark: field for field, mark in marks.items()}
     pieces = re.split(f"([{''.join(field_of)}])", form(marks))
-    columns = {field: task.source.columns.get(field, field) for field in task.fields}
+    columns = columns_of(task)
     used = [columns[field_of[mark]] for mark in pieces[1::2]]
-    example = {str(column): f"your {column}" for column in columns.values()}
+    example = {column: f"your {column}" for column in columns.values()}
     answers = candidates(task, seen).forms
     return "\n".join(
         [
             "PARTS = [",
             *(f"{_literal(piece)}," for piece in pieces[::2]),
             "]",
-            f"COLUMNS = {[str(column) for column in used]!r}",
+            f"COLUMNS = {used!r}",
             "ANSWERS = {",
             *(f"    {key!r}: {forms!r}," for key, forms in answers.items()),
             "}",
@@ -98,6 +98,12 @@ def prompt_code(task: Task, form: Callable[[Mapping[str, str]], str], seen: Sequ
             f"row = {example!r}",
         ]
     )
+
+
+def columns_of(task: Task) -> dict[str, str]:
+    """Field -> name of its column; a field whose training file had no header is its own column."""
+    named = {field: task.source.columns.get(field, field) for field in task.fields}
+    return {field: column if isinstance(column, str) else field for field, column in named.items()}
 
 
 def _literal(text: str) -> str:
@@ -138,9 +144,6 @@ def scoring_code(recipe: Recipe, task: Task) -> str:
     )
     return "\n".join(
         [
-            "import torch",
-            "",
-            "",
             "def logprob(text, answer):",
             f"    start = len(tokenizer(text{special})['input_ids'])",
             f"    ids = torch.tensor([tokenizer(text + answer{special})['input_ids']])",
@@ -168,7 +171,17 @@ def serving_command(recipe: Recipe) -> str:
     return f"vllm serve {shlex.quote(path)} --enable-lora --max-lora-rank {rank} --lora-modules {name}=."
 
 
-def client_code(recipe: Recipe) -> str:
+def _longest(recipe: Recipe, encoder: PromptEncoder | None, task: Task, seen: Sequence[LabelSet]) -> int:
+    """Tokens that the longest answer with its tag needs, at least those of the recipe's budget."""
+    budget = recipe.rollout.max_new_tokens
+    if encoder is None:
+        return budget
+    ids, text = encoder.encode(task, dict.fromkeys(task.fields, "a"))
+    forms = [form for forms in candidates(task, seen).forms.values() for form in forms]
+    return max(budget, *(len(encoder.answer_ids(ids, text, form)) for form in forms))
+
+
+def client_code(recipe: Recipe, max_tokens: int) -> str:
     """Python that asks the server for the answer to `row`, after `prompt_code`."""
     special = ["    'add_special_tokens': False,"] if recipe.prompt.chat_template else []
     return "\n".join(
@@ -182,7 +195,7 @@ def client_code(recipe: Recipe) -> str:
             "    'prompt': prompt(row),",
             *special,
             "    'temperature': 0,",
-            f"    'max_tokens': {recipe.rollout.max_new_tokens},",
+            f"    'max_tokens': {max_tokens},",
             f"    'structured_outputs': {{'choice': [form + {CLOSE!r} for form in answer_of]}},",
             f"    'stop': [{CLOSE!r}],",
             "}",

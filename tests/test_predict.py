@@ -1,6 +1,7 @@
 """Answers to new rows: `nlu predict` as a user runs it, `Predictor`, and the equalities that hold between them."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from support import environment, run_command, write_recipe
+from support import ROOT, environment, run_command, write_recipe
 from typer.testing import CliRunner
 
 from extensions import Predictor, handover, train
@@ -540,12 +541,14 @@ def test_the_cards_client_asks_a_server(scene, predictor):
     ((path, kind, body),) = Stub.asked
     assert path == "/v1/completions" and kind == "application/json"
     fields = {"subject": "your subject", "body": "your ticket body"}
+    words = ("three", "abuse", "billing", "payment")
+    longest = max(6, *(len(predictor.sampler.tokenizer(f"{word}{CLOSE}")["input_ids"]) for word in words))
     assert body == {
         "model": "tiny",
         "prompt": predictor.encoder.encode(predictor.handed.task(None), fields)[1],
         "temperature": 0,
-        "max_tokens": 6,
-        "structured_outputs": {"choice": [f"{word}{CLOSE}" for word in ("three", "abuse", "billing", "payment")]},
+        "max_tokens": longest,
+        "structured_outputs": {"choice": [f"{word}{CLOSE}" for word in words]},
         "stop": [CLOSE],
     }
 
@@ -557,3 +560,16 @@ def test_the_card_names_the_commands(scene, tiny_model):
         f"vllm serve {tiny_model('llama')} --enable-lora --max-lora-rank 8 --lora-modules tiny=.",
         "nlu merge recipe.yaml merged model.adapter=adapter\nhf upload YOUR_NAME/tiny adapter --private",
     ]
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tiny_model, tmp_path):
+    """`tests/bench/predict.py`, small: both contestants answer every row, in turns."""
+    spec = importlib.util.spec_from_file_location("bench_predict", ROOT / "tests" / "bench" / "predict.py")
+    bench = importlib.util.module_from_spec(spec)
+    sys.modules["bench_predict"] = bench  # its dataclass looks itself up
+    spec.loader.exec_module(bench)
+    run = bench.train_run(str(tiny_model("llama")), tmp_path, steps=2, budget=8)
+    result = bench.compare(run, samples=12, batch_size=5, rounds=2)
+    assert result.rows == 12 and len(result.ratios) == 2 and all(ratio > 0 for ratio in result.ratios)
+    assert str(result).count("|") == 7

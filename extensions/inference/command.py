@@ -21,13 +21,14 @@ from extensions.errors import UserError
 from extensions.evaluate import Decoding
 from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
-from extensions.inference.predictor import Answer, Predictor, columns_of
+from extensions.inference.predictor import Answer, Predictor
 from extensions.inference.tables import STDIN, Table, output_format, read_table, render, write_table
 from extensions.launch import keep_freed_memory
 from extensions.likelihood import candidates
 from extensions.metrics import Prediction, score_all
 from extensions.report import before_after_table
 from extensions.tasks import Task
+from extensions.usage import columns_of
 
 
 @dataclass(frozen=True)

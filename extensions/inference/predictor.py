@@ -32,6 +32,7 @@ from extensions.prompts import PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout import Sampler
 from extensions.tasks import Task
+from extensions.usage import columns_of
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,6 @@ class Predictor:
             confidence = confidence_of(compared, row, one.answer)
             found.append(Answer(one.answer, confidence, decision.probabilities, one.text, None))
         return found
-
-
-def columns_of(task: Task) -> dict[str, str]:
-    """Field -> name of its column; a field whose training file had no header is its own column."""
-    named = {field: task.source.columns.get(field, field) for field in task.fields}
-    return {field: column if isinstance(column, str) else field for field, column in named.items()}
 
 
 def _without_probabilities(one: Answer) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ def render(table: Table, added: Mapping[str, Sequence[Any]], kind: str) -> bytes
 
 
 def cell_text(value: Any) -> str:
-    """A value as a cell of CSV: text as it is, nothing for none, six decimals of a probability or score."""
+    """A value as a cell of CSV: text as it is, nothing for none, JSON for what is neither text nor a number."""
     if value is None:
         return ""
     if isinstance(value, (bool, dict, list)):
@@ -172,8 +173,11 @@ def write_table(out: Path | None, content: bytes) -> None:
         UserError: the file cannot be written.
     """
     if out is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the reader has what it wants (head)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
         write_bytes(out, content)
