@@ -148,6 +148,7 @@ def preview(
 ) -> None:
     """Show rendered prompts, what is prompt, response and loss, and the reward of gold, wrong and garbage answers."""
     from extensions.data import has_split, is_labelled, load_examples
+    from extensions.data.checks import check_lengths
     from extensions.packing import Sample, pack
     from extensions.prompts import CLOSE
     from extensions.recipe import load_recipe
@@ -159,7 +160,9 @@ def preview(
         encoder = _encoder(resolved)
         for task in resolved.data.tasks:
             split = "train" if has_split(task, "train") else "test" if is_labelled(task, "test") else "validation"
-            examples = load_examples(task, split, resolved.data.root, resolved.seed)[:n]
+            examples = load_examples(task, split, resolved.data.root, resolved.seed)
+            check_lengths(encoder, examples, f"{split} rows", _warn)
+            examples = examples[:n]
             encoded = [encoder.encode(task, example.fields) for example in examples]
             answers = [_answers(task, str(example.label)) for example in examples]
             responses = [

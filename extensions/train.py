@@ -30,6 +30,7 @@ from extensions import handover, likelihood, signals, watchdog
 from extensions.checkpoint import Checkpoints
 from extensions.console import Reporter
 from extensions.data import BatchOrder, rows_of_epoch
+from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.errors import ProcessGone, UserError
 from extensions.evaluate import Evaluator
@@ -219,6 +220,8 @@ def make_encoder(
         encoder.check_answers(task)
     for example in (*data.train, *data.table, *data.validation, *data.test):
         encoder.check(example.task, example.fields)
+    check_lengths(encoder, data.train, "training rows", reporter.warn)
+    check_lengths(encoder, data.table, f"{data.split} rows", reporter.warn)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
         _check_budget(task, encoder, recipe.rollout.max_new_tokens, reporter)
     return encoder

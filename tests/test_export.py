@@ -153,14 +153,16 @@ def test_openrlhf_reads_the_prompts_and_labels(make, tokenizer, tmp_path, openrl
 
 
 def test_generated_tasks_are_exported(make, tokenizer, tmp_path):
-    recipe = make("acceptability", **{"data.max_train_samples": 5})
+    recipe = make("acceptability", **{"data.max_train_samples": 6})
     names = exported(recipe, tokenizer, tmp_path / "out")
     assert names == ["acceptability/train.jsonl", "acceptability/validation.jsonl", "acceptability/test.jsonl"]
     rows = load_examples(TASKS["acceptability"], "train", None)
-    assert [unpack_label(line["label"])[1] for line in lines(tmp_path / "out" / names[0])] == [
-        row.label for row in rows[:5]
-    ]
-    assert len(lines(tmp_path / "out" / names[1])) > 5, "the limit is of the training set"
+    sentences = {row.fields["sentence"]: row for row in rows}
+    written = lines(tmp_path / "out" / names[0])
+    found = [next(row for text, row in sentences.items() if f'"{text}"' in line["input"]) for line in written]
+    assert [unpack_label(line["label"])[1] for line in written] == [row.label for row in found]
+    assert len(found) == 6 and len({row.pair for row in found}) == 3, "pairs stay whole"
+    assert len(lines(tmp_path / "out" / names[1])) > 6, "the limit is of the training set"
 
 
 # Context 512, of which the response needs 32.

@@ -39,7 +39,7 @@ FORMAT = {
     "multirc": ("True", "False"),
     "stsb": ("0.0", "5.0"),
 }
-FIELDS = {  # first the one that gives way where a prompt is too long
+FIELDS = {  # first the one that gives way where a prompt is too long and the task, or the test, says so
     **dict.fromkeys(["acceptability", "reviews", "cola", "sst2"], ("sentence",)),
     **dict.fromkeys(["mnli", "mnli_mm", "ax", "cb", "stsb", "mrpc", "wnli"], ("sentence1", "sentence2")),
     **dict.fromkeys(["rte", "superglue_rte", "axb", "axg"], ("sentence1", "sentence2")),
@@ -61,6 +61,12 @@ CHATML = (
 
 def squeezed(text):
     return re.sub(r"\s+([.,])", r"\1", " ".join(text.split()))
+
+
+def cutting(task):
+    """The task, with its first field of FIELDS alone to be cut."""
+    assert task.truncate in ([], [FIELDS[task.name][0]])
+    return task.model_copy(update={"truncate": [FIELDS[task.name][0]]})
 
 
 def own_task(**keys):
@@ -183,6 +189,7 @@ def test_a_prompt_that_fits_is_not_touched(tokenizer):
 
 @EVERY_TASK
 def test_any_limit_that_fits_leaves_the_rest_of_the_prompt_whole(tokenizer, task):
+    task = cutting(task)
     long, *others = FIELDS[task.name]
     fields = {name: f"The {name}, which stays whole." for name in others}
     fields[long] = "Anna wrote a letter, and nobody slept: 5 of 7. " * 40
@@ -201,7 +208,8 @@ def test_any_limit_that_fits_leaves_the_rest_of_the_prompt_whole(tokenizer, task
 
 
 @EVERY_TASK
-def test_a_long_other_field_is_never_shortened(tokenizer, task):
+def test_a_long_other_field_is_never_shortened_where_the_task_names_one(tokenizer, task):
+    task = cutting(task)
     long, *others = FIELDS[task.name]
     for name in others:
         fields = dict.fromkeys(FIELDS[task.name], "short") | {name: "The other text stays whole. " * 30, long: "x" * 99}
@@ -213,12 +221,12 @@ def test_a_long_other_field_is_never_shortened(tokenizer, task):
             PromptEncoder(tokenizer, needed - 9, False).encode(task, fields)
 
 
-@pytest.mark.parametrize("task", [RTE, RTE.model_copy(update={"truncate": "sentence2"})], ids=["first", "declared"])
+@pytest.mark.parametrize("task", [RTE, RTE.model_copy(update={"truncate": ["sentence2"]})], ids=["longest", "declared"])
 @pytest.mark.parametrize("long", ["word " * 300, "日本語" * 100, "x" * 3000, "a b\u0301 \U0001f600" * 80])
 def test_truncation_shortens_one_field_alone(tokenizer, task, long):
-    shortened = task.truncate or "sentence1"
+    shortened = (*task.truncate, "sentence1")[0]
     other = "sentence2" if shortened == "sentence1" else "sentence1"
-    fields = {shortened: long, other: "The other text stays whole."}
+    fields = {shortened: long, other: "Whole."}
     limit = tokens(tokenizer, prompt_text(task, fields | {shortened: ""})) + 40
     ids, text = PromptEncoder(tokenizer, limit, False).encode(task, fields)
     assert len(ids) <= limit
@@ -233,15 +241,42 @@ def test_truncation_shortens_one_field_alone(tokenizer, task, long):
 @pytest.mark.parametrize("limit", [16, 100])
 def test_an_impossible_limit_is_explained(tokenizer, limit):
     fields = {"sentence1": "x" * 50, "sentence2": "y" * 2000}
+    task = RTE.model_copy(update={"truncate": ["sentence1"]})
     assert limit < tokens(tokenizer, prompt_text(RTE, fields | {"sentence1": ""}))
     encoder = PromptEncoder(tokenizer, limit, False)
     for refuses in (encoder.encode, encoder.check):
-        with pytest.raises(UserError, match=rf"rte.*{limit} tokens.*'sentence1'.*prompt\.max_tokens"):
-            refuses(RTE, fields)
+        with pytest.raises(UserError, match=rf"rte.*{limit} tokens.*\('sentence1'\).*prompt\.max_tokens"):
+            refuses(task, fields)
+
+
+@pytest.mark.parametrize("truncate", [[], ["b", "c"]], ids=["all", "two"])
+def test_the_longest_text_of_the_row_is_cut(tokenizer, truncate):
+    task = own_task(question="a: {a}; b: {b}; c: {c}.", truncate=truncate)
+    values = {"a": "one two three. ", "b": "alpha beta gamma. ", "c": "red green blue. "}
+    for long in truncate or values:
+        fields = {name: text.strip() for name, text in values.items()} | {long: values[long] * 60}
+        start, end = prompt_text(task, fields | {long: "\0"}).split("\0")
+        encoder = PromptEncoder(tokenizer, tokens(tokenizer, start + end) + 60, False)
+        ids, text = encoder.encode(task, fields)
+        assert text.startswith(start) and text.endswith(end) and len(ids) > encoder.max_tokens - 10
+        kept = text[len(start) : len(text) - len(end)]
+        assert kept and fields[long].startswith(kept)
+        assert encoder.is_cut(task, fields) and not encoder.is_cut(task, values)
+        assert encoder.truncated == {"own": 1} and not encoder.dropped
+
+
+def test_texts_that_are_both_long_are_cut_to_one_length(tokenizer):
+    task = own_task(question="a: {a}; b: {b}; c: {c}.")
+    fields = {"a": "x" * 900, "b": "y" * 2000, "c": "short"}
+    limit = tokens(tokenizer, prompt_text(task, fields | {"a": "", "b": ""})) + 120
+    _, text = PromptEncoder(tokenizer, limit, False).encode(task, fields)
+    kept = re.search(r"a: (x+); b: (y+); c: short\.", text)
+    assert len(kept[1]) == len(kept[2]) > 20
 
 
 @EVERY_TASK
 def test_check_agrees_with_encode(tokenizer, task):
+    task = cutting(task)
     fields = {name: "Anna slept. " * (40 if name == FIELDS[task.name][0] else 1) for name in FIELDS[task.name]}
     shortest = tokens(tokenizer, "".join(around(task, fields)))
 

@@ -417,7 +417,7 @@ def test_own_tasks(load):
         ("description: Judge the text.", "description: ''", ["description"]),
         ("name: mine", "name: a b", ["name", "'a b'"]),
         ("train: train.jsonl", "training: train.jsonl", ["training", "allowed: train"]),
-        ("format: jsonl", "format: csv", ["format", "'csv'", "'tsv'"]),
+        ("format: jsonl", "format: xlsx", ["format", "'xlsx'", "'csv'", "'parquet'"]),
     ],
 )
 def test_own_tasks_are_checked(load, old, new, parts):
@@ -462,6 +462,7 @@ def test_the_shown_recipe_loads_to_the_same(load, text):
 def test_own_tasks_survive_the_round_trip(tmp_path_factory, labels, text):
     if len({fold(word) for word in labels}) < len(labels) or any("judgement" in word.lower() for word in labels):
         return
+    text = text.replace("{", "{{").replace("}", "}}")
     entry = {"name": "own", "description": text, "question": text + "{x}", "labels": list(labels)}
     path = tmp_path_factory.mktemp("recipe") / "r.yaml"
     raw = {"name": "a", "model": {"path": "b"}, "data": {"tasks": [entry]}}

@@ -232,6 +232,7 @@ def test_packing_keeps_the_tokens_of_the_whole_text(family, task):
 
 @EVERY_TASK
 def test_a_cut_prompt_keeps_all_but_its_long_field(family, task):
+    task = task.model_copy(update={"truncate": [task.long_field]})
     others = {name: "stays whole" for name in task.fields}
     fields = others | {task.long_field: "\U0001f600 Anna wrote 25 letters; \u65e5\u672c didn't. " * 20}
     start, end = prompt_text(task, others | {task.long_field: "\0"}).split("\0")
@@ -284,6 +285,7 @@ def test_an_answer_that_merges_with_the_prompt_gets_its_own_tokens(merging, task
 @EVERY_TASK
 def test_a_cut_prompt_is_answered_alike(family, task):
     """Answers are scored after prompts that were cut, too (ReCoRD)."""
+    task = task.model_copy(update={"truncate": [task.long_field]})
     fields = dict.fromkeys(task.fields, "Anna slept. ") | {task.long_field: "Anna wrote 25 letters. " * 30}
     shortest = len(family.encoder().encode(task, fields | {task.long_field: ""})[0])
     encoder = family.encoder(shortest + 30)
@@ -429,7 +431,7 @@ def test_prompts_with_control_tokens_share_the_prefix(pair, chat):
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_a_cut_prompt_with_control_tokens_keeps_its_frame(pair, chat):
-    task = TASKS["rte"]
+    task = TASKS["rte"].model_copy(update={"truncate": ["sentence1"]})
     fields = {"sentence1": f"Anna {END} wrote {START} letters. " * 20, "sentence2": f"stays {END} whole"}
     whole, twin = chat_or_plain(pair, chat)
     shortest = len(whole.encode(task, fields | {"sentence1": ""})[0])

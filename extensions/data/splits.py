@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 from extensions.data import (
     Example,
@@ -17,6 +18,7 @@ from extensions.data import (
     load_training,
     spread,
 )
+from extensions.data.checks import check_rows
 from extensions.errors import UserError
 from extensions.prompts import Shown
 from extensions.recipe import Recipe
@@ -69,6 +71,7 @@ class RunData:
         root, trained = recipe.data.root, has_split(task, "train")
         data = RunData()
 
+        @cache
         def rows(split: str) -> list[Example]:
             return load_examples(task, split, root, recipe.seed, warn)
 
@@ -89,10 +92,13 @@ class RunData:
         else:
             warn(f"{task.display_name} is not in the table: {task.source.files.get(split, split)} is not there")
         if data.train and recipe.evaluation.every_steps:
-            validation = table if split == "validation" else rows("validation")
-            data.validation = spread(validation, recipe.evaluation.validation_samples)
+            data.validation = spread(rows("validation"), recipe.evaluation.validation_samples)
         if recipe.evaluation.predict_test and has_split(task, "test"):
-            data.test = table if split == "test" else rows("test")
+            data.test = rows("test")
+        seen: dict[str, list[Example]] = {split: table, "validation": data.validation}
+        if task.suite == "own" and data.train:
+            seen = {name: rows(name) for name in ("validation", "test") if _is_there(task, name, root)}
+        check_rows(task, data.train, {name: part for name, part in seen.items() if part}, warn)
         return data
 
     def fingerprint(self) -> str:
@@ -115,6 +121,10 @@ class RunData:
         tasks = list(dict.fromkeys(example.task.display_name for example in self.train))
         training = f"{', '.join(tasks)}: {len(self.train)} training rows, " if tasks else ""
         return f"{training}{len(self.table)} {self.split} rows"
+
+
+def _is_there(task: Task, split: str, root: str | None) -> bool:
+    return has_split(task, split) and is_present(task, split, root)
 
 
 def table_split(recipe: Recipe, task: Task) -> str:

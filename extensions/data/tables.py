@@ -32,6 +32,7 @@ _MARKS = {  # the longest first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_BE: "utf-16",
 }
 RAGGED = "rows with too many or too few cells"
+_CR = "\ud800"  # in place of a CR that ends no line: half of a surrogate pair, which no decoded text holds
 _QUOTES = "rows with quotes that do not pair"
 _NO_QUOTES = "Where a quote is a character like any other, set source.quoting: none"
 csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131072 characters that csv takes
@@ -201,7 +202,10 @@ def _header(path: Path, record: tuple[int, list[str] | str] | None) -> list[str]
 
 
 def _records(path: Path, source: Source, separator: str) -> Iterator[tuple[int, list[str] | str]]:
-    """(line where it starts, cells) of each CSV record; in place of the cells what is wrong with its quotes."""
+    """(line where it starts, cells) of each CSV record; in place of the cells what is wrong with its quotes.
+
+    CR, LF or CR LF end a line. Where they are LF, a CR alone is a character, which pandas and Excel leave unquoted.
+    """
     with _Text(path, source, newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
@@ -217,7 +221,10 @@ def _records(path: Path, source: Source, separator: str) -> Iterator[tuple[int, 
                 yield start, f"the quote that ends a text is followed by more of it, in line {reader.line_num}"
                 continue
             if cells:  # none in a blank line
-                yield start, cells
+                yield (
+                    start,
+                    [cell.replace(_CR, "\r") for cell in cells] if any(_CR in cell for cell in cells) else cells,
+                )
 
 
 def _unquoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple[str, Row | Fault]]:
@@ -296,7 +303,7 @@ class _Text:
     """The lines of a text file, in the encoding that its byte order mark says, else `source.encoding`."""
 
     def __init__(self, path: Path, source: Source, newline: str) -> None:
-        self.path, self.newline = path, newline
+        self.path = path
         with path.open("rb") as file:
             start = file.read(4)
         marked = next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), None)
@@ -305,6 +312,7 @@ class _Text:
         self.encoding = marked or source.encoding
         try:
             self.file = path.open(encoding=self.encoding, newline=newline)
+            self.newline = newline
         except LookupError as error:
             raise UserError(
                 f"{path}: source.encoding: {self.encoding!r} is no text encoding; for example utf-8, utf-16, cp1252"
@@ -318,9 +326,29 @@ class _Text:
 
     def _lines(self) -> Iterator[str]:
         try:
-            yield from self.file
+            if self.newline == "":
+                yield from self._universal()
+            else:
+                yield from self.file
         except UnicodeError as error:
             raise UserError(self._undecodable()) from error
+
+    def _universal(self) -> Iterator[str]:
+        first = next(self.file, "")
+        if first.endswith("\r"):
+            yield first
+            yield from self.file
+            return
+        yield first
+        rest = ""
+        for part in self.file:  # ends at a CR alone, too
+            if part.endswith("\r"):
+                rest += part[:-1] + _CR
+            else:
+                yield rest + part
+                rest = ""
+        if rest:
+            yield rest
 
     def _undecodable(self) -> str:
         """Where the first byte is that is not of the encoding: line and byte of the line, from 1."""
@@ -333,7 +361,7 @@ class _Text:
         except UnicodeError:  # UTF-16 of an odd beginning
             pass
         before = data[:start].decode(encoding, errors="ignore")
-        if self.newline == "":
+        if self.newline == "" and b"\n" not in data:
             before = before.replace("\r\n", "\n").replace("\r", "\n")
         name = "UTF-8" if encoding == "utf-8" else encoding
         wide = encoding.startswith(("utf-16", "utf-32"))

@@ -4,7 +4,7 @@ A prompt has the four parts of the paper's section 4.1 and ends with the opening
 the closing tag.
 """
 
-from extensions.prompts.encoder import PromptEncoder
+from extensions.prompts.encoder import SPECIAL_TOKENS, PromptEncoder
 from extensions.prompts.packed_labels import pack_label, response_text, unpack_label
 from extensions.prompts.parser import is_label, parse_answer
 from extensions.prompts.template import (
@@ -21,6 +21,7 @@ from extensions.prompts.template import (
 __all__ = [
     "CLOSE",
     "OPEN",
+    "SPECIAL_TOKENS",
     "PromptEncoder",
     "Shown",
     "answer_format",

@@ -16,13 +16,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+SPECIAL_TOKENS = 16  # that a tokenizer puts around a prompt, at most
+
+
+def _shorter(lengths: Sequence[int], keep: int, fewer: int) -> int:
+    """The most characters of each text under which there are at least `fewer` less in all than under `keep`; half of
+    `keep` where there are not so many."""
+    wanted = sum(min(length, keep) for length in lengths) - fewer
+    if wanted <= 0:
+        return keep // 2
+    low, high = 0, keep - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(min(length, middle) for length in lengths) <= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class PromptEncoder:
     """Turns the fields of an example into token ids that fit.
 
     Args:
         tokenizer: of the model.
         max_tokens: longest prompt in tokens. A longer one loses its last demonstrations, as many as it takes, then the
-            end of its task's `truncate` field; never the question or the format.
+            end of the longest text of the row among its task's `truncate` fields (default: all), and of the others
+            once they are as long as what is left of it; never the question or the format.
         chat_template: use the tokenizer's chat template instead of the paper's plain form.
         shots: demonstrations of a prompt.
         demonstrations: task name -> its demonstrations, distinct, one more than `shots` where there are as many: a row
@@ -51,6 +71,7 @@ class PromptEncoder:
         self.control = self.template.control if self.template else ControlTokens(tokenizer)
         self.shots, self.demonstrations = shots, demonstrations or {}
         self.dropped: Counter[str] = Counter()  # task name -> prompts that lost demonstrations
+        self.truncated: Counter[str] = Counter()  # task name -> prompts that lost the end of a text
         self._ends = self._num_ends()
 
     def text(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
@@ -79,32 +100,41 @@ class PromptEncoder:
             shown = shown[:-1]
 
     def _truncated(self, task: Task, fields: Mapping[str, str], text: str, ids: list[int]) -> tuple[list[int], str]:
-        name = task.long_field
-        value = fields[name]
-        keep = len(value)
+        texts = {name: fields[name] for name in task.truncate or task.fields}
+        lengths = [len(value) for value in texts.values()]
+        longest = max(texts.values(), key=len)
+        share = len(longest) / max(1, len(self._ids(longest, data=True)))
+        keep = len(longest)  # characters of each text at most
         while len(ids) > self.max_tokens:
             # Drop about as many characters as the excess tokens hold, then look again; always at least one.
-            share = len(value) / max(1, len(self._ids(value, data=True)))
-            fewer = keep - max(1, int((len(ids) - self.max_tokens) * share))
             if keep == 0:
+                named = ", ".join(map(repr, texts))
                 raise UserError(
                     f"task {task.name}: a prompt needs more than the {self.max_tokens} tokens that it may have even "
-                    f"without its field {name!r}; raise prompt.max_tokens, lower rollout.max_new_tokens, or take a "
-                    "model with a longer context"
+                    f"without the texts that may be cut ({named}); raise prompt.max_tokens, lower "
+                    "rollout.max_new_tokens, or take a model with a longer context"
                 )
-            keep = fewer if fewer > 0 else keep // 2  # the estimate may ask for more than there is
-            ids, text = self._encoded(task, {**fields, name: value[:keep].rstrip()})
+            keep = _shorter(lengths, keep, max(1, int((len(ids) - self.max_tokens) * share)))
+            cut = {name: value[:keep].rstrip() if len(value) > keep else value for name, value in texts.items()}
+            ids, text = self._encoded(task, {**fields, **cut})
+        self.truncated[task.name] += 1
         return ids, text
 
     def check(self, task: Task, fields: Mapping[str, str]) -> None:
         """Raises what `encode` would, without the cost of it.
 
-        What may not fit is all but the field that can be shortened; a token holds at least a byte, so short texts fit.
+        What may not fit is all but the texts that can be shortened; a token holds at least a byte, so short texts fit.
         """
-        special_tokens = 16
-        if len(self.text(task, {**fields, task.long_field: ""}).encode()) + special_tokens > self.max_tokens:
+        if not self._surely_fits(task, {**fields, **dict.fromkeys(task.truncate or task.fields, "")}):
             ids, text = self._encoded(task, fields)
             self._truncated(task, fields, text, ids)
+
+    def is_cut(self, task: Task, fields: Mapping[str, str]) -> bool:
+        """Whether the prompt of a row loses the end of a text."""
+        return not self._surely_fits(task, fields) and len(self._encoded(task, fields)[0]) > self.max_tokens
+
+    def _surely_fits(self, task: Task, fields: Mapping[str, str]) -> bool:
+        return len(self.text(task, fields).encode()) + SPECIAL_TOKENS <= self.max_tokens
 
     def answer_ids(self, ids: list[int], text: str, answer: str) -> list[int]:
         """Token ids of `answer` and the closing tag after a prompt that `encode` gave.

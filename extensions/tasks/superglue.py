@@ -171,6 +171,7 @@ ENTRIES: list[dict[str, Any]] = [
         "pronoun that stands between asterisks in a text refers to a given part of the text.",
         "answer_format": YES_NO,
         "question": 'Now read the text "{text}" and judge if the pronoun "*{pronoun}*" refers to "{noun}".',
+        "truncate": "text",
         "labels": _BOOLEAN,
         "positive": "true",
         "averaged": True,
