@@ -34,11 +34,11 @@ from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.errors import ProcessGone, UserError
 from extensions.evaluate import Evaluator
-from extensions.files import move_into, read_jsonl, sha256, write_json, write_text
+from extensions.files import move_into, read_json, read_jsonl, sha256, write_json, write_text
 from extensions.guard import BadNumber, Problem, leave
 from extensions.loop import Trainer
 from extensions.metrics import mean_score, score_all
-from extensions.model.loading import base_dtype, load_config, load_policy, load_tokenizer, prompt_limit
+from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
 from extensions.model.proof import Proof, proof_rows
 from extensions.plots import loss_curve, reward_curve
 from extensions.ppo import PpoTrainer
@@ -577,7 +577,7 @@ class Training(Run):
             temporary = self.folder.root / "adapter.tmp"
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
-            dtype = base_dtype(self.recipe.model, self.strategy.device)
+            dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
             handover.write(temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.seen))
             move_into(temporary, self.folder.root / "adapter")
 

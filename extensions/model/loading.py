@@ -279,13 +279,6 @@ def load_policy(
     return policy
 
 
-def base_dtype(model: Model, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """The dtype of the base on a device."""
-    if model.dtype != "auto":
-        return model.dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
-
-
 def load_base(
     model: Model, device: torch.device, dtype: torch.dtype | Literal["auto"] | None = None
 ) -> PreTrainedModel:
@@ -296,7 +289,9 @@ def load_base(
     """
     folder, gguf = resolve_model(model.path)
     if dtype is None:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[base_dtype(model, device)]
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if model.load_in_4bit and device.type == "cpu":
         raise UserError("model.load_in_4bit: true needs a GPU; set it to false")
     with _explained(model.path):
