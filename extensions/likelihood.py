@@ -158,16 +158,17 @@ def answer_probabilities(logprobs: Tensor, temperature: float = 1.0) -> Tensor:
     return (logprobs.double() / temperature).softmax(-1).cpu()
 
 
-def decide(compared: Candidates, chances: Tensor) -> list[Decision]:
+def decide(compared: Candidates, chances: Tensor, shown: Tensor | None = None) -> list[Decision]:
     """The answer to each row.
 
     The most probable candidate; of a regression of one's own the probability-weighted mean of the numbers, rounded to
     the task's decimals, one more than its numbers have where it names none. STS-B keeps the most probable number.
 
     Args:
-        chances: (rows, C) of `answer_probabilities`.
+        chances: (rows, C) of `answer_probabilities`, which decide.
+        shown: the same after calibration, for confidence and probabilities, so that it changes no answer.
     """
-    return [_decide(compared, row) for row in chances]
+    return [_decide(compared, row, own) for row, own in zip(chances, chances if shown is None else shown, strict=True)]
 
 
 def confidence_of(compared: Candidates, chances: Tensor, answer: str | float) -> float:
@@ -196,21 +197,22 @@ def label_index(compared: Candidates, label: str) -> int | None:
     return compared.keys.index(label) if label in compared.forms else None
 
 
-def _decide(compared: Candidates, chances: Tensor) -> Decision:
+def _decide(compared: Candidates, chances: Tensor, shown: Tensor) -> Decision:
     task, keys = compared.task, compared.keys
     best = int(chances.argmax())
     text: str = keys[best]
     answer: str | float = text
-    probabilities = dict(zip(keys, chances.tolist(), strict=True))
+    probabilities = dict(zip(keys, shown.tolist(), strict=True))
     if task.score_range is not None:
         if task.suite == "own":
             decimals = grid_decimals(task) + 1 if task.score_decimals is None else task.score_decimals
-            text = number_text(sum(chance * float(number) for number, chance in probabilities.items()), decimals)
+            mean = sum(chance * float(key) for key, chance in zip(keys, chances.tolist(), strict=True))
+            text = number_text(mean, decimals)
         answer = float(text)
     elif task.multi_label:
         answer = _joined(task, compared.sets[best])
-        chance_of = list(zip(chances.tolist(), compared.sets, strict=True))
+        chance_of = list(zip(shown.tolist(), compared.sets, strict=True))
         probabilities = {label: sum(chance for chance, one in chance_of if label in one) for label in task.labels}
     else:
         text = task.labels[text][0]
-    return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, chances, answer), probabilities)
+    return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, shown, answer), probabilities)

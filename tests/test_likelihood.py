@@ -119,6 +119,15 @@ def test_a_label_set_and_the_marginals():
     assert confidence_of(compared, chances[0], "l1") == 0.05 and confidence_of(compared, chances[0], "l9") == 0.4
 
 
+def test_calibration_changes_no_answer():
+    compared = candidates(scores(-1.0, 1.0))
+    logprobs = torch.linspace(-9, 0, 11)[None]
+    plain, flat = answer_probabilities(logprobs), answer_probabilities(logprobs, 5.0)
+    (one,), (other,) = decide(compared, plain), decide(compared, plain, flat)
+    assert one.answer == other.answer and one.confidence > other.confidence
+    assert list(other.probabilities.values()) == pytest.approx(flat[0].tolist())
+
+
 def test_a_temperature_flattens():
     logprobs = torch.tensor([[-1.0, -3.0, -2.0]])
     expected = [math.exp(x / 2) for x in (-1, -3, -2)]

@@ -133,8 +133,9 @@ class Predictor:
                 answers[index] = Answer(None, None, None, None, said)
         progress(len(rows) - len(examples))
         for batch in in_batches(examples, batch_size or Evaluation().batch_size):
-            chances = answer_probabilities(self.log_likelihoods(compared, batch), scale)
-            decisions = decide(compared, chances)
+            logprobs = self.log_likelihoods(compared, batch)
+            chances = answer_probabilities(logprobs, scale)
+            decisions = decide(compared, answer_probabilities(logprobs), chances)
             found = [Answer(d.answer, d.confidence, d.probabilities, None, None) for d in decisions]
             if decoding != "likelihood":
                 found = self._written(compared, batch, decoding, decisions, chances)
