@@ -30,7 +30,7 @@ from torch import Tensor
 
 from extensions.compat import CHECKPOINT_GLOBALS, TorchCheckpointEngine, deepspeed
 from extensions.errors import UserError
-from extensions.files import read_json, sha256, sync_file, sync_folder, write_json
+from extensions.files import read_json, readable, sha256, sync_file, sync_folder, write_json
 from extensions.strategy import Strategy
 
 MANIFEST = "manifest.json"
@@ -79,6 +79,7 @@ class CheckpointFiles(TorchCheckpointEngine):
 
         def attempt() -> None:
             do(path)
+            readable(path)
             sync_file(path)
             self.written.append(path)
 

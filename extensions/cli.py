@@ -33,6 +33,8 @@ Suite = Enum("Suite", {"glue": "glue", "superglue": "superglue"})
 Fill = Enum("Fill", {"majority": "majority"})
 PaperTable = Enum("PaperTable", {"glue": "glue", "superglue": "superglue", "models": "models"})
 Method = Enum("Method", {"ppo": "ppo", "sft": "sft", "eval": "eval", "encoder": "encoder"})
+Decode = Enum("Decode", {"likelihood": "likelihood", "sample": "sample", "greedy": "greedy"})
+Form = Enum("Form", {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "parquet": "parquet"})
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
@@ -454,12 +456,75 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Write the recipe's model with its adapter (model.adapter=...) merged in, as a plain model for model.path."""
+    from extensions import handover
     from extensions.model.merge import merge_adapter
     from extensions.recipe import load_recipe
 
     with _user_errors():
-        merged = merge_adapter(load_recipe(recipe, overrides or []).model, folder)
+        model = load_recipe(recipe, overrides or []).model
+        merged = merge_adapter(model, folder, lambda written: handover.carry(str(model.adapter), written, _warn))
     console.print(f"merged model: {folder}\nchecked as written: {merged}", markup=False)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="run folder, adapter folder or merged model", metavar="RUN")],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="rows: .csv, .tsv, .jsonl or .parquet; - or a pipe: standard input", metavar="[INPUT]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="file to write, by its suffix; default: CSV to the output")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", metavar="KEY=VALUE", help="answer this row; once for each column")
+    ] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also a column p(LABEL) for each label")
+    ] = False,
+    decoding: Annotated[
+        Decode, typer.Option(help="likelihood: the most probable answer; sample, greedy: the model writes one")
+    ] = Decode.likelihood,
+    task: Annotated[str | None, typer.Option(help="name, where the model knows several")] = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|NUMBER",
+            help="of the probabilities; auto: fit it on the run's validation rows and keep it with the model",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="base model, where it is elsewhere than in the training")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="rows answered together")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: the GPU if there is one")] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="of standard input and output; of a file: in place of its suffix")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="put before the names of the added columns")] = "",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run Python code that comes with the base model")
+    ] = False,
+) -> None:
+    """Answer rows: the table with answer and confidence beside each row; scores where it has labels."""
+    from extensions.inference.command import Options
+    from extensions.inference.command import predict as answer
+
+    with _user_errors():
+        answer(
+            Options(
+                run,
+                source,
+                out,
+                text or [],
+                probabilities,
+                decoding.value,
+                task,
+                temperature,
+                model,
+                batch_size,
+                device,
+                form.value if form else None,
+                prefix,
+                trust_remote_code,
+            )
+        )
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -15,16 +15,14 @@ from extensions.console import Reporter
 from extensions.data import Example
 from extensions.errors import UserError
 from extensions.files import jsonl, read_jsonl, write_jsonl
+from extensions.likelihood import Decision, LabelSet, answer_probabilities, candidates, decide, log_likelihoods
 from extensions.metrics import Prediction
-from extensions.packing import Sample
-from extensions.prompts import CLOSE, PromptEncoder, parse_answer
+from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Recipe
 from extensions.rollout import Request, Sampler, random_numbers
 from extensions.strategy import Strategy
-from extensions.tasks import Task
 
 EVALUATION = 1  # purpose of its random numbers, apart from those of training
-SCORES = 11  # numbers of a regression's range that are compared by likelihood, at equal distances
 Decoding = Literal["sample", "greedy", "likelihood"]
 
 
@@ -44,7 +42,7 @@ def predict(
     differently.
 
     Args:
-        decoding: "likelihood" takes the most probable of the task's answers, of a regression of `SCORES` numbers.
+        decoding: "likelihood" takes the most probable of the task's answers; see `extensions.likelihood`.
     """
     found: dict[int, Prediction] = {}
     for batch in in_batches(examples, batch_size):
@@ -75,8 +73,13 @@ def answer(
     max_new_tokens: int,
     seed: int,
     decoding: Decoding,
+    seen: Iterable[LabelSet] = (),
 ) -> list[Prediction]:
-    """One answer for each row of a batch; see `predict`."""
+    """One answer for each row of a batch; see `predict`.
+
+    Args:
+        seen: label sets of a multi-label task's training rows; see `likelihood.candidates`.
+    """
     task = batch[0].task
     encoded = [encoder.encode(task, row.fields) for row in batch]
     requests = [
@@ -87,48 +90,31 @@ def answer(
         )
         for row, (ids, _) in zip(batch, encoded, strict=True)
     ]
-    supports: Sequence[float | None] = [None] * len(batch)
+    supports: list[float | None] = [None] * len(batch)
+    decisions: list[Decision] = []
     if task.is_ranked or decoding == "likelihood":
-        options = _options(task)
-        prompts = [text for _, text in encoded]
-        chances = _probabilities(list(options.values()), requests, prompts, encoder, sampler)
-        if task.positive is not None:
-            supports = chances[:, list(options).index(task.positive)].tolist()
+        compared = candidates(task, seen)
+        logprobs, canonical = log_likelihoods(compared, encoded, encoder, sampler)
+        if task.positive is not None and compared.keys:
+            supports = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
+        if decoding == "likelihood":
+            decisions = decide(compared, answer_probabilities(logprobs))
     if decoding == "likelihood":
-        texts = [f"{list(options.values())[k]}{CLOSE}" for k in chances.argmax(-1).tolist()]
-    else:
-        responses = sampler.sample(requests, greedy=decoding == "greedy")
-        texts = [response.text for response in responses]
-        if not bool(torch.isfinite(torch.cat([response.logprobs for response in responses])).all()):
-            broken = [row.index for row, r in zip(batch, responses, strict=True) if not r.logprobs.isfinite().all()]
-            raise UserError(
-                f"{task.name}, row {broken[0]}: the model's logits are NaN or infinite, so its answers mean nothing. "
-                "Its file is broken, its adapter has diverged, or its dtype overflows: try model.dtype=float32"
-            )
+        return [
+            Prediction(task.name, row.index, d.text, d.answer, row.label, row.kept, support, d.probabilities)
+            for row, d, support in zip(batch, decisions, supports, strict=True)
+        ]
+    responses = sampler.sample(requests, greedy=decoding == "greedy")
+    if not bool(torch.isfinite(torch.cat([response.logprobs for response in responses])).all()):
+        broken = [row.index for row, r in zip(batch, responses, strict=True) if not r.logprobs.isfinite().all()]
+        raise UserError(
+            f"{task.name}, row {broken[0]}: the model's logits are NaN or infinite, so its answers mean nothing. "
+            "Its file is broken, its adapter has diverged, or its dtype overflows: try model.dtype=float32"
+        )
     return [
-        Prediction(task.name, row.index, text, parse_answer(text, task), row.label, row.kept, support)
-        for row, text, support in zip(batch, texts, supports, strict=True)
+        Prediction(task.name, row.index, r.text, parse_answer(r.text, task), row.label, row.kept, support)
+        for row, r, support in zip(batch, responses, supports, strict=True)
     ]
-
-
-def _options(task: Task) -> dict[str, str]:
-    """The answers that are compared by likelihood: label -> the word that the prompt asks for, or numbers."""
-    if task.score_range is None:
-        return {label: words[0] for label, words in task.labels.items()}
-    low, high = task.score_range
-    return {(text := f"{low + (high - low) * k / (SCORES - 1):.1f}"): text for k in range(SCORES)}
-
-
-def _probabilities(
-    words: Sequence[str], requests: Sequence[Request], texts: Sequence[str], encoder: PromptEncoder, sampler: Sampler
-) -> torch.Tensor:
-    """Probability of each word among `words` after each prompt: (rows, words)."""
-    samples = [
-        Sample(request.prompt, encoder.answer_ids(list(request.prompt), text, word))
-        for request, text in zip(requests, texts, strict=True)
-        for word in words
-    ]
-    return sampler.logprobs(samples).view(len(requests), len(words)).softmax(dim=-1)
 
 
 class Evaluator:
@@ -140,6 +126,7 @@ class Evaluator:
 
     Args:
         folder: the run folder. Rank k writes `STEM.part-k.jsonl` there, and rank 0 `STEM.jsonl` in the end.
+        seen: task name -> label sets of its training rows, of multi-label tasks.
     """
 
     def __init__(
@@ -150,9 +137,10 @@ class Evaluator:
         sampler: Sampler,
         encoder: PromptEncoder,
         folder: Path,
+        seen: Mapping[str, Sequence[LabelSet]] | None = None,
     ) -> None:
         self.recipe, self.strategy, self.reporter, self.folder = recipe, strategy, reporter, folder
-        self.sampler, self.encoder = sampler, encoder
+        self.sampler, self.encoder, self.seen = sampler, encoder, seen or {}
 
     def predict(
         self, examples: list[Example], title: str, file: str | None = None, resumable: bool = False
@@ -185,8 +173,9 @@ class Evaluator:
                     raise signals.Stopped
                 if not batch:
                     continue
-                tokens = recipe.rollout.max_new_tokens
-                answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, recipe.evaluation.decoding)
+                tokens, decoding = recipe.rollout.max_new_tokens, recipe.evaluation.decoding
+                seen = self.seen.get(batch[0].task.name, ())
+                answered = answer(batch, self.encoder, self.sampler, tokens, recipe.seed, decoding, seen)
                 found += answered
                 if part is not None:
                     part.write(jsonl([asdict(prediction) for prediction in answered]))

@@ -110,6 +110,7 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 def move_into(source: Path, target: Path) -> None:
     """Move the files of a folder into another, each of them whole at any instant, and remove the first."""
     target.mkdir(parents=True, exist_ok=True)
+    readable(source)
     for path in sorted(source.rglob("*")):
         goal = target / path.relative_to(source)
         if path.is_dir():
@@ -119,6 +120,18 @@ def move_into(source: Path, target: Path) -> None:
             path.replace(goal)
     sync_folder(target)
     shutil.rmtree(source)
+
+
+def readable(path: Path) -> None:
+    """Give a file, or the files of a folder, the permissions that the user's umask says, as all other files have.
+
+    The writer of safetensors (0.8) makes its files for their owner alone.
+    """
+    mask = os.umask(0o077)  # asking sets it
+    os.umask(mask)
+    for one in [path] if path.is_file() else path.rglob("*"):
+        if one.is_file():
+            one.chmod(0o666 & ~mask)
 
 
 class Lines:

@@ -38,6 +38,7 @@ class Prediction:
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # columns of the row that its task keeps (`source.keep`)
     support: float | None = None  # probability of the positive answer, of the candidates of a ranked task
+    probabilities: dict[str, float] | None = None  # by label or number, where answers were compared by likelihood
 
 
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rich.markup import escape
 from rich.table import Table
 
+from extensions.likelihood import LabelSet
 from extensions.metrics import suite_average
+from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe, adapter_name
 from extensions.tables import NOT_IN_PERCENT, cell_text, interval_text, metric_text, percent
 from extensions.tasks import SUITES, Task
+from extensions.usage import usage
 
 
 def before_after_table(
@@ -80,9 +83,7 @@ CARD = """---
 {% endfor %}
 ## Use
 
-```python
-{{ loading }}
-```
+{{ usage }}
 
 A prompt is the four-part form of the training (see `recipe.yaml` and `nlu preview`); it ends with `<Judgement>`, and
 the answer is what stands before `</Judgement>`.
@@ -100,7 +101,15 @@ HUB_METRICS |= {"subset_accuracy": "accuracy"}
 
 
 def model_card(
-    recipe: Recipe, scores: dict[str, Any], split: str, samples: int, steps: int, seconds: float, adapters: int = 1
+    recipe: Recipe,
+    scores: dict[str, Any],
+    split: str,
+    samples: int,
+    steps: int,
+    seconds: float,
+    adapters: int = 1,
+    encoder: PromptEncoder | None = None,
+    seen: Mapping[str, Sequence[LabelSet]] | None = None,
 ) -> ModelCard:
     """The card that stands beside the adapter.
 
@@ -110,6 +119,7 @@ def model_card(
         split: of these.
         samples: that the training saw, in `steps` iterations and `seconds`.
         adapters: that the card is for; more than one: one for each task.
+        encoder: of the run, and `seen` its label sets: see `usage`.
     """
     path, adapter = recipe.model.path, recipe.model.adapter
     on_hub = path if not path.startswith("pip:") and not os.path.exists(path) else None
@@ -136,7 +146,7 @@ def model_card(
         split=split,
         decoding=_decoding(recipe),
         rows=_card_rows(recipe.data.tasks, scores),
-        loading=loading_code(path),
+        usage=usage(recipe, encoder, seen or {}),
         objective=f"the reward named in the recipe (`{recipe.reward}`)" if recipe.method == "ppo" else "gold answers",
     )
 
@@ -181,23 +191,3 @@ def _eval_results(tasks: Sequence[Task], scores: dict[str, Any], split: str) -> 
         if task.name in scores["after"]
         for metric, value in scores["after"][task.name]["metrics"].items()
     ]
-
-
-def loading_code(path: str) -> str:
-    """Plain transformers and peft code that loads the base model and the adapter."""
-    lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    if path.startswith("pip:"):
-        package = path.removeprefix("pip:")
-        lines = [
-            "import importlib.metadata",
-            *lines,
-            f'file = next(f for f in importlib.metadata.files("{package}") if f.suffix == ".gguf").locate()',
-            "source = {'pretrained_model_name_or_path': str(file.parent), 'gguf_file': file.name}",
-        ]
-    else:
-        lines.append(f"source = {{'pretrained_model_name_or_path': {path!r}}}")
-    lines += [
-        "tokenizer = AutoTokenizer.from_pretrained(**source)",
-        'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(**source), "adapter")',
-    ]
-    return "\n".join(lines)

@@ -132,13 +132,20 @@ class Sampler:
         ]
 
     @torch.no_grad()
-    def logprobs(self, samples: Sequence[Sample]) -> Tensor:
-        """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy."""
+    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
+        """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy.
+
+        Args:
+            together: so many consecutive samples have one prompt, and are computed in one pack. The packs are a
+                function of the numbers of samples alone, so that ranks with as many do as many forwards.
+        """
         self.policy.eval()
         totals = torch.zeros(len(samples), device=self.policy.device)
+        firsts = samples[::together]
         with self.policy.role("actor"):
-            for chunk in micro_batches(samples, range(len(samples)), self.micro_batch_size):
-                members = list(chunk)
+            for chunk in micro_batches(firsts, range(len(firsts)), max(1, self.micro_batch_size // together)):
+                watchdog.progress()
+                members = [together * k + i for k in chunk for i in range(together)]
                 packed = pack([samples[i] for i in members], self.policy.device)
                 tokens = self.policy(packed, values=False)["logprobs"]
                 totals[members] = torch.stack([part.sum() for part in tokens.split(packed.lengths)])

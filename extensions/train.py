@@ -26,7 +26,7 @@ import transformers
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from extensions import signals, watchdog
+from extensions import handover, likelihood, signals, watchdog
 from extensions.checkpoint import Checkpoints
 from extensions.console import Reporter
 from extensions.data import BatchOrder, class_weights, epoch_sizes, rows_of_epoch
@@ -34,7 +34,7 @@ from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.errors import ProcessGone, UserError
 from extensions.evaluate import Evaluator
-from extensions.files import move_into, read_jsonl, sha256, write_json, write_text
+from extensions.files import move_into, read_json, read_jsonl, sha256, write_json, write_text
 from extensions.guard import BadNumber, Problem, leave
 from extensions.loop import Trainer
 from extensions.metrics import mean_score, score_all
@@ -120,7 +120,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
         sync = LocalSync(recipe, policy, strategy, probed, reporter.say)
     sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep, sync)
-    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir)
+    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, seen_sets(data))
     if method == "eval":
         return Evaluation(recipe, strategy, reporter, folder, data, evaluator)
     order = make_order(recipe, data)
@@ -132,6 +132,15 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
         sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, lockstep, sync)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
     return Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+
+
+def seen_sets(data: RunData) -> dict[str, list[likelihood.LabelSet]]:
+    """Multi-label task -> label sets of its training rows."""
+    tasks = {example.task.name: example.task for example in data.train if example.task.multi_label}
+    return {
+        name: likelihood.seen_sets(task, [example.label for example in data.train if example.task.name == name])
+        for name, task in tasks.items()
+    }
 
 
 def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
@@ -578,6 +587,8 @@ class Training(Run):
             temporary = self.folder.root / "adapter.tmp"
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
+            dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
+            handover.write(temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.seen))
             move_into(temporary, self.folder.root / "adapter")
 
     def finish(self) -> None:
@@ -601,7 +612,9 @@ class Training(Run):
         else:
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
-        card = model_card(recipe, self.scores, self.data.split, self.samples, self.step, self.seconds)
+        encoder, seen = self.evaluator.encoder, self.evaluator.seen
+        done = (self.samples, self.step, self.seconds)
+        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=seen)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
         self.folder.close()

@@ -1,6 +1,7 @@
 """Prompting baselines: demonstrations, decodings, evaluation of base, adapter and merged model, killed and resumed."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from itertools import pairwise
@@ -152,19 +153,24 @@ def test_likelihood_ranks_the_answers(scene, task):
     sampler, encoder = scene
     rows = [Example(task, i, dict.fromkeys(task.fields, f"Anna slept {i}."), None) for i in range(4)]
     found = predict(rows, encoder, sampler, 3, 6, 0, "likelihood")
-    answers = {label: words[0] for label, words in task.labels.items()} or {k / 2: f"{k / 2:.1f}" for k in range(11)}
+    answers = dict(task.labels) or {k / 2: [f"{k / 2:.1f}"] for k in range(11)}
     for row, prediction in zip(rows, found, strict=True):
         ids, text = encoder.encode(task, row.fields)
-        totals = {}
-        for label, word in answers.items():
-            whole = sampler.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
-            logprobs = plain_logits(sampler, whole).double().log_softmax(-1)
-            totals[label] = sum(logprobs[k - 1, whole[k]].item() for k in range(len(ids), len(whole)))
+        chances = {label: [] for label in answers}  # of each word of each label
+        for label, words in answers.items():
+            for word in words:
+                whole = sampler.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
+                logprobs = plain_logits(sampler, whole).double().log_softmax(-1)
+                logprob = sum(logprobs[k - 1, whole[k]].item() for k in range(len(ids), len(whole)))
+                chances[label].append(math.exp(logprob))
+        totals = {label: sum(each) for label, each in chances.items()}
         best = max(totals, key=totals.get)
-        assert prediction.answer == best and prediction.text == f"{answers[best]}{CLOSE}"
-        if task.positive:
-            weights = torch.tensor(list(totals.values())).softmax(0)
-            assert prediction.support == pytest.approx(weights[list(totals).index(task.positive)].item(), rel=1e-4)
+        assert prediction.answer == best and prediction.text == f"{answers[best][0]}{CLOSE}"
+        expected = {str(label): value / sum(totals.values()) for label, value in totals.items()}
+        assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
+        if task.positive:  # of the words that the prompt asks for
+            first = {label: each[0] for label, each in chances.items()}
+            assert prediction.support == pytest.approx(first[task.positive] / sum(first.values()), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ real runs

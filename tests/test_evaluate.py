@@ -21,10 +21,11 @@ from extensions.model.loading import load_tokenizer
 from extensions.plots import reward_curve, smoothed
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
-from extensions.report import before_after_table, loading_code, model_card
+from extensions.report import before_after_table, model_card
 from extensions.rollout import Response, Sampler
 from extensions.run import RunFolder, versions
 from extensions.tasks import SUITES, TASKS, Task
+from extensions.usage import loading_code
 
 COLA, SST2, STSB, MULTIRC, RECORD, AXG = (TASKS[name] for name in ("cola", "sst2", "stsb", "multirc", "record", "axg"))
 # As ReCoRD, with three answers, of which the positive one is neither first nor last.
@@ -182,7 +183,7 @@ class FakeSampler:
             answers.append(Response([1], torch.zeros(1), torch.zeros(1), text + CLOSE * (draw < 0.9)))
         return answers
 
-    def logprobs(self, samples):
+    def logprobs(self, samples, together=1):
         return torch.tensor([-((3 * sum(s.prompt) + sum(s.response)) % 17) / 4 for s in samples])
 
 
@@ -248,7 +249,7 @@ def test_rows_with_the_same_long_text_are_sampled_together():
 
 def test_only_a_ranked_task_asks_for_support():
     sampler = FakeSampler()
-    sampler.logprobs = lambda samples: pytest.fail("no candidates here")
+    sampler.logprobs = lambda samples, together: pytest.fail("no candidates here")
     for task in (COLA, STSB, MULTIRC):
         assert [p.support for p in predict(rows_of(task), FakeEncoder(), sampler, 8, 4, seed=0)] == [None] * 17
 

@@ -29,7 +29,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.attention import NAME as PACKED
 from extensions.errors import UserError
-from extensions.files import sha256
+from extensions.files import readable, sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
 from extensions.model.hub import check_source
@@ -136,6 +136,7 @@ def model_folder(model: Model) -> Path | str:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
                 _write_out(folder, gguf, model.path, temporary)
+                readable(Path(temporary))
                 with suppress(OSError):  # another process was faster
                     Path(temporary).rename(target)
                 Path(temporary).mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.errors import UserError
-from extensions.files import sync_file, sync_folder
+from extensions.files import readable, sync_file, sync_folder
 from extensions.model.adapters import adapter_config, load_adapter
 from extensions.model.loading import load_base, load_config, load_tokenizer, resolve_model
 from extensions.model.precision import computing_in_float32
@@ -51,11 +51,14 @@ class Merged:
         )
 
 
-def merge_adapter(model: Model, folder: Path) -> Merged:
+def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] = lambda folder: None) -> Merged:
     """Write base and adapter of `model` as one plain model with its tokenizer, to be used as `model.path`.
 
     The folder appears under its name when it is complete and was compared with base and adapter, or not at all. A base
     keeps the dtype of its files; one in GGUF gets the recipe's.
+
+    Args:
+        complete: adds files of its own to the folder before it takes its name.
 
     Raises:
         UserError: `model.adapter` is missing, one of the two cannot be loaded or merged, the folder is there and not
@@ -93,6 +96,7 @@ def merge_adapter(model: Model, folder: Path) -> Merged:
         merged = Merged(saved_dtype, layers, apart.numel(), apart.mean().item(), apart.max().item(), effect)
         if not merged.mean <= TOLERANCE[saved_dtype] or again.dtype != saved_dtype:  # NaN neither
             raise UserError(f"{folder}: not written, since the merged model is not that of base and adapter: {merged}")
+        complete(written)
     return merged
 
 
@@ -110,6 +114,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             written = Path(temporary) / goal.name  # with the permissions of any folder
             written.mkdir()
             yield written
+            readable(written)
             for path in written.rglob("*"):
                 if path.is_file():
                     sync_file(path)

@@ -25,6 +25,7 @@ from transformers.modeling_utils import PreTrainedModel
 from extensions.attention import Attend, PackAttention, masks_as_functions, tree_masks
 from extensions.compat import alibi_positions
 from extensions.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
+from extensions.files import readable
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
 from extensions.numerics import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
 from extensions.packing import Pack
@@ -330,6 +331,7 @@ class Policy(nn.Module):
         save_file(head, folder / "value_head.safetensors")
         if self.has_critic_adapter:
             self._save(folder, state, "critic")
+        readable(folder)
 
     def _save(self, folder: Path, state: dict[str, Tensor], adapter: str) -> None:
         self.lm.save_pretrained(
@@ -338,3 +340,4 @@ class Policy(nn.Module):
             state_dict={name.removeprefix("lm."): tensor for name, tensor in state.items()},
             save_embedding_layers=False,  # "auto" would ask the hub
         )
+        readable(folder)

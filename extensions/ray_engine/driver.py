@@ -92,7 +92,7 @@ def run(recipe: Recipe) -> None:
             parts = (padded, encoder, reward, order, probe, probed)
             train.record_proof(groups.proof(), folder, reporter)
             trainer = own.RayTrainer(recipe, strategy, groups, critic, reference, *parts)
-            evaluator = own.evaluator(recipe, strategy, reporter, trainer)
+            evaluator = own.evaluator(recipe, strategy, reporter, trainer, train.seen_sets(data))
             own.RayTraining(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
 
         return SimpleNamespace(fit=fit, get_max_steps=lambda: updates)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from extensions.data import BatchOrder, Example
 from extensions.evaluate import Evaluator
 from extensions.files import write_bytes
 from extensions.guard import BadNumber, Problem
+from extensions.likelihood import LabelSet
 from extensions.loop import Clock
 from extensions.model.proof import Proof
 from extensions.numerics import gae, pad_rows, td_targets, whiten
@@ -181,7 +182,7 @@ class RaySampler:
             found.append(Response(tokens, logprobs, torch.zeros_like(logprobs), response["text"]))
         return found
 
-    def logprobs(self, samples: Sequence[Sample]) -> Tensor:
+    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
         return torch.tensor(self.groups.all(self.groups.actor, "logprobs", list(samples))[0])
 
 
@@ -473,6 +474,12 @@ class RayTraining(Training):
         return list(problems)  # the models are elsewhere; `nlu replay` looks at each sample alone
 
 
-def evaluator(recipe: Recipe, strategy: RayStrategy, reporter: Any, trainer: RayTrainer) -> Evaluator:
+def evaluator(
+    recipe: Recipe,
+    strategy: RayStrategy,
+    reporter: Any,
+    trainer: RayTrainer,
+    seen: Mapping[str, Sequence[LabelSet]],
+) -> Evaluator:
     sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
-    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir)
+    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, seen)

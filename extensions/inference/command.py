@@ -1,0 +1,301 @@
+"""`nlu predict`: a table in, the same table with answers out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from extensions import handover
+from extensions.data.readers import SplitReader, label_of
+from extensions.errors import UserError
+from extensions.evaluate import Decoding
+from extensions.inference.calibration import fit_on_validation
+from extensions.inference.location import locate
+from extensions.inference.predictor import Answer, Predictor
+from extensions.inference.tables import STDIN, Table, output_format, read_table, render, write_table
+from extensions.launch import keep_freed_memory
+from extensions.likelihood import candidates
+from extensions.metrics import Prediction, score_all
+from extensions.report import before_after_table
+from extensions.tasks import Task
+from extensions.usage import columns_of
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `nlu predict` was asked for."""
+
+    run: str
+    input: str | None
+    out: Path | None
+    texts: Sequence[str]  # KEY=VALUE
+    probabilities: bool
+    decoding: Decoding
+    task: str | None
+    temperature: str | None  # auto, or a number
+    model: str | None
+    batch_size: int | None
+    device: str | None
+    format: str | None  # of standard input and output
+    prefix: str  # of the added columns' names
+    trust_remote_code: bool
+
+
+def predict(options: Options) -> None:
+    """Do it. What is for people goes to standard error, unless the answers go to a file.
+
+    Raises:
+        UserError: the model, the input or an option is wrong. A row that cannot be answered is none.
+    """
+    talk = _console(stderr=True)
+    # All that can be wrong is found before the model is loaded.
+    location = locate(options.run)
+    if location.note:
+        talk.print(location.note, markup=False)
+    task = handover.read(location.folder).task(options.task)
+    temperature = _number(options.temperature)
+    source = _input(options)
+    row = _texts(task, options.texts) if options.texts else None
+    kind = output_format(options.out, options.format)
+    table = read_table(source, task, options.format) if source is not None else None
+    if table is not None:
+        _check_columns(table, task)
+        _check_names(table, task, options)
+    if options.out is not None and source is not None and source != STDIN and _same(options.out, source):
+        raise UserError(f"--out: {str(options.out)!r} is the input itself; name another file")
+
+    keep_freed_memory()
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    predictor = Predictor.load(location.folder, options.model, options.device, options.trust_remote_code)
+    predictor.location = location
+    if options.temperature == "auto":
+        _calibrate(predictor, task, talk)
+    elif temperature is None and predictor.handed.calibration.get(task.name) is not None:
+        talk.print(f"probabilities at temperature {predictor.temperature_of(task):.3f}, fitted on validation rows")
+    if row is not None:
+        _answer_one(predictor, task, row, options, temperature)
+        return
+    if table is None:
+        return
+    start = time.monotonic()
+    with _bar(talk, len(table.rows)) as progress:
+        answers = _answers(predictor, table, task, options, temperature, progress)
+    seconds = time.monotonic() - start
+    added = _columns(task, answers, options, kind)
+    write_table(options.out, render(table, added, kind))
+    talk.print(f"{len(answers)} rows in {seconds:.1f} s ({len(answers) / seconds:.1f} rows/s)")
+    unanswered = sum(one.error is not None for one in answers)
+    if unanswered:
+        column = f"{options.prefix}error"
+        talk.print(f"{unanswered} of {len(answers)} rows have no answer; the column {column!r} says why", markup=False)
+    _score(task, table, answers, talk if options.out is None else _console())
+
+
+# ----------------------------------------------------------------------------------------------- what was asked for
+
+
+def _number(text: str | None) -> float | None:
+    if text is None or text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"--temperature: got {text!r}; allowed: auto, or a number above 0 (1: as the model has it)")
+    return value
+
+
+def _input(options: Options) -> str | None:
+    """The file to read; None: there is none, and none is needed."""
+    if options.texts:
+        if options.input is not None or options.out is not None:
+            raise UserError("--text answers one row and prints it; leave INPUT and --out out")
+        return None
+    if options.input is None and options.temperature == "auto":
+        return None
+    if options.input is None and sys.stdin.isatty():
+        raise UserError(
+            "nothing to answer: name a file (CSV, TSV, JSONL, parquet), pipe rows in, or use --text KEY=VALUE"
+        )
+    return STDIN if options.input is None else options.input
+
+
+def _same(out: Path, source: str) -> bool:
+    return out.exists() and out.samefile(source)
+
+
+def _texts(task: Task, texts: Sequence[str]) -> dict[str, str]:
+    """The row of `--text KEY=VALUE`; a key is a column or a field."""
+    columns = columns_of(task)
+    row: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        column = columns.get(key, key)
+        if not equals or column not in columns.values():
+            raise UserError(
+                f"--text: got {text[:80]!r}; expected KEY=VALUE, where KEY is one of: {', '.join(columns.values())}"
+            )
+        row[column] = value
+    missing = [column for column in columns.values() if column not in row]
+    if missing:
+        raise UserError(f"--text: {', '.join(missing)} missing; give each as --text {missing[0]}=...")
+    return row
+
+
+def _check_columns(table: Table, task: Task) -> None:
+    needed = list(columns_of(task).values())
+    missing = [column for column in needed if column not in table.columns]
+    if missing:
+        raise UserError(
+            f"{table.name}: no column {', '.join(map(repr, missing))}. Task {task.name} needs: "
+            f"{', '.join(map(repr, needed))}; the file has: {', '.join(map(repr, table.columns))[:1000]}"
+        )
+
+
+def _check_names(table: Table, task: Task, options: Options) -> None:
+    names = ["answer", "confidence", "error"] + (["raw"] if options.decoding != "likelihood" else [])
+    names += list(_probability_names(task).values()) if options.probabilities else []
+    clash = [name for name in (f"{options.prefix}{name}" for name in names) if name in table.columns]
+    if clash:
+        raise UserError(
+            f"{table.name}: has the column {', '.join(map(repr, clash))} already; rename it, or give the added columns "
+            "other names with --prefix, for example --prefix model_"
+        )
+
+
+def _probability_names(task: Task) -> dict[str, str]:
+    labels = list(task.labels) if task.score_range is None else candidates(task).keys
+    return {label: f"p({label})" for label in labels}
+
+
+# ------------------------------------------------------------------------------------------------------------ answers
+
+
+def _answers(
+    predictor: Predictor,
+    table: Table,
+    task: Task,
+    options: Options,
+    temperature: float | None,
+    progress: Callable[[int], None],
+) -> list[Answer]:
+    """One for each row of the table, malformed ones included."""
+    found = predictor.predict(
+        table.rows, options.probabilities, options.decoding, task.name, temperature, options.batch_size, progress
+    )
+    return [
+        Answer(None, None, None, None, table.faults[k]) if k in table.faults else one for k, one in enumerate(found)
+    ]
+
+
+def _columns(task: Task, answers: Sequence[Answer], options: Options, kind: str) -> dict[str, list[Any]]:
+    """Name -> values of the added columns."""
+    decimals = kind in ("csv", "tsv")
+
+    def number(value: float | None) -> Any:
+        return value if value is None or not decimals else f"{value:.6f}"
+
+    columns: dict[str, list[Any]] = {
+        "answer": [one.answer for one in answers],
+        "confidence": [number(one.confidence) for one in answers],
+    }
+    if options.probabilities:
+        for label, name in _probability_names(task).items():
+            columns[name] = [number(one.probabilities[label]) if one.probabilities else None for one in answers]
+    if options.decoding != "likelihood":
+        columns["raw"] = [one.raw for one in answers]
+    if any(one.error is not None for one in answers):
+        columns["error"] = [one.error for one in answers]
+    return {f"{options.prefix}{name}": values for name, values in columns.items()}
+
+
+def _answer_one(
+    predictor: Predictor, task: Task, row: dict[str, str], options: Options, temperature: float | None
+) -> None:
+    (one,) = predictor.predict([row], True, options.decoding, task.name, temperature)
+    if one.answer is None:
+        raise UserError(f"no answer: {one.error}")
+    print(f"answer      {one.answer}")
+    print(f"confidence  {one.confidence:.3f}")
+    if one.raw is not None:
+        print(f"raw         {one.raw!r}")
+    ordered = sorted((one.probabilities or {}).items(), key=lambda item: -item[1])
+    for k, (label, chance) in enumerate(ordered):
+        print(f"{'' if k else 'p':<12}{chance:.3f}  {label}")
+
+
+def _console(stderr: bool = False) -> Console:
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+
+
+@contextmanager
+def _bar(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=total)
+        yield lambda done: bar.advance(shown, done)
+
+
+def _calibrate(predictor: Predictor, task: Task, talk: Console) -> None:
+    """Fit, say what it changes, and store it with the model."""
+    with _bar(talk, 0) as progress:
+        found = fit_on_validation(predictor, task, lambda text: talk.print(f"warning: {text}", markup=False), progress)
+    calibration = predictor.handed.calibration | {task.name: found.temperature}
+    predictor.handed = predictor.handed.model_copy(update={"calibration": calibration})
+    folder = predictor.location.folder
+    try:
+        handover.write(folder, predictor.handed)
+        talk.print(f"{found}; stored in {folder / handover.NAME}", markup=False)
+    except OSError as error:
+        talk.print(f"{found}; not stored: {folder} cannot be written ({error.strerror})", markup=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- score
+
+
+def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console) -> None:
+    """The score table, where the input has the task's label column."""
+    column = task.source.label
+    if not isinstance(column, str) or column not in table.columns:
+        return
+    if task.unit:
+        console.print(f"not scored: the metrics of {task.display_name} are over questions, of several rows each")
+        return
+    predictions = []
+    for index, (row, one) in enumerate(zip(table.rows, answers, strict=True)):
+        gold = gold_of(task, row, table.classes)
+        if gold is not None:
+            predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold))
+    if not predictions:
+        console.print(f"not scored: no row of column {column!r} has a label of the task", markup=False)
+        return
+    left = len(answers) - len(predictions)
+    if left:
+        console.print(f"{left} rows without a label of the task are not in the scores")
+    console.print(before_after_table([task], None, score_all([task], predictions), "given"))
+
+
+def gold_of(task: Task, row: dict[str, Any], classes: list[str] | None) -> str | None:
+    """The label of a row, as training rows have it; None if it has none.
+
+    Args:
+        classes: names of the numbers in the label column.
+    """
+    reader = SimpleNamespace(task=task, label=task.source.label, classes=classes, own=task.suite == "own", split="test")
+    try:
+        return label_of(dict(row.items()), cast(SplitReader, reader), "")
+    except UserError:
+        return None
