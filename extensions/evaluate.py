@@ -15,7 +15,7 @@ from extensions.console import Reporter
 from extensions.data import Example
 from extensions.errors import UserError
 from extensions.files import jsonl, read_jsonl, write_jsonl
-from extensions.likelihood import Decision, LabelSet, answer_probabilities, candidates, decide, log_likelihoods
+from extensions.likelihood import Decision, answer_probabilities, candidates, decide, log_likelihoods
 from extensions.metrics import Prediction
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Recipe
@@ -73,7 +73,7 @@ def answer(
     max_new_tokens: int,
     seed: int,
     decoding: Decoding,
-    seen: Iterable[LabelSet] = (),
+    seen: Iterable[str] = (),
 ) -> list[Prediction]:
     """One answer for each row of a batch; see `predict`.
 
@@ -137,7 +137,7 @@ class Evaluator:
         sampler: Sampler,
         encoder: PromptEncoder,
         folder: Path,
-        seen: Mapping[str, Sequence[LabelSet]] | None = None,
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.recipe, self.strategy, self.reporter, self.folder = recipe, strategy, reporter, folder
         self.sampler, self.encoder, self.seen = sampler, encoder, seen or {}

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from extensions import __version__
 from extensions.errors import UserError
 from extensions.files import read_json, sha256, write_json
-from extensions.likelihood import LabelSet
 from extensions.model.loading import load_config, resolve_model
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe
@@ -71,9 +70,7 @@ class HandOver(_Part):
     calibration: dict[str, float | None] = Field(
         description="task -> temperature that divides the answers' log-probabilities; null: not fitted"
     )
-    label_sets: dict[str, list[tuple[str, ...]]] = Field(
-        description="multi-label task -> label sets of its training rows"
-    )
+    label_sets: dict[str, list[str]] = Field(description="multi-label task -> label sets of its training rows")
 
     def task(self, name: str | None) -> Task:
         """The task of a name, or the only one.
@@ -94,7 +91,7 @@ def make(
     recipe: Recipe,
     encoder: PromptEncoder,
     dtype: Literal["float32", "bfloat16"],
-    seen: Mapping[str, Sequence[LabelSet]],
+    seen: Mapping[str, Sequence[str]],
 ) -> HandOver:
     """What a finished training hands over.
 
@@ -135,7 +132,7 @@ def make(
         sampling_temperature=recipe.rollout.temperature,
         seed=recipe.seed,
         calibration={task.name: None for task in recipe.data.tasks},
-        label_sets={name: [tuple(one) for one in sets] for name, sets in seen.items() if sets},
+        label_sets={name: list(sets) for name, sets in seen.items() if sets},
     )
 
 

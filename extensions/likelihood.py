@@ -23,18 +23,13 @@ SCORES = 11  # numbers of a regression's range that are compared, at equal dista
 MOST_SETS = 64  # label sets of a multi-label task that are all compared; beyond, those that the training rows have
 NEAR = 0.1  # share of a regression's range that counts as the answer, for its confidence
 
-LabelSet = tuple[str, ...]  # labels of a multi-label answer, in the task's order
-
 
 @dataclass(frozen=True)
 class Candidates:
     """The C answers of a task that are compared."""
 
     task: Task
-    forms: dict[
-        str, list[str]
-    ]  # label, number, or label set by its text -> texts that mean it, the canonical one first
-    sets: list[LabelSet]  # of a multi-label task, the labels of each; else empty
+    forms: dict[str, list[str]]  # label, number or label set (`Task.joined`) -> texts that mean it, canonical first
 
     @property
     def keys(self) -> list[str]:
@@ -51,7 +46,7 @@ class Decision:
     probabilities: dict[str, float]  # by label or number; of a multi-label task the marginal probability of each label
 
 
-def candidates(task: Task, seen: Iterable[LabelSet] = ()) -> Candidates:
+def candidates(task: Task, seen: Iterable[str] = ()) -> Candidates:
     """The answers of a task.
 
     Args:
@@ -59,43 +54,23 @@ def candidates(task: Task, seen: Iterable[LabelSet] = ()) -> Candidates:
             are these, each label by itself, and none.
     """
     if task.score_range is not None:
-        return Candidates(task, {number: [number] for number in _grid(task)}, [])
+        return Candidates(task, {number: [number] for number in _grid(task)})
     if not task.multi_label:
-        return Candidates(task, dict(task.labels), [])
-    sets = label_sets(task, seen)
-    return Candidates(task, {text: [text] for text in (set_text(task, one) for one in sets)}, sets)
+        return Candidates(task, dict(task.labels))
+    return Candidates(task, {one: [task.answer(one)] for one in label_sets(task, seen)})
 
 
-def label_sets(task: Task, seen: Iterable[LabelSet] = ()) -> list[LabelSet]:
+def label_sets(task: Task, seen: Iterable[str] = ()) -> list[str]:
     """The label sets of a multi-label task that are compared, each once; see `candidates`."""
     labels = list(task.labels)
     if 2 ** len(labels) <= MOST_SETS:
-        return [one for size in range(len(labels) + 1) for one in combinations(labels, size)]
-    ordered = (tuple(label for label in labels if label in set(one)) for one in seen)
-    return list(dict.fromkeys(((), *((label,) for label in labels), *ordered)))
+        return [task.joined(one) for size in range(len(labels) + 1) for one in combinations(labels, size)]
+    return list(dict.fromkeys((task.joined(()), *labels, *seen)))
 
 
-def seen_sets(task: Task, labels: Iterable[str | None]) -> list[LabelSet]:
+def seen_sets(task: Task, labels: Iterable[str | None]) -> list[str]:
     """The different label sets of a multi-label task's rows, in order of first appearance; of other tasks none."""
-    if not task.multi_label:
-        return []
-    return list(dict.fromkeys(_labels_of(task, label) for label in labels if label is not None))
-
-
-def _labels_of(task: Task, label: str) -> LabelSet:
-    """The labels of a label set as rows and answers have it: joined by ", ", or `no_label`."""
-    named = label.split(", ")
-    return tuple(one for one in task.labels if one in named)
-
-
-def _joined(task: Task, labels: LabelSet) -> str:
-    """The label set as rows and answers have it."""
-    return ", ".join(labels) or task.no_label
-
-
-def set_text(task: Task, labels: LabelSet) -> str:
-    """A label set as the model should write it."""
-    return ", ".join(task.labels[label][0] for label in labels) or task.no_label
+    return list(dict.fromkeys(label for label in labels if label is not None)) if task.multi_label else []
 
 
 def _grid(task: Task) -> list[str]:
@@ -191,9 +166,6 @@ def label_index(compared: Candidates, label: str) -> int | None:
     task = compared.task
     if task.score_range is not None:
         return min(range(len(compared.keys)), key=lambda k: abs(float(compared.keys[k]) - float(label)))
-    if task.multi_label:
-        own = _labels_of(task, label)
-        return compared.sets.index(own) if own in compared.sets else None
     return compared.keys.index(label) if label in compared.forms else None
 
 
@@ -209,10 +181,9 @@ def _decide(compared: Candidates, chances: Tensor, shown: Tensor) -> Decision:
             mean = sum(chance * float(key) for key, chance in zip(keys, chances.tolist(), strict=True))
             text = number_text(mean, decimals)
         answer = float(text)
-    elif task.multi_label:
-        answer = _joined(task, compared.sets[best])
-        chance_of = list(zip(shown.tolist(), compared.sets, strict=True))
-        probabilities = {label: sum(chance for chance, one in chance_of if label in one) for label in task.labels}
     else:
-        text = task.labels[text][0]
+        text = task.answer(text)
+    if task.multi_label:
+        of_sets = [(chance, task.label_set(one)) for one, chance in probabilities.items()]
+        probabilities = {label: sum(chance for chance, one in of_sets if label in one) for label in task.labels}
     return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, shown, answer), probabilities)

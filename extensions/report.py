@@ -10,7 +10,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rich.markup import escape
 from rich.table import Table
 
-from extensions.likelihood import LabelSet
 from extensions.metrics import suite_average
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe, adapter_name
@@ -109,7 +108,7 @@ def model_card(
     seconds: float,
     adapters: int = 1,
     encoder: PromptEncoder | None = None,
-    seen: Mapping[str, Sequence[LabelSet]] | None = None,
+    seen: Mapping[str, Sequence[str]] | None = None,
 ) -> ModelCard:
     """The card that stands beside the adapter.
 

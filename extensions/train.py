@@ -134,7 +134,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     return Training(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
-def seen_sets(data: RunData) -> dict[str, list[likelihood.LabelSet]]:
+def seen_sets(data: RunData) -> dict[str, list[str]]:
     """Multi-label task -> label sets of its training rows."""
     tasks = {example.task.name: example.task for example in data.train if example.task.multi_label}
     return {

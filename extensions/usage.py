@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 
-from extensions.likelihood import LabelSet, candidates
+from extensions.likelihood import candidates
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
 from extensions.recipe import Recipe
 from extensions.tasks import Task
@@ -15,7 +15,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
 _FIRST_MARK = 0xE000  # private use: characters that stand for fields, which no prompt holds
 
 
-def usage(recipe: Recipe, encoder: PromptEncoder | None, seen: Mapping[str, Sequence[LabelSet]]) -> str:
+def usage(recipe: Recipe, encoder: PromptEncoder | None, seen: Mapping[str, Sequence[str]]) -> str:
     """The card's section on use, in Markdown.
 
     Args:
@@ -71,7 +71,7 @@ def _form_of(recipe: Recipe, encoder: PromptEncoder | None, task: Task) -> Calla
     return lambda fields: prompt_text(task, fields)
 
 
-def prompt_code(task: Task, form: Callable[[Mapping[str, str]], str], seen: Sequence[LabelSet] = ()) -> str:
+def prompt_code(task: Task, form: Callable[[Mapping[str, str]], str], seen: Sequence[str] = ()) -> str:
     """Python that defines `prompt(row)` and `ANSWERS`: answer -> the texts that mean it."""
     marks = {field: chr(_FIRST_MARK + k) for k, field in enumerate(task.fields)}
     field_of = {mark: field for field, mark in marks.items()}
@@ -171,7 +171,7 @@ def serving_command(recipe: Recipe) -> str:
     return f"vllm serve {shlex.quote(path)} --enable-lora --max-lora-rank {rank} --lora-modules {name}=."
 
 
-def _longest(recipe: Recipe, encoder: PromptEncoder | None, task: Task, seen: Sequence[LabelSet]) -> int:
+def _longest(recipe: Recipe, encoder: PromptEncoder | None, task: Task, seen: Sequence[str]) -> int:
     """Tokens that the longest answer with its tag needs, at least those of the recipe's budget."""
     budget = recipe.rollout.max_new_tokens
     if encoder is None:

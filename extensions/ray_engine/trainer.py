@@ -28,7 +28,6 @@ from extensions.data import BatchOrder, Example
 from extensions.evaluate import Evaluator
 from extensions.files import write_bytes
 from extensions.guard import BadNumber, Problem
-from extensions.likelihood import LabelSet
 from extensions.loop import Clock
 from extensions.model.proof import Proof
 from extensions.numerics import gae, pad_rows, td_targets, whiten
@@ -479,7 +478,7 @@ def evaluator(
     strategy: RayStrategy,
     reporter: Any,
     trainer: RayTrainer,
-    seen: Mapping[str, Sequence[LabelSet]],
+    seen: Mapping[str, Sequence[str]],
 ) -> Evaluator:
     sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
     return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, seen)
