@@ -175,7 +175,7 @@ sft:  # launch/sft.sh, first: it learns the form of the answers, which PPO alone
   micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
   max_steps: 19  # optimizer steps, 19.0 passes over the training rows
   loss: answer  # next-token loss over the answer alone, not the prompt
-  lr: 3.0e-4  # peak learning rate of AdamW
+  lr: 0.001  # peak learning rate of AdamW
 
 ppo:  # launch/ppo.sh, after SFT: from its adapter
   batch_size: 16  # samples of one iteration over all ranks (paper 5.1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -62,9 +62,8 @@ def load_examples(
         return [
             Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)
         ]
-    drawn = task.source.split
-    if drawn is not None and (split == "train" or task.source.is_drawn(split)):
-        examples = _held_out(task, split, _read(open_split(task, "train", root), warn))
+    if task.source.split is not None and (split == "train" or task.source.is_drawn(split)):
+        examples = _held_out(task, split, open_split(task, "train", root), warn)
     else:
         examples = _read(open_split(task, split, root), warn)
     return one_right_one_wrong(examples, seed) if task.is_ranked and split == "train" else examples
@@ -89,18 +88,47 @@ def load_training(
     return sample(load_examples(task, "train", root, seed, warn), limit, seed)
 
 
-def _held_out(task: Task, split: str, examples: list[Example]) -> list[Example]:
+def _held_out(task: Task, split: str, reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
     """The rows of a split that is drawn from the training file, in its order."""
-    drawn = task.source.split
-    assert drawn is not None
-    shares = {name: getattr(drawn, name) for name in SPLITS if task.source.is_drawn(name)}
-    chosen = hold_out(examples, shares, drawn.seed)[split] if shares else range(len(examples))
-    if not chosen:
+    states = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in reader.files)
+    examples, chosen, warnings = _drawn(reader, task.model_dump_json(), states)
+    for message in warnings:
+        warn(message)
+    if not chosen[split]:
         raise UserError(
             f"task {task.name}: source.split leaves no rows for {split} of {len(examples)} rows, since no label has as "
             "many different texts as there are splits; give larger shares, more rows, or files"
         )
-    return [replace(examples[i], index=k) for k, i in enumerate(chosen)]
+    return [replace(examples[i], index=k) for k, i in enumerate(chosen[split])]
+
+
+@dataclass
+class _Last:
+    """The file that was read last: its splits are asked for one after the other."""
+
+    key: Any = None
+    found: Any = None
+
+
+_last = _Last()
+
+
+def _drawn(
+    reader: SplitReader, task: str, states: tuple[Any, ...]
+) -> tuple[list[Example], dict[str, Sequence[int]], list[str]]:
+    """All rows of the training file, the places of each split's rows among them, and what there is to warn of.
+
+    Args:
+        task, states: what the result depends on.
+    """
+    if _last.key != (task, states):
+        source, warnings = reader.task.source, list[str]()
+        assert source.split is not None
+        examples = _read(reader, warnings.append)
+        shares = {name: getattr(source.split, name) for name in SPLITS if source.is_drawn(name)}
+        chosen = hold_out(examples, shares, source.split.seed) if shares else {"train": range(len(examples))}
+        _last.key, _last.found = (task, states), (examples, chosen, warnings)
+    return _last.found
 
 
 def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:

@@ -81,6 +81,7 @@ class RunData:
         """
         root, trained = recipe.data.root, has_split(task, "train")
         data = RunData()
+        warn = cache(warn)  # the splits of one file have the same faults
 
         @cache
         def rows(split: str) -> list[Example]:
