@@ -622,7 +622,10 @@ class Training(Run):
             f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
         )
         self.print_table()
-        self.reporter.say(f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}")
+        self.reporter.say(
+            f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}\n"
+            f"new rows:     nlu predict {root} new.csv --out answers.csv"
+        )
 
 
 def _method_of(adapter: str | None) -> str | None:

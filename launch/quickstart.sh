@@ -1,7 +1,19 @@
 #!/usr/bin/env bash
-# Install what is needed (once), then train the small recipe on this machine in one process.
+# Install what is needed (once), train the small recipe on this machine in one process, and say what to do next.
 #     bash launch/quickstart.sh [key.sub=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
-NPROC=1 exec bash launch/ppo.sh recipes/quickstart.yaml "$@"
+status=0
+NPROC=1 bash launch/ppo.sh recipes/quickstart.yaml "$@" || status=$?
+if [ "$status" = 0 ] && [ -f runs/quickstart/adapter/nlu.json ] && [ $# = 0 ]; then
+    cat <<'NEXT'
+
+Next:
+  source .venv/bin/activate
+  nlu predict runs/quickstart --text sentence="the plot was thin, but I loved it"    # a sentence of your own
+  nlu init tickets.csv --label team                                                  # your own file: writes a recipe
+  nlu report runs/quickstart                                                         # tables and curves of the run
+NEXT
+fi
+exit "$status"

@@ -125,9 +125,9 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_command(command: list[str], timeout: float = 500) -> subprocess.CompletedProcess:
-    """A command in the repository root."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=ROOT)
+def run_command(command: list[str], timeout: float = 500, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """A command in the repository root, or another folder."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=cwd)
 
 
 def launch(recipe: Path, *overrides: str, ranks: int = 1, launcher: list[str] | None = None, method: str = "ppo"):

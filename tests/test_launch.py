@@ -281,6 +281,18 @@ def test_a_driver_without_gpus_is_a_cpu_machine(tree: Tree):
     assert "\nvllm==" not in (tree.root / ".venv/requirements.txt").read_text()
 
 
+@pytest.mark.parametrize("finished, status", [(True, 0), (False, 0), (False, 2)])
+def test_the_quickstart_ends_with_what_to_do_next(tree: Tree, tmp_path: Path, finished: bool, status: int):
+    """A run that was stopped or failed has no adapter to go on with."""
+    assert tree.setup().returncode == 0
+    made = "mkdir -p runs/quickstart/adapter && : >runs/quickstart/adapter/nlu.json\n" if finished else ""
+    write_stub(tree.root / ".venv/bin/deepspeed", f"#!/usr/bin/env bash\n{made}exit {status}\n")
+    result = run(["bash", str(tree.root / "launch/quickstart.sh")], env=tree.env, cwd=tmp_path)
+    assert result.returncode == status
+    for command in ("nlu predict runs/quickstart --text sentence=", "nlu init tickets.csv --label team", "nlu report"):
+        assert (command in result.stdout) == finished
+
+
 @pytest.mark.parametrize(
     ("script", "program", "expected"),
     [

@@ -7,6 +7,7 @@ import shlex
 import pytest
 import yaml
 from official import write_benchmarks
+from readme import README, blocks, own_data_commands
 from support import ROOT, free_port, run_command
 from typer.testing import CliRunner
 
@@ -19,7 +20,6 @@ from extensions.submit import make_archive
 from extensions.tasks import SUITES, TASKS, Task
 from extensions.tasks.shared import THREE_WAY_ENTAILMENT
 
-README = (ROOT / "README.md").read_text()
 # What makes a command small enough for a test; the command stays the README's own.
 SMALL = [
     "max_steps=1",
@@ -32,13 +32,11 @@ SMALL = [
 ]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
 def commands():
+    """Those of the section on one's own data are run by tests/test_tickets.py, in a folder of their own."""
+    own = own_data_commands()
     lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line]
+    return [line for line in lines if line and line not in own]
 
 
 def test_no_command_escapes_the_tests():
@@ -119,7 +117,8 @@ def test_commands_run(command, tiny_model, tiny_bert, scene, tmp_path):
         assert "after" in read_json(tmp_path / "run" / "eval.json")
     if "launch/ppo.sh" in command or "launch/quickstart.sh" in command:
         last = [line for line in done.stdout.strip().splitlines() if "[launch.py:" not in line]  # DeepSpeed's own
-        assert last[-2].startswith("reward curve:") and last[-1].startswith("adapter:"), last[-5:]
+        shown = ["reward curve:", "adapter:", "new rows:"]
+        assert [line[: len(start)] for line, start in zip(last[-3:], shown, strict=True)] == shown, last[-5:]
         assert "Before and after" in done.stdout
         assert {"before", "after"} <= read_json(tmp_path / "run" / "eval.json").keys()
 
@@ -156,28 +155,27 @@ def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, 
 
 def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (recipe,), (reward, _) = blocks("yaml"), blocks("python")
-    assert recipe.count("\n") + reward.count("\n") < 20, "own data and reward in under 20 lines"
-    for split in ("train", "validation"):
-        rows = [{"text": f"my {x} is broken", "team": t} for x in "abcdefgh" for t in ("billing", "technical")]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (recipe,), (_, reward, _) = blocks("yaml"), blocks("python")
+    assert recipe.count("\n") + reward.count("\n") < 25, "own data and reward in under 25 lines"
+    rows = [f'"my {x}, {y}","{t}"' for x in "abcdefgh" for y in "pqr" for t in ("Billing", "IT_support")]
+    (tmp_path / "tickets.csv").write_text("\n".join(["ticket body,team", *rows]) + "\n")
     (tmp_path / "my_reward.py").write_text(reward)
     settings = yaml.safe_load(recipe) | {"model": {"path": str(tiny_model("llama"))}}
     (tmp_path / "tickets.yaml").write_text(yaml.safe_dump(settings))
     assert train.main(["tickets.yaml", *SMALL]) == 0
     assert (tmp_path / "runs" / "tickets" / "adapter" / "adapter_model.safetensors").exists()
+    from extensions.preflight import problems
+    from extensions.recipe import load_recipe
     from extensions.rewards import load_reward
 
+    assert problems(load_recipe("tickets.yaml"), lambda message: None) == [], "validate has nothing against it"
     function = load_reward("my_reward.py").function
-    assert [function(text, "billing") for text in (" Billing</Judgement>", "technical</Judgement>", "billing")] == [
-        1,
-        0,
-        -1,
-    ]
+    texts = (" Billing</Judgement>", "technical support</Judgement>", "billing")
+    assert [function(text, "Billing") for text in texts] == [1, 0, -1]
 
 
 def test_a_task_of_the_project_works_as_shown(tmp_path):
-    _, entry = blocks("python")
+    *_, entry = blocks("python")
     assert entry.count("\n") < 20
     task = Task.model_validate(eval(entry, {"THREE_WAY_ENTAILMENT": THREE_WAY_ENTAILMENT}))
     (tmp_path / "SNLI").mkdir()
