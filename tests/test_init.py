@@ -135,7 +135,7 @@ GOLDEN = r"""# my tickets.csv: 20 rows; classification of column 'Team'. Written
 
 name: my-tickets  # of the run, whose folder is runs/my-tickets-sft or runs/my-tickets
 seed: 0  # of everything random
-max_steps: 60  # PPO iterations: each samples and learns from one batch
+max_steps: 30  # PPO iterations: each samples and learns from one batch
 
 model:
   path: MODEL  # folder or hub name of a decoder-only LLM, or pip:PACKAGE

@@ -25,7 +25,7 @@ REGIMES = (
     Regime(math.inf, sft_lr=1e-4, ppo_lr=1e-5, dropout=0.05, epochs=3, fewest_rows=300, most_rows=6000),
 )
 BATCH = 16  # rows of a step, of SFT and PPO
-PPO_STEPS = 60
+PPO_STEPS = 30
 LONGEST_PROMPT = {"cpu": 512, "gpu": 1024}  # tokens
 VALIDATIONS = 6  # while SFT trains
 EVALUATED = 200  # rows of the before/after table on a CPU
