@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from huggingface_hub import try_to_load_from_cache
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from extensions import __version__
 from extensions.errors import UserError
@@ -67,10 +67,17 @@ class HandOver(_Part):
     max_new_tokens: int = Field(ge=1, description="longest answer that is sampled")
     sampling_temperature: float = Field(gt=0, description="of sampling, and of every log-probability")
     seed: int = Field(ge=0, description="of sampling")
-    calibration: dict[str, float | None] = Field(
+    calibration: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)] | None] = Field(
         description="task -> temperature that divides the answers' log-probabilities; null: not fitted"
     )
     label_sets: dict[str, list[str]] = Field(description="multi-label task -> label sets of its training rows")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> HandOver:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tasks have the same name ({', '.join(names)})")
+        return self
 
     def task(self, name: str | None) -> Task:
         """The task of a name, or the only one.

@@ -169,8 +169,8 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
                 yield f"{error}\n  (task {task.name}, a row with the label {label!r})", True
                 return
             rewards |= set(values)
-            above = [k for k in range(1, len(tried)) if values[k] >= values[0]]
-            lost += [f"{tried[k]!r} {values[k]:g}, gold {tried[0]!r} {values[0]:g}" for k in above[:1]]
+            above = [k for k in range(1, len(texts)) if values[k] >= values[0]]
+            lost += [f"{texts[k]!r} earns {values[k]:g}, gold {texts[0]!r} {values[0]:g}" for k in above[:1]]
         if len(lost) == len(rows):
             unpaid[label] = lost[0]
     if len(rewards) == 1:
@@ -182,9 +182,9 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
     elif unpaid:
         shown = "; ".join(f"label {label!r}: {what}" for label, what in list(unpaid.items())[:3])
         yield (
-            f"reward {reward.path}: the gold answer earns no more than a wrong one for {len(unpaid)} of "
-            f"{len(_by_label(examples))} labels of task {task.name} ({shown}). The reward gets the label as it stands "
-            "in the data and the text as the model writes it; compare them in the same form",
+            f"reward {reward.path}: the gold answer earns no more than a wrong one, or one without its closing tag, for "
+            f"{len(unpaid)} of {len(_by_label(examples))} labels of task {task.name} ({shown}). The reward gets the "
+            "label as it stands in the data and the text as the model writes it, with the tag",
             False,
         )
 

@@ -38,7 +38,7 @@ def reward_of(folder, body):
     return load_reward(str(path))
 
 
-RIGHT = "text = text.partition('</')[0]; return 1.0 if text == label.lower() else 0.0"
+RIGHT = "answer, closed, _ = text.partition('</'); return 1.0 if closed and answer == label.lower() else 0.0"
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,12 @@ RIGHT = "text = text.partition('</')[0]; return 1.0 if text == label.lower() els
         (
             "answer, closed, _ = text.partition('</Judgement>'); return float(answer == label) if closed else -1.0",
             False,
-            ["no more than a wrong one for 2 of 2 labels", "label 'Billing': 'tech' 0, gold 'billing' 0"],
+            [
+                "for 2 of 2 labels",
+                "label 'Billing': 'tech</Judgement>' earns 0, gold 'billing</Judgement>' 0",
+            ],
         ),
+        ("return float(text.startswith(label.lower()))", False, ["'billing' earns 1, gold 'billing</Judgement>' 1"]),
         (f"if label == 'Tech': return float(len(text))\n    {RIGHT}", False, ["for 1 of 2 labels", "label 'Tech'"]),
     ],
 )

@@ -156,7 +156,7 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
             fields = reader.cells(row, where, may_lack)
             if source.incomplete == "keep" and not any(fields.values()):
                 raise IncompleteRow(Fault(where, "rows without any text", ": all texts are empty"))
-            label = label_of(row, reader, where) if reader.labelled else None
+            label = label_of(row, reader.label_column, where) if reader.labelled else None
             kept = kept_of(row, task, where)
         except FaultyRow as error:
             if isinstance(error, IncompleteRow) and source.incomplete != "error":
@@ -169,7 +169,7 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
             else:
                 faults.add(error.fault)
             continue
-        if "idx" in kept:
+        if "idx" in kept and not reader.own:
             kept["idx"] = number_of(kept["idx"])
         if numbered:
             kept = {"row": number} | kept

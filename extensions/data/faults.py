@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from extensions.errors import UserError
 
@@ -21,6 +22,7 @@ class Fault:
     detail: str  # of this row alone
     remedy: str = ""  # what lets such rows pass
     value: str | None = None  # what the row has, where rows of the kind are counted by it
+    cells: dict[str | int, Any] = field(default_factory=dict)  # of the row, as far as they have columns
 
     def __str__(self) -> str:
         return f"{self.where}{self.detail}" + (f". {self.remedy}" if self.remedy else "")

@@ -30,7 +30,7 @@ def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int
 
     Rows of equal texts, or of one question, are on one side. Each split has its share of the different texts of every
     class (a regression: of every tenth of its scores), and at least one text of a class that has as many as there are
-    splits. A text with several labels counts for each of them.
+    splits, unless such a text also has a rarer label. A text with several labels counts for each of them.
 
     Args:
         shares: split -> share of the rows, above 0; together below 1.

@@ -6,16 +6,20 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import cache
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from extensions.data.faults import Fault
 from extensions.data.nested import ROWS
 from extensions.data.tables import RAGGED, Row, class_names, format_of, scan
 from extensions.errors import UserError
 from extensions.prompts import is_label
-from extensions.tasks import Hub, Task
+from extensions.tasks import Hub, Task, cell_label
 
 HUB = "hub"  # value of data.root: download from the hub
 
@@ -144,6 +148,20 @@ class UnlabelledRow(FaultyRow):
     """A row whose label is empty or none of the task's."""
 
 
+@dataclass(frozen=True)
+class LabelColumn:
+    """Where the labels of a task stand."""
+
+    task: Task
+    name: str | int | None
+    classes: list[str] | None = None  # names of the class numbers; None: the file is no parquet
+    split: str = "train"  # in messages
+
+    @property
+    def own(self) -> bool:
+        return self.task.suite == "own"
+
+
 class SplitReader:
     """The rows of one split, with the columns of its layout."""
 
@@ -153,21 +171,21 @@ class SplitReader:
         hub = self.source.hub if from_hub else None
         self.labelled = split not in self.source.unlabelled
         self.columns: dict[str, Any] = self.source.columns
-        self.label = self.source.label
-        self.classes: list[str] | None = None  # by their numbers; None where the file is no parquet
+        label, classes = self.source.label, None
         if hub is not None:
             self.columns = (dict(self.columns) if self.own else {}) | hub.columns
-            self.label = self.source.label if self.own else "label"
+            label = self.source.label if self.own else "label"
             self.source = self.source.model_copy(update={"format": "parquet"})
         self.format = format_of(self.path, self.source)
         if self.format == "parquet":
-            self.classes = list(hub.labels) if hub is not None else []
-            if self.own and not self.classes and self.labelled:
-                self.classes = class_names(self.path, str(self.label))
+            classes = list(hub.labels) if hub is not None else []
+            if self.own and not classes and self.labelled:
+                classes = class_names(self.path, str(label))
+        self.label_column = LabelColumn(task, label, classes, split)
         self.fields = {name: self.columns.get(name, name) for name in task.fields}  # and the column of each
         needed = [*self.fields.values()]
-        if self.labelled and self.label is not None:
-            needed.append(self.label)
+        if self.labelled and label is not None:
+            needed.append(label)
         self.needed = list(dict.fromkeys(needed))
 
     def rows(self) -> Iterator[tuple[str, Row | Fault]]:
@@ -230,6 +248,13 @@ def _cell(row: Row, column: str | int, where: str) -> Any:
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, no tokenizer reads them
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a cell has no value: None, NaN, or pandas' NA and NaT."""
+    return (
+        value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
+    )
+
+
 def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool = False) -> str:
     """The text of a cell, without the space around it.
 
@@ -243,7 +268,8 @@ def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool =
     """
     lacks = own and column not in row  # an object may leave a key out; that no object has it is found by the caller
     value = None if lacks else _cell(row, column, where)
-    if value is None or (isinstance(value, str) and not value.strip()) or (own and value != value):
+    value = value.item() if own and isinstance(value, np.generic) else value
+    if value is None or (isinstance(value, str) and not value.strip()) or (own and is_missing(value)):
         if may_lack:
             return ""
         place = f", field {column!r}"
@@ -262,50 +288,52 @@ def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool =
     return value.strip()
 
 
-def label_of(row: Row, reader: SplitReader, where: str) -> str:
+def label_of(row: Row, column: LabelColumn, where: str) -> str:
     """The label of a row, as the task has it.
 
     Raises:
         UnlabelledRow: it is empty, no label of the task, or out of the range of its scores.
         FaultyRow: the row has no such column.
     """
-    column, task = reader.label, reader.task
-    assert column is not None, f"task {task.name} has a labelled split and no label column"
-    value = _cell(row, column, where)
-    value = [_named(one, reader) for one in value] if isinstance(value, list) else _named(value, reader)
+    task = column.task
+    assert column.name is not None, f"task {task.name} has a labelled split and no label column"
+    value = _cell(row, column.name, where)
+    named = partial(_named, column=column)
+    value = [named(one) for one in value] if isinstance(value, list) else named(value)
     if task.multi_label:
         try:
             return task.label_set_of(value)
         except ValueError as error:
-            raise _unlabelled(reader, where, value, str(error)) from error
-    if reader.classes is not None and isinstance(value, float):
-        value = f"{value:g}"  # the hub has scores in 32 bits, where 3.8 is 3.799999952316284
-    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+            raise _unlabelled(column, where, value, str(error)) from error
+    text = cell_label(value)
+    if column.classes is not None and not column.own and isinstance(value, float):
+        text = f"{value:g}"  # scores of the hub were 32-bit numbers once
     if task.score_range is None:
         label = task.label_of(text)
         if label is not None:
             return label
-    elif isinstance(value, (str, int, float)) and not isinstance(value, bool) and is_label(text, task):
+    elif isinstance(value, (str, int, float, Decimal)) and not isinstance(value, bool) and is_label(text, task):
         return text
-    raise _unlabelled(reader, where, value, text)
+    raise _unlabelled(column, where, value, text)
 
 
-def _named(value: Any, reader: SplitReader) -> Any:
-    """The name of a class number. In one's own file a number that is a label itself stays."""
-    classes = reader.classes
+def _named(value: Any, column: LabelColumn) -> Any:
+    """The name of a class number. In one's own file a number whose name is no label of the task stays."""
+    classes = column.classes
     if not classes or not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(classes):
         return value
-    return value if reader.own and str(value) in reader.task.labels else classes[value]
+    name = classes[value]
+    return name if not column.own or column.task.label_of(name) is not None else value
 
 
-def _unlabelled(reader: SplitReader, where: str, value: Any, text: str) -> UnlabelledRow:
+def _unlabelled(column: LabelColumn, where: str, value: Any, text: str) -> UnlabelledRow:
     """What is wrong with a label that is none, and what lets the row pass."""
-    task, skip = reader.task, ""
-    if reader.own:
+    task, skip = column.task, ""
+    if column.own:
         skip = "source.unknown_labels: skip leaves such rows out"
-        if reader.split != "train":
-            skip += f". source.unlabelled: [{reader.split}] if the file has none"
-    detail = f", field {reader.label!r}: "
+        if column.split != "train":
+            skip += f". source.unlabelled: [{column.split}] if the file has none"
+    detail = f", field {column.name!r}: "
     if task.multi_label:
         detail, kind, remedy = f"{detail}{text} (task {task.name})", "rows with an unknown label", "Add it to labels"
     elif task.score_range is None:
@@ -313,11 +341,12 @@ def _unlabelled(reader: SplitReader, where: str, value: Any, text: str) -> Unlab
         kind, remedy = "rows whose label is none of the task's", "Add it to labels"
     else:
         low, high = task.score_range
-        detail += f"expected a number from {low:g} to {high:g}, got {text!r}"
-        kind, remedy = f"rows whose score is no number from {low:g} to {high:g}", "Give score_range the data's range"
-    if value is None or not text or value != value:
+        detail += f"expected a number from {low:.15g} to {high:.15g}, got {text!r}"
+        kind = f"rows whose score is no number from {low:.15g} to {high:.15g}"
+        remedy = "Give score_range the data's range"
+    if is_missing(value) or not text:
         return UnlabelledRow(Fault(where, "rows without a label", detail, skip))
-    return UnlabelledRow(Fault(where, kind, detail, f"{remedy}. {skip}" if reader.own else "", text))
+    return UnlabelledRow(Fault(where, kind, detail, f"{remedy}. {skip}" if column.own else "", text))
 
 
 def kept_of(row: Row, task: Task, where: str) -> dict[str, Any]:

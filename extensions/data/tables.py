@@ -9,10 +9,13 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from extensions.data.faults import Fault, Faults
 from extensions.errors import UserError
@@ -113,6 +116,18 @@ def columns_of(path: Path, source: Source) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def separator_of(path: Path, source: Source) -> str:
+    """The separator of a CSV or TSV file; a comma where it has one column."""
+    found = _separator(path, source, "\t" if format_of(path, source) == "tsv" else None)
+    return "," if found == _WHOLE_LINE else found
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a file begins with the byte order mark of UTF-8, by which Excel knows it."""
+    with path.open("rb") as file:
+        return file.read(3) == codecs.BOM_UTF8
+
+
 def class_names(path: Path, column: str) -> list[str]:
     """Names of the class numbers of a parquet column, as `datasets` writes them beside the schema; [] where none."""
     metadata = _open_parquet(path).schema_arrow.metadata or {}
@@ -130,6 +145,10 @@ def _separator(path: Path, source: Source, given: str | None) -> str:
     """The separator of a table: the one under which the first records have as many cells as the header, and most."""
     if source.separator or given:
         return source.separator or given or ""
+    with _Text(path, source, newline="") as lines:
+        stated = re.fullmatch(r"sep=(.)\s*", next(lines, ""))
+    if stated:
+        return stated[1]
     best, best_score = _WHOLE_LINE, (0.0, 1)
     for separator in SEPARATORS:
         quoted = source.quoting == "csv"
@@ -170,7 +189,8 @@ def _quoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple
             name = SEPARATORS.get(separator, repr(separator)) if separator != _WHOLE_LINE else "none"
             remedy = f"A text that holds the separator (here: {name}) stands in quotes; source.separator sets another"
             detail = f": {len(cells)} columns, expected {expected}{named}; it begins {separator.join(cells)[:60]!r}"
-            yield where, Fault(where, RAGGED, detail, remedy)
+            found = dict(zip(header or range(len(cells)), cells, strict=False))
+            yield where, Fault(where, RAGGED, detail, remedy, cells=found)
         elif any("\0" in cell for cell in cells):
             remedy = "Remove it; in a file of UTF-16 without a byte order mark, set source.encoding: utf-16-le"
             yield where, Fault(where, "rows with a NUL character", ": a NUL character, which is not text", remedy)
@@ -220,7 +240,7 @@ def _records(path: Path, source: Source, separator: str) -> Iterator[tuple[int, 
                     return
                 yield start, f"the quote that ends a text is followed by more of it, in line {reader.line_num}"
                 continue
-            if cells:  # none in a blank line
+            if cells and not (start == 1 and cells == ["sep=", ""]):  # none in a blank line; Excel's own first line
                 yield (
                     start,
                     [cell.replace(_CR, "\r") for cell in cells] if any(_CR in cell for cell in cells) else cells,
@@ -241,7 +261,8 @@ def _unquoted(path: Path, source: Source, separator: str | None) -> Iterator[tup
         if expected is not None and len(cells) != expected:
             named = f" ({', '.join(header)})" if header else ""
             detail = f": {len(cells)} columns, expected {expected}{named}; the line begins {line[:60]!r}"
-            yield where, Fault(where, RAGGED, detail)
+            found = dict(zip(header or range(len(cells)), cells, strict=False))
+            yield where, Fault(where, RAGGED, detail, cells=found)
         else:
             yield where, dict(zip(header, cells, strict=True)) if header else dict(enumerate(cells))
 
@@ -268,12 +289,19 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | Fault]]:
     file = _open_parquet(path)
     number = 0
     try:
+        short = [name for name, kind in zip(*_schema(file), strict=True) if pyarrow.types.is_float32(kind)]
         for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
+                # In 64 bits 3.8 would be 3.799999952316284.
+                row |= {name: float(str(np.float32(row[name]))) for name in short if row[name] is not None}
                 yield f"{path}, row {number}", row
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: cannot be read after row {number} ({error}); download it again") from error
+
+
+def _schema(file: Any) -> tuple[list[str], list[Any]]:
+    return file.schema_arrow.names, file.schema_arrow.types
 
 
 def _open_parquet(path: Path) -> Any:

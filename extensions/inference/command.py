@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from extensions import handover
-from extensions.data.readers import SplitReader, label_of
+from extensions.data.readers import LabelColumn, is_missing, label_of
 from extensions.errors import UserError
 from extensions.evaluate import Decoding
 from extensions.inference.calibration import fit_on_validation
@@ -271,6 +270,9 @@ def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console
     column = task.source.label
     if not isinstance(column, str) or column not in table.columns:
         return
+    if all(is_missing(row.get(column)) or not str(row[column]).strip() for row in table.rows):
+        console.print(f"not scored: the column {column!r} is empty", markup=False)
+        return
     if task.unit:
         console.print(f"not scored: the metrics of {task.display_name} are over questions, of several rows each")
         return
@@ -294,8 +296,7 @@ def gold_of(task: Task, row: dict[str, Any], classes: list[str] | None) -> str |
     Args:
         classes: names of the numbers in the label column.
     """
-    reader = SimpleNamespace(task=task, label=task.source.label, classes=classes, own=task.suite == "own", split="test")
     try:
-        return label_of(dict(row.items()), cast(SplitReader, reader), "")
+        return label_of(dict(row.items()), LabelColumn(task, task.source.label, classes), "")
     except UserError:
         return None

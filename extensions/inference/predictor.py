@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -60,6 +62,7 @@ class Predictor:
 
     def __init__(self, location: Location, handed: HandOver, encoder: PromptEncoder, sampler: Sampler) -> None:
         self.location, self.handed, self.encoder, self.sampler = location, handed, encoder, sampler
+        self._lock = threading.Lock()  # a policy computes in one role at a time
 
     @classmethod
     def load(
@@ -118,9 +121,11 @@ class Predictor:
             progress: is called with the number of rows that have been answered since the last call.
 
         Raises:
-            UserError: the task is not known, or the model gives non-finite output.
+            UserError: an argument is wrong, the task is not known, or the model gives non-finite output.
         """
+        _check_arguments(rows, decoding, temperature, batch_size)
         known = self.handed.task(task)
+        _check_columns(rows, known)
         compared = candidates(known, self.handed.label_sets.get(known.name, ()))
         scale = self.temperature_of(known) if temperature is None else temperature
         answers: list[Answer | None] = [None] * len(rows)
@@ -133,15 +138,17 @@ class Predictor:
                 answers[index] = Answer(None, None, None, None, said)
         progress(len(rows) - len(examples))
         for batch in in_batches(examples, batch_size or Evaluation().batch_size):
-            logprobs = self.log_likelihoods(compared, batch)
-            chances = answer_probabilities(logprobs, scale)
-            decisions = decide(compared, answer_probabilities(logprobs), chances)
-            found = [Answer(d.answer, d.confidence, d.probabilities, None, None) for d in decisions]
-            if decoding != "likelihood":
-                found = self._written(compared, batch, decoding, decisions, chances)
+            with self._lock:
+                logprobs = self.log_likelihoods(compared, batch)
+                chances = answer_probabilities(logprobs, scale)
+                decisions = decide(compared, answer_probabilities(logprobs), chances)
+                found = [Answer(d.answer, d.confidence, d.probabilities, None, None) for d in decisions]
+                if decoding != "likelihood":
+                    found = self._written(compared, batch, decoding, decisions, chances)
             for example, one in zip(batch, found, strict=True):
                 answers[example.index] = one if probabilities else _without_probabilities(one)
             progress(len(batch))
+        assert None not in answers, "each row has been answered, or has an error"
         return [one for one in answers if one is not None]
 
     def temperature_of(self, task: Task) -> float:
@@ -155,9 +162,13 @@ class Predictor:
             UserError: a column or a text is missing, or the prompt cannot fit.
         """
         where, own = f"row {index + 1}", task.suite == "own"
+        if not isinstance(row, Mapping):
+            raise UserError(f"expected a dictionary of column and text, got {type(row).__name__}")
         may_lack = task.source.incomplete != "error"
         cells: dict[str | int, Any] = {name: value for name, value in row.items()}
         fields = {name: text_of(cells, column, where, may_lack, own) for name, column in columns_of(task).items()}
+        if own and not any(fields.values()):
+            raise UserError("all texts are empty")
         self.encoder.check(task, fields)
         return Example(task, index, fields, None)
 
@@ -186,6 +197,31 @@ class Predictor:
             confidence = confidence_of(compared, row, one.answer)
             found.append(Answer(one.answer, confidence, decision.probabilities, one.text, None))
         return found
+
+
+def _check_arguments(rows: Any, decoding: str, temperature: float | None, batch_size: int | None) -> None:
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise UserError(
+            f"rows: got {type(rows).__name__}; expected a list of rows, each a dictionary of column and text (of a "
+            'pandas data frame: df.to_dict("records"))'
+        )
+    if decoding not in get_args(Decoding):
+        raise UserError(f"decoding: got {decoding!r}; allowed: {', '.join(get_args(Decoding))}")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise UserError(f"temperature: got {temperature!r}; allowed: a number above 0")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size: got {batch_size!r}; allowed: a whole number from 1")
+
+
+def _check_columns(rows: Sequence[Any], task: Task) -> None:
+    """Raises UserError where a column that the prompt shows stands in none of the rows: a name that is misspelt."""
+    names = dict.fromkeys(str(name) for row in rows if isinstance(row, Mapping) for name in row)
+    missing = [column for column in columns_of(task).values() if column not in names]
+    if missing and names:
+        raise UserError(
+            f"rows: none has the column {', '.join(map(repr, missing))} of task {task.name}; they have: "
+            f"{', '.join(map(repr, names))[:1000]}. Where there is no such text, give an empty one"
+        )
 
 
 def _without_probabilities(one: Answer) -> Answer:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from extensions.data.faults import Fault
-from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, scan
+from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, has_mark, scan, separator_of
 from extensions.errors import UserError
 from extensions.files import write_bytes
 from extensions.tasks import Source, Task
@@ -34,6 +35,9 @@ class Table:
     faults: dict[int, str]  # row -> what is wrong with it
     source: Any = None  # parquet: the pyarrow table, whose types are kept
     classes: list[str] | None = None  # parquet: names of the numbers in the task's label column
+    separator: str = ","  # of CSV
+    marked: bool = False  # whether a byte order mark begins it, by which Excel knows UTF-8
+    quoted: bool = True  # of TSV: whether a quote is no character like any other
 
 
 def read_table(path: str, task: Task, kind: str | None) -> Table:
@@ -42,7 +46,7 @@ def read_table(path: str, task: Task, kind: str | None) -> Table:
     Args:
         path: the file; "-": standard input, CSV where `kind` does not say otherwise.
         task: whose training files say encoding and quoting.
-        kind: in place of the suffix.
+        kind: of standard input, and of a file whose suffix says nothing.
 
     Raises:
         UserError: the file cannot be read, its suffix says nothing, or it has no rows.
@@ -57,25 +61,23 @@ def read_table(path: str, task: Task, kind: str | None) -> Table:
                 raise UserError(str(error).replace(str(copy), "standard input")) from error
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    return _read(Path(path), task, kind)
+    return _read(Path(path), task, None if Path(path).suffix.lower() in SUFFIXES else kind)
 
 
 def _read(path: Path, task: Task, kind: str | None) -> Table:
     given = task.source
     source = Source.model_validate({"format": kind or "auto", "encoding": given.encoding})
     found = format_of(path, source)
-    if found in ("csv", "tsv"):
-        # A quote is a character in GLUE's TSV files alone; a table of one's own is written by a spreadsheet or pandas.
-        quoting = given.quoting if found == "tsv" else "csv"
-        separator = given.separator if found == "csv" else None
-        source = source.model_copy(update={"quoting": quoting, "separator": separator})
+    if found in _formats(given):  # written as the training's files are
+        source = source.model_copy(update={"quoting": given.quoting, "separator": given.separator})
     columns = columns_of(path, source)
     rows: list[dict[str, Any]] = []
     faults: dict[int, str] = {}
     for where, row in scan(path, source):
         if isinstance(row, Fault):
             faults[len(rows)] = f"{where.rpartition(', ')[2]}{row.detail}"
-        rows.append({} if isinstance(row, Fault) else {str(name): cell for name, cell in row.items()})
+        cells = row.cells if isinstance(row, Fault) else row
+        rows.append({str(name): cell for name, cell in cells.items()})
     if not rows:
         raise UserError(f"{path}: no rows; expected at least one")
     table, classes = None, None
@@ -83,7 +85,17 @@ def _read(path: Path, task: Task, kind: str | None) -> Table:
         import pyarrow.parquet
 
         table, classes = pyarrow.parquet.read_table(path), class_names(path, str(given.label))
-    return Table(str(path), found, columns, rows, faults, table, classes)
+    text = found in ("csv", "tsv")
+    separator = separator_of(path, source) if text else ","
+    return Table(
+        str(path), found, columns, rows, faults, table, classes, separator, has_mark(path), source.quoting == "csv"
+    )
+
+
+def _formats(source: Source) -> set[str]:
+    """Those of the training's files."""
+    paths = [Path(name) for name in source.files.values()]
+    return {format_of(path, source) for path in paths if source.format != "auto" or path.suffix.lower() in SUFFIXES}
 
 
 def output_format(out: Path | None, kind: str | None) -> str:
@@ -126,13 +138,28 @@ def render(table: Table, added: Mapping[str, Sequence[Any]], kind: str) -> bytes
                 continue
             lines.append(json.dumps(json.loads(line)).encode())  # half of a surrogate pair, which JSON alone can spell
         return b"".join(line + b"\n" for line in lines)
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t" if kind == "tsv" else ",", lineterminator="\n")
-    writer.writerow([*table.columns, *added])
+    line = _line_of(table, kind)
+    text = [line([*table.columns, *added])]
     for k, row in enumerate(table.rows):
         cells = [cell_text(row.get(name)) for name in table.columns]
-        writer.writerow([*cells, *(cell_text(values[k]) for values in added.values())])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+        text.append(line([*cells, *(cell_text(values[k]) for values in added.values())]))
+    mark = codecs.BOM_UTF8 if table.marked else b""
+    return mark + "".join(text).encode("utf-8", "backslashreplace")
+
+
+def _line_of(table: Table, kind: str) -> Callable[[list[str]], str]:
+    """What writes the cells of a row: as the input is written, where it is of the same format."""
+    same = kind == table.format
+    if same and kind == "tsv" and not table.quoted:
+        return lambda cells: "\t".join(" ".join(cell.splitlines()).replace("\t", " ") for cell in cells) + "\n"
+    separator = "\t" if kind == "tsv" else table.separator if same else ","
+
+    def line(cells: list[str]) -> str:
+        text = io.StringIO()  # a CR in a cell is quoted only where lines end with one
+        csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow(cells)
+        return text.getvalue().removesuffix("\r\n") + "\n"
+
+    return line
 
 
 def cell_text(value: Any) -> str:

@@ -12,7 +12,7 @@ from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.schema import PLACEHOLDER, Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
-from extensions.tasks.words import bare, fold, nfc
+from extensions.tasks.words import bare, cell_label, fold, nfc
 
 __all__ = [
     "PLACEHOLDER",
@@ -25,6 +25,7 @@ __all__ = [
     "Submission",
     "Task",
     "bare",
+    "cell_label",
     "find_task",
     "fold",
     "nfc",

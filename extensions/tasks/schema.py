@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from extensions.tasks.source import Source, Submission
-from extensions.tasks.words import bare, fold, nfc
+from extensions.tasks.words import bare, cell_label, fold, nfc
 
 Metric = Literal[
     "accuracy",
@@ -359,7 +359,7 @@ class Task(BaseModel):
         if cell is None or cell != cell or (isinstance(cell, str) and cell.strip() in ("", self.no_label)):
             return self.no_label
         parts = cell if isinstance(cell, (list, tuple)) else _filled(str(cell).split(self.source.label_separator))
-        texts = [str(part).lower() if isinstance(part, bool) else str(part).strip() for part in parts]
+        texts = [cell_label(part) for part in parts]
         found = {text: self.label_of(text) for text in texts}
         unknown = [text for text, label in found.items() if label is None]
         if unknown:

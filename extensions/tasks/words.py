@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
 _MOST_MARKS = 30  # that follow each other in any writing (the Stream-Safe Text Format of UAX 15)
 _SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # no marks by their class, but two each when decomposed
@@ -50,3 +51,12 @@ def bare(answer: str) -> str:
     if text.endswith(tuple(_STOPS)):
         text = text[:-1].rstrip(_AROUND)
     return _KELVIN.join(map(fold, (text or answer).split(_KELVIN)))
+
+
+def cell_label(value: Any) -> str:
+    """The text of a label: a whole float is the integer that pandas makes it of where a column has a gap."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value).strip()
