@@ -250,9 +250,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, no tokenizer r
 
 def is_missing(value: Any) -> bool:
     """Whether a cell has no value: None, NaN, or pandas' NA and NaT."""
-    return (
-        value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
-    )
+    nan = isinstance(value, float) and value != value
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool = False) -> str:

@@ -189,8 +189,7 @@ def _quoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple
             name = SEPARATORS.get(separator, repr(separator)) if separator != _WHOLE_LINE else "none"
             remedy = f"A text that holds the separator (here: {name}) stands in quotes; source.separator sets another"
             detail = f": {len(cells)} columns, expected {expected}{named}; it begins {separator.join(cells)[:60]!r}"
-            found = dict(zip(header or range(len(cells)), cells, strict=False))
-            yield where, Fault(where, RAGGED, detail, remedy, cells=found)
+            yield where, Fault(where, RAGGED, detail, remedy, cells=_as_far(header, cells))
         elif any("\0" in cell for cell in cells):
             remedy = "Remove it; in a file of UTF-16 without a byte order mark, set source.encoding: utf-16-le"
             yield where, Fault(where, "rows with a NUL character", ": a NUL character, which is not text", remedy)
@@ -198,6 +197,12 @@ def _quoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple
             yield where, dict(zip(header, cells, strict=True)) if header else dict(enumerate(cells))
     if number is None:
         raise UserError(f"{path}: no rows" + (" after the header" if header else "") + "; expected at least one")
+
+
+def _as_far(header: list[str] | None, cells: list[str]) -> Row:
+    """The cells of a row with too many or too few, as far as there are columns for them."""
+    names: list[str | int] = [*header] if header else [*range(len(cells))]
+    return dict(zip(names, cells, strict=False))
 
 
 def _header(path: Path, record: tuple[int, list[str] | str] | None) -> list[str]:
@@ -261,8 +266,7 @@ def _unquoted(path: Path, source: Source, separator: str | None) -> Iterator[tup
         if expected is not None and len(cells) != expected:
             named = f" ({', '.join(header)})" if header else ""
             detail = f": {len(cells)} columns, expected {expected}{named}; the line begins {line[:60]!r}"
-            found = dict(zip(header or range(len(cells)), cells, strict=False))
-            yield where, Fault(where, RAGGED, detail, cells=found)
+            yield where, Fault(where, RAGGED, detail, cells=_as_far(header, cells))
         else:
             yield where, dict(zip(header, cells, strict=True)) if header else dict(enumerate(cells))
 

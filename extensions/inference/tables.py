@@ -138,11 +138,11 @@ def render(table: Table, added: Mapping[str, Sequence[Any]], kind: str) -> bytes
                 continue
             lines.append(json.dumps(json.loads(line)).encode())  # half of a surrogate pair, which JSON alone can spell
         return b"".join(line + b"\n" for line in lines)
-    line = _line_of(table, kind)
-    text = [line([*table.columns, *added])]
+    line_of = _line_of(table, kind)
+    text = [line_of([*table.columns, *added])]
     for k, row in enumerate(table.rows):
         cells = [cell_text(row.get(name)) for name in table.columns]
-        text.append(line([*cells, *(cell_text(values[k]) for values in added.values())]))
+        text.append(line_of([*cells, *(cell_text(values[k]) for values in added.values())]))
     mark = codecs.BOM_UTF8 if table.marked else b""
     return mark + "".join(text).encode("utf-8", "backslashreplace")
 
