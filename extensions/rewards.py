@@ -183,8 +183,8 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
         shown = "; ".join(f"label {label!r}: {what}" for label, what in list(unpaid.items())[:3])
         yield (
             f"reward {reward.path}: the gold answer earns no more than a wrong one, or one without its closing tag, "
-            f"for {len(unpaid)} of {len(_by_label(examples))} labels of task {task.name} ({shown}). The reward gets the "
-            "label as it stands in the data and the text as the model writes it, with the tag",
+            f"for {len(unpaid)} of {len(_by_label(examples))} labels of task {task.name} ({shown}). The reward gets "
+            "the label as it stands in the data and the text as the model writes it, with the tag",
             False,
         )
 

@@ -557,3 +557,56 @@ def test_a_hub_that_cannot_be_read_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
     with pytest.raises(UserError, match=r"source\.hub.*me/none.*no network.*source\.files"):
         load_examples(own(source={"files": {}, "hub": {"repo": "me/none"}}), "train", None)
+
+
+# ------------------------------------------------------------------------------------------- labels as files have them
+
+
+@pytest.mark.parametrize("names", [["1", "0"], ["-1", "0", "1"], ["1", "2", "3"], ["bad", "good"]])
+def test_a_class_number_is_the_place_of_its_name(tmp_path, names):
+    """Also where the names are numbers themselves."""
+    features = {"team": {"names": names, "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    numbers = [k % len(names) for k in range(12)]
+    columns = {"subject": ["s"] * 12, "ticket body": [f"t {k}" for k in range(12)], "team": numbers}
+    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    task = own(labels=names, source={"files": {"train": "rows.parquet"}})
+    assert [row.label for row in load_examples(task, "train", str(tmp_path))] == [names[k] for k in numbers]
+
+
+def test_scores_keep_all_their_digits(tmp_path):
+    """Of 64 bits, of 32 bits (3.8 is 3.799999952316284 in 64), and decimals."""
+    from decimal import Decimal
+
+    texts = {"subject": ["s"] * 3, "ticket body": ["a", "b", "c"]}
+    for kind, values, expected in (
+        (pyarrow.float64(), [1000000.25, 1234567.0, 2e6], ["1000000.25", "1234567", "2000000"]),
+        (pyarrow.float32(), [3.8, 0.1, 2.0], ["3.8", "0.1", "2"]),
+        (pyarrow.decimal128(9, 2), [Decimal("3.80"), Decimal("0.14"), Decimal("2.00")], ["3.80", "0.14", "2.00"]),
+    ):
+        table = pyarrow.table(texts | {"team": pyarrow.array(values, kind)})
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+        task = own(labels={}, score_range=[0, 2e6], source={"files": {"train": "rows.parquet"}})
+        assert [row.label for row in load_examples(task, "train", str(tmp_path))] == expected
+
+
+def test_whole_numbers_that_pandas_made_floats_are_labels(tmp_path):
+    """As it does with a column that has a gap."""
+    rows = {"subject": ["s"] * 4, "ticket body": ["a", "b", "c", "d"], "team": [0, 1, None, 1]}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    source = {"files": {"train": "rows.parquet"}, "unknown_labels": "skip"}
+    examples = load_examples(own(labels={"0": "no", "1": "yes"}, source=source), "train", str(tmp_path))
+    assert [row.label for row in examples] == ["0", "1", "1"]
+
+
+def test_the_first_line_that_excel_takes_the_separator_from(tmp_path):
+    (tmp_path / "rows.csv").write_text("sep=;\nsubject;ticket body;team\na,b;c;billing\n")
+    [row] = load_examples(own(), "train", str(tmp_path))
+    assert row.fields == {"subject": "a,b", "ticket body": "c"} and row.label == "billing"
+
+
+def test_a_column_called_idx_is_kept_as_it_is(tmp_path):
+    put(tmp_path, [row | {"idx": "003"} for row in NASTY])
+    [first, *_] = load_examples(own(source={"keep": {"idx": "idx"}}), "train", str(tmp_path))
+    assert first.kept["idx"] == "003"

@@ -247,7 +247,7 @@ def test_rows_that_cannot_be_answered_do_not_stop_the_others(scene, tmp_path):
     assert "3 of 5 rows have no answer; the column 'error' says why" in result.stderr
     header, *rows = table((tmp_path / "out.csv").read_text())
     assert header == ["id", "subject", body, "answer", "confidence", "error"]
-    assert [row[0] for row in rows] == ["1", "2", "3", "", "5"]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     assert rows[0][3] == rows[4][3] != "" and rows[0][5] == rows[4][5] == ""
     assert rows[2][2] == "   ", "as it was"
     assert [bool(row[3]) for row in rows] == [True, False, False, False, True]
@@ -326,6 +326,84 @@ def test_a_clash_of_names_is_solved_by_a_prefix(scene, tmp_path):
     result = nlu(scene / "run-sft", tmp_path / "new.csv", "--prefix", "model_")
     header, row = table(result.stdout)
     assert header == ["subject", "ticket body", "answer", "model_answer", "model_confidence"] and row[2] == "mine"
+
+
+def test_a_csv_is_written_as_it_was(scene, tmp_path):
+    """Separator, byte order mark, a CR in a cell; a row with too many cells keeps those that have a column."""
+    import pandas
+
+    new, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    new.write_bytes('\ufeffid;subject;ticket body\n1;a,b;"x\ry"\n2;c;d;e\n'.encode())
+    assert nlu(scene / "run-sft", new, "--out", out).exit_code == 0
+    assert out.read_bytes().startswith("\ufeffid;subject;ticket body;answer;confidence;error\n".encode())
+    found = pandas.read_csv(out, sep=";", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    assert found["subject"].tolist() == ["a,b", "c"] and found["ticket body"].tolist() == ["x\ry", "d"]
+    assert found["answer"][0] in LABELS and found["answer"][1] == "" and "4 columns, expected 3" in found["error"][1]
+
+
+def test_a_file_is_read_as_those_of_the_training(scene, tmp_path, tiny_model):
+    """Where a quote is a character there, it is one here, in what the model reads and in what is written."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(scene / "run-sft" / "adapter", folder)
+    content = read_json(folder / handover.NAME)
+    content["tasks"][0]["source"] |= {"files": {"train": "train.tsv"}, "quoting": "none"}
+    write_json(folder / handover.NAME, content)
+    new, out = tmp_path / "new.tsv", tmp_path / "out.tsv"
+    lines = ['1\t"good" one\tx', '2\t"bad\ty', '3\tso "so\tz']
+    new.write_text("\n".join(["id\tsubject\tticket body", *lines]) + "\n")
+    assert nlu(folder, new, "--out", out).exit_code == 0
+    written = out.read_text().splitlines()[1:]
+    assert [line.rsplit("\t", 2)[0] for line in written] == lines
+    rows = [dict(zip(("id", "subject", "ticket body"), line.split("\t"), strict=True)) for line in lines]
+    answers = Predictor.load(folder).predict(rows)
+    assert [line.rsplit("\t", 2)[1] for line in written] == [one.answer for one in answers]
+
+
+def test_the_format_of_a_file_is_that_of_its_suffix(scene, tmp_path):
+    new = write_csv(tmp_path / "new.csv", tickets(3))
+    result = nlu(scene / "run-sft", new, "--format", "jsonl")
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == ["000", "001", "002"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"batch_size": -1}, "batch_size: got -1"),
+        ({"temperature": 0.0}, "temperature: got 0.0"),
+        ({"temperature": float("nan")}, "temperature: got nan"),
+        ({"decoding": "greddy"}, "'greddy'; allowed: sample, greedy, likelihood"),
+        ({"rows": {"subject": "a"}}, 'df.to_dict("records")'),
+        ({"rows": [{"text": "a"}]}, "none has the column 'subject', 'ticket body'"),
+    ],
+)
+def test_wrong_arguments_are_explained(predictor, arguments, part):
+    rows = arguments.pop("rows", tickets(2))
+    with pytest.raises(UserError, match=re.escape(part)):
+        predictor.predict(rows, **arguments)
+
+
+def test_rows_of_a_data_frame(predictor):
+    """With what pandas and numpy put in the place of texts; a row that is none is an error of its own."""
+    import numpy
+    import pandas
+
+    missing = [{"subject": gap, "ticket body": "x"} for gap in (pandas.NA, float("nan"), None, pandas.NaT)]
+    good = {"subject": numpy.int64(3), "ticket body": True}
+    found = predictor.predict([good, *missing, "a", {"subject": "3", "ticket body": "true"}, {"subject": " "}])
+    assert found[0] == found[6] and found[0].error is None
+    assert all("subject" in one.error for one in found[1:5])
+    assert "expected a dictionary" in found[5].error and found[7].answer is None
+    assert predictor.predict([]) == []
+
+
+def test_threads_take_turns(predictor):
+    expected, found = predictor.predict(tickets(6)), {}
+    threads = [threading.Thread(target=lambda k=k: found.update({k: predictor.predict(tickets(6))})) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found.get(k) for k in range(4)] == [expected] * 4
 
 
 # ------------------------------------------------------------------------------------------------------------ hand-over
@@ -456,7 +534,7 @@ def test_answers_are_frozen_and_keep_the_order(predictor):
     with pytest.raises(AttributeError):
         answers[0].answer = "x"
     assert predictor.predict([]) == []
-    (lacking,) = predictor.predict([{"subject": "a"}])
+    lacking, _ = predictor.predict([{"subject": "a"}, rows[0]])
     assert lacking.answer is None and "'ticket body'" in lacking.error
 
 
