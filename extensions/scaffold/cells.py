@@ -14,7 +14,8 @@ _WITH_COMMA = re.compile(  # 1,5 or 1.234,5 or 1 234,5; 2,250 or 1,234,567.5
 _LIST = re.compile(  # as str() of a Python list, tuple, set or numpy array has it, or JSON
     r"\[\s*\]|\[\s*(['\"]).*\1\s*\]|\[\s*[-+0-9][-+0-9.,\s]*\]|[({]\s*(['\"]).*\2\s*,?\s*[)}]", re.DOTALL
 )
-_MISREAD = 0.5, 20, 4  # share of characters beyond ASCII, how many there are, and how many distinct
+_RUN = re.compile(r"[^\x00-\x7f]{2,}")  # one alone is an accent or a sign
+_MISREAD = 0.5, 20, 4  # share of letters that stand in such runs, how many there are, and how many distinct
 
 
 def is_blank(value: Any) -> bool:
@@ -73,9 +74,8 @@ def misread(rows: Sequence[Mapping[Any, Any]]) -> str | None:
     share, count, distinct = _MISREAD
     for column in rows[0] if rows else ():
         cells = [cell for row in rows if isinstance(cell := row.get(column), str)]
-        beyond = [c for cell in cells for c in cell if not c.isascii()]
-        ascii_letters = sum(c.isascii() and c.isalpha() for cell in cells for c in cell)
-        enough = len(beyond) >= count and len(set(beyond)) >= distinct
-        if enough and len(beyond) > share * (len(beyond) + ascii_letters):
-            return shortened(next(cell for cell in cells if not cell.isascii()))
+        letters = sum(c.isalpha() or not c.isascii() for cell in cells for c in cell)
+        beyond = [c for cell in cells for run in _RUN.findall(cell) for c in run]
+        if len(beyond) >= max(count, share * letters) and len(set(beyond)) >= distinct:
+            return shortened(next(filter(_RUN.search, cells)))
     return None

@@ -172,7 +172,11 @@ def named_classes(table: Table, label: Any) -> list[Row]:
 
 
 def find_encoding(path: Path) -> str:
-    """utf-8 where the file is, or where a byte order mark says what it is; else the first encoding that reads it."""
+    """utf-8 where the file is, or where a byte order mark says what it is; else the first encoding that reads it.
+
+    Raises:
+        UserError: it holds zero bytes, which no such text does.
+    """
     with path.open("rb") as file:
         start = file.read(4096)
     if start.startswith(_MARKS):
@@ -180,7 +184,13 @@ def find_encoding(path: Path) -> str:
     even, odd = start[::2].count(0), start[1::2].count(0)
     if max(even, odd) > len(start) / 8:  # Latin letters of UTF-16 have a zero byte each
         return "utf-16-be" if even > odd else "utf-16-le"
-    return next(encoding for encoding in ENCODINGS if _reads(path, encoding))
+    found = next(encoding for encoding in ENCODINGS if _reads(path, encoding))
+    if found != "utf-8" and max(even, odd):
+        raise UserError(
+            f"{path}: not UTF-8, and holds zero bytes, as UTF-16 without a byte order mark does; say --encoding "
+            "utf-16-le (most files of Windows) or utf-16-be, or save the file as UTF-8"
+        )
+    return found
 
 
 def _reads(path: Path, encoding: str) -> bool:

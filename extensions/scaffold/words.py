@@ -163,7 +163,7 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
                 for label in free:
                     words[label] = _usable(label, multi_label) or words[label]
                 continue
-            if group not in equal:
+            if not any(set(group) <= set(one) for one in equal):
                 notes.append(_hardly_different(group))
             taken = {bare(word) for word in words.values()}
             for label in free if len(free) < len(group) else free[1:]:
