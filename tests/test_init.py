@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 from support import environment
 from typer.testing import CliRunner
@@ -469,6 +470,55 @@ def test_hostile_tables(here, tiny_model, seed):
         assert len(drafted.encoder.encode(task, row.fields)[0]) <= drafted.recipe.prompt.max_tokens
 
 
+# ---------------------------------------------------------------------------------------- columns with the answer in
+
+
+def test_a_column_that_tells_the_label_is_left_out(here, tiny_model):
+    words = {"billing": "Billing team", "technical_support": "Support", "sales": "Sales", "legal": "Legal"}
+    rows = [row | {"label_text": words[row["team"]], "nr": str(list(TEAMS).index(row["team"]))} for row in tickets()]
+    write_csv(here / "t.csv", rows)
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "team")
+    assert task.fields == ("subject", "ticket body") and not any("label_text" in w for w in drafted.warnings)
+    left = next(line for line in drafted.decisions if line.startswith("left out"))
+    assert "label_text (category: 4 distinct values, one to one with those of 'team': it holds the answer)" in left
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "team", text=("subject", "label_text", "nr"))
+    assert task.fields == ("subject", "label_text", "nr")
+    for name in ("label_text", "nr"):
+        assert f"column {name!r} is part of the prompt and tells the answer" in drafted.warnings
+    rows[0]["label_text"] = "Support" if rows[0]["team"] != "technical_support" else "Legal"  # no longer one to one
+    write_csv(here / "t.csv", rows)
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "team")
+    assert "label_text" in task.fields and any(
+        "'label_text' is part of the prompt and by its" in w for w in drafted.warnings
+    )
+
+
+@pytest.mark.parametrize("name", ["predicted", "pred", "Prediction", "answer", "label_old", "gold_label"])
+def test_a_column_named_as_an_answer_is_warned_of(here, tiny_model, name):
+    write_csv(here / "t.csv", [row | {name: row["subject"]} for row in tickets()])
+    drafted, task, _ = made(tiny_model("llama"), "t.csv", "team")
+    assert name in task.fields
+    assert [f"column {name!r} is part of the prompt" in w for w in drafted.warnings] == [True]
+
+
+def test_texts_of_few_rows_are_no_answer(here, tiny_model):
+    write_csv(here / "t.csv", [{"text": f"text {k} {WORDS[k % 9]}", "score": f"{k}.5"} for k in range(20)])
+    _, task, _ = made(tiny_model("llama"), "t.csv", "score")  # one to one, but no value recurs
+    assert task.fields == ("text",)
+
+
+def test_every_decision_and_warning_is_one_line(here, tiny_model):
+    rows = [row | {"label\nnew": row["subject"], "n\nr": f"{k}.5"} for k, row in enumerate(tickets())]
+    write_csv(here / "t.csv", rows)
+    result = nlu("init", "t.csv", "--label", "team", "--model", tiny_model("llama"))
+    assert result.exit_code == 0, (result.output, result.exception)
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("- left out: ") and "n r (number" in line for line in lines)
+    assert any(line.startswith("warning: column 'label\\nnew' is part of the prompt and by its name") for line in lines)
+    head = lines[: lines.index("labels, and the word that the model writes for each:")]
+    assert all(line.startswith("- ") for line in head)
+
+
 # -------------------------------------------------------------------------------------------------- the command line
 
 
@@ -518,6 +568,46 @@ def test_files_that_cannot_be_used(here):
     assert "no column looks like text (n: 20 distinct numbers)" in fails("numbers.csv", "--label", "team")
 
 
+def test_files_of_other_programs(here, tiny_model):
+    import pandas as pd
+
+    texts = [f"the film of number {k} was {WORDS[k % 9]}" for k in range(40)]
+    scores = [1, 1.5, 2, 2.25, 4, 5.5, 3, 3.5] * 5
+    pd.DataFrame({"text": texts, "score": scores}).to_csv("german.csv", sep=";", decimal=",", index=False)
+    assert "numbers with a comma, such as '1,0'" in fails("german.csv", "--label", "score")
+    pd.read_csv("german.csv", sep=";", decimal=",").to_csv("points.csv", index=False)  # as the message says
+    _, task, _ = made(tiny_model("llama"), "points.csv", "score")
+    assert task.is_regression
+    assert "a regression has scores, no labels" in fails(
+        "points.csv", "--label", "score", "--labels", "1=bad", "--force"
+    )
+    tags = [["blue", "red"], ["blue"], []] * 13
+    pd.DataFrame({"text": texts[:39], "tags": tags}).to_csv("lists.csv", index=False)
+    assert "lists written as text" in fails("lists.csv", "--label", "tags")
+    pd.DataFrame({"text": texts[:39], "tags": tags}).to_json("lists.jsonl", orient="records", lines=True)
+    _, task, _ = made(tiny_model("llama"), "lists.jsonl", "tags")
+    assert list(task.labels) == ["blue", "red"]
+
+
+def test_encodings_on_the_command_line(here, tiny_model):
+    rows = [{"text": f"товар номер {k}", "label": ["да", "нет"][k % 2]} for k in range(40)]
+    write_csv(here / "t.csv", rows, "cp1251")
+    said = fails("t.csv", "--label", "label")
+    assert "t.csv: not UTF-8" in said and "--encoding, for example cp1251" in said
+    result = nlu("init", "t.csv", "--label", "label", "--encoding", "cp1251", "--model", tiny_model("llama"))
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "warning: t.csv" not in result.stdout
+    task = load_recipe(here / "t.yaml").data.tasks[0]
+    assert task.source.encoding == "cp1251" and set(task.labels) == {"да", "нет"}
+    assert "read from parquet" in fails("hub:a/b", "--label", "x", "--encoding", "cp1251")
+    write_csv(here / "french.csv", [{"text": f"été {k}", "été": "ab"[k % 2]} for k in range(40)], "cp1252")
+    said = fails("french.csv", "--label", "ete")
+    assert "no column 'ete'" in said
+    assert said.endswith(
+        "note: french.csv is not UTF-8: read as cp1252; look at the prompts, --encoding NAME sets another\n"
+    )
+
+
 def test_an_absent_model_is_one_sentence(here):
     write_csv(here / "t.csv", tickets())
     said = fails("t.csv", "--label", "team", "--model", "./absent")
@@ -564,3 +654,12 @@ def test_init_and_validate_as_processes(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=somewhere, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     assert "tickets.yaml: valid" in done.stdout
+
+
+def test_labels_of_a_column_with_gaps(here, tiny_model):
+    """pandas keeps whole numbers with a gap as floats, in parquet too: the labels are 0 and 1, not 0.0 and 1.0."""
+    frame = pandas.DataFrame({"text": [f"a b {k} c" for k in range(40)], "label": [0, 1, None, 1] * 10})
+    frame.to_parquet(here / "gaps.parquet")
+    drafted, _, _ = made(tiny_model("llama"), "gaps.parquet", "label")
+    assert set(drafted.recipe.data.tasks[0].labels) == {"0", "1"}
+    assert {row.label for row in drafted.data.train} == {"0", "1"}

@@ -69,6 +69,18 @@ def test_column_kinds(name, values, kind):
         (["a, b", "a", "b, c", "c, a"] * 9, "multi-label", {"separator": ","}),
         (["New York, NY", "Austin, TX", "Boston, MA"] * 9, "classification", {}),  # parts that recur in one company
         (["yes", "no", "", None] * 9, "classification", {"missing": 18, "total": 36}),
+        (
+            [0.0, 1.0, float("nan")] * 9,
+            "classification",
+            {"counts": {"0": 9, "1": 9}, "missing": 9},
+        ),  # as pandas has it
+        ([[1.0, 2.0], [1.0], [2.5]], "multi-label", {"counts": {"1": 2, "2": 1, "2.5": 1}}),
+        (["1, 2", "1", "2"] * 9, "multi-label", {"counts": {"1": 18, "2": 18}}),
+        (["1;2", "1", "2"] * 9, "multi-label", {"separator": ";"}),
+        (["Sales, domestic", "Sales, export", "Support, domestic", "Support, export"] * 9, "classification", {}),
+        (["Sales, domestic", "Sales, export", "Support, domestic", "Other"] * 9, "classification", {}),
+        (["a, b", "b, c", "c, a, b"] * 9, "multi-label", {"separator": ","}),  # cells of two and of three
+        (["[a]", "[b]"] * 9, "classification", {}),
         (["caf\u00e9", "cafe\u0301", "tea"] * 9, "classification", {"counts": {"caf\u00e9": 18, "tea": 9}}),
     ],
 )
@@ -102,6 +114,22 @@ def test_kinds_of_answers(values, kind, rest):
         (["1.00000001", "1.00000002"] * 9, "regression", "give them in another unit"),
         (["y" * 101, "n"] * 9, None, "101 characters; a label has at most 100"),
         (["a\0b", "n"] * 9, None, "NUL"),
+        (["1,0", "1,5", "2,0", "5,5"] * 9, None, "numbers with a comma, such as '1,0'; write decimals with a point"),
+        (["1", "1,5", "-2"] * 9, None, "or say --kind multi-label"),
+        (["1", "1,5", "-2"] * 9, "regression", 'read_csv with decimal=","'),
+        (["2,250", "1,100", "950"] * 9, None, "such as '2,250'"),
+        (["1,234,567.50", "1.5"] * 9, None, "such as '1,234,567.50'"),
+        (["1.234,5", "2\u00a0345,25", "7"] * 9, None, "such as '1.234,5'"),
+        (["1,5"] * 30 + ["n/a"], None, "such as '1,5'"),  # nearly all
+        (
+            ["['blue', 'red']", "['blue']", "[]"] * 9,
+            None,
+            "lists written as text, such as \"['blue', 'red']\"; write the",
+        ),
+        (["['blue' 'red']", "['blue']"] * 9, "multi-label", "as JSONL"),
+        (['["a", "b"]', '["a"]'] * 9, None, "as JSONL"),
+        (["[1, 2]", "[1]"] * 9, None, "lists written as text"),
+        (["('a', 'b')", "('a',)", "{'b'}"] * 9, None, "lists written as text"),
     ],
 )
 def test_columns_that_are_no_labels(values, wanted, message):
@@ -199,6 +227,21 @@ def test_sentences():
     assert [listed(["a", "b", "c"][:n], "or") for n in (1, 2, 3)] == ["a", "a or b", "a, b or c"]
 
 
+def test_large_scores_are_written_out():
+    prices = answers("price", column(["1000000", "1000500.5", "1001250"] * 9, "price"), "regression")
+    assert prices.score_range == (1000000.0, 1001500.0)
+    assert description(["ad"], "price", prices).endswith("gives its price as a number from 1000000 to 1001500.")
+    assert question({"ad": "ad"}, "price", prices, {}).endswith("What is the price, from 1000000 to 1001500?")
+
+
+def test_kind_of_labels_with_commas_is_the_users():
+    pairs = column(["a, b", "b, c", "c, a"] * 9)
+    assert "--kind multi-label" in answers("x", pairs).why
+    assert answers("x", pairs, "multi-label").counts == {"a": 18, "b": 18, "c": 18}
+    assert answers("x", column(["1,2", "2,3", "1"] * 9), "multi-label").counts == {"1": 18, "2": 18, "3": 9}
+    assert answers("x", column(["['a']", "['b']"] * 9), "classification").counts == {"['a']": 9, "['b']": 9}
+
+
 def test_label_words():
     words, notes = label_words(["Bug_Report", "tech-support", "Sales "], {}, False)
     assert list(words.values()) == ["bug report", "tech support", "sales"] and not notes
@@ -211,6 +254,11 @@ def test_label_words():
     )
     assert label_words(["1.0", "2.0"], {}, False)[0] == {"1.0": "1", "2.0": "2"}
     assert label_words(["a,b", "<c>"], {}, True)[0] == {"a,b": "a b", "<c>": "c"}
+    notes = label_words(["1", "1.0", "2", "x"], {}, False)[1]
+    assert notes[0].startswith("labels '1' and '1.0' are hardly different") and "'2'" not in notes[0]
+    assert sum("hardly" in note for note in label_words(["7", "007", "7."], {}, False)[1]) == 1  # said once
+    with pytest.raises(UserError, match="--labels: '1' is no label: a regression has scores, no labels"):
+        label_words([], {"1": "bad"}, False)
     with pytest.raises(UserError, match="--labels: 'z' is no label of the column; its labels are 'a', 'b'"):
         label_words(["a", "b"], {"z": "x"}, False)
     with pytest.raises(UserError, match="--labels: 'a' and 'b' have the same word, 'x'"):
@@ -335,6 +383,51 @@ def test_encodings_and_separators(tmp_path, encoding, mark, found, separator):
     assert table.columns == list(LINES[0])
     assert table.keys == ({} if found == "utf-8" else {"encoding": found})
     assert bool(table.notes) == bool(table.keys)
+
+
+RUSSIAN = "text,label\n" + "отличный товар номер,да\nне работает совсем,нет\n" * 10
+JAPANESE = "text,label\n" + "これは長い文章です,良い\nもう一つの文章,悪い\n" * 10
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (RUSSIAN, "cp1251"),
+        (RUSSIAN, "koi8-r"),
+        (JAPANESE, "shift_jis"),
+        (JAPANESE, "euc-jp"),
+        (JAPANESE, "utf-16-le"),
+        (JAPANESE, "utf-16-be"),
+    ],
+)
+def test_an_encoding_that_cannot_be_found_out(tmp_path, text, encoding):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match="--encoding"):
+        read_table(path)
+    table = read_table(path, encoding)
+    assert table.keys == {"encoding": encoding} and table.notes == []
+    assert [",".join(row.values()) for row in table.rows] == text.splitlines()[1:]
+
+
+def test_western_texts_are_no_other_encoding(tmp_path):
+    path = tmp_path / "rows.csv"
+    line = "où êtes-vous allés cet été ?;5 €;été\nÇa m’a déçue, à côté;½ £;là\nÖl für Düsseldorf;¾ ¥;né\n"
+    path.write_bytes(("text;price;label\n" + line * 10).encode("cp1252"))
+    assert read_table(path).rows[1]["text"] == "Ça m’a déçue, à côté"
+
+
+def test_encodings_that_the_user_says(tmp_path):
+    path = write(tmp_path / "rows.csv", "cp1252")
+    assert read_table(path, "latin-1").keys == {"encoding": "latin-1"}
+    with pytest.raises(UserError, match=r"--encoding: .*rows\.csv has bytes that are not utf-8"):
+        read_table(path, "utf-8")
+    for name in ("nonsense", "base64"):
+        with pytest.raises(UserError, match=f"--encoding: '{name}' is no text encoding"):
+            read_table(path, name)
+    (tmp_path / "rows.parquet").touch()
+    with pytest.raises(UserError, match=r"rows\.parquet is a parquet file"):
+        read_table(tmp_path / "rows.parquet", "utf-8")
 
 
 def test_quotes_that_are_characters(tmp_path):

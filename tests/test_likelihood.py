@@ -199,6 +199,13 @@ def test_the_temperature_that_was_put_in_is_found():
     assert best[1] == 4.0
 
 
+def test_rows_that_are_all_right_do_not_make_answers_certain():
+    """Of n rows with the same distance g of two answers: Platt's targets make the confidence (n + 1) / (n + 2)."""
+    for n, gap in ((60, 5.0), (9, 0.5), (1000, 20.0)):
+        found = fit(torch.tensor([[gap, 0.0]] * n), [0] * n)
+        assert found.temperature == pytest.approx(gap / math.log(n + 1), rel=1e-3)
+
+
 def fit_at(logits, golds, temperature):
     rows = (logits / temperature).log_softmax(-1)
     return -sum(rows[k, gold].item() for k, gold in enumerate(golds)) / len(golds)

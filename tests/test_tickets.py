@@ -16,8 +16,13 @@ from extensions import Predictor, train
 from extensions.cli import app
 from extensions.files import read_json, read_jsonl
 
-FEW = ["max_steps=1", "sft.max_steps=2", "checkpoint.every_steps=0", "evaluation.every_steps=0"]
-FEW += ["evaluation.patience=0"]
+FEW = [
+    "max_steps=1",
+    "sft.max_steps=2",
+    "checkpoint.every_steps=0",
+    "evaluation.every_steps=0",
+    "evaluation.patience=0",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,8 @@
-"""Temperature scaling of the answers' probabilities (Guo et al., 2017), fitted on the validation rows of a run."""
+"""Temperature scaling of the answers' probabilities (Guo et al., 2017), fitted on the validation rows of a run.
+
+The targets are smoothed as in Platt (1999): where all n rows are right, the plain likelihood would make every answer
+certain, which n rows cannot show.
+"""
 
 from __future__ import annotations
 
@@ -41,20 +45,21 @@ class Fit:
 
 
 def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
-    """The temperature of least negative log-likelihood.
+    """The temperature of least negative log-likelihood under targets of (n + 1) / (n + 2) for the gold answers.
 
     Args:
         logprobs: (rows, C) of `likelihood.log_likelihoods`.
         golds: place of each row's gold answer among the C.
     """
     scores, right = logprobs.double().cpu(), torch.tensor(golds)
+    smoothing = 1 / (len(golds) + 2) * scores.shape[1] / max(1, scores.shape[1] - 1)  # torch spreads it over all C
 
-    def nll(temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(scores / temperature, right))
+    def nll(temperature: float, label_smoothing: float = 0.0) -> float:
+        return float(torch.nn.functional.cross_entropy(scores / temperature, right, label_smoothing=label_smoothing))
 
     # In the logarithm the loss has one minimum (it is convex in the inverse temperature).
     bounds = (float(np.log(LOWEST)), float(np.log(HIGHEST)))
-    found = minimize_scalar(lambda log: nll(float(np.exp(log))), bounds=bounds, method="bounded")
+    found = minimize_scalar(lambda log: nll(float(np.exp(log)), smoothing), bounds=bounds, method="bounded")
     temperature = float(np.exp(found.x))
     eces = [expected_calibration_error((scores / t).softmax(-1), right) for t in (1.0, temperature)]
     return Fit(temperature, len(golds), (nll(1.0), nll(temperature)), (eces[0], eces[1]))

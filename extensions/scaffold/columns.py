@@ -6,13 +6,23 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
 from extensions.errors import UserError
-from extensions.tasks import fold, nfc
+from extensions.scaffold.cells import (
+    NUMBER,
+    are_lists_as_text,
+    commas_in_names,
+    is_blank,
+    is_number,
+    most,
+    number_with_comma,
+    shortened,
+)
+from extensions.tasks import cell_label, fold, nfc
 
 Row = Mapping[Any, Any]
 Kind = Literal["classification", "regression", "multi-label"]
@@ -23,7 +33,6 @@ FEW_NUMBERS = 10  # distinct whole numbers that are taken for classes
 LONGEST_LABEL = 100  # characters; more is a text
 SEPARATORS = (";", "|", ",")  # of a multi-label cell of text, in the order of trust
 SHOWN = 4  # values of a column that a message quotes
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _DATE = re.compile(
     r"[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?|[0-9]{1,2}[-/.][0-9]{1,2}[-/.][0-9]{2,4}"
     r"( [0-9:]+)?|[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?"
@@ -61,20 +70,6 @@ class Answers:
     decimals: int = 0
 
 
-def is_blank(value: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, or text without a visible character."""
-    return (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and not value.strip())
-    )
-
-
-def text(value: Any) -> str:
-    """A cell as the text that a label is: as the reader of the data compares it."""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
-
-
 def describe(name: Any, rows: Sequence[Row]) -> Column:
     """What a column holds."""
     cells = [cell for row in rows if not is_blank(cell := row.get(name))]
@@ -84,19 +79,19 @@ def describe(name: Any, rows: Sequence[Row]) -> Column:
         return Column(name, "list", "cells are lists", len(cells))
     if any(isinstance(cell, (dict, bytes)) for cell in cells):
         return Column(name, "object", "cells are objects", len(cells))
-    texts = [text(cell) for cell in cells]
+    texts = [cell_label(cell) for cell in cells]
     distinct, count = len(set(texts)), len(texts)
     unique = distinct >= 0.9 * count and count > 1  # some rows may stand there twice
     words = sum(len(one.split()) for one in texts) / count
     if distinct == 1 and count > 1:
         return Column(name, "constant", f"always {shortened(texts[0])!r}", count)
-    if _most(map(_NUMBER.fullmatch, texts)) or all(isinstance(cell, (int, float)) for cell in cells):
+    if most(map(is_number, texts)) or all(isinstance(cell, (int, float)) for cell in cells):
         if unique and (_ID_NAME.search(str(name)) or _counts_up(texts)):
             return Column(name, "id", "numbers, another in each row", count)
         return Column(name, "number", f"{distinct} distinct numbers", count)
-    if _most(map(_DATE.fullmatch, texts)):
+    if most(map(_DATE.fullmatch, texts)):
         return Column(name, "date", f"dates or times, such as {texts[0]!r}", count)
-    if _most(map(_ADDRESS.fullmatch, texts)):
+    if most(map(_ADDRESS.fullmatch, texts)):
         return Column(name, "address", f"web or mail addresses, such as {shortened(texts[0])!r}", count)
     digits = sum(any(map(str.isdigit, one)) for one in texts) / count
     if unique and words < 1.5 and count > 2 and (_ID_NAME.search(str(name)) or digits > 0.9):
@@ -106,11 +101,6 @@ def describe(name: Any, rows: Sequence[Row]) -> Column:
     if not isinstance(cells[0], str):
         return Column(name, "object", f"cells are {type(cells[0]).__name__}", count)
     return Column(name, "text", f"{words:.0f} word{'s' if round(words) != 1 else ''} on average", count)
-
-
-def _most(matches: Iterable[Any]) -> bool:
-    found = [match is not None for match in matches]
-    return sum(found) >= 0.95 * len(found)
 
 
 def _counts_up(texts: Sequence[str]) -> bool:
@@ -150,7 +140,7 @@ def suggested_label(described: Sequence[Column], rows: Sequence[Row]) -> Any | N
     few = [c.name for c in able if c.kind in ("category", "list", "number")]
     if few:
         return few[-1]
-    small = [c.name for c in able if 1 < len({text(row.get(c.name)) for row in rows}) <= max(2, len(rows) // 2)]
+    small = [c.name for c in able if 1 < len({cell_label(row.get(c.name)) for row in rows}) <= max(2, len(rows) // 2)]
     return small[-1] if small else None
 
 
@@ -180,9 +170,10 @@ def answers(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> Answe
     if lists:
         if wanted not in (None, "multi-label"):
             raise UserError(f"--kind: {wanted}, but column {str(name)!r} holds lists, which are labels of multi-label")
-        return _of_parts(name, [[text(one) for one in cell] for cell in lists], "cells are lists", None, missing)
-    texts = [text(cell) for cell in cells]
-    numeric = all(map(_NUMBER.fullmatch, texts))
+        return _of_parts(name, [[cell_label(one) for one in cell] for cell in lists], "cells are lists", None, missing)
+    texts = [cell_label(cell) for cell in cells]
+    numeric = all(map(NUMBER.fullmatch, texts))
+    _check_form(name, texts, wanted)
     if wanted == "multi-label":
         separator = _separator(texts) or next((one for one in SEPARATORS if any(one in cell for cell in texts)), None)
         if separator is None:
@@ -212,7 +203,27 @@ def answers(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> Answe
         why = f"as --kind says; {why}"
     elif numeric:
         why += ", few whole numbers: each gets a probability of its own; --kind regression makes them a score"
+    elif commas_in_names(texts):
+        why += "; commas are part of the names, since no part stands alone: --kind multi-label makes the parts labels"
     return Answers("classification", why, _counted(name, texts), missing, len(rows))
+
+
+def _check_form(name: Any, texts: Sequence[str], wanted: Kind | None) -> None:
+    """Raise UserError where cells are text that another program wrote for a number or for a list."""
+    comma = number_with_comma(texts)
+    if comma is not None and wanted in (None, "regression"):
+        lists = "" if wanted else ", or say --kind multi-label if they are lists of labels"
+        raise UserError(
+            f"--label: column {str(name)!r} holds numbers with a comma, such as {comma!r}; write decimals with a point "
+            f'and thousands without a separator (pandas: read_csv with decimal="," or thousands=","){lists}'
+        )
+    if wanted in (None, "multi-label") and are_lists_as_text(texts):
+        longest = shortened(max(texts, key=len))
+        raise UserError(
+            f"--label: column {str(name)!r} holds lists written as text, such as {longest!r}; write the file as JSONL "
+            '(pandas: to_json with orient="records", lines=True), or the labels of a cell with a separator, as '
+            "'blue;red'"
+        )
 
 
 def _counted(name: Any, texts: Sequence[str], alone: bool = True) -> dict[str, int]:
@@ -228,7 +239,7 @@ def _counted(name: Any, texts: Sequence[str], alone: bool = True) -> dict[str, i
     merged: Counter[str] = Counter()
     for label, count in counts.items():
         merged[forms[nfc(label)]] += count
-    numbers = all(map(_NUMBER.fullmatch, merged))
+    numbers = all(map(NUMBER.fullmatch, merged))
     found = dict(sorted(merged.items(), key=lambda item: (float(item[0]) if numbers else -item[1], item[0])))
     shown = ", ".join(repr(shortened(label)) for label in list(found)[:SHOWN])
     if len(found) > MOST_CLASSES or (alone and len(found) > 0.8 * len(texts) and len(found) > FEW_NUMBERS):
@@ -255,7 +266,7 @@ def _counted(name: Any, texts: Sequence[str], alone: bool = True) -> dict[str, i
 
 
 def _scores(name: Any, texts: Sequence[str], why: str, missing: int) -> Answers:
-    wrong = [one for one in texts if not _NUMBER.fullmatch(one) or math.isinf(float(one))]
+    wrong = [one for one in texts if not NUMBER.fullmatch(one) or math.isinf(float(one))]
     if wrong:
         raise UserError(
             f"--label: column {str(name)!r} holds {shortened(wrong[0])!r} and {len(wrong) - 1} more that are no finite "
@@ -264,7 +275,7 @@ def _scores(name: Any, texts: Sequence[str], why: str, missing: int) -> Answers:
     values = [float(one) for one in texts]
     low, high = min(values), max(values)
     if low == high:
-        raise UserError(f"--label: column {str(name)!r} is {low:g} in every row; there is nothing to learn")
+        raise UserError(f"--label: column {str(name)!r} is {low:.15g} in every row; there is nothing to learn")
     low, high = round_range(low, high)
     decimals = max(-int(Decimal(one).normalize().as_tuple().exponent) for one in texts)
     steps = 0 if high - low >= 100 else 1 if high - low >= 10 else 2  # as fine as a model can tell apart
@@ -297,6 +308,8 @@ def _separator(texts: Sequence[str]) -> str | None:
     """What stands between the labels of a cell: parts recur, in other company, and are fewer than the cells."""
     cells = set(texts)
     for separator in SEPARATORS:
+        if separator == "," and commas_in_names(texts):
+            continue
         several = [one for one in texts if separator in one]
         if len(several) < max(2, 0.03 * len(texts)):
             continue
@@ -328,9 +341,3 @@ def _of_parts(name: Any, cells: Sequence[Sequence[str]], why: str, separator: st
     if none:
         why += f"; {none} rows have none of them"
     return Answers("multi-label", why, counts, 0, len(cells) + missing, separator)
-
-
-def shortened(value: str, width: int = 40) -> str:
-    """A text in one line of at most `width` characters."""
-    line = " ".join(value.split())
-    return line if len(line) <= width else f"{line[: width - 3]}..."

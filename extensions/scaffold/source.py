@@ -12,6 +12,7 @@ from typing import Any
 from extensions.data.readers import AbsentSplit, download
 from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
 from extensions.errors import UserError
+from extensions.scaffold.cells import misread
 from extensions.scaffold.columns import Row
 from extensions.tasks import SPLITS, Source, Task
 
@@ -65,32 +66,68 @@ def _named(folder: Path, names: Sequence[str]) -> Path | None:
     return found[0] if found else None
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, encoding: str | None = None) -> Table:
     """A file, with encoding and quoting found out.
 
+    Args:
+        encoding: what the user says; None: by the file.
+
     Raises:
-        UserError: it cannot be read, or has no rows.
+        UserError: it cannot be read, is not of the encoding, or has no rows.
     """
     kind = format_of(path, Source())
     keys: dict[str, Any] = {}
     notes: list[str] = []
+    if encoding is not None:
+        _check_encoding(path, kind, encoding)
     if kind != "parquet":
-        encoding = find_encoding(path)
-        if encoding != "utf-8":
-            keys["encoding"] = encoding
-            notes.append(
-                f"{path.name} is not UTF-8: read as {encoding}; look at the prompts, source.encoding is another"
-            )
-    if kind in ("csv", "tsv"):
-        quoting, note = _quoting(path, keys)
-        if quoting != "csv":
-            keys["quoting"] = quoting
-            notes.append(note)
-    source = Source(**keys)
-    rows: list[Row] = [row for _, row in read_rows(path, source)]
-    if not rows:
-        raise UserError(f"{path}: no rows; expected at least one")
-    return Table(path, keys, columns_of(path, source), rows, notes)
+        used = encoding or find_encoding(path)
+        if used != "utf-8":
+            keys["encoding"] = used
+        if used != "utf-8" and encoding is None:
+            notes.append(f"{path.name} is not UTF-8: read as {used}; look at the prompts, --encoding NAME sets another")
+    try:
+        if kind in ("csv", "tsv"):
+            quoting, note = _quoting(path, keys)
+            if quoting != "csv":
+                keys["quoting"] = quoting
+                notes.append(note)
+        source = Source(**keys)
+        rows: list[Row] = [row for _, row in read_rows(path, source)]
+        if not rows:
+            raise UserError(f"{path}: no rows; expected at least one")
+        columns = columns_of(path, source)
+    except UserError as error:
+        raise with_notes(error, notes) from error
+    odd = misread(rows) if encoding is None and keys.get("encoding") in ("cp1252", "latin-1") else None
+    if odd is not None:
+        raise UserError(
+            f"{path}: not UTF-8, and as {keys['encoding']} most letters of a column are beyond ASCII ({odd!r}), as in "
+            "a file of another encoding; name it with --encoding, for example cp1251 or koi8-r (Cyrillic), cp1253 "
+            "(Greek), shift_jis (Japanese), gb18030 (Chinese), or cp1252 if the cell is right; or save the file as "
+            "UTF-8"
+        )
+    return Table(path, keys, columns, rows, notes)
+
+
+def with_notes(error: UserError, notes: Sequence[str]) -> UserError:
+    """An error with the notes on how the file was read, which may be its reason."""
+    return UserError("\n".join([str(error), *(f"note: {note}" for note in notes)]))
+
+
+def _check_encoding(path: Path, kind: str, encoding: str) -> None:
+    if kind == "parquet":
+        raise UserError(f"--encoding: {encoding!r}, but {path} is a parquet file, which has none; leave it out")
+    try:
+        "".encode(encoding)
+    except LookupError as error:
+        raise UserError(
+            f"--encoding: {encoding!r} is no text encoding; for example utf-8, utf-16-le, cp1252, cp1251, shift_jis"
+        ) from error
+    with path.open("rb") as file:
+        marked = file.read(4).startswith(_MARKS)
+    if not marked and not _reads(path, encoding):  # a byte order mark says it by itself
+        raise UserError(f"--encoding: {path} has bytes that are not {encoding}; name another, or leave it out")
 
 
 def hub_tables(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
@@ -135,7 +172,11 @@ def named_classes(table: Table, label: Any) -> list[Row]:
 
 
 def find_encoding(path: Path) -> str:
-    """utf-8 where the file is, or where a byte order mark says what it is; else the first encoding that reads it."""
+    """utf-8 where the file is, or where a byte order mark says what it is; else the first encoding that reads it.
+
+    Raises:
+        UserError: it holds zero bytes, which no such text does.
+    """
     with path.open("rb") as file:
         start = file.read(4096)
     if start.startswith(_MARKS):
@@ -143,7 +184,13 @@ def find_encoding(path: Path) -> str:
     even, odd = start[::2].count(0), start[1::2].count(0)
     if max(even, odd) > len(start) / 8:  # Latin letters of UTF-16 have a zero byte each
         return "utf-16-be" if even > odd else "utf-16-le"
-    return next(encoding for encoding in ENCODINGS if _reads(path, encoding))
+    found = next(encoding for encoding in ENCODINGS if _reads(path, encoding))
+    if found != "utf-8" and max(even, odd):
+        raise UserError(
+            f"{path}: not UTF-8, and holds zero bytes, as UTF-16 without a byte order mark does; say --encoding "
+            "utf-16-le (most files of Windows) or utf-16-be, or save the file as UTF-8"
+        )
+    return found
 
 
 def _reads(path: Path, encoding: str) -> bool:
@@ -153,7 +200,7 @@ def _reads(path: Path, encoding: str) -> bool:
             while block := file.read(_BLOCK):
                 decoder.decode(block)
         decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
+    except UnicodeError:  # UTF-16 raises its own
         return False
     return True
 

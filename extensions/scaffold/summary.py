@@ -13,6 +13,7 @@ from extensions.data import spread
 from extensions.errors import UserError
 from extensions.plan import GPUS, Options, Planner
 from extensions.scaffold.draft import Draft
+from extensions.scaffold.recipe_text import comment
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 SHOWN = 3  # prompts
@@ -24,10 +25,10 @@ FORWARD = 0.5  # share of a training step that a forward alone takes: its backwa
 def summary(made: Draft) -> list[str]:
     """Everything that was decided, in lines."""
     recipe, found = made.recipe, made.entry.answers
-    lines = [f"- {decision}" for decision in made.decisions]
+    lines = [f"- {comment(decision)}" for decision in made.decisions]
     if found.score_range:
         low, high = found.score_range
-        lines.append(f"scores: from {low:g} to {high:g}, with {found.decimals} decimals")
+        lines.append(f"scores: from {low:.15g} to {high:.15g}, with {found.decimals} decimals")
     elif found.counts:
         total = sum(found.counts.values())
         lines.append("labels, and the word that the model writes for each:")
@@ -40,7 +41,7 @@ def summary(made: Draft) -> list[str]:
         answer = row.task.answer(row.label) if isinstance(row.label, str) and not found.separator else row.label
         lines += [f"prompt {number} of {len(made.data.train)} training rows; the right answer is {answer!r}:"]
         lines += [f"    {line}" for line in _without_middle(text).splitlines()]
-    lines += [f"warning: {warning}" for warning in made.warnings]
+    lines += [f"warning: {comment(warning)}" for warning in made.warnings]
     lines.append(f"{made.entry.path}: written; {recipe.model.path}, {made.data.describe()}. Next:")
     return lines + _commands(made)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from extensions.errors import UserError
-from extensions.scaffold.columns import Answers, shortened
+from extensions.scaffold.cells import NUMBER, shortened
+from extensions.scaffold.columns import Answers
 from extensions.tasks.words import bare
 
 MOST_REPEATED = 12  # labels that the question names once more; longer lists stand in the answer's format alone
@@ -46,7 +47,7 @@ def description(texts: Sequence[Any], label: Any, answers: Answers) -> str:
 def _does(label: str, answers: Answers) -> str:
     if answers.kind == "regression":
         assert answers.score_range is not None
-        return "gives its {} as a number from {:g} to {:g}".format(label, *answers.score_range)
+        return "gives its {} as a number from {:.15g} to {:.15g}".format(label, *answers.score_range)
     if answers.kind == "classification":
         return f"names its {label}"
     return f"lists the {label} that apply" if _plural(label) else f"lists every {label} that applies"
@@ -72,7 +73,7 @@ def question(fields: Mapping[str, Any], label: Any, answers: Answers, words: Map
         options = []
     if answers.kind == "regression":
         assert answers.score_range is not None
-        asked = "What is the {}, from {:g} to {:g}?".format(noun, *answers.score_range)
+        asked = "What is the {}, from {:.15g} to {:.15g}?".format(noun, *answers.score_range)
     elif answers.kind == "classification":
         asked = f"What is the {noun}: {listed(options, 'or')}?" if options else f"What is the {noun}?"
     else:
@@ -92,6 +93,11 @@ def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bo
     Raises:
         UserError: `given` names what is no label, or two labels the same word.
     """
+    if given and not labels:
+        raise UserError(
+            f"--labels: {next(iter(given))!r} is no label: a regression has scores, no labels; leave --labels out, or "
+            "say --kind classification if few numbers stand for classes"
+        )
     unknown = [label for label in given if label not in labels]
     if unknown:
         raise UserError(
@@ -138,7 +144,12 @@ def _usable(word: str, multi_label: bool) -> str:
 
 
 def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bool, notes: list[str]) -> None:
-    """Give labels that come to the same word another: as they are written, else with a number."""
+    """Give labels that come to the same word another: as they are written, else with a number; note equal numbers."""
+    numbers: dict[float, list[str]] = {}
+    for label in filter(NUMBER.fullmatch, words):
+        numbers.setdefault(float(label), []).append(label)
+    equal = [group for group in numbers.values() if len(group) > 1]
+    notes += map(_hardly_different, equal)
     for again in (True, False):
         groups: dict[str, list[str]] = {}
         for label, word in words.items():
@@ -152,12 +163,17 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
                 for label in free:
                     words[label] = _usable(label, multi_label) or words[label]
                 continue
-            notes.append(
-                f"labels {listed([repr(shortened(label)) for label in group])} are hardly different; if they are one, "
-                "make them the same in the file"
-            )
+            if not any(set(group) <= set(one) for one in equal):
+                notes.append(_hardly_different(group))
             taken = {bare(word) for word in words.values()}
             for label in free if len(free) < len(group) else free[1:]:
                 number = next(n for n in range(2, len(words) + 3) if bare(f"{words[label]} {n}") not in taken)
                 words[label] = f"{words[label]} {number}"
                 taken.add(bare(words[label]))
+
+
+def _hardly_different(labels: Sequence[str]) -> str:
+    return (
+        f"labels {listed([repr(shortened(label)) for label in labels])} are hardly different; if they are one, make "
+        "them the same in the file"
+    )
