@@ -356,6 +356,7 @@ CELLS = [
     (("m",), "m"),
     (np.array(["m", "p"]), "p, m"),
     ("s,s", "s"),
+    ("s,", "s"),
 ]
 CELLS += [(None, "none"), ("", "none"), ("  ", "none"), ([], "none"), (float("nan"), "none"), ("none", "none")]
 
@@ -366,7 +367,7 @@ def test_cells_of_label_sets(cell, expected):
 
 
 @pytest.mark.parametrize(
-    "cell, unknown", [("s;m", "'s;m'"), ("s,x,y", "'x', 'y'"), (["s", None], "'None'"), ("s,", "''"), (3, "'3'")]
+    "cell, unknown", [("s;m", "'s;m'"), ("s,x,y", "'x', 'y'"), (["s", None], "'None'"), (3, "'3'")]
 )
 def test_unknown_labels_of_a_cell_are_named(cell, unknown):
     with pytest.raises(ValueError) as caught:

@@ -202,7 +202,7 @@ GOOD = {"premise": "a", "hypothesis": "b", "label": True}
         (jsonl({"premise": "a", "hypothesis": "b"}), ["line 2", "'label'"]),
         (jsonl(GOOD | {"label": 1}), ["line 2", "'label'", "'1'", "own"]),
         (jsonl(GOOD | {"label": None}), ["line 2", "'label'", "'None'"]),
-        (jsonl(GOOD | {"label": 2.0}), ["line 2", "'label'", "'2.0'"]),
+        (jsonl(GOOD | {"label": 2.5}), ["line 2", "'label'", "'2.5'"]),
         (jsonl(GOOD | {"label": ["true"]}), ["line 2", "'label'"]),
         (jsonl(GOOD | {"hypothesis": ""}), ["line 2", "'hypothesis'", "expected text", "''"]),
         (jsonl(GOOD | {"hypothesis": None}), ["line 2", "'hypothesis'", "None"]),

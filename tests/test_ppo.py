@@ -274,7 +274,9 @@ def test_own_task_and_own_reward(tiny_model, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seen = tmp_path / "seen.txt"
     reward = tmp_path / "my_reward.py"
-    reward.write_text(f"def reward(text, label):\n    open({str(seen)!r}, 'a').write(label + '\\n')\n    return 1.0\n")
+    reward.write_text(
+        f"def reward(text, label):\n    open({str(seen)!r}, 'a').write(label + '\\n')\n    return float(label in text)\n"
+    )
     task = {
         "name": "tickets",
         "description": "You are an assistant to route tickets.",

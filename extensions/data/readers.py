@@ -304,7 +304,7 @@ def label_of(row: Row, column: LabelColumn, where: str) -> str:
             return task.label_set_of(value)
         except ValueError as error:
             raise _unlabelled(column, where, value, str(error)) from error
-    text = cell_label(value)
+    text = cell_label(value) if column.own or isinstance(value, bool) else str(value).strip()
     if column.classes is not None and not column.own and isinstance(value, float):
         text = f"{value:g}"  # scores of the hub were 32-bit numbers once
     if task.score_range is None:

@@ -18,13 +18,13 @@ class HubUnreachable(UserError):
 
 @lru_cache(maxsize=64)
 def check_source(path: str) -> None:
-    """Whether `path` is a folder, a model in the hub's local cache, or one that the hub has now.
+    """Whether `path` is a folder, in a package (`pip:`), a model in the hub's local cache, or one that the hub has now.
 
     Raises:
         HubUnreachable: it has the form of a hub name, is not in the cache, and the hub does not answer.
         UserError: it is none of these.
     """
-    if Path(path).is_dir():
+    if path.startswith("pip:") or Path(path).is_dir():
         return
     if not _HUB_NAME.fullmatch(path) or path.startswith("."):
         raise UserError(

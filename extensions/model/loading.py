@@ -51,11 +51,9 @@ def resolve_model(path: str) -> tuple[str, str | None]:
     `pip:PACKAGE` is a model file inside an installed package, found without importing it.
 
     Raises:
-        UserError: no such folder, package or name on the hub, no model file in the package, or its size or hash is not
-            the known one.
+        UserError: no such package, no model file in it, or its size or hash is not the known one.
     """
     if not path.startswith("pip:"):
-        check_source(path)
         return path, None
     package = path.removeprefix("pip:")
     try:
@@ -163,6 +161,7 @@ def _write_out(folder: str, gguf: str, path: str, target: str) -> None:
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Padding is done by lengths, so no pad token is needed or invented."""
+    check_source(model.path)
     with _explained(model.path):
         return AutoTokenizer.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
 
@@ -181,6 +180,7 @@ def _set_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def load_config(model: Model) -> Any:
     """The model's configuration, without its weights."""
+    check_source(model.path)
     with _explained(model.path):
         return AutoConfig.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
 
