@@ -200,10 +200,12 @@ def test_the_temperature_that_was_put_in_is_found():
 
 
 def test_rows_that_are_all_right_do_not_make_answers_certain():
-    """Of n rows with the same distance g of two answers: Platt's targets make the confidence (n + 1) / (n + 2)."""
+    """One wrong row of n with the same distance g of two answers: the confidence of least loss is (n - 1) / n."""
+    right = fit(torch.tensor([[5.0, 0.0]] * 60), [0] * 60)
+    assert right.temperature == 1 and "nothing to fit" in str(right)
     for n, gap in ((60, 5.0), (9, 0.5), (1000, 20.0)):
-        found = fit(torch.tensor([[gap, 0.0]] * n), [0] * n)
-        assert found.temperature == pytest.approx(gap / math.log(n + 1), rel=1e-3)
+        found = fit(torch.tensor([[gap, 0.0]] * n), [0] * (n - 1) + [1])
+        assert found.temperature == pytest.approx(gap / math.log(n - 1), rel=1e-3)
 
 
 def fit_at(logits, golds, temperature):

@@ -1,8 +1,4 @@
-"""Temperature scaling of the answers' probabilities (Guo et al., 2017), fitted on the validation rows of a run.
-
-The targets are smoothed as in Platt (1999): where all n rows are right, the plain likelihood would make every answer
-certain, which n rows cannot show.
-"""
+"""Temperature scaling of the answers' probabilities (Guo et al., 2017), fitted on the validation rows of a run."""
 
 from __future__ import annotations
 
@@ -33,10 +29,15 @@ class Fit:
 
     temperature: float
     rows: int
+    wrong: int  # of these rows' most probable answers
     nll: tuple[float, float]
     ece: tuple[float, float]
 
     def __str__(self) -> str:
+        if not self.wrong:
+            return (
+                f"temperature 1: all {self.rows} validation rows are answered right, so there is nothing to fit it by"
+            )
         edge = "" if LOWEST * 1.01 < self.temperature < HIGHEST * 0.99 else ", at the edge of what is tried"
         return (
             f"temperature {self.temperature:.3f}{edge}, fitted on {self.rows} validation rows: "
@@ -45,24 +46,25 @@ class Fit:
 
 
 def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
-    """The temperature of least negative log-likelihood under targets of (n + 1) / (n + 2) for the gold answers.
+    """The temperature of least negative log-likelihood; 1 where every answer is right, for then the least would make
+    every answer certain.
 
     Args:
         logprobs: (rows, C) of `likelihood.log_likelihoods`.
         golds: place of each row's gold answer among the C.
     """
     scores, right = logprobs.double().cpu(), torch.tensor(golds)
-    smoothing = 1 / (len(golds) + 2) * scores.shape[1] / max(1, scores.shape[1] - 1)  # torch spreads it over all C
 
-    def nll(temperature: float, label_smoothing: float = 0.0) -> float:
-        return float(torch.nn.functional.cross_entropy(scores / temperature, right, label_smoothing=label_smoothing))
+    def nll(temperature: float) -> float:
+        return float(torch.nn.functional.cross_entropy(scores / temperature, right))
 
     # In the logarithm the loss has one minimum (it is convex in the inverse temperature).
     bounds = (float(np.log(LOWEST)), float(np.log(HIGHEST)))
-    found = minimize_scalar(lambda log: nll(float(np.exp(log)), smoothing), bounds=bounds, method="bounded")
-    temperature = float(np.exp(found.x))
+    found = minimize_scalar(lambda log: nll(float(np.exp(log))), bounds=bounds, method="bounded")
+    wrong = int((scores.argmax(-1) != right).sum())
+    temperature = float(np.exp(found.x)) if wrong else 1.0
     eces = [expected_calibration_error((scores / t).softmax(-1), right) for t in (1.0, temperature)]
-    return Fit(temperature, len(golds), (nll(1.0), nll(temperature)), (eces[0], eces[1]))
+    return Fit(temperature, len(golds), wrong, (nll(1.0), nll(temperature)), (eces[0], eces[1]))
 
 
 def expected_calibration_error(chances: Tensor, golds: Tensor) -> float:
