@@ -275,7 +275,8 @@ def test_own_task_and_own_reward(tiny_model, tmp_path):
     seen = tmp_path / "seen.txt"
     reward = tmp_path / "my_reward.py"
     reward.write_text(
-        f"def reward(text, label):\n    open({str(seen)!r}, 'a').write(label + '\\n')\n    return float(label in text)\n"
+        f"def reward(text, label):\n    open({str(seen)!r}, 'a').write(label + '\\n')\n"
+        "    return float(label in text)\n"
     )
     task = {
         "name": "tickets",
