@@ -63,6 +63,7 @@ def _commands(made: Draft) -> list[str]:
         "formats",
         f"  nlu predict runs/{recipe.name}-sft new.csv --out answers.csv",
         f"  bash {ppo} {path} {adapter}{_about(seconds.get('ppo'))}",
+        "      if you like: PPO after SFT gains on some tasks and loses on others; keep the run with the better table",
         f"  nlu predict runs/{recipe.name} new.csv --out answers.csv",
     ]
 
