@@ -319,7 +319,8 @@ def _separator(texts: Sequence[str]) -> str | None:
         if not joined or len(company) > MOST_CLASSES or max(map(len, company)) > 40:
             continue
         recur = sum(company[part] > 1 for part in joined)
-        if recur >= 0.7 * len(joined) and len(company) <= max(len(cells), 2):
+        likely = 0.7 if separator == "," else 0.5  # names of classes hold commas, hardly ever another separator
+        if recur >= likely * len(joined) and len(company) <= max(len(cells), 2):
             return separator
     return None
 
