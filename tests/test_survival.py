@@ -683,7 +683,7 @@ def test_a_rank_that_is_killed_takes_the_run_down(launched, tmp_path, tiny_model
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_the_line_where_it_hangs(launched, tmp_path, tiny_model):
     reward = with_reward(
-        tmp_path, "calls += 1\nif calls > 20 and os.environ['RANK'] == '1': time.sleep(10000)\nreturn 1.0"
+        tmp_path, "calls += 1\nif calls > 50 and os.environ['RANK'] == '1': time.sleep(10000)\nreturn len(text)"
     )
     path, log = endless(tmp_path, tiny_model, reward=reward, deepspeed={"timeout": 4}), tmp_path / "log"
     run = launched(path, 2, log)
@@ -723,7 +723,7 @@ def test_ranks_whose_launcher_is_gone_stop(launched, tmp_path, tiny_model):
 
 @pytest.mark.slow
 def test_numbers_that_are_none_on_one_rank_stop_all(tmp_path, tiny_model):
-    reward = with_reward(tmp_path, "return 3e38 if os.environ['RANK'] == '1' else 1.0")
+    reward = with_reward(tmp_path, "return (3e38 if os.environ['RANK'] == '1' else 1.0) * (1 - len(text) % 2 / 9)")
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), reward=reward, **RESUMABLE)
     done = launch(path, "ppo.whiten=false", "ppo.kl.init=0", ranks=2)
     assert done.returncode == 4, done.stdout + done.stderr
