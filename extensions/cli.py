@@ -128,7 +128,7 @@ def preview(
     from extensions.packing import Sample, pack
     from extensions.prompts import CLOSE
     from extensions.recipe import load_recipe
-    from extensions.rewards import load_reward
+    from extensions.rewards import load_reward, trial_answers, written
 
     with _user_errors():
         resolved = load_recipe(recipe, overrides or [])
@@ -140,7 +140,7 @@ def preview(
             check_lengths(encoder, examples, f"{split} rows", _warn)
             examples = examples[:n]
             encoded = [encoder.encode(task, example.fields) for example in examples]
-            answers = [_answers(task, str(example.label)) for example in examples]
+            answers = [trial_answers(task, str(example.label)) for example in examples]
             responses = [
                 encoder.answer_ids(ids, text, options[0][1])
                 for (ids, text), options in zip(encoded, answers, strict=True)
@@ -163,7 +163,7 @@ def preview(
                 console.print(" ".join(map(repr, tokens)), markup=False)
                 table = Table("answer", "text", "reward")
                 for kind, answer in answers[k]:
-                    response = answer if kind.startswith("garbage") else f"{answer}{CLOSE}"
+                    response = written(kind, answer)
                     value = reward([response], [text], [example])[0]
                     table.add_row(kind, _escaped(repr(response)), f"{value:+.2f}")
                 console.print(table)
@@ -185,22 +185,6 @@ def _encoder(recipe: Any) -> Any:
     shown = {task.name: shown_rows(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
     prompt, tokenizer = recipe.prompt, load_tokenizer(recipe.model)
     return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
-
-
-def _answers(task: Any, gold: str) -> list[tuple[str, str]]:
-    """(kind, answer): gold first, then each wrong answer, then garbage."""
-    if task.score_range is not None:
-        low, high = task.score_range
-        wrong = [("wrong", f"{value:g}") for value in (low, (low + high) / 2, high) if value != float(gold)]
-    else:
-        wrong = [("wrong", task.answer(label)) for label in task.sample_labels if label != gold]
-    return [
-        ("gold", task.answer(gold)),
-        *wrong,
-        ("empty", ""),
-        ("garbage", "As an AI language model, I"),
-        ("garbage, unclosed", task.answer(gold)),
-    ]
 
 
 def _escaped(text: str) -> str:

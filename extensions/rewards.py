@@ -144,7 +144,6 @@ def _check_signature(function: Callable[..., Any], arguments: int, path: Path) -
 # ------------------------------------------------------------------------------------------------ a trial of a reward
 
 TRIED = 3  # rows of each label
-GARBAGE = ("", "As an AI language model, I")
 
 
 def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple[str, bool]]:
@@ -158,11 +157,11 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
         return
     task, rewards = examples[0].task, set[float]()
     unpaid: dict[str, str] = {}
-    for label, rows in _by_label(examples).items():
+    by_label = _by_label(examples)
+    for label, rows in by_label.items():
         lost = []
         for row in rows:
-            tried = answers_of(task, str(row.label))
-            texts = [f"{answer}{CLOSE}" for answer in tried] + [*GARBAGE, tried[0]]
+            texts = [*(written(kind, answer) for kind, answer in trial_answers(task, str(row.label))), ""]
             try:
                 values = reward(texts, [""] * len(texts), [row] * len(texts))
             except UserError as error:
@@ -183,7 +182,7 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
         shown = "; ".join(f"label {label!r}: {what}" for label, what in list(unpaid.items())[:3])
         yield (
             f"reward {reward.path}: the gold answer earns no more than a wrong one, or one without its closing tag, "
-            f"for {len(unpaid)} of {len(_by_label(examples))} labels of task {task.name} ({shown}). The reward gets "
+            f"for {len(unpaid)} of {len(by_label)} labels of task {task.name} ({shown}). The reward gets "
             "the label as it stands in the data and the text as the model writes it, with the tag",
             False,
         )
@@ -195,21 +194,36 @@ def check_reward(reward: Reward, examples: Sequence[Example], warn: Callable[[st
     Raises:
         UserError: no training can go on with it.
     """
-    for task in dict.fromkeys(example.task.name for example in examples):
-        for fault, fatal in reward_faults(reward, [example for example in examples if example.task.name == task]):
+    by_task: dict[str, list[Example]] = {}
+    for example in examples:
+        by_task.setdefault(example.task.name, []).append(example)
+    for rows in by_task.values():
+        for fault, fatal in reward_faults(reward, rows):
             if fatal:
                 raise UserError(fault)
             warn(fault)
 
 
-def answers_of(task: Task, gold: str) -> list[str]:
-    """The gold answer first, then wrong ones."""
+def trial_answers(task: Task, gold: str) -> list[tuple[str, str]]:
+    """(kind, answer): gold first, then each wrong answer, then garbage."""
+    right = task.answer(gold)
     if task.score_range is not None:
         low, high = task.score_range
-        far = max((low, high), key=lambda score: abs(score - float(gold)))
-        return [task.answer(gold), task.answer(f"{far:g}")]
-    right = task.answer(gold)
-    return [right, *(task.answer(label) for label in task.labels if task.answer(label) != right)]
+        wrong = [("wrong", f"{value:g}") for value in (low, (low + high) / 2, high) if value != float(right)]
+    else:
+        wrong = [("wrong", task.answer(label)) for label in task.sample_labels if label != gold]
+    return [
+        ("gold", right),
+        *wrong,
+        ("empty", ""),
+        ("garbage", "As an AI language model, I"),
+        ("garbage, unclosed", right),
+    ]
+
+
+def written(kind: str, answer: str) -> str:
+    """The response that such an answer is: garbage has no closing tag."""
+    return answer if kind.startswith("garbage") else f"{answer}{CLOSE}"
 
 
 def _by_label(examples: Sequence[Example]) -> dict[str, list[Example]]:

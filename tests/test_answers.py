@@ -22,7 +22,6 @@ from sklearn.metrics import (
     r2_score,
 )
 
-from extensions.cli import _answers
 from extensions.data import load_examples
 from extensions.errors import UserError
 from extensions.metrics import Prediction, score
@@ -30,6 +29,7 @@ from extensions.ppo import batch_metrics
 from extensions.prompts import CLOSE, answer_format, is_label, pack_label, parse_answer, unpack_label
 from extensions.recipe import dump_recipe, load_recipe
 from extensions.report import before_after_table
+from extensions.rewards import trial_answers
 from extensions.tables import interval_text, metric_text
 from extensions.tasks import TASKS, Task
 from extensions.watch import CollapseWatch
@@ -537,11 +537,11 @@ def test_a_collapse_of_label_sets_is_noticed():
 
 
 def test_answers_of_the_preview():
-    assert dict(_answers(TOPICS, "s"))["gold"] == "Sports"
-    assert [answer for kind, answer in _answers(TOPICS, "s") if kind == "wrong"] == [
+    assert dict(trial_answers(TOPICS, "s"))["gold"] == "Sports"
+    assert [answer for kind, answer in trial_answers(TOPICS, "s") if kind == "wrong"] == [
         "Politics",
         "Money",
         "none",
         "Sports, Politics, Money",
     ]
-    assert [answer for kind, answer in _answers(SIGNED, "-1") if kind == "wrong"] == ["0", "1"]
+    assert [answer for kind, answer in trial_answers(SIGNED, "-1") if kind == "wrong"] == ["0", "1"]
