@@ -17,7 +17,7 @@ from extensions.errors import UserError
 from extensions.packing import Sample
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.rollout import Sampler
-from extensions.tasks import Task
+from extensions.tasks import Task, number_text
 
 SCORES = 11  # numbers of a regression's range that are compared, at equal distances
 MOST_SETS = 64  # label sets of a multi-label task that are all compared; beyond, those that the training rows have
@@ -90,10 +90,6 @@ def grid_decimals(task: Task) -> int:
     low, high = task.score_range
     values = [low + (high - low) * k / (SCORES - 1) for k in range(SCORES)]
     return next((d for d in range(1, 6) if len({f"{value:.{d}f}" for value in values}) == SCORES), 6)
-
-
-def number_text(value: float, decimals: int) -> str:
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no "-0"
 
 
 def log_likelihoods(

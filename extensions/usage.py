@@ -76,7 +76,7 @@ def prompt_code(task: Task, form: Callable[[Mapping[str, str]], str], seen: Sequ
     marks = {field: chr(_FIRST_MARK + k) for k, field in enumerate(task.fields)}
     field_of = {mark: field for field, mark in marks.items()}
     pieces = re.split(f"([{''.join(field_of)}])", form(marks))
-    columns = columns_of(task)
+    columns = task.text_columns
     used = [columns[field_of[mark]] for mark in pieces[1::2]]
     example = {column: f"your {column}" for column in columns.values()}
     answers = candidates(task, seen).forms
@@ -98,12 +98,6 @@ def prompt_code(task: Task, form: Callable[[Mapping[str, str]], str], seen: Sequ
             f"row = {example!r}",
         ]
     )
-
-
-def columns_of(task: Task) -> dict[str, str]:
-    """Field -> name of its column; a field whose training file had no header is its own column."""
-    named = {field: task.source.columns.get(field, field) for field in task.fields}
-    return {field: column if isinstance(column, str) else field for field, column in named.items()}
 
 
 def _literal(text: str) -> str:

@@ -19,7 +19,7 @@ from extensions.data.nested import ROWS
 from extensions.data.tables import RAGGED, Row, class_names, format_of, scan
 from extensions.errors import UserError
 from extensions.prompts import is_label
-from extensions.tasks import Hub, Task, cell_label
+from extensions.tasks import Hub, Task, cell_label, is_blank
 
 HUB = "hub"  # value of data.root: download from the hub
 
@@ -248,12 +248,6 @@ def _cell(row: Row, column: str | int, where: str) -> Any:
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, no tokenizer reads them
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a cell has no value: None, NaN, or pandas' NA and NaT."""
-    nan = isinstance(value, float) and value != value
-    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
-
-
 def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool = False) -> str:
     """The text of a cell, without the space around it.
 
@@ -268,7 +262,7 @@ def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool =
     lacks = own and column not in row  # an object may leave a key out; that no object has it is found by the caller
     value = None if lacks else _cell(row, column, where)
     value = value.item() if own and isinstance(value, np.generic) else value
-    if value is None or (isinstance(value, str) and not value.strip()) or (own and is_missing(value)):
+    if is_blank(value) and (own or value is None or isinstance(value, str)):
         if may_lack:
             return ""
         place = f", field {column!r}"
@@ -343,7 +337,7 @@ def _unlabelled(column: LabelColumn, where: str, value: Any, text: str) -> Unlab
         detail += f"expected a number from {low:.15g} to {high:.15g}, got {text!r}"
         kind = f"rows whose score is no number from {low:.15g} to {high:.15g}"
         remedy = "Give score_range the data's range"
-    if is_missing(value) or not text:
+    if is_blank(value):
         return UnlabelledRow(Fault(where, "rows without a label", detail, skip))
     return UnlabelledRow(Fault(where, kind, detail, f"{remedy}. {skip}" if column.own else "", text))
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from extensions import handover
-from extensions.data.readers import LabelColumn, is_missing, label_of
+from extensions.data.readers import LabelColumn, label_of
 from extensions.errors import UserError
 from extensions.evaluate import Decoding
 from extensions.inference.calibration import fit_on_validation
@@ -26,8 +26,7 @@ from extensions.launch import keep_freed_memory
 from extensions.likelihood import candidates
 from extensions.metrics import Prediction, score_all
 from extensions.report import before_after_table
-from extensions.tasks import Task
-from extensions.usage import columns_of
+from extensions.tasks import Task, is_blank
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _same(out: Path, source: str) -> bool:
 
 def _texts(task: Task, texts: Sequence[str]) -> dict[str, str]:
     """The row of `--text KEY=VALUE`; a key is a column or a field."""
-    columns = columns_of(task)
+    columns = task.text_columns
     row: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -154,7 +153,7 @@ def _texts(task: Task, texts: Sequence[str]) -> dict[str, str]:
 
 
 def _check_columns(table: Table, task: Task) -> None:
-    needed = list(columns_of(task).values())
+    needed = list(task.text_columns.values())
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise UserError(
@@ -270,7 +269,7 @@ def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console
     column = task.source.label
     if not isinstance(column, str) or column not in table.columns:
         return
-    if all(is_missing(row.get(column)) or not str(row[column]).strip() for row in table.rows):
+    if all(is_blank(row.get(column)) for row in table.rows):
         console.print(f"not scored: the column {column!r} is empty", markup=False)
         return
     if task.unit:

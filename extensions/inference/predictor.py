@@ -34,7 +34,6 @@ from extensions.prompts import PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout import Sampler
 from extensions.tasks import Task
-from extensions.usage import columns_of
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class Predictor:
             raise UserError(f"expected a dictionary of column and text, got {type(row).__name__}")
         may_lack = task.source.incomplete != "error"
         cells: dict[str | int, Any] = {name: value for name, value in row.items()}
-        fields = {name: text_of(cells, column, where, may_lack, own) for name, column in columns_of(task).items()}
+        fields = {name: text_of(cells, column, where, may_lack, own) for name, column in task.text_columns.items()}
         if own and not any(fields.values()):
             raise UserError("all texts are empty")
         self.encoder.check(task, fields)
@@ -216,7 +215,7 @@ def _check_arguments(rows: Any, decoding: str, temperature: float | None, batch_
 def _check_columns(rows: Sequence[Any], task: Task) -> None:
     """Raises UserError where a column that the prompt shows stands in none of the rows: a name that is misspelt."""
     names = dict.fromkeys(str(name) for row in rows if isinstance(row, Mapping) for name in row)
-    missing = [column for column in columns_of(task).values() if column not in names]
+    missing = [column for column in task.text_columns.values() if column not in names]
     if missing and names:
         raise UserError(
             f"rows: none has the column {', '.join(map(repr, missing))} of task {task.name}; they have: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,15 +15,6 @@ _LIST = re.compile(  # as str() of a Python list, tuple, set or numpy array has 
 )
 _RUN = re.compile(r"[^\x00-\x7f]{2,}")  # one alone is an accent or a sign
 _MISREAD = 0.5, 20, 4  # share of letters that stand in such runs, how many there are, and how many distinct
-
-
-def is_blank(value: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, or text without a visible character."""
-    return (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and not value.strip())
-    )
 
 
 def shortened(value: str, width: int = 40) -> str:

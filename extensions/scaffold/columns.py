@@ -16,13 +16,12 @@ from extensions.scaffold.cells import (
     NUMBER,
     are_lists_as_text,
     commas_in_names,
-    is_blank,
     is_number,
     most,
     number_with_comma,
     shortened,
 )
-from extensions.tasks import cell_label, fold, nfc
+from extensions.tasks import cell_label, fold, is_blank, nfc
 
 Row = Mapping[Any, Any]
 Kind = Literal["classification", "regression", "multi-label"]

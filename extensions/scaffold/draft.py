@@ -19,10 +19,9 @@ from extensions.packing import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings
-from extensions.scaffold.cells import is_blank
 from extensions.scaffold.entry import Entry, Request, is_unbalanced
 from extensions.scaffold.recipe_text import recipe_text
-from extensions.tasks import Task
+from extensions.tasks import Task, is_blank
 
 Warn = Callable[[str], None]
 COUNTED = 500  # rows whose prompts are counted in tokens
@@ -107,8 +106,7 @@ def draft(entry: Entry, request: Request, on_gpu: bool) -> Draft:
     prefix = common_prefix(prompts) if len(prompts) > 1 else 0
     rest = round(float(np.minimum(lengths, chosen.max_tokens).mean())) - prefix
     tokens = prefix, max(1, rest), round(float(np.mean(answer_tokens)))
-    unique = list(dict.fromkeys(warnings))  # a file is read once for each split that is drawn from it
-    return Draft(entry, text, resolved, data, encoder, decisions, unique, tokens, on_gpu)
+    return Draft(entry, text, resolved, data, encoder, decisions, warnings, tokens, on_gpu)
 
 
 def _fields(task: Task, row: Any) -> dict[str, str]:

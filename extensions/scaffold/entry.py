@@ -11,10 +11,9 @@ from typing import Any
 
 from extensions.errors import UserError
 from extensions.scaffold import settings, words
-from extensions.scaffold.cells import is_blank
 from extensions.scaffold.columns import Answers, Column, Kind, Row, answers, describe, nearest, suggested_label
 from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table, with_notes
-from extensions.tasks import PLACEHOLDER, cell_label
+from extensions.tasks import PLACEHOLDER, cell_label, is_blank
 
 HELD_OUT = 0.1  # share of the rows for validation, and for the test split
 FEWEST_ROWS = 10  # with a label

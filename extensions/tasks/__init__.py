@@ -12,7 +12,7 @@ from extensions.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.schema import PLACEHOLDER, Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
-from extensions.tasks.words import bare, cell_label, fold, nfc
+from extensions.tasks.words import bare, cell_label, fold, is_blank, nfc, number_text
 
 __all__ = [
     "PLACEHOLDER",
@@ -28,7 +28,9 @@ __all__ = [
     "cell_label",
     "find_task",
     "fold",
+    "is_blank",
     "nfc",
+    "number_text",
 ]
 
 _ENTRIES = (*generated.ENTRIES, *glue.ENTRIES, *superglue.ENTRIES)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from extensions.tasks.source import Source, Submission
-from extensions.tasks.words import bare, cell_label, fold, nfc
+from extensions.tasks.words import bare, cell_label, fold, is_blank, nfc, number_text
 
 Metric = Literal[
     "accuracy",
@@ -277,6 +277,12 @@ class Task(BaseModel):
         return tuple(dict.fromkeys(match[1] for match in PLACEHOLDER.finditer(self.question) if match[1]))
 
     @property
+    def text_columns(self) -> dict[str, str]:
+        """Field -> name of its column; a field whose training file has no header is its own column."""
+        named = {field: self.source.columns.get(field, field) for field in self.fields}
+        return {field: column if isinstance(column, str) else field for field, column in named.items()}
+
+    @property
     def is_regression(self) -> bool:
         return self.score_range is not None
 
@@ -318,8 +324,8 @@ class Task(BaseModel):
         if not self.is_regression:
             return self.labels[label][0]
         if self.score_decimals is not None:
-            label = f"{float(label):.{self.score_decimals}f}"
-        elif not _PLAIN_NUMBER.fullmatch(label):  # 1e-05, +1
+            return number_text(float(label), self.score_decimals)
+        if not _PLAIN_NUMBER.fullmatch(label):  # 1e-05, +1
             label = f"{Decimal(repr(float(label))):f}"
         return label.lstrip("-") if float(label) == 0 else label
 
@@ -356,7 +362,7 @@ class Task(BaseModel):
             ValueError: with those that are no labels of the task.
         """
         cell = cell.tolist() if hasattr(cell, "tolist") else cell
-        if cell is None or cell != cell or (isinstance(cell, str) and cell.strip() in ("", self.no_label)):
+        if is_blank(cell) or (isinstance(cell, str) and cell.strip() == self.no_label):
             return self.no_label
         parts = cell if isinstance(cell, (list, tuple)) else _filled(str(cell).split(self.source.label_separator))
         texts = [cell_label(part) for part in parts]

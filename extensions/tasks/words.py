@@ -60,3 +60,16 @@ def cell_label(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     return str(value).strip()
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell of the data holds nothing: None, NaN, pandas' NA and NaT, or text without a visible character."""
+    if isinstance(value, str):
+        return not value.strip()
+    nan = isinstance(value, float) and value != value
+    return value is None or nan or type(value).__name__ in ("NAType", "NaTType")
+
+
+def number_text(value: float, decimals: int) -> str:
+    """A number as a model should write it, with so many decimals and no "-0"."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
