@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from extensions.console import Reporter
 from extensions.data.splits import RunData
 from extensions.errors import UserError
 from extensions.recipe import Recipe
@@ -61,4 +60,4 @@ def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
     except HubUnreachable as error:
         warn(f"the model was not checked. {error}")
         return
-    make_encoder(recipe, data, tokenizer, config, Reporter(active=True))
+    make_encoder(recipe, data, tokenizer, config, warn)

@@ -87,7 +87,7 @@ def prepare(recipe: Recipe) -> Evaluation | Training:
     if method == "ppo":
         check_reward(reward, data.train, reporter.warn)
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
-    encoder = make_encoder(recipe, data, tokenizer, config, reporter)
+    encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
     folder = None
     if strategy.is_rank_0():
@@ -177,12 +177,12 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
             )
 
 
-def _check_budget(task: Task, encoder: PromptEncoder, budget: int, reporter: Reporter) -> None:
+def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callable[[str], None]) -> None:
     """Warn where a right answer is longer than what may be sampled: it would be cut, a wrong format each time."""
     tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
     longest = max(tokens, key=lambda word: tokens[word])
     if tokens[longest] > budget:
-        reporter.warn(
+        warn(
             f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
             f"rollout.max_new_tokens: {budget}; raise that, or no sampled answer can be right"
         )
@@ -212,7 +212,7 @@ def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
 
 
 def make_encoder(
-    recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, reporter: Reporter
+    recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, warn: Callable[[str], None]
 ) -> PromptEncoder:
     """The prompts of a run.
 
@@ -230,10 +230,10 @@ def make_encoder(
         encoder.check_answers(task)
     for example in (*data.train, *data.table, *data.validation, *data.test):
         encoder.check(example.task, example.fields)
-    check_lengths(encoder, data.train, "training rows", reporter.warn)
-    check_lengths(encoder, data.table, f"{data.split} rows", reporter.warn)
+    check_lengths(encoder, data.train, "training rows", warn)
+    check_lengths(encoder, data.table, f"{data.split} rows", warn)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
-        _check_budget(task, encoder, recipe.rollout.max_new_tokens, reporter)
+        _check_budget(task, encoder, recipe.rollout.max_new_tokens, warn)
     return encoder
 
 

@@ -9,7 +9,6 @@ import shutil
 import unicodedata
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -568,7 +567,7 @@ def test_the_budget_counts_the_tokens_that_the_model_writes(tmp_path):
     task, warnings = TASKS["mnli"], []
     longest = max(map(len, encoder.label_ids(task).values()))
     for budget in (longest, longest - 1):
-        train._check_budget(task, encoder, budget, SimpleNamespace(warn=warnings.append))
+        train._check_budget(task, encoder, budget, warnings.append)
     assert (
         len(warnings) == 1 and f"are {longest} tokens, more than rollout.max_new_tokens: {longest - 1}" in warnings[0]
     )

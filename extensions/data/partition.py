@@ -12,7 +12,7 @@ from extensions.prompts import told_apart
 from extensions.tasks import Task, fold
 
 _BINS = 10  # of the scores of a regression, with as many rows in each
-_COMMON = 3  # groups of rows that a set of labels needs to be a stratum of its own
+_COMMON = 3  # groups of rows that a set of labels needs to form a stratum
 
 
 def text_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:

@@ -318,7 +318,7 @@ def _open_parquet(path: Path) -> Any:
     names = file.schema_arrow.names
     twice = sorted({repr(name) for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{path}: two columns have the same name: {', '.join(twice)}; give each a name of its own")
+        raise UserError(f"{path}: two columns have the same name: {', '.join(twice)}; give each a distinct name")
     return file
 
 

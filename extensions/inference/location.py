@@ -8,6 +8,7 @@ from pathlib import Path
 from extensions import handover
 from extensions.errors import UserError
 from extensions.handover import HandOver
+from extensions.model.hub import is_hub_name
 from extensions.recipe import Model
 
 
@@ -61,7 +62,7 @@ def base_of(location: Location, handed: HandOver, model: str | None, trust_remot
         raise UserError(f"--model: {location.folder} is a merged model, which needs no base; leave it out")
     here = location.merged or handed.base.path == handover.HERE
     path = str(location.folder) if here else model or handed.base.path
-    if not here and not path.startswith("pip:") and not Path(path).exists() and _looks_local(path):
+    if not here and not path.startswith("pip:") and not Path(path).exists() and not is_hub_name(path):
         option = "--model" if model is not None else "the base model of the adapter"
         raise UserError(f"{option}: {path!r} is not there; name its folder or hub name with --model")
     base = Model(
@@ -82,8 +83,3 @@ def _is_adapter(folder: Path) -> bool:
 
 def _beside(run: Path) -> Path | None:
     return run / "recipe.yaml" if (run / "recipe.yaml").is_file() else None
-
-
-def _looks_local(path: str) -> bool:
-    """Whether a path cannot be a hub name (NAME or OWNER/NAME)."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1

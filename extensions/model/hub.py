@@ -16,6 +16,11 @@ class HubUnreachable(UserError):
     """The name may be right: nothing here says so, and the hub cannot be asked."""
 
 
+def is_hub_name(path: str) -> bool:
+    """Whether a path has the form NAME or OWNER/NAME."""
+    return _HUB_NAME.fullmatch(path) is not None and not path.startswith(".")
+
+
 @lru_cache(maxsize=64)
 def check_source(path: str) -> None:
     """Whether `path` is a folder, in a package (`pip:`), a model in the hub's local cache, or one that the hub has now.
@@ -26,7 +31,7 @@ def check_source(path: str) -> None:
     """
     if path.startswith("pip:") or Path(path).is_dir():
         return
-    if not _HUB_NAME.fullmatch(path) or path.startswith("."):
+    if not is_hub_name(path):
         raise UserError(
             f"model.path: cannot load {path!r}: no such folder; give a folder with a model, a hub name, or pip:PACKAGE"
         )

@@ -58,7 +58,7 @@ def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] =
     keeps the dtype of its files; one in GGUF gets the recipe's.
 
     Args:
-        complete: adds files of its own to the folder before it takes its name.
+        complete: adds files to the folder before it is renamed into place.
 
     Raises:
         UserError: `model.adapter` is missing, one of the two cannot be loaded or merged, the folder is there and not

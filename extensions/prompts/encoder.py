@@ -72,6 +72,7 @@ class PromptEncoder:
         self.shots, self.demonstrations = shots, demonstrations or {}
         self.dropped: Counter[str] = Counter()  # task name -> prompts that lost demonstrations
         self.truncated: Counter[str] = Counter()  # task name -> prompts that lost the end of a text
+        self._fitting: set[tuple[Any, ...]] = set()  # limit, task name, texts that no row may lose: prompts that fit
         self._ends = self._num_ends()
 
     def text(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
@@ -123,11 +124,17 @@ class PromptEncoder:
     def check(self, task: Task, fields: Mapping[str, str]) -> None:
         """Raises what `encode` would, without the cost of it.
 
-        What may not fit is all but the texts that can be shortened; a token holds at least a byte, so short texts fit.
+        What may not fit is all but the texts that can be shortened, mostly the same for all rows of a task.
         """
-        if not self._surely_fits(task, {**fields, **dict.fromkeys(task.truncate or task.fields, "")}):
+        frame = {**fields, **dict.fromkeys(task.truncate or task.fields, "")}
+        key = self.max_tokens, task.name, *frame.values()
+        if key in self._fitting:
+            return
+        if self.is_cut(task, frame):
             ids, text = self._encoded(task, fields)
             self._truncated(task, fields, text, ids)
+        else:
+            self._fitting.add(key)
 
     def is_cut(self, task: Task, fields: Mapping[str, str]) -> bool:
         """Whether the prompt of a row loses the end of a text."""

@@ -54,7 +54,7 @@ def run(recipe: Recipe) -> None:
     config = load_config(recipe.model)
     check_family(config)
     tokenizer = load_tokenizer(recipe.model)
-    encoder = train.make_encoder(recipe, data, tokenizer, config, reporter)
+    encoder = train.make_encoder(recipe, data, tokenizer, config, reporter.warn)
     shape = shape_of(recipe, cluster.join(recipe))
     options = arguments(recipe, shape)
     openrlhf.parse(options)  # its own checks
