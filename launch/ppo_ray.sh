@@ -17,4 +17,4 @@ for venv in "$root/.venv-ray" "${VIRTUAL_ENV:-$root/.venv}"; do
     fi
 done
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" # Ray's processes need the project too
-exec python -c 'import sys; from extensions.launch import main; sys.exit(main("ppo_ray", sys.argv[1:]))' "$@"
+exec python -c 'import sys; from extensions.cli.launch import main; sys.exit(main("ppo_ray", sys.argv[1:]))' "$@"

@@ -121,7 +121,7 @@ setup_complete() { # requirements file
 setup_compile_comm_op() {
     # Now rather than in the first run, where it looks like a hang.
     "$venv/bin/python" - <<'PY'
-from extensions.compat import load_op
+from extensions.distributed.openrlhf import load_op
 
 load_op("ShareMemCommBuilder")
 PY

@@ -20,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # Guarded, since a spawned data worker loads this file a second time.
 if __name__ == "__main__":
-    from extensions.launch import main
+    from extensions.cli.launch import main
 
     sys.exit(main("sft", sys.argv[1:]))
 # '

@@ -10,4 +10,4 @@ esac
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python -m pytest -q tests/ray_engine "$@"
+exec python -m pytest -q tests/ray_backend "$@"

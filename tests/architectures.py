@@ -26,13 +26,13 @@ from support import CPU
 from tiny_models import causal_classes, shrunk
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
+from extensions.distributed.strategy import trainable_state
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
-from extensions.packing import Sample, pack
+from extensions.prefix.tree import Sample, pack
 from extensions.recipe import Lora, Model
-from extensions.rollout import Request, Sampler
-from extensions.strategy import trainable_state
+from extensions.rollout.sampler import Request, Sampler
 
 TABLE = Path(__file__).parent.parent / "extensions" / "model" / "FAMILIES.md"
 WRITTEN = 6  # tokens of each greedy answer

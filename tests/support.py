@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from extensions.files import read_jsonl
+from extensions.common.files import read_jsonl
 from extensions.model.loading import load_policy
-from extensions.packing import Sample
+from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model
 
 # Words that a tiny encoder can tell apart.

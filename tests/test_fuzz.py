@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 
 _spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parent / "faults" / "fuzz.py")
 fuzz = sys.modules["fuzz"] = importlib.util.module_from_spec(_spec)

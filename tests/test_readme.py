@@ -11,12 +11,13 @@ from readme import README, blocks, own_data_commands
 from support import ROOT, free_port, run_command
 from typer.testing import CliRunner
 
-from extensions import encoder, train
-from extensions.cli import app
+from extensions.cli.main import app
+from extensions.common.files import read_json
 from extensions.data import load_examples
-from extensions.files import read_json
-from extensions.guard import Problem, leave
-from extensions.submit import make_archive
+from extensions.distributed.nonfinite import Problem, leave
+from extensions.encoder import run as encoder
+from extensions.evaluation.submission import make_archive
+from extensions.runs.main import main
 from extensions.tasks import SUITES, TASKS, Task
 from extensions.tasks.shared import THREE_WAY_ENTAILMENT
 
@@ -67,7 +68,7 @@ def scene(tiny_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for method, *overrides in (("ppo",), ("sft",), ("eval",), ("eval", "prompt.shots=5")):
-            assert train.main([str(ROOT / "recipes/smollm2.yaml"), *model, *SMALL, *overrides], method) == 0
+            assert main([str(ROOT / "recipes/smollm2.yaml"), *model, *SMALL, *overrides], method) == 0
     sample = {"task": "sst2", "index": 3, "prompt": "a", "response": "b", "prompt_ids": [1, 2], "response_ids": [3]}
     problem = Problem("logprobs of the rollout", [0], "NaN")
     leave(folder / "runs" / "smollm2" / "failed" / "step-12", 0, [problem], [sample], {}, None)
@@ -86,7 +87,7 @@ def shortened(command, tiny_model, tiny_bert, scene, folder):
     if words[0] == "nlu":
         return words
     if words[1] == "launch/test.sh":
-        return [*words, "--collect-only", "-n", "0", "tests/test_packing.py"]
+        return [*words, "--collect-only", "-n", "0", "tests/prefix/test_tree.py"]
     if words[1] == "launch/test_ray.sh":
         if not (ROOT / ".venv-ray" / "setup.stamp").exists():
             pytest.skip("no .venv-ray: bash launch/test_ray.sh would install 4.5 GB")
@@ -146,10 +147,10 @@ def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, 
     method = script.removeprefix("launch/").removesuffix(".sh")
     if method == "encoder":
         settings += [f"model.path={tiny_bert}", "encoder.max_tokens=128"]
-        assert encoder.main([recipe, *settings]) == 0
+        assert main([recipe, *settings], "encoder", encoder.run) == 0
     else:
         settings += [f"model.path={tiny_model('llama')}", "prompt.max_tokens=400", "ppo.micro_batch_size=4"]
-        assert train.main([recipe, *settings], method) == 0
+        assert main([recipe, *settings], method) == 0
     assert read_json(tmp_path / "run" / "eval.json")["after"].keys() == {task.name for task in SUITES["glue"]}
 
 
@@ -162,11 +163,11 @@ def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
     (tmp_path / "my_reward.py").write_text(reward)
     settings = yaml.safe_load(recipe) | {"model": {"path": str(tiny_model("llama"))}}
     (tmp_path / "tickets.yaml").write_text(yaml.safe_dump(settings))
-    assert train.main(["tickets.yaml", *SMALL]) == 0
+    assert main(["tickets.yaml", *SMALL]) == 0
     assert (tmp_path / "runs" / "tickets" / "adapter" / "adapter_model.safetensors").exists()
-    from extensions.preflight import problems
+    from extensions.cli.preflight import problems
     from extensions.recipe import load_recipe
-    from extensions.rewards import load_reward
+    from extensions.rollout.rewards import load_reward
 
     assert problems(load_recipe("tickets.yaml"), lambda message: None) == [], "validate has nothing against it"
     function = load_reward("my_reward.py").function

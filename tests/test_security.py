@@ -16,15 +16,15 @@ from peft import PeftModel
 from support import CPU, ROOT, write_recipe
 from transformers import AutoModelForCausalLM
 
-from extensions import train
-from extensions.credentials import hidden
-from extensions.encoder import load_encoder
-from extensions.errors import UserError
+from extensions.common.errors import UserError
+from extensions.encoder.run import load_encoder
+from extensions.evaluation.submission import LARGEST, check_archive
 from extensions.model import loading
 from extensions.model.loading import KNOWN_FILES, load_policy, resolve_model
 from extensions.model.merge import merge_adapter
 from extensions.recipe import Lora, Model, load_recipe
-from extensions.submit import LARGEST, check_archive
+from extensions.recipe.secrets import hidden
+from extensions.runs.main import main
 from extensions.tasks import TASKS
 
 BODY = "Ab3" * 12
@@ -168,7 +168,7 @@ def test_a_run_writes_no_token_anywhere(tiny_model, tmp_path, monkeypatch, capfd
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run), max_steps=1, checkpoint={"every_steps": 1})
-    assert train.main([str(path)]) == 0
+    assert main([str(path)]) == 0
     files = [file for file in run.rglob("*") if file.is_file()]
     assert {"recipe.yaml", "versions.json", "README.md"} <= {file.name for file in files}
     out, err = capfd.readouterr()

@@ -12,9 +12,10 @@ from support import ROOT, free_port, run_command
 from tickets import TEAMS, tickets, write
 from typer.testing import CliRunner
 
-from extensions import Predictor, train
-from extensions.cli import app
-from extensions.files import read_json, read_jsonl
+from extensions import Predictor
+from extensions.cli.main import app
+from extensions.common.files import read_json, read_jsonl
+from extensions.runs.main import main
 
 FEW = [
     "max_steps=1",
@@ -170,8 +171,8 @@ def test_scores_from_minus_one_to_one_and_several_labels(kind, long_model, tmp_p
     made = CliRunner().invoke(app, ["init", "own.csv", "--label", label, "--model", str(long_model)])
     assert made.exit_code == 0 and kind in made.output, made.output
     for method in ("sft", "ppo"):
-        assert train.main(["own.yaml", *FEW, f"output_dir=run-{method}"], method) == 0
-    assert train.main(["own.yaml", "model.adapter=run-sft/adapter", "output_dir=again"], "eval") == 0
+        assert main(["own.yaml", *FEW, f"output_dir=run-{method}"], method) == 0
+    assert main(["own.yaml", "model.adapter=run-sft/adapter", "output_dir=again"], "eval") == 0
     scored = CliRunner().invoke(app, ["predict", "run-sft", "own.csv", "--out", "out.jsonl"])
     assert scored.exit_code == 0, scored.output
     found = read_jsonl(tmp_path / "out.jsonl")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from extensions.common.errors import UserError
 from extensions.data.example import Example
-from extensions.errors import UserError
 
 
 def check_classes(examples: Sequence[Example]) -> None:

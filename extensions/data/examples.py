@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from extensions.common.errors import UserError
 from extensions.data.example import Example, units
 from extensions.data.faults import Fault, Faults
+from extensions.data.generated import GENERATORS
 from extensions.data.partition import hold_out, sample
 from extensions.data.readers import (
     HUB,
@@ -33,8 +35,6 @@ from extensions.data.readers import (
     on_hub,
     open_split,
 )
-from extensions.errors import UserError
-from extensions.generated import GENERATORS
 from extensions.prompts import told_apart
 from extensions.tasks import SPLITS, Task
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 
 SHOWN = 3  # places of each kind
 _VALUES = 12  # different values of each kind

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from extensions.common.errors import UserError
 from extensions.data import Example, is_labelled, is_present, load_examples, load_training
-from extensions.errors import UserError
 from extensions.prompts import PromptEncoder, pack_label
 from extensions.recipe import Recipe
 from extensions.tasks import SPLITS

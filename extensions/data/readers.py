@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from extensions.common.errors import UserError
 from extensions.data.faults import Fault
 from extensions.data.nested import ROWS
 from extensions.data.tables import RAGGED, Row, class_names, format_of, scan
-from extensions.errors import UserError
 from extensions.prompts import is_label
 from extensions.tasks import Hub, Task, cell_label, is_blank
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from extensions.common.errors import UserError
 from extensions.data import (
     Example,
     check_classes,
@@ -20,7 +21,6 @@ from extensions.data import (
     spread,
 )
 from extensions.data.checks import check_rows
-from extensions.errors import UserError
 from extensions.prompts import Shown
 from extensions.recipe import Recipe
 from extensions.tasks import Task, find_task

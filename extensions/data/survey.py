@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from extensions.common.errors import UserError
 from extensions.data import is_labelled, is_present, load_examples, spread
-from extensions.errors import UserError
-from extensions.packing import common_prefix
+from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.tasks import SPLITS, Task
 

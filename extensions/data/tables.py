@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from extensions.common.errors import UserError
 from extensions.data.faults import Fault, Faults
-from extensions.errors import UserError
 from extensions.tasks import Source
 
 Row = dict[str | int, Any]

@@ -14,18 +14,18 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from extensions import handover
+from extensions.common.environment import keep_freed_memory
+from extensions.common.errors import UserError
 from extensions.data.readers import LabelColumn, label_of
-from extensions.errors import UserError
-from extensions.evaluate import Decoding
+from extensions.evaluation.likelihood import candidates
+from extensions.evaluation.metrics import Prediction, score_all
+from extensions.evaluation.predict import Decoding
+from extensions.inference import handover
 from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
 from extensions.inference.predictor import Answer, Predictor
 from extensions.inference.tables import STDIN, Table, output_format, read_table, render, write_table
-from extensions.launch import keep_freed_memory
-from extensions.likelihood import candidates
-from extensions.metrics import Prediction, score_all
-from extensions.report import before_after_table
+from extensions.reporting.model_card import before_after_table
 from extensions.tasks import Task, is_blank
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from extensions import handover
-from extensions.errors import UserError
-from extensions.handover import HandOver
+from extensions.common.errors import UserError
+from extensions.inference import handover
+from extensions.inference.handover import HandOver
 from extensions.model.hub import is_hub_name
 from extensions.recipe import Model
 

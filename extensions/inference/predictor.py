@@ -12,14 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from extensions import handover
+from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.readers import FaultyRow, text_of
-from extensions.errors import UserError
-from extensions.evaluate import Decoding, answer, in_batches
-from extensions.handover import HandOver
-from extensions.inference.location import Location, base_of, locate
-from extensions.likelihood import (
+from extensions.evaluation.likelihood import (
     Candidates,
     Decision,
     answer_probabilities,
@@ -28,11 +24,15 @@ from extensions.likelihood import (
     decide,
     log_likelihoods,
 )
+from extensions.evaluation.predict import Decoding, answer, in_batches
+from extensions.inference import handover
+from extensions.inference.handover import HandOver
+from extensions.inference.location import Location, base_of, locate
 from extensions.model.loading import load_policy, load_tokenizer
 from extensions.model.policy import Policy
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
-from extensions.rollout import Sampler
+from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from extensions.common.errors import UserError
+from extensions.common.files import write_bytes
 from extensions.data.faults import Fault
 from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, has_mark, scan, separator_of
-from extensions.errors import UserError
-from extensions.files import write_bytes
 from extensions.tasks import Source, Task
 
 STDIN = "-"

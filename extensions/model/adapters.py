@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.model.targets import matching, short_names, target_modules, tied_to_embedding
 from extensions.recipe import Lora
 
@@ -179,3 +180,14 @@ def _other_base(path: str, named: str | None, reason: str) -> UserError:
 
 def _names(targets: Any) -> str:
     return targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
+
+
+def adapter_hash(folder: str | None) -> str | None:
+    """sha256 of a PEFT adapter's settings and weights; None without one, or where its files are missing."""
+    digest = hashlib.sha256()
+    try:
+        for name in ("adapter_config.json", "adapter_model.safetensors") if folder is not None else ():
+            digest.update((Path(str(folder)) / name).read_bytes())
+    except OSError:
+        return None
+    return digest.hexdigest() if folder is not None else None

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.model.precision import computing_in_float32
-from extensions.numerics import LogitTransform
+from extensions.prefix.logprobs import LogitTransform
 
 PROBE = 12  # tokens of the probe
 # Relative difference of two ways to the same logits that is rounding.

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 
 TIMEOUT = 5.0  # seconds for the hub to answer
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")

@@ -27,15 +27,15 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from extensions.attention import NAME as PACKED
-from extensions.errors import UserError
-from extensions.files import readable, sha256
+from extensions.common.errors import UserError
+from extensions.common.files import readable, sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
 from extensions.model.hub import check_source
 from extensions.model.policy import Policy
 from extensions.model.proof import check_gradient, choose_path, synthetic_rows
-from extensions.packing import Sample
+from extensions.prefix.attention import NAME as PACKED
+from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model, Recipe
 
 # Files inside packages are checked against what was tested, bytes and sha256: a changed file is another model.

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.errors import UserError
-from extensions.files import readable, sync_file, sync_folder
+from extensions.common.errors import UserError
+from extensions.common.files import readable, sync_file, sync_folder
 from extensions.model.adapters import adapter_config, load_adapter
 from extensions.model.loading import load_base, load_config, load_tokenizer, resolve_model
 from extensions.model.precision import computing_in_float32

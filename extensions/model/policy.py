@@ -22,13 +22,13 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.attention import Attend, PackAttention, masks_as_functions, tree_masks
-from extensions.compat import alibi_positions
-from extensions.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
-from extensions.files import readable
+from extensions.common.files import readable
+from extensions.distributed.openrlhf import alibi_positions
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
-from extensions.numerics import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
-from extensions.packing import Pack
+from extensions.prefix.attention import Attend, PackAttention, masks_as_functions, tree_masks
+from extensions.prefix.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
+from extensions.prefix.logprobs import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
+from extensions.prefix.tree import Pack
 
 if TYPE_CHECKING:
     from extensions.model.proof import Proof

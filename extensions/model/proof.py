@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extensions.attention import NAME as PACKED
-from extensions.attention import CannotPack
+from extensions.common.errors import UserError
 from extensions.data import Example
-from extensions.errors import UserError
 from extensions.model.anatomy import captured, eager, own_logits
 from extensions.model.policy import ForwardPath, Policy
 from extensions.model.precision import computing_in_float32
-from extensions.numerics import token_logprobs
-from extensions.packing import Sample, pack, with_sequence_targets
+from extensions.prefix.attention import NAME as PACKED
+from extensions.prefix.attention import CannotPack
+from extensions.prefix.logprobs import token_logprobs
+from extensions.prefix.tree import Sample, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
 
 CHUNK = 256  # tokens whose logits are there at once

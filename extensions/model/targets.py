@@ -19,7 +19,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 
 # How families name the projections of a token mixer, whole names. MLA has q_b_proj and kv_b_proj, JetMoE kv_proj, RWKV
 # receptance for the query, Zaya two halves of the value; a fused one makes query, key and value at once.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 from tokenizers import AddedToken
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

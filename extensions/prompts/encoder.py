@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.prompts.chat_template import ChatTemplate, ControlTokens
 from extensions.prompts.template import CLOSE, OPEN, Shown, chat_turns, prompt_text, told_apart
 from extensions.tasks import Task, nfc

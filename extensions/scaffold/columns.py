@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.scaffold.cells import (
     NUMBER,
     are_lists_as_text,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.scaffold.columns import KINDS
 
 KindName = Enum(

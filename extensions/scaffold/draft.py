@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from extensions.common.errors import UserError
+from extensions.common.files import write_text
 from extensions.data.splits import RunData
-from extensions.errors import UserError
-from extensions.files import write_text
-from extensions.flops import Shape
 from extensions.model.loading import load_config, load_tokenizer, prompt_limit
-from extensions.packing import common_prefix
+from extensions.planner.flops import Shape
+from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.scaffold import settings, words
 from extensions.scaffold.columns import Answers, Column, Kind, Row, answers, describe, nearest, suggested_label
 from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table, with_notes

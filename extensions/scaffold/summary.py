@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from extensions.common.errors import UserError
 from extensions.data import spread
-from extensions.errors import UserError
-from extensions.plan import GPUS, Options, Planner
+from extensions.planner.plan import GPUS, Options, Planner
 from extensions.scaffold.draft import Draft
 from extensions.scaffold.recipe_text import comment
 

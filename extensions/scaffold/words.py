@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.scaffold.cells import NUMBER, shortened
 from extensions.scaffold.columns import Answers
 from extensions.tasks.words import bare

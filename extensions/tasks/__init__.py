@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 
-from extensions.errors import UserError
+from extensions.common.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.schema import PLACEHOLDER, Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission

@@ -1,4 +1,4 @@
-"""Tasks whose rows the project makes itself (`extensions/generated/`): nothing to download."""
+"""Tasks whose rows the project makes itself (`extensions/data/generated/`): nothing to download."""
 
 from __future__ import annotations
 

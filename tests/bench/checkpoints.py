@@ -19,14 +19,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from extensions.launch import prepare_environment  # noqa: E402
+from extensions.common.environment import prepare_environment  # noqa: E402
 
 prepare_environment()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from extensions import train  # noqa: E402
-from extensions.checkpoint import folders  # noqa: E402
 from extensions.recipe import load_recipe  # noqa: E402
+from extensions.runs.build import prepare  # noqa: E402
+from extensions.runs.checkpoint import folders  # noqa: E402
+from extensions.runs.training_run import TrainingRun  # noqa: E402
 
 
 def main() -> int:
@@ -38,8 +39,8 @@ def main() -> int:
         fixed = [f"max_steps={options.steps}", "checkpoint.every_steps=1", f"output_dir={folder}/run"]
         quick = ["evaluation.before=false", "evaluation.max_samples=1", "logging.tensorboard=false"]
         recipe = load_recipe(ROOT / "recipes" / "quickstart.yaml", [*fixed, *quick, *options.overrides], "ppo")
-        run = train.prepare(recipe)
-        assert isinstance(run, train.Training)
+        run = prepare(recipe)
+        assert isinstance(run, TrainingRun)
         seconds: dict[str, list[float]] = {"step": [], "checkpoint": []}
         for name, method in (("step", "_iterate"), ("checkpoint", "save_checkpoint")):
 

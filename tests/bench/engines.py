@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from extensions.files import read_jsonl
+from extensions.common.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINES = {

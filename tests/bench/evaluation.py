@@ -25,10 +25,10 @@ HERE = Path(__file__).parent
 
 
 def load_ours(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
-    from extensions.evaluate import predict
-    from extensions.launch import prepare_environment
+    from extensions.common.environment import prepare_environment
+    from extensions.evaluation.predict import predict
     from extensions.recipe import load_recipe
-    from extensions.train import prepare
+    from extensions.runs.build import prepare
 
     prepare_environment()
     recipe = load_recipe(RECIPE, job["overrides"], "eval")

@@ -24,8 +24,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from extensions import Predictor
+from extensions.common.environment import prepare_environment
 from extensions.data import load_examples
-from extensions.launch import prepare_environment
 from extensions.model.loading import resolve_model
 from extensions.prompts import CLOSE, parse_answer
 
@@ -108,7 +108,7 @@ def generator(predictor: Predictor, batch_size: int) -> Callable[[list[dict[str,
 
 def train_run(model: str, folder: Path, steps: int, budget: int) -> Path:
     """A short supervised run on generated reviews."""
-    from extensions import train
+    from extensions.runs.main import main as run_main
 
     recipe = {
         "name": "bench",
@@ -120,7 +120,7 @@ def train_run(model: str, folder: Path, steps: int, budget: int) -> Path:
         "evaluation": {"max_samples": 16, "before": False, "decoding": "likelihood"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    if train.main([str(folder / "recipe.yaml")], "sft"):
+    if run_main([str(folder / "recipe.yaml")], "sft"):
         raise SystemExit("the training failed; see above")
     return folder / "run"
 

@@ -20,8 +20,8 @@ from jobs import BATCHES, BUDGET, JOBS, RECIPE, job_of, make_models, overrides_o
 from transformers import AutoConfig
 from worker import Worker
 
-from extensions.flops import Batch, Shape, ppo_flops
-from extensions.packing import common_prefix
+from extensions.planner.flops import Batch, Shape, ppo_flops
+from extensions.prefix.tree import common_prefix
 from extensions.recipe import Lora
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def shape_of(prompts: list[list[list[int]]]) -> dict[str, float]:
 
 
 def floor_flops(model: Path, prompts: list[list[list[int]]]) -> float:
-    """FLOPs of one PPO iteration that the job cannot avoid (`extensions.flops`), the mean over the batches."""
+    """FLOPs of one PPO iteration that the job cannot avoid (`extensions.planner.flops`), the mean over the batches."""
     shape = Shape.of(AutoConfig.from_pretrained(model), Lora())
     found = []
     for batch in prompts:

@@ -46,10 +46,10 @@ from safetensors.torch import load_file  # noqa: E402
 from support import free_port, timeless  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from extensions import train  # noqa: E402
-from extensions.checkpoint import check, folders  # noqa: E402
-from extensions.files import read_json, read_jsonl  # noqa: E402
-from extensions.run import is_finished  # noqa: E402
+from extensions.common.files import read_json, read_jsonl  # noqa: E402
+from extensions.runs.checkpoint import check, folders  # noqa: E402
+from extensions.runs.folder import is_finished  # noqa: E402
+from extensions.runs.main import main as run_main  # noqa: E402
 
 STEPS = 4
 
@@ -166,12 +166,12 @@ def start(recipe: Path, job: Job, prepare: Callable[[int], None] = lambda rank: 
                     MASTER_PORT=str(port),
                 )
                 prepare(rank)
-                status = train.main([str(recipe)], job.method)
+                status = run_main([str(recipe)], job.method)
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 with suppress(Exception):
-                    from extensions.compat import forget_shared_memory
+                    from extensions.distributed.openrlhf import forget_shared_memory
 
                     forget_shared_memory()
                 os._exit(status)

@@ -44,14 +44,14 @@ import pyarrow.parquet
 import yaml
 from official import official, write_benchmarks
 
-from extensions.comparison import find_runs
+from extensions.common.errors import UserError
 from extensions.data import load_examples, units
-from extensions.errors import UserError
-from extensions.metrics import Prediction, score_all
+from extensions.evaluation.metrics import Prediction, score_all
+from extensions.evaluation.submission import check_archive, make_archive, read_predictions
 from extensions.prompts import CLOSE, pack_label, parse_answer, prompt_text, unpack_label
 from extensions.recipe import all_keys, dump_recipe, load_recipe, value_at
-from extensions.results import write_report
-from extensions.submit import check_archive, make_archive, read_predictions
+from extensions.reporting.comparison import find_runs
+from extensions.reporting.report import write_report
 from extensions.tasks import SUITES, TASKS, Task
 from reward_fns.nlu import reward
 
@@ -705,7 +705,9 @@ def read_run(data: bytes) -> None:
     written(folder / file if file == "best.json" else folder / "first" / file, content)
     runs = find_runs([folder], lambda message: None)
     shutil.rmtree(report := scratch("report"))
-    with mock.patch.multiple("extensions.results", reward_curves=lambda *a: None, accuracy_curves=lambda *a: None):
+    with mock.patch.multiple(
+        "extensions.reporting.report", reward_curves=lambda *a: None, accuracy_curves=lambda *a: None
+    ):
         write_report(runs, report)
 
 

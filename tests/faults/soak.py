@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from faults import Job, make_model, start
 
-from extensions.files import read_jsonl
+from extensions.common.files import read_jsonl
 
 ALLOWED_SHARE, ALLOWED_BYTES = 0.02, 8 * 2**20
 

@@ -1,0 +1,46 @@
+"""What the scripts of launch/ run as Python, one process per rank: the environment first, then the method on its backend.
+
+Imports nothing heavy at the top: the environment must be set before torch loads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from extensions.common.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from extensions.recipe import Recipe
+
+
+def main(script: str, arguments: Sequence[str]) -> int:
+    """Entry point of launch/SCRIPT.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
+    prepare_environment()
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
+    from extensions.runs.main import main as run_main
+
+    if script == "encoder":
+        from extensions.encoder.run import run
+
+        return run_main(arguments, "encoder", run)
+    if script == "ppo_ray":
+        from extensions.ray_backend.driver import show, start_run
+
+        do = (lambda recipe: print(show(recipe))) if "--print" in arguments else start_run
+        return run_main([word for word in arguments if word != "--print"], "ppo", do, script, ["engine=ray"])
+    return run_main(arguments, script, on_backend)
+
+
+def on_backend(recipe: Recipe) -> None:
+    """Run a recipe on the backend that it names."""
+    if recipe.engine == "ray":
+        from extensions.ray_backend.driver import start_run
+
+        if os.environ.get("RANK", "0") == "0":  # Ray starts ranks of its own
+            start_run(recipe)
+        return
+    from extensions.runs.build import run
+
+    run(recipe)

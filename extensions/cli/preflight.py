@@ -1,0 +1,63 @@
+"""What can be wrong with a run and is known before its model is loaded: reward, data, tokenizer, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from extensions.common.errors import UserError
+from extensions.data.splits import RunData
+from extensions.recipe import Recipe
+from extensions.rollout.rewards import load_reward, reward_faults
+
+Warn = Callable[[str], None]
+
+
+def needs_root(recipe: Recipe) -> bool:
+    """Whether the recipe leaves data.root to the command line, as the shipped ones do."""
+    return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
+
+
+def problems(recipe: Recipe, warn: Warn) -> list[str]:
+    """Every error in what a valid recipe names: reward file, data files, model files, prompts."""
+    found: list[str] = []
+
+    def result_of(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except UserError as error:
+            found.append(str(error))
+            return None
+
+    if recipe.method == "encoder":
+        from extensions.encoder.run import load_jobs
+
+        result_of(partial(load_reward, recipe.reward))
+        if not needs_root(recipe):
+            result_of(partial(load_jobs, recipe, warn))
+        return found
+    reward = result_of(partial(load_reward, recipe.reward))
+    parts = []
+    if not needs_root(recipe):
+        parts = [result_of(partial(RunData.of_task, recipe, task, warn)) for task in recipe.data.tasks]
+    for data in parts:
+        if data is not None and reward is not None:
+            found += [fault for fault, _ in reward_faults(reward, data.train or data.table)]
+    whole = result_of(partial(RunData.joined, recipe, parts)) if parts and all(parts) else None
+    result_of(partial(_check_model_files, recipe, whole or RunData(), warn))
+    return found
+
+
+def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
+    """Configuration and tokenizer load, every prompt fits, every answer can be written."""
+    from extensions.model.hub import HubUnreachable
+    from extensions.model.loading import load_config, load_tokenizer
+    from extensions.runs.build import make_encoder
+
+    try:
+        config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+    except HubUnreachable as error:
+        warn(f"the model was not checked. {error}")
+        return
+    make_encoder(recipe, data, tokenizer, config, warn)

@@ -1,0 +1,202 @@
+"""The one door to OpenRLHF, and the one place for what exists only because a dependency assumes CUDA or has a quirk.
+
+Each workaround names its reason and the versions that it was checked with. Nothing else imports `openrlhf` but
+`extensions.ray_backend`, which extends its Ray classes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import sys
+import time
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.cpp_extension
+import transformers.modeling_flash_attention_utils
+import transformers.modeling_utils
+from torch import nn
+
+
+def _flash_attn_modules() -> dict[str, types.ModuleType]:
+    """Stand-ins for the five flash-attn functions that OpenRLHF 0.11 imports at module level.
+
+    Only its sequence-packing and ring-attention paths call them, and this project uses neither; the padding functions
+    are transformers' own equivalents all the same.
+    """
+    from einops import rearrange
+    from torch.distributed.nn.functional import all_gather
+
+    hf = transformers.modeling_flash_attention_utils
+
+    def gather(tensor: torch.Tensor, group: Any) -> torch.Tensor:
+        return torch.cat(all_gather(tensor, group))
+
+    modules = {
+        name: types.ModuleType(name)
+        for name in ("flash_attn", "flash_attn.bert_padding", "flash_attn.utils", "flash_attn.utils.distributed")
+    }
+    padding = modules["flash_attn.bert_padding"]
+    padding.index_first_axis, padding.rearrange = hf._index_first_axis, rearrange  # type: ignore[attr-defined]
+    padding.pad_input, padding.unpad_input = hf._pad_input, hf._unpad_input  # type: ignore[attr-defined]
+    modules["flash_attn.utils.distributed"].all_gather = gather  # type: ignore[attr-defined]
+    return modules
+
+
+@contextmanager
+def openrlhf_importable() -> Iterator[None]:
+    """Lets `import openrlhf...` succeed where flash-attn is not installed (OpenRLHF 0.11.2 requires it).
+
+    The stand-ins are gone afterwards, since transformers detects flash-attn by its module. A real flash-attn is never
+    hidden: if one is installed but broken, its own error comes up.
+    """
+    if importlib.util.find_spec("flash_attn") is not None:
+        yield
+        return
+    # Its answer is cached, and must come before the stand-ins are there to be found.
+    transformers.modeling_flash_attention_utils.flash_attn_supports_top_left_mask()
+    modules = _flash_attn_modules()
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+
+
+# DeepSpeed warns when it finds no accelerator unless it is told (0.19.6).
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# torch 2.13 deprecates a collective that DeepSpeed 0.19.6 calls, once a rank and a run.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+import deepspeed  # noqa: E402
+
+with openrlhf_importable():
+    from openrlhf.models.actor import Actor
+    from openrlhf.models.loss import PolicyLoss, SFTLoss, ValueLoss
+    from openrlhf.models.utils import compute_approx_kl, compute_reward
+    from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
+    from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
+
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
+
+# What DeepSpeed's checkpoints hold besides tensors, numbers and text (0.19.6, ZeRO): an enum, a static loss scale and a
+# place in a flat buffer. Their code sets attributes, no more.
+CHECKPOINT_GLOBALS: list[Any] = [ZeroStageEnum, LossScaler, fragment_address]
+
+__all__ = [
+    "CHECKPOINT_GLOBALS",
+    "Actor",
+    "AdaptiveKLController",
+    "DeepspeedStrategy",
+    "FixedKLController",
+    "PolicyLoss",
+    "SFTLoss",
+    "TorchCheckpointEngine",
+    "ValueLoss",
+    "alibi_positions",
+    "compute_approx_kl",
+    "compute_reward",
+    "deepspeed",
+    "forget_shared_memory",
+    "load_op",
+    "openrlhf_importable",
+    "without_cuda",
+]
+
+
+def load_op(builder_name: str) -> None:
+    """Compile (once) and load one of DeepSpeed's C++ ops for this accelerator; nothing where it has none.
+
+    torch (2.13) guards the building, and each later loading, by a file `lock` that a killed process leaves behind, and
+    then every later run would wait for ever. Here a lock that dies with its process stands before it, so whoever holds
+    that may remove the other. DeepSpeed keeps the loaded op and does not come to torch's lock any more.
+    """
+    # The ninja of this environment, not another one on PATH: each version takes what the other built for stale.
+    programs = os.path.dirname(sys.executable)
+    if not os.environ.get("PATH", "").startswith(programs):
+        os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
+    builder = deepspeed.accelerator.get_accelerator().create_op_builder(builder_name)
+    if builder is None or not builder.is_compatible(verbose=False):
+        return
+    folder = Path(torch.utils.cpp_extension._get_build_directory(builder.name, False))
+    try:
+        lock = folder.with_name(f"{folder.name}.run.lock").open("w")
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+    except OSError:  # a folder that may not be written, a file system without locks
+        builder.load(verbose=False)
+        return
+    with lock:
+        torchs = folder / "lock"
+        # In a folder that other programs use too, a young one may be theirs; a build takes a minute.
+        if torchs.exists() and (folder.is_relative_to(sys.prefix) or time.time() - torchs.stat().st_mtime > 600):
+            torchs.unlink(missing_ok=True)
+        builder.load(verbose=False)
+
+
+def forget_shared_memory() -> None:
+    """Remove what DeepSpeed 0.19.6 leaves of this rank in shared memory on a CPU: 66 MB, until the machine restarts.
+
+    Its name is made of user, address, port and rank (csrc/cpu/comm/shm.cpp).
+    """
+    parts = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK"))
+    if hasattr(os, "getuid"):
+        name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *map(str, parts)])
+        (Path("/dev/shm") / name).unlink(missing_ok=True)  # nosec B108 # only removes; DeepSpeed's name
+
+
+@contextmanager
+def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[None]:
+    """Makes an ALiBi model (MPT) take its biases from `position_ids` of shape (1, L) for one forward.
+
+    transformers' MPT (checked with 5.15) ignores `position_ids` and counts key indices, which are not positions in a
+    packed row. Its bias is a row of slope * position, one for each key, so picking the entries by position is exact.
+    Models without ALiBi are left alone.
+    """
+    if not hasattr(decoder, "build_mpt_alibi_tensor"):
+        yield
+        return
+    build: Any = decoder.build_mpt_alibi_tensor
+
+    def by_position(num_heads: int, sequence_length: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        bias = build(num_heads, int(position_ids.max()) + 1, *args, **kwargs)  # (heads, 1, positions)
+        return bias[..., position_ids[0]]
+
+    decoder.build_mpt_alibi_tensor = by_position  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del decoder.build_mpt_alibi_tensor
+
+
+class _Cpu(str):
+    """What `torch.cuda.current_device` gives on a CPU: a device that tensors go to, and a number in "cuda:N"."""
+
+    def __format__(self, spec: str) -> str:
+        return "0"
+
+
+def without_cuda() -> None:
+    """On a machine without a GPU: make the calls of torch.cuda that OpenRLHF's Ray classes do (0.11.2) do nothing.
+
+    They name CUDA where they mean the device: `torch.cuda.current_device()` as the target of tensors,
+    `f"cuda:{...}"` as that of a replay buffer that is never asked for it, and waits and caches.
+    """
+    if torch.cuda.is_available():
+        return
+    cuda: Any = torch.cuda
+    for name in ("set_device", "empty_cache", "synchronize"):
+        setattr(cuda, name, lambda *args, **kwargs: None)
+    cuda.current_device = lambda: _Cpu("cpu")

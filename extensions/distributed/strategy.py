@@ -1,0 +1,313 @@
+"""OpenRLHF's DeepSpeed strategy, made device-agnostic: CPU with gloo, CUDA with NCCL.
+
+Also the optimizers and schedules of the paper, and the few collectives that a run needs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import socket
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from transformers.optimization import Adafactor, get_scheduler
+
+from extensions.common.errors import UserError
+from extensions.distributed import signals, watchdog
+from extensions.distributed.nonfinite import Guard
+from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, forget_shared_memory, load_op
+from extensions.recipe import DeepSpeed, Optimizer, Schedule
+
+# What the recipe decides and a user's own DeepSpeed JSON may therefore not.
+OWNED_BY_RECIPE = (
+    "optimizer",
+    "scheduler",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+
+
+class TrainedModule(Protocol):
+    """What DeepSpeed wraps: a module whose trained parameters are known by name, those of a value head first."""
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]: ...
+
+    def named_modules(self) -> Any: ...
+
+
+class Strategy(DeepspeedStrategy):
+    """DeepSpeed engine, ranks and collectives of a run.
+
+    Args:
+        seed: of torch's generators on every rank.
+        settings: recipe section `deepspeed`.
+        max_grad_norm: gradient clipping, 0 for none.
+    """
+
+    def __init__(self, seed: int, settings: DeepSpeed, max_grad_norm: float) -> None:
+        # DeepSpeed's bf16 section would cast the float32 adapters; the base keeps its own dtype without it. With
+        # dynamic batches OpenRLHF leaves gradient accumulation to the caller, who marks the boundaries.
+        args = SimpleNamespace(
+            local_rank=-1,
+            ds=SimpleNamespace(
+                param_dtype="fp32",
+                zero_stage=settings.zero_stage,
+                tensor_parallel_size=1,
+                adam_offload=settings.offload,
+            ),
+            train=SimpleNamespace(dynamic_batch_enable=True),
+        )
+        super().__init__(seed=seed, max_norm=max_grad_norm, zero_stage=settings.zero_stage, args=args)
+        self.settings = settings
+        self._grad_norm = 0.0
+
+    # ----------------------------------------------------------------------------------------------- processes
+
+    def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        """Join the process group; alone in one of its own when no launcher set it up.
+
+        Replaces OpenRLHF's method, whose `torch.cuda.set_device` and "cuda" mesh are its only CUDA-bound steps before
+        training (0.11.2).
+        """
+        if "RANK" not in os.environ:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        transformers.set_seed(self.seed)
+        accelerator = deepspeed.accelerator.get_accelerator()
+        if accelerator.device_name() == "cpu":
+            load_op("ShareMemCommBuilder")
+        else:
+            accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
+            deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+            atexit.register(dist.destroy_process_group)
+            atexit.register(forget_shared_memory)
+        self.world_size = dist.get_world_size()
+        self.ds_device_mesh = init_device_mesh(
+            accelerator.device_name(), (self.world_size, 1, 1), mesh_dim_names=("dp", "sp", "tp")
+        )
+        self.setup_ring_attn(self.ds_device_mesh)
+        self.accumulated_gradient = 1
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
+
+    @property
+    def rank(self) -> int:
+        return self.get_rank()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the ranks; the same result on each."""
+        if self.world_size == 1:
+            return values
+        on_device = values.to(self.device)
+        with watchdog.waiting("a sum over the ranks"):
+            dist.all_reduce(on_device)
+            self._settle()
+        return on_device.to(values.device)
+
+    def gather(self, item: Any) -> list[Any]:
+        """One picklable item of each rank, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] = [None] * self.world_size
+        with watchdog.waiting("an exchange between the ranks"):
+            dist.all_gather_object(items, item)
+        return items
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            with watchdog.waiting("a barrier"):
+                dist.barrier()
+                self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the device here: its collectives return at once, and the waiting would come elsewhere."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def stopping(self) -> bool:
+        """Whether any rank was asked to stop (`extensions.distributed.signals`); the same answer on each."""
+        return any(self.gather(signals.requested() is not None))
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def wrap(
+        self, policy: TrainedModule, optimizer: Optimizer, schedule: Schedule, num_updates: int
+    ) -> deepspeed.DeepSpeedEngine:
+        """DeepSpeed engine over the policy, with the recipe's optimizer and schedule over `num_updates` updates."""
+        convolution = next((name for name, m in policy.named_modules() if isinstance(m, nn.Conv1d)), None)
+        if self.stage == 3 and convolution is not None:
+            # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
+            raise UserError(
+                f"deepspeed.zero_stage: 3 cannot shard a model that has convolutions ({convolution}); set it to 2"
+            )
+        config = self.engine_config()
+        optim = make_optimizer(policy, optimizer, offload=self.settings.offload)
+        scheduler = make_scheduler(optim, schedule, num_updates)
+        engine, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=optim,
+            lr_scheduler=scheduler,
+            config=config,
+            dist_init_required=False,
+        )
+        self.guard = Guard(policy.trainable)
+        return engine
+
+    def engine_config(self) -> dict[str, Any]:
+        """OpenRLHF's DeepSpeed config with the user's own JSON merged over it."""
+        config = self.get_ds_train_config(None)
+        config["steps_per_print"] = 10**9
+        config["train_batch_size"] = self.world_size
+        # Adafactor is refused above stage 0 by the recipe; torch's AdamW is elementwise, so partitions do not matter.
+        config["zero_allow_untested_optimizer"] = True
+        if self.settings.offload and self.stage == 3:
+            config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        if self.settings.config is not None:
+            config = _merged(config, _read_json(self.settings.config))
+        return config
+
+    def update(self, engine: deepspeed.DeepSpeedEngine, loss: Tensor, last: bool) -> None:
+        """Backward of one micro-batch; with `last`, also the gradient exchange, the optimizer and the schedule.
+
+        `loss` must already be normalised by the whole batch and multiplied by the number of ranks, as OpenRLHF's
+        losses do with `dp_size`: DeepSpeed averages gradients over ranks.
+
+        Raises:
+            BadNumber: on every rank, before the optimizer's step, if a gradient or what else the guard has noted of
+                the batch is not finite.
+        """
+        self.guard.watch("loss", loss)
+        engine.set_gradient_accumulation_boundary(last)
+        shared = self.world_size > 1 and (last or self.stage == 3)
+        with watchdog.waiting("the exchange of gradients") if shared else nullcontext():
+            engine.backward(loss, scale_wrt_gas=False)
+            if shared:
+                self._settle()
+        if last:
+            self.before_step(engine)
+            with watchdog.waiting("the optimizer's step") if shared else nullcontext():
+                engine.step()
+
+    def before_step(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        """Look at the gradients of all ranks, whole by now.
+
+        Raises:
+            BadNumber: on every rank, if what the guard has noted is not finite.
+        """
+        self.guard.check(self.sum)
+        if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
+            gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
+            self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def get_grad_norm(self, model: nn.Module) -> float:
+        """Norm of the last update's gradients over all ranks, before clipping."""
+        return self._grad_norm if self.stage == 0 else super().get_grad_norm(model)
+
+
+def make_optimizer(policy: TrainedModule, settings: Optimizer, offload: bool) -> torch.optim.Optimizer:
+    """Adafactor as section 5.1 of the paper has it (fixed learning rate, no parameter scaling), or AdamW."""
+    named = policy.trainable
+    adapters = [p for name, p in named.items() if not name.startswith("value_head.")]
+    head = [p for name, p in named.items() if name.startswith("value_head.")]
+    groups: list[dict[str, Any]] = [
+        {"params": adapters},
+    ]
+    if head:  # SFT has none
+        groups.append({"params": head, "lr": settings.lr if settings.value_lr is None else settings.value_lr})
+    if settings.name == "adafactor":
+        return Adafactor(
+            groups,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            scale_parameter=False,
+            relative_step=False,
+            warmup_init=False,
+        )
+    options: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": tuple(settings.betas),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        load_op("CPUAdamBuilder")
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_updates: int) -> Any:
+    """Warmup, then the recipe's shape (section 5.1: cosine down to a tenth), over `num_updates` optimizer steps."""
+    names = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    return get_scheduler(
+        names[settings.name],
+        optimizer,
+        num_warmup_steps=math.ceil(num_updates * settings.warmup_ratio),
+        num_training_steps=num_updates,
+        scheduler_specific_kwargs={"min_lr_rate": settings.min_lr_ratio} if settings.name == "cosine" else None,
+    )
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all trained parameters on CPU, whole even where ZeRO 3 shards them. Call it on every rank."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    with deepspeed.zero.GatheredParameters(_sharded(named)):
+        return {name: p.detach().cpu().clone() for name, p in named.items()}
+
+
+def load_trainable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `trainable_state` copied. Call it on every rank; under ZeRO 3 rank 0's copy counts."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    sharded = _sharded(named)
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
+        if not sharded or dist.get_rank() == 0:
+            for name, parameter in named.items():
+                parameter.copy_(state[name])
+
+
+def _sharded(named: dict[str, nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in named.values() if hasattr(p, "ds_id")]
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"deepspeed.config: {path}: cannot be read as JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"deepspeed.config: {path}: expected a JSON object, got {type(config).__name__}")
+    owned = [key for key in OWNED_BY_RECIPE if key in config]
+    if owned:
+        raise UserError(f"deepspeed.config: {path}: {', '.join(owned)} come from the recipe; remove them from the file")
+    stage = config.get("zero_optimization", {}).get("stage")
+    if stage is not None:
+        raise UserError(f"deepspeed.config: {path}: set deepspeed.zero_stage: {stage} in the recipe, not in the file")
+    return config
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result

@@ -1,0 +1,158 @@
+"""The numbers of PPO, as pure functions of tensors.
+
+Shapes: B samples, T response tokens (the longest of the batch), N response tokens of all samples, V vocabulary.
+Masks are 1 at response tokens and 0 at padding; what stands at padding never changes a result.
+
+The clipped policy and value losses, the token rewards and the KL estimate are OpenRLHF's (`extensions.distributed.openrlhf`); here
+is what it does not offer as functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[target]: (N, V), (N,) -> (N,), in float32."""
+    return logits.float().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def mean_and_worst(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Mean and largest absolute difference of two tensors of one shape, in float64."""
+    difference = (a.double() - b.double()).abs()
+    return float(difference.mean()), float(difference.max())
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of softmax(logits): (N, V) -> (N,), in float32."""
+    logprobs = logits.float().log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+Entropy = Literal["none", "number", "differentiable"]  # what is asked of it; "number": nothing learns from it
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to the output of its linear head: cap * tanh(scale * x / cap), or scale * x without a cap."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x if self.scale == 1.0 else x * self.scale
+        return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
+
+    def chain(self, grad: Tensor, logits: Tensor | None) -> Tensor:
+        """Gradient for x, in place, from that for the transformed logits, which a cap needs."""
+        if self.cap is not None:
+            assert logits is not None
+            grad = grad.mul_(1 - (logits / self.cap).square_())
+        return grad if self.scale == 1.0 else grad.mul_(self.scale)
+
+
+class FusedLinearLogprob(torch.autograd.Function):
+    """`token_logprobs` and `token_entropy` of a linear head, without logits that wait for the backward pass.
+
+    The gradient of a row's logprob for its state is known in the forward pass but for the one number that comes from
+    the loss, so it is taken there, chunk by chunk, and only (N, hidden) is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        temperature: float,
+        rows: int,
+        entropy: Entropy,
+        transform: LogitTransform,
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies, each (N,) float32; entropies are 0 where they are not asked for.
+
+        Args:
+            states, targets: (N, hidden), (N,).
+            weight, bias: of the head, frozen: (V, hidden), (V,).
+            temperature: logits are divided by it, after the transform.
+            rows: most of a chunk.
+            entropy: "differentiable": gradients pass through the entropies too.
+            transform: of the head's output.
+        """
+        learns = ctx.needs_input_grad[0]
+        entropy_learns = learns and entropy == "differentiable"
+        logprobs, entropies = torch.zeros(2, len(targets), device=states.device)
+        grads = [torch.empty_like(states) for _ in range(learns + entropy_learns)]
+        rows = -(-len(targets) // -(-len(targets) // rows))  # chunks of like size
+        for first in range(0, len(targets), rows):
+            part = slice(first, first + rows)
+            target = targets[part].unsqueeze(-1)
+            logits = transform(nn.functional.linear(states[part], weight, bias).float())
+            capped = logits.clone() if transform.cap is not None and learns else None
+            logs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
+            del logits
+            logprobs[part] = logs.gather(-1, target).squeeze(-1)
+            if entropy == "none" and not learns:
+                continue
+            p = logs.exp()
+            if entropy != "none":
+                entropies[part] = -(p.unsqueeze(-2) @ logs.unsqueeze(-1)).flatten()
+            if entropy_learns:
+                grad = logs.add_(entropies[part].unsqueeze(-1)).mul_(p).div_(-temperature)
+                grads[1][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
+            if learns:
+                grad = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).div_(temperature)
+                grads[0][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
+        ctx.save_for_backward(*grads)
+        if not entropy_learns:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        total = sum(own * grad.unsqueeze(-1) for own, grad in zip(ctx.saved_tensors, grads, strict=False))
+        assert isinstance(total, Tensor)
+        return total.to(ctx.saved_tensors[0].dtype), *(None,) * 7
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """One draw a row from softmax(logits) by inverting its distribution function: (B, V), (B,) in [0, 1) -> (B,).
+
+    The draw depends on the row's own uniform number alone, so it is the same in any batch and on any rank. Sums are in
+    float64: in float32 the tail of a large vocabulary would be lost. They are taken over chunks of the vocabulary
+    first, then within the chunk that holds the draw. Logits that are no numbers give some token, whose logprob is none.
+    """
+    size = 256
+    p = logits.softmax(-1)
+    p = nn.functional.pad(p, (0, -p.shape[-1] % size)).unflatten(-1, (-1, size))  # (B, chunks, size)
+    chunks = p.sum(-1, dtype=torch.float64).cumsum(-1)
+    below = _first_above(chunks, uniforms.double() * chunks[:, -1])
+    inside = p[torch.arange(len(p), device=p.device), below].double().cumsum(-1)
+    before = torch.where(below > 0, chunks.gather(-1, (below - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1), 0.0)
+    drawn = below * size + _first_above(inside, uniforms.double() * chunks[:, -1] - before)
+    return drawn.clamp(max=logits.shape[-1] - 1)
+
+
+def _first_above(cumulative: Tensor, values: Tensor) -> Tensor:
+    """First place (B,) where a rising row (B, n) exceeds its value; its last rise where rounding puts it beyond."""
+    total = cumulative[:, -1:]
+    values = torch.minimum(values.unsqueeze(-1), total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, values, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
+
+
+def pad_rows(flat: Tensor, lengths: list[int], width: int) -> Tensor:
+    """Rows of different lengths, joined in `flat` (N,), as a matrix (B, width) that is 0 beyond each row's end."""
+    padded = flat.new_zeros(len(lengths), width)
+    mask = length_mask(lengths, width, flat.device)
+    padded[mask] = flat
+    return padded
+
+
+def length_mask(lengths: list[int], width: int, device: torch.device | str = "cpu") -> Tensor:
+    """(B, width) bool: true at the first `lengths[i]` places of row i. Masks come from lengths, not token ids."""
+    return torch.arange(width, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)

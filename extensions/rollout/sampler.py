@@ -1,0 +1,177 @@
+"""Sampling: prompts in; response tokens with their logprobs and values out.
+
+Decoding follows section 5.1 of the paper: multinomial at the recipe's temperature, a token budget for each row, the
+end at `</Judgement>`. Random numbers are a function of (seed, purpose, step, row), so a row's response does not depend
+on the batch or rank that it is sampled in, and a resumed run needs no generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from extensions.distributed import watchdog
+from extensions.model.policy import Policy
+from extensions.prefix.logprobs import sample_tokens, token_logprobs
+from extensions.prefix.tree import Sample, micro_batches, pack
+from extensions.prompts import CLOSE
+
+KEEP_UNTIL = 0.9  # rows that have ended leave the batch when fewer than this share of it goes on: leaving costs a copy
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one row asks of the sampler."""
+
+    prompt: Sequence[int]
+    budget: int  # most tokens to write
+    uniforms: np.ndarray  # (>= budget,) float64 in [0, 1): one for each token
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one row got."""
+
+    tokens: list[int]
+    logprobs: Tensor  # (len(tokens),) float32 under the policy that sampled
+    values: Tensor  # (len(tokens),) float32 of the state before each token, by the head on the actor's trunk; 0 without
+    text: str
+
+
+def random_numbers(seed: int, purpose: int, step: int, row: int, max_new_tokens: int) -> tuple[float, np.ndarray]:
+    """A uniform number for the row's budget, and one for each of its tokens.
+
+    Philox is counter-based: any (seed, purpose, step, row) has its own stream, made on the spot.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, step]))
+    return rng.random(), rng.random(max_new_tokens)
+
+
+class Sampler:
+    """Engine `hf`: the policy itself samples.
+
+    Args:
+        micro_batch_size: rows of one packed forward over the prompts.
+        lockstep: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in each
+            forward, so all ranks must do as many; what a row gets beyond its own end is dropped. None: rows leave.
+    """
+
+    def __init__(
+        self, policy: Policy, tokenizer: PreTrainedTokenizerBase, micro_batch_size: int, lockstep: int | None = None
+    ) -> None:
+        self.policy, self.tokenizer = policy, tokenizer
+        self.micro_batch_size, self.lockstep = micro_batch_size, lockstep
+        self.eos = eos_ids(policy.causal_lm.generation_config, tokenizer)
+        self.may_close = _tokens_with(">", tokenizer)
+
+    exact = (
+        True  # whether its logprobs are the trainer's but for rounding in float32, and its values those of the policy
+    )
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """All sampling happens inside one, with weights that stay as they are. Enter it on every rank."""
+        yield
+
+    def judge(self, mismatch: float) -> None:
+        """Whether samples count whose logprobs differ by so much, on average, from the trainer's; here they all do."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What there is to say of the engine since the last session began."""
+        return {}
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:
+        """One response for each request, in the order of the requests; `greedy` takes the most probable tokens."""
+        self.policy.eval()
+        with self.policy.role("actor"):
+            return self._sample(requests, greedy)
+
+    def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
+        policy, device = self.policy, self.policy.device
+        steps = self.lockstep or max(request.budget for request in requests)
+        decoder = policy.prefill([request.prompt for request in requests], self.micro_batch_size, steps)
+        states = decoder.states
+        tokens: list[list[int]] = [[] for _ in requests]
+        uniforms = np.zeros((len(requests), steps))
+        for row, request in zip(uniforms, requests, strict=True):
+            row[: request.budget] = request.uniforms[: min(request.budget, steps)]
+        chances = torch.from_numpy(uniforms).to(device)
+        logprobs, values = torch.zeros(2, len(requests), steps, device=device)
+        closed = [False] * len(requests)
+        for step in range(steps):
+            watchdog.progress()
+            rows = decoder.order  # the requests that are still being written, and some that ended lately
+            logits = policy.logits(states)
+            drawn = logits.argmax(-1) if greedy else sample_tokens(logits, chances[rows, step])
+            logprobs[rows, step] = token_logprobs(logits, drawn)
+            if policy.value_head is not None:
+                values[rows, step] = policy.value_head(states)
+            for i, token in zip(rows, drawn.tolist(), strict=True):
+                if not closed[i]:
+                    tokens[i].append(token)
+                    closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
+            open_rows = [k for k, i in enumerate(rows) if not closed[i]]
+            if step + 1 == steps or not (open_rows or self.lockstep):
+                break
+            if not self.lockstep and len(open_rows) <= KEEP_UNTIL * len(rows):
+                drawn = drawn[decoder.keep(torch.tensor(open_rows, device=device))]
+            states = decoder.step(drawn)
+        return [
+            Response(written, logprobs[i, : len(written)], values[i, : len(written)], self.decode(written))
+            for i, written in enumerate(tokens)
+        ]
+
+    @torch.no_grad()
+    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
+        """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy.
+
+        Args:
+            together: so many consecutive samples have one prompt, and are computed in one pack. The packs are a
+                function of the numbers of samples alone, so that ranks with as many do as many forwards.
+        """
+        self.policy.eval()
+        totals = torch.zeros(len(samples), device=self.policy.device)
+        firsts = samples[::together]
+        with self.policy.role("actor"):
+            for chunk in micro_batches(firsts, range(len(firsts)), max(1, self.micro_batch_size // together)):
+                watchdog.progress()
+                members = [together * k + i for k in chunk for i in range(together)]
+                packed = pack([samples[i] for i in members], self.policy.device)
+                tokens = self.policy(packed, values=False)["logprobs"]
+                totals[members] = torch.stack([part.sum() for part in tokens.split(packed.lengths)])
+        return totals
+
+    def _ends(self, tokens: list[int]) -> bool:
+        """Whether the last token ends the response; text is decoded only where a closing tag could have ended."""
+        if tokens[-1] in self.eos:
+            return True
+        return tokens[-1] in self.may_close and CLOSE in self.decode(tokens)
+
+    def decode(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def eos_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of the tokens that end a response by themselves.
+
+    Args:
+        config: the model's own, if it has one.
+    """
+    configured = config.eos_token_id if config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
+
+
+def _tokens_with(character: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all tokens that hold `character`."""
+    return {i for token, i in tokenizer.get_vocab().items() if character in token}

@@ -1,0 +1,221 @@
+"""From a recipe to the parts of a run: data, prompts, model, DeepSpeed engine, evaluator, trainer, run folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from extensions.common.console import Reporter
+from extensions.common.errors import UserError
+from extensions.common.files import sha256, write_json
+from extensions.data import BatchOrder, class_weights, epoch_sizes, rows_of_epoch
+from extensions.data.checks import check_lengths
+from extensions.data.splits import RunData
+from extensions.distributed import watchdog
+from extensions.distributed.strategy import Strategy
+from extensions.evaluation import likelihood
+from extensions.evaluation.predict import Evaluator
+from extensions.model.adapters import adapter_hash
+from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
+from extensions.model.proof import Proof, proof_rows
+from extensions.prompts import PromptEncoder
+from extensions.recipe import Recipe
+from extensions.rollout.rewards import Reward, check_reward, load_reward
+from extensions.rollout.vllm import LocalSync, make_sampler, probe_samples, require
+from extensions.runs.evaluation_run import EvaluationRun
+from extensions.runs.folder import RunFolder
+from extensions.runs.training_run import TrainingRun
+from extensions.tasks import Task
+from extensions.training.ppo import PpoTrainer
+from extensions.training.sft import SftTrainer
+from extensions.training.trainer import Trainer
+
+
+def run(recipe: Recipe) -> None:
+    """Do what a recipe's method says under DeepSpeed and write its run folder, on this rank."""
+    prepare(recipe).go()
+
+
+def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
+    """Everything of a run but the work itself: data, model, engine, run folder.
+
+    What can be wrong in the recipe's data, prompts, reward or folder is found before the model is loaded.
+    """
+    method, ppo = recipe.method, recipe.ppo
+    strategy = Strategy(
+        recipe.seed, recipe.deepspeed, recipe.sft.max_grad_norm if method == "sft" else ppo.max_grad_norm
+    )
+    strategy.setup_distributed(timedelta(seconds=max(1800.0, recipe.deepspeed.timeout + 2 * watchdog.GRACE)))
+    reporter = Reporter(active=strategy.is_rank_0())
+    if not (reporter.active and sys.stderr.isatty()):
+        transformers.utils.logging.disable_progress_bar()
+    _check_ranks(recipe, strategy.world_size)
+    if recipe.rollout.engine == "vllm":
+        require("vllm")
+    reward = load_reward(recipe.reward)
+    data = RunData.load(recipe, reporter.warn)
+    if method == "ppo":
+        check_reward(reward, data.train, reporter.warn)
+    tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
+    encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
+    sharded = recipe.deepspeed.zero_stage == 3
+    folder = None
+    if strategy.is_rank_0():
+        folder = open_folder(recipe, reward, data, reporter)
+    strategy.barrier()  # the folder is there
+    reporter.say(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
+
+    policy = load_policy(
+        recipe.model,
+        recipe.lora,
+        ppo.critic if method == "ppo" else "none",
+        recipe.rollout.temperature,
+        strategy.device,
+        recipe.seed,
+        ppo.kl.reference if method == "ppo" and ppo.kl.init > 0 else "base",
+        training=method != "eval",
+        rows=proof_rows(data.train or data.table, encoder, config, recipe.rollout.max_new_tokens),
+        same_forwards=sharded,
+    )
+    if len(paths := set(strategy.gather(str(policy.path)))) > 1:
+        ways = "; ".join(sorted(paths))
+        raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
+    record_proof(policy.proof, folder, reporter)
+    engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
+    if method != "eval" or sharded:
+        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
+    lockstep = recipe.rollout.max_new_tokens if sharded else None
+    sync = None
+    if recipe.rollout.engine == "vllm":
+        probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
+        sync = LocalSync(recipe, policy, strategy, probed, reporter.say)
+    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep, sync)
+    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, seen_sets(data))
+    if method == "eval":
+        return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
+    order = make_order(recipe, data)
+    trainer: Trainer
+    if method == "sft":
+        trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
+    else:
+        budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
+        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, lockstep, sync)
+        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
+    return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+
+
+def seen_sets(data: RunData) -> dict[str, list[str]]:
+    """Multi-label task -> label sets of its training rows."""
+    tasks = {example.task.name: example.task for example in data.train if example.task.multi_label}
+    return {
+        name: likelihood.seen_sets(task, [example.label for example in data.train if example.task.name == name])
+        for name, task in tasks.items()
+    }
+
+
+def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
+    """Say how the model is computed, and leave what was measured in the run folder."""
+    reporter.say(str(proof))
+    if folder is not None:
+        write_json(folder.root / "model.json", proof.as_json())
+
+
+def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
+    """Hashes of what the run reads besides the base model: a run that is resumed must read the same."""
+    return {
+        "model.adapter": adapter_hash(recipe.model.adapter),
+        "reward": None if reward.packed_labels else sha256(reward.path),  # files of the project have its version
+        "data": data.fingerprint(),
+        "deepspeed.config": _hash_of(recipe.deepspeed.config),
+    }
+
+
+def _hash_of(path: str | None) -> str | None:
+    """None where there is no such file: who reads it says so."""
+    return sha256(Path(path)) if path is not None and Path(path).is_file() else None
+
+
+def _check_ranks(recipe: Recipe, world_size: int) -> None:
+    sizes: dict[str, dict[str, int | None]] = {
+        "ppo": {"ppo.batch_size": recipe.ppo.batch_size, "ppo.mini_batch_size": recipe.ppo.mini_batch_size},
+        "sft": {"sft.batch_size": recipe.sft.batch_size},
+    }
+    for key, value in sizes.get(recipe.method, {}).items():
+        if value is not None and value % world_size:
+            raise UserError(
+                f"{key}: {value} samples cannot be shared evenly by {world_size} ranks; use a multiple of {world_size}"
+            )
+
+
+def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callable[[str], None]) -> None:
+    """Warn where a right answer is longer than what may be sampled: it would be cut, a wrong format each time."""
+    tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
+    longest = max(tokens, key=lambda word: tokens[word])
+    if tokens[longest] > budget:
+        warn(
+            f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
+            f"rollout.max_new_tokens: {budget}; raise that, or no sampled answer can be right"
+        )
+
+
+def num_updates(recipe: Recipe, steps: int) -> int:
+    """Optimizer steps of the whole run, of `steps` iterations."""
+    if recipe.method == "sft":
+        return steps
+    ppo = recipe.ppo
+    return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
+
+
+def epoch_rows(recipe: Recipe, data: RunData) -> int:
+    """TrainingRun rows of a pass over all tasks, repeated ones counted each time."""
+    return sum(epoch_sizes(data.train, recipe.data.oversample).values())
+
+
+def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
+    """Which training rows make up each batch."""
+    settings = recipe.data
+    sizes = epoch_sizes(data.train, settings.oversample)
+    rows = rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)
+    weights = class_weights(data.train) if settings.class_weights == "balanced" else None
+    batch = recipe.training_batch
+    return BatchOrder(data.train, batch, recipe.seed, settings.balanced, rows, settings.oversample, weights)
+
+
+def make_encoder(
+    recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, warn: Callable[[str], None]
+) -> PromptEncoder:
+    """The prompts of a run.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        UserError: a prompt cannot fit, or the tokenizer cannot write an answer.
+    """
+    prompt = recipe.prompt
+    limit = prompt_limit(recipe, config)
+    shown = data.demonstrations
+    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, shown, prompt.template_options)
+    for task in recipe.data.tasks:
+        encoder.check_answers(task)
+    for example in (*data.train, *data.table, *data.validation, *data.test):
+        encoder.check(example.task, example.fields)
+    check_lengths(encoder, data.train, "training rows", warn)
+    check_lengths(encoder, data.table, f"{data.split} rows", warn)
+    for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
+        _check_budget(task, encoder, recipe.rollout.max_new_tokens, warn)
+    return encoder
+
+
+def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
+    """The run folder; by one process."""
+    folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
+    if folder.set_aside is not None:
+        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+    return folder

@@ -1,0 +1,74 @@
+"""What all runs have, and the evaluation of a model, adapter or prompt form as it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from extensions.common.console import Reporter
+from extensions.common.files import write_json
+from extensions.data.splits import RunData
+from extensions.distributed import watchdog
+from extensions.distributed.strategy import Strategy
+from extensions.evaluation.metrics import score_all
+from extensions.evaluation.predict import Evaluator
+from extensions.recipe import Recipe
+from extensions.reporting.model_card import before_after_table
+from extensions.runs.folder import RunFolder
+
+AFTER = "predictions_after.jsonl"
+TEST = "predictions_test.jsonl"  # what `nlu submit` reads
+
+
+class Run:
+    """What all runs have: a folder (rank 0 alone), scores, answers."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        strategy: Strategy,
+        reporter: Reporter,
+        folder: RunFolder | None,
+        data: RunData,
+        evaluator: Evaluator,
+    ) -> None:
+        self.recipe, self.strategy, self.reporter, self.folder, self.data = recipe, strategy, reporter, folder, data
+        self.evaluator = evaluator
+        self.scores: dict[str, Any] = {"method": recipe.method, "split": data.split, "splits": data.splits}
+
+    def evaluate(self, moment: str, when: str, file: str, resumable: bool = False) -> None:
+        """Scores of the table's rows, on every rank."""
+        title = f"{when}{self.data.split} split"
+        predictions = self.evaluator.predict(self.data.table, title, file, resumable)
+        self.scores[moment] = score_all(self.recipe.data.tasks, predictions)
+
+    def answer_test(self, resumable: bool = False) -> None:
+        if self.data.test:
+            self.evaluator.predict(self.data.test, "of the test splits, for nlu submit", TEST, resumable)
+
+    def write_scores(self) -> None:
+        if self.folder is not None:
+            write_json(self.folder.root / "eval.json", self.scores)
+
+    def print_table(self) -> None:
+        table = before_after_table(
+            self.recipe.data.tasks, self.scores.get("before"), self.scores["after"], self.data.split
+        )
+        self.reporter.console.print(table)
+
+
+class EvaluationRun(Run):
+    """A model, adapter or prompt form as it is: section 5.2 of the paper. A killed one goes on where it stopped."""
+
+    def go(self) -> None:
+        start = time.monotonic()
+        with watchdog.watching(self.strategy.rank, self.recipe.deepspeed.timeout):
+            self.evaluate("after", "", AFTER, resumable=True)
+            self.answer_test(resumable=True)
+        self.write_scores()
+        self.evaluator.forget_parts()
+        if self.folder is not None:
+            self.folder.close()
+            self.reporter.say(f"{time.monotonic() - start:.0f} seconds")
+            self.print_table()
+            self.reporter.say(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")

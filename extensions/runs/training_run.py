@@ -1,0 +1,382 @@
+"""A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
+
+The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the evaluator's
+(`extensions.evaluation.predict`); here is everything around them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions.common.console import Reporter
+from extensions.common.errors import UserError
+from extensions.common.files import move_into, read_json, read_jsonl, write_text
+from extensions.data.splits import RunData
+from extensions.distributed import signals, watchdog
+from extensions.distributed.nonfinite import BadNumber, Problem, leave
+from extensions.distributed.strategy import Strategy
+from extensions.evaluation.metrics import mean_score, score_all
+from extensions.evaluation.predict import Evaluator
+from extensions.inference import handover
+from extensions.recipe import Recipe, load_recipe
+from extensions.reporting.model_card import model_card
+from extensions.reporting.plots import loss_curve, reward_curve
+from extensions.runs.checkpoint import Checkpoints
+from extensions.runs.evaluation_run import AFTER, Run
+from extensions.runs.folder import RunFolder
+from extensions.runs.health import Watch
+from extensions.training.trainer import Trainer
+
+
+class TrainingRun(Run):
+    """A run from its first evaluation to its model card."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        strategy: Strategy,
+        reporter: Reporter,
+        folder: RunFolder | None,
+        data: RunData,
+        evaluator: Evaluator,
+        trainer: Trainer,
+        steps: int,
+    ) -> None:
+        super().__init__(recipe, strategy, reporter, folder, data, evaluator)
+        self.trainer, self.last_step = trainer, steps
+        self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
+        self.best_state: dict[str, Tensor] | None = None
+        kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
+        self.watch = Watch(recipe.data.tasks, kl)
+        self.checkpoints = self.make_checkpoints()
+        self.step = 0
+        self.validated = 0  # step of the last validation
+        self.saved: tuple[int, int] | None = None  # step and `validated` of the last checkpoint
+        self.seconds = 0.0  # of training, over all sessions
+        self.iterated = False  # in this session
+
+    def make_checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.recipe.run_dir, self.strategy, self.trainer.engine, self.recipe.checkpoint.keep)
+
+    def go(self) -> None:
+        self.resume()
+        if self.folder is not None:
+            self.folder.start_trackers(self.recipe, self.step)
+        try:
+            with watchdog.watching(self.strategy.rank, self.recipe.deepspeed.timeout):
+                self._go()
+        except signals.Stopped:
+            if self.saved != (self.step, self.validated) and not self.save_checkpoint():
+                raise SaveError("the run was told to stop, and its state could not be saved; free some space") from None
+            if self.folder is not None:
+                self.folder.close()
+            raise
+
+    def _go(self) -> None:
+        if self.recipe.evaluation.before and "before" not in self.scores:
+            self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
+            self.write_scores()
+            self.evaluator.forget_parts()
+        self.train()
+        if self.best_state is not None:
+            self.trainer.load_weights(self.best_state)
+            self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
+        self.save_adapter()
+        # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
+        resumable = self.saved == (self.step, self.validated)
+        if self.iterated:
+            self.evaluator.forget_parts()
+        self.evaluate("after", "after training, ", AFTER, resumable)
+        self.answer_test(resumable)
+        self.finish()
+        self.evaluator.forget_parts()
+
+    def train(self) -> None:
+        """Iterations, with a validation and a checkpoint where they are due. Told to stop, it ends between two."""
+        checkpoints = self.recipe.checkpoint.every_steps
+        self.reporter.begin(self.last_step, self.step)
+        try:
+            if checkpoints and self.saved is None:
+                self.save_checkpoint()  # what was evaluated before training is not evaluated again
+            while True:
+                if self._due(self.recipe.evaluation.every_steps) and self.validated < self.step:
+                    self._validate()
+                done = self.step >= self.last_step or self._stopped_early()
+                new_best = self.step > 0 and self.best["step"] == self.step
+                due = checkpoints and (done or new_best or self._due(checkpoints))
+                if due and self.saved != (self.step, self.validated):
+                    self.save_checkpoint()
+                if done:
+                    break
+                if self.strategy.stopping():
+                    raise signals.Stopped
+                self._iterate()
+        finally:
+            self.reporter.end()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step > 0 and self.step % every == 0
+
+    def _iterate(self) -> None:
+        start, self.iterated = time.monotonic(), True
+        try:
+            metrics, records = self.trainer.iterate(self.step)
+        except BadNumber as bad:
+            raise NumbersError(self._explained(bad)) from bad
+        except UserError as error:  # a reward that is no number, on this rank alone
+            with suppress(OSError):
+                self._leave([Problem(f"reward: {error}", [], "")], None)
+            raise
+        self.step += 1
+        self.seconds += time.monotonic() - start
+        self._record(metrics | {"elapsed_s": self.seconds}, records)
+
+    def _stopped_early(self) -> bool:
+        patience = self.recipe.evaluation.patience
+        return bool(patience) and self.best["since"] >= patience
+
+    def _record(self, metrics: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        if self.folder is None:
+            return
+        self.folder.metrics(metrics)
+        kept = records[: self.recipe.logging.rollout_samples]
+        self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
+        self.reporter.step(metrics)
+        for warning in self.watch.step(metrics, records):
+            self.reporter.warn(warning)
+
+    def _validate(self) -> None:
+        predictions = self.evaluator.predict(self.data.validation, f"at step {self.step}, validation split")
+        scores = score_all(self.recipe.data.tasks, predictions, intervals=False)
+        metric = mean_score(scores)
+        better = self.best["metric"] is None or metric > self.best["metric"]
+        if better:
+            self.best = {"metric": metric, "step": self.step, "since": 0}
+            self.best_state = self.trainer.weights()
+        else:
+            self.best["since"] += 1
+        self.validated = self.step
+        self.reporter.say(
+            f"validation {100 * metric:.1f}"
+            + (" (best so far)" if better else f" (best {100 * self.best['metric']:.1f} at step {self.best['step']})")
+        )
+        if self.folder is not None:
+            record = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "mean": metric}
+            self.folder.append("validation.jsonl", [record | {"tasks": scores}])
+
+    @property
+    def samples(self) -> int:
+        """Samples that were learned from."""
+        return self.step * self.recipe.training_batch
+
+    # ------------------------------------------------------------------------------------ numbers that are none
+
+    def _explained(self, bad: BadNumber) -> str:
+        """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
+        weights = self.trainer.weights()
+        samples, _ = self.trainer.evidence()
+        problems, folder, own = bad.problems, self._failed, []
+        try:
+            self._leave(problems, weights)
+            problems = self._blamed(problems)
+            self._leave(problems, weights)
+        except OSError as error:
+            own.append(f"  rank {self.strategy.rank}: its part of the batch could not be written ({error.strerror})")
+        for problem in problems[:3]:  # in the order of the computation, so the cause comes first
+            named = [f"{slot} ({samples[slot]['task']}, row {samples[slot]['index']})" for slot in problem.slots[:4]]
+            more = f" and {len(problem.slots) - 4} more" if len(problem.slots) > 4 else ""
+            own.append(
+                f"  rank {self.strategy.rank}: {problem.found} in {problem.tensor}; sample {', '.join(named)}{more}"
+            )
+        if len(bad.problems) > 3:
+            own.append(f"  rank {self.strategy.rank}: and then in {len(bad.problems) - 3} more tensors")
+        found = "\n".join(line for part in self.strategy.gather(own) for line in part)
+        return (
+            f"step {self.step + 1}: numbers that are none, found before the update, so the weights are as they were:\n"
+            f"{found}\nThe batch is in {folder}; look at it with: nlu replay {folder}\nWhat often helps: a lower "
+            "optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
+        )
+
+    def _blamed(self, problems: Sequence[Problem]) -> list[Problem]:
+        """A gradient or loss is that of a whole micro-batch; find the samples whose own is not finite either."""
+        of_batch = ("gradient", "loss")
+        suspects = sorted({slot for p in problems if p.tensor.startswith(of_batch) for slot in p.slots})
+        if self.strategy.stage == 3:  # there each forward is one of all ranks
+            return list(problems)
+        guilty = {slot for slot in suspects if self._is_bad(slot)}
+        return [
+            Problem(p.tensor, [s for s in p.slots if s in guilty] or p.slots, p.found)
+            if p.tensor.startswith(of_batch)
+            else p
+            for p in problems
+        ]
+
+    def _is_bad(self, slot: int) -> bool:
+        watchdog.progress()
+        parameters = list(self.trainer.policy.trainable.values())
+        for role, loss in self.trainer.losses_of(slot).items():
+            with self.trainer.policy.role(role):
+                value = loss()
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
+            numbers = [value, *(gradient for gradient in found if gradient is not None)]
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
+                return True
+        return False
+
+    @property
+    def _failed(self) -> Path:
+        return self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
+
+    def _leave(self, problems: Sequence[Problem], weights: dict[str, Tensor] | None) -> None:
+        samples, tensors = self.trainer.evidence()
+        own = weights if self.strategy.is_rank_0() else None
+        leave(self._failed, self.strategy.rank, problems, samples, tensors, own)
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self) -> bool:
+        """Write a resume point. False, with a warning, where the disk refuses.
+
+        Raises:
+            SaveError: it refuses, and the recipe says that the run then stops.
+        """
+        self._compare_ranks()
+        state = {
+            "step": self.step,
+            "validated": self.validated,
+            "seconds": self.seconds,
+            "trainer": self.trainer.state(),
+            "watch": self.watch.state(),
+            "best": self.best,
+            "scores": self.scores,
+        }
+        error = None
+        if self.folder is not None:
+            try:
+                self.folder.sync()  # its lines up to here are there when the checkpoint is
+            except OSError as refused:
+                error = str(refused)
+        error = self.strategy.gather(error)[0]
+        if error is None:
+            best_step = None if self.best["metric"] is None else self.best["step"]
+            error = self.checkpoints.save(self.step, state, self.best_state, best_step)
+        if error is None:
+            self.saved = (self.step, self.validated)
+            return True
+        last = "there is none before it" if self.saved is None else f"that of step {self.saved[0]} is as it was"
+        message = f"the checkpoint of step {self.step} could not be written ({error}); {last}"
+        if self.recipe.checkpoint.on_error == "stop":
+            raise SaveError(message)
+        self.reporter.warn(f"{message}. The run goes on, unsaved; free some space")
+        return False
+
+    def _compare_ranks(self) -> None:
+        """Warn where a rank's trained parameters are not those of the others, which no exchange would put right."""
+        if self.strategy.world_size == 1 or self.strategy.stage == 3:  # under ZeRO 3 there is but one copy
+            return
+        digest = hashlib.sha256()
+        for tensor in self.trainer.weights().values():
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        found = self.strategy.gather(digest.hexdigest())
+        common = Counter(found).most_common(1)[0][0]
+        others = [rank for rank, one in enumerate(found) if one != common]
+        if others:
+            self.reporter.warn(
+                f"step {self.step}: the trained parameters of rank {', '.join(map(str, others))} differ from those of "
+                "the others, so the run no longer computes what its recipe says. Most often a faulty device, or a "
+                "reward that answers otherwise on each rank; stop, and resume from a checkpoint before this one"
+            )
+
+    def resume(self) -> None:
+        """Go on from the newest good checkpoint in the run folder, if there is one."""
+        checkpoint = self.checkpoints.newest(self.reporter.warn)
+        if checkpoint is None:
+            if self.folder is not None:
+                self.folder.cut_back(0, 0)
+            return
+        self.checkpoints.load(checkpoint, self.reporter.warn)
+        state = checkpoint.state
+        self.step, self.validated, self.seconds = state["step"], state["validated"], state["seconds"]
+        self.best, self.best_state, self.scores = state["best"], checkpoint.best, state["scores"]
+        self.trainer.load_state(state["trainer"])
+        self.watch.load_state(state["watch"])
+        self.saved = (self.step, self.validated)
+        if self.folder is not None:
+            self.folder.cut_back(self.step, self.validated)
+            if "before" in self.scores:
+                self.write_scores()
+        self.reporter.say(f"resuming after step {self.step} from {checkpoint.folder}")
+
+    # ------------------------------------------------------------------------------------------------- the end
+
+    def save_adapter(self) -> None:
+        """Before the last evaluations, which may take longer than the training."""
+        state = self.trainer.weights() if self.best_state is None else self.best_state
+        if self.folder is not None:
+            temporary = self.folder.root / "adapter.tmp"
+            self.trainer.save(temporary, self.folder.root / "critic", state)
+            self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
+            dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
+            handover.write(temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.seen))
+            move_into(temporary, self.folder.root / "adapter")
+
+    def finish(self) -> None:
+        """Scores, curve, card, table."""
+        if self.folder is None:
+            return
+        root, recipe = self.folder.root, self.recipe
+        tasks = list(dict.fromkeys(example.task.name for example in self.data.train))
+        self.scores["training"] = {
+            "tasks": tasks,
+            "steps": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "started_from": _method_of(recipe.model.adapter),
+        }
+        self.folder.sync()
+        metrics = read_jsonl(root / "metrics.jsonl")
+        if recipe.method == "ppo":
+            curve = root / "reward_curve.png"
+            reward_curve(metrics, curve, f"{recipe.name}: PPO, {recipe.model.path}")
+        else:
+            curve = root / "loss_curve.png"
+            loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
+        encoder, seen = self.evaluator.encoder, self.evaluator.seen
+        done = (self.samples, self.step, self.seconds)
+        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=seen)
+        write_text(root / "adapter" / "README.md", str(card))
+        self.write_scores()  # last: with them the run is finished
+        self.folder.close()
+        self.reporter.say(
+            f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
+        )
+        self.print_table()
+        self.reporter.say(
+            f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}\n"
+            f"new rows:     nlu predict {root} new.csv --out answers.csv"
+        )
+
+
+def _method_of(adapter: str | None) -> str | None:
+    """What made an adapter, if the recipe of its run stands beside it."""
+    try:
+        return load_recipe(Path(adapter).parent / "recipe.yaml").method if adapter is not None else None
+    except UserError:
+        return None
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written, and the run is to stop then."""
+
+
+class NumbersError(Exception):
+    """NaN or infinity; the message says where."""

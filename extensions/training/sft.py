@@ -1,0 +1,161 @@
+"""Supervised fine-tuning on LoRA adapters: section 4.2 of the paper, step by step.
+
+1 pack    prompt, gold answer and closing tag of each sample of the batch, in the shared-prefix form
+2 update  one pass of the next-token loss, over the whole sequences or over the answers
+3 log
+
+The run around it (data, engine, evaluations, checkpoints) is `extensions.runs.training_run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from extensions.data import BatchOrder, Example
+from extensions.distributed import watchdog
+from extensions.distributed.openrlhf import SFTLoss
+from extensions.distributed.strategy import Strategy
+from extensions.model.policy import Policy, Role
+from extensions.prefix.tree import Pack, Sample, micro_batches, pack, with_sequence_targets
+from extensions.prompts import PromptEncoder
+from extensions.recipe import Sft
+from extensions.training.trainer import Clock, OfPolicy, add, mixed_seed
+
+
+class SftTrainer(OfPolicy):
+    """The training loop over one batch order.
+
+    Args:
+        policy, engine: the policy, and the DeepSpeed engine around it.
+        order: which examples make up each batch.
+        sft: recipe section `sft`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Any,
+        strategy: Strategy,
+        encoder: PromptEncoder,
+        order: BatchOrder,
+        sft: Sft,
+        seed: int,
+    ) -> None:
+        self.policy, self.engine, self.strategy = policy, engine, strategy
+        self.encoder, self.order, self.sft, self.seed = encoder, order, sft, seed
+        self.loss = SFTLoss()
+        self._batch: tuple[list[Example], list[Sample]] = ([], [])  # of the iteration in work
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the engine's state: nothing."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One optimizer step. Returns its metrics, the same on all ranks; there are no responses to record."""
+        clock = Clock(self.policy.device)
+        self._batch = [], []
+        batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
+        with clock("encode"):
+            samples = [replace(self.encode(example), weight=self.order.weight(example)) for example in batch]
+            self._batch = batch, samples
+        with clock("update"):
+            sums = self.update(samples, step)
+        return self.summarise(sums, step, clock), []
+
+    def encode(self, example: Example) -> Sample:
+        """Prompt and gold answer as the model should write it, up to the closing tag."""
+        assert example.label is not None, "training examples are labelled"
+        ids, text = self.encoder.encode(example.task, example.fields)
+        answer = self.encoder.answer_ids(ids, text, example.task.answer(example.label))
+        return Sample(ids, answer)
+
+    def update(self, samples: Sequence[Sample], step: int) -> dict[str, Tensor]:
+        """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.
+
+        The loss is the mean over the target tokens of all samples of all ranks, each with the weight of its sample, so
+        neither micro-batches nor ranks nor the sharing of prefixes change it, but for what dropout draws.
+        """
+        self.policy.train()
+        sequence = self.sft.loss == "sequence"
+        targets = [len(s.response) + (len(s.prompt) - 1 if sequence else 0) for s in samples]
+        weighted = sum(sample.weight * count for sample, count in zip(samples, targets, strict=True))
+        tokens = self.strategy.sum(torch.tensor(float(weighted), device=self.policy.device))
+        chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
+        sums: dict[str, Tensor] = {"target_tokens": torch.tensor(float(sum(targets)), device=self.policy.device)}
+        for k, chunk in enumerate(chunks):
+            watchdog.progress()
+            packed = self._pack([samples[slot] for slot in chunk])
+            self.strategy.guard.samples(chunk)
+            torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks
+            with self.policy.role("actor"):
+                logprobs = self.engine(packed, values=False, temperature=1.0)["logprobs"]
+                loss = self.loss(logprobs, packed.weights, dp_size=self.strategy.world_size, batch_num_tokens=tokens)
+                self.strategy.update(self.engine, loss, k == len(chunks) - 1)
+            answer_tokens = sum(packed.lengths)
+            add(sums, "loss", -(logprobs * packed.weights).sum())
+            add(sums, "tokens", packed.weights.sum())
+            add(sums, "answer_loss", -logprobs[:answer_tokens].sum())
+            add(sums, "answer_tokens", torch.tensor(answer_tokens, device=logprobs.device))
+        return sums
+
+    def _pack(self, samples: Sequence[Sample]) -> Pack:
+        """A pack with the targets that the loss is over."""
+        packed = pack(samples, self.policy.device)
+        return with_sequence_targets(packed, samples) if self.sft.loss == "sequence" else packed
+
+    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """The samples of the iteration in work."""
+        records = [
+            {
+                "task": example.task.name,
+                "index": example.index,
+                "gold": example.label,
+                "prompt_ids": list(sample.prompt),
+                "response_ids": list(sample.response),
+                "weight": sample.weight,
+            }
+            for example, sample in zip(*self._batch, strict=True)
+        ]
+        return records, {}
+
+    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `evidence` gave as the iteration in work."""
+        self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r.get("weight", 1.0)) for r in records]
+
+    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+        """The loss of one sample of the iteration in work, alone."""
+        packed = self._pack([self._batch[1][slot]])
+
+        def actor() -> Tensor:
+            logprobs = self.policy(packed, values=False, temperature=1.0)["logprobs"]
+            return self.loss(logprobs, packed.weights, dp_size=1, batch_num_tokens=packed.weights.sum())
+
+        return {"actor": actor}
+
+    def summarise(self, sums: dict[str, Tensor], step: int, clock: Clock) -> dict[str, Any]:
+        """Metrics over all ranks: mean losses in nats a token, over all targets with their weights, and over the
+        answers' tokens without."""
+        names = ("loss", "tokens", "answer_loss", "answer_tokens", "target_tokens")
+        loss, tokens, answer_loss, answer_tokens, targets = self.strategy.sum(
+            torch.stack([sums[n] for n in names])
+        ).tolist()
+        samples = self.order.batch_size
+        return {
+            "step": step + 1,
+            "samples": (step + 1) * samples,
+            "loss": loss / tokens,
+            "answer_loss": answer_loss / answer_tokens,
+            "target_tokens": targets / samples,
+            "grad_norm": self.strategy.get_grad_norm(self.engine),
+            "lr": self.engine.get_lr()[0],
+            "seconds": clock.seconds,
+            "samples_per_s": samples / sum(clock.seconds.values()),
+        }

@@ -1,0 +1,612 @@
+"""One's own files: placeholders, faulty rows, held-out splits, samples, warnings. Expected rows are stated here."""
+
+import json
+from collections import Counter
+
+import pandas
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+
+from extensions.common.errors import UserError
+from extensions.data import (
+    Example,
+    has_split,
+    is_labelled,
+    is_present,
+    load_examples,
+    load_training,
+)
+from extensions.data.checks import check_lengths, check_rows
+from extensions.data.partition import sample
+from extensions.data.splits import RunData
+from extensions.prompts import PromptEncoder, prompt_text
+from extensions.recipe import load_recipe
+from extensions.tasks import TASKS, Task, fold
+
+
+def own(**keys):
+    source = {"files": {"train": "rows.csv"}, "label": "team"} | keys.pop("source", {})
+    entry = {
+        "name": "tickets",
+        "description": "Name the team.",
+        "question": 'The ticket "{subject}" says "{ticket body}".',
+        "labels": ["billing", "sales"],
+    }
+    return Task.model_validate(entry | keys | {"source": source})
+
+
+def put(folder, rows, name="rows.csv"):
+    path = folder / name
+    frame = pandas.DataFrame(rows)
+    if name.endswith("parquet"):
+        frame.to_parquet(path)
+    elif name.endswith("jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        frame.to_csv(path, sep="\t" if name.endswith("tsv") else ",", index=False)
+    return path
+
+
+def refused(task, folder, split="train"):
+    with pytest.raises(UserError) as caught:
+        load_examples(task, split, str(folder))
+    return str(caught.value)
+
+
+NASTY = [
+    {"id": "007", "subject": "Invoice, again", "ticket body": 'He said "pay",\nthen left.', "team": "billing"},
+    {"id": "008", "subject": "NA", "ticket body": "null \U0001f600", "team": "sales"},
+    {
+        "id": "009",
+        "subject": '"quoted"',
+        "ticket body": "\u05e9\u05dc\u05d5\u05dd\ttab; {braces} {{x}}",
+        "team": "sales",
+    },
+]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.jsonl", "rows.ndjson", "rows.parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    if name == "rows.ndjson":
+        put(tmp_path, NASTY, "rows.jsonl").rename(tmp_path / name)
+    else:
+        put(tmp_path, NASTY, name)
+    examples = load_examples(own(source={"files": {"train": name}, "keep": {"id": "id"}}), "train", str(tmp_path))
+    assert [example.fields for example in examples] == [
+        {"subject": row["subject"], "ticket body": row["ticket body"]} for row in NASTY
+    ]
+    assert [example.label for example in examples] == ["billing", "sales", "sales"]
+    assert [example.kept for example in examples] == [{"id": "007"}, {"id": "008"}, {"id": "009"}]
+
+
+# --------------------------------------------------------------------------------------------------- placeholders
+
+
+@pytest.mark.parametrize(
+    "name", ["ticket body", "ticket-body", "\u00fcberschrift", "\u6b63\u6587", "a.b", "0", "x:y!z"]
+)
+def test_any_column_can_be_a_placeholder(tmp_path, name):
+    put(tmp_path, [{name: "the {text} itself", "team": "sales"}])
+    task = own(question=f"{{{{braces}}}} say {{{name}}}")
+    (example,) = load_examples(task, "train", str(tmp_path))
+    assert task.fields == (name,)
+    assert "  {braces} say the {text} itself\n" in prompt_text(task, example.fields)
+
+
+@pytest.mark.parametrize(
+    "keys, parts",
+    [
+        ({"question": "{text} {}"}, ["question", "{ticket body}", "{{ and }}"]),
+        ({"question": "{text} { ticket body }"}, ["question", "write {ticket body}"]),
+        ({"question": "{text} {open"}, ["question", "brace", "{open"]),
+        ({"question": "{text} close}"}, ["question", "brace", "close}"]),
+        ({"question": "{text} {a\nb}"}, ["question", "write {a b}"]),
+        ({"question": "{{text}}"}, ["question uses no {field}", "single braces"]),
+        ({"description": "The ticket {text}."}, ["description", "{text} is a placeholder", "{{text}}"]),
+        ({"answer_format": "Insert {team} here"}, ["answer_format", "{team} is a placeholder"]),
+        ({"description": "An open { brace."}, ["description", "brace"]),
+    ],
+)
+def test_a_brace_that_is_no_placeholder_is_an_error(keys, parts):
+    with pytest.raises(ValidationError) as caught:
+        own(**keys)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_literal_braces_in_the_other_texts():
+    task = own(description="Write {{x}}.", answer_format="Insert {{team}} here")
+    text = prompt_text(task, {"subject": "a", "ticket body": "b"})
+    assert "Write {x}." in text and "{Insert {team} here}" in text
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
+def test_a_field_that_is_no_column_names_the_nearest(tmp_path, name):
+    put(tmp_path, NASTY, name)
+    message = refused(own(question="{subject} {ticket_body}", source={"files": {"train": name}}), tmp_path)
+    assert "no field 'ticket_body'" in message and "id, subject, ticket body, team" in message
+    assert "Did you mean 'ticket body'?" in message
+    assert "Did you mean 'team'?" in refused(own(source={"files": {"train": name}, "label": "teams"}), tmp_path)
+    for choice in ("skip", "keep"):
+        task = own(question="{subject} {ticket_body}", source={"files": {"train": name}, "incomplete": choice})
+        assert "no field 'ticket_body'" in refused(task, tmp_path), "not an incomplete row"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_numbers_and_booleans_are_texts(tmp_path, name):
+    rows = [{"subject": 5, "ticket body": True, "team": "sales"}, {"subject": 7, "ticket body": False, "team": "sales"}]
+    put(tmp_path, rows, name)
+    examples = load_examples(own(source={"files": {"train": name}}), "train", str(tmp_path))
+    assert [e.fields for e in examples] == [
+        {"subject": "5", "ticket body": "true"},
+        {"subject": "7", "ticket body": "false"},
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- faulty rows
+
+FAULTY = [
+    {"subject": "a", "ticket body": "b", "team": "billing"},
+    {"subject": "", "ticket body": "b", "team": "billing"},
+    {"subject": "a", "ticket body": " ", "team": "sales"},
+    {"subject": "a", "ticket body": "b", "team": "Billing"},
+    {"subject": "a", "ticket body": "b", "team": "Billing"},
+    {"subject": "a", "ticket body": "b", "team": "legal"},
+    {"subject": "a", "ticket body": "b", "team": ""},
+    {"subject": "", "ticket body": "", "team": "sales"},
+    {"subject": "c", "ticket body": "d", "team": "sales"},
+]
+
+
+def test_all_faulty_rows_are_reported_with_what_lets_them_pass(tmp_path):
+    path = put(tmp_path, FAULTY)
+    path.write_text(path.read_text() + "one,two,three,four\n")
+    message = refused(own(), tmp_path)
+    assert f"{path}: 8 rows cannot be used" in message
+    for part in (
+        "rows without a text, field 'subject': 2. source.incomplete: skip",
+        "rows without a text, field 'ticket body': 1. source.incomplete: skip",
+        "rows whose label is none of the task's: 3 ('Billing' (2), 'legal' (1)). Add it to labels. "
+        "source.unknown_labels: skip",
+        "rows without a label: 1. source.unknown_labels: skip",
+        "rows with too many or too few cells: 1. A text that holds the separator (here: comma) stands in quotes",
+        "line 3, field 'subject'",
+        "line 11: 4 columns, expected 3",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "choice, fields, said",
+    [
+        ("skip", [("a", "b"), ("c", "d")], ["left out 3 rows that lack a text or a column"]),
+        ("keep", [("a", "b"), ("", "b"), ("a", ""), ("c", "d")], ["left out 1 rows that have no text at all"]),
+    ],
+)
+def test_rows_that_may_pass(tmp_path, choice, fields, said):
+    path = put(tmp_path, FAULTY)
+    warnings = []
+    task = own(source={"incomplete": choice, "unknown_labels": "skip"})
+    examples = load_examples(task, "train", str(tmp_path), warn=warnings.append)
+    assert [tuple(example.fields.values()) for example in examples] == fields
+    said.append("left out 4 rows that have no label of the task: 'Billing' (2), 'legal' (1), '' (1)")
+    assert sorted(warnings) == sorted(f"{path}: {one}" for one in said)
+    assert [example.index for example in examples] == list(range(len(fields)))
+    rows = [(FAULTY[e.kept["row"]]["subject"], FAULTY[e.kept["row"]]["ticket body"].strip()) for e in examples]
+    assert rows == fields, "the row of the file is found again"
+
+
+@pytest.mark.parametrize("quoting", ["csv", "none"])
+def test_torn_rows_are_never_skipped_in_a_file_of_one_s_own(tmp_path, quoting):
+    """The trap: `incomplete: skip` lost rows torn at quoted line breaks with a warning."""
+    (tmp_path / "rows.tsv").write_text('subject\tticket body\tteam\na\t"two\nlines"\tsales\nb\tc\tsales\nd\te\n')
+    task = own(source={"files": {"train": "rows.tsv"}, "incomplete": "skip", "quoting": quoting})
+    message = refused(task, tmp_path)
+    assert ("line 5: 2 columns, expected 3" if quoting == "csv" else "3 rows cannot be used") in message
+
+
+def test_scores_out_of_range_are_counted(tmp_path):
+    put(tmp_path, [{"subject": "a", "ticket body": "b", "team": score} for score in ("1", "7", "7", "x", "")])
+    task = own(labels={}, score_range=[0, 5], metrics=["pearson"])
+    message = refused(task, tmp_path)
+    assert (
+        "rows whose score is no number from 0 to 5: 3 ('7' (2), 'x' (1)). Give score_range the data's range" in message
+    )
+    assert "rows without a label: 1" in message
+
+
+# ----------------------------------------------------------------------------------------------------------- splits
+
+SPLITS = ("train", "validation", "test")
+SHARES = {"validation": 0.2, "test": 0.1, "seed": 3}
+
+
+def tickets(counts):
+    """Rows by label, sorted, each fifth text twice, in another case and with other spaces."""
+    rows = []
+    for label, count in counts.items():
+        for k in range(count):
+            text = f"text {k} of {label}" if k % 5 else f"TEXT  {k + 1} of {label.upper()}"
+            rows.append({"subject": "s", "ticket body": text, "team": label})
+    return rows
+
+
+def parts_of(task, folder, seed=0):
+    return {split: load_examples(task, split, str(folder), seed) for split in SPLITS}
+
+
+def body(example):
+    return fold(example.fields["ticket body"])
+
+
+def test_a_held_out_split(tmp_path):
+    counts = {"billing": 300, "sales": 150, "legal": 45, "it": 5}
+    rows = tickets(counts)
+    put(tmp_path, rows)
+    task = own(labels=list(counts), source={"split": SHARES})
+    parts = parts_of(task, tmp_path)
+    assert sorted(e.kept["row"] for part in parts.values() for e in part) == list(range(500)), "each row once"
+    for part in parts.values():
+        assert [e.index for e in part] == list(range(len(part)))
+        assert [e.kept["row"] for e in part] == sorted(e.kept["row"] for e in part), "in the order of the file"
+        assert all(rows[e.kept["row"]]["ticket body"] == e.fields["ticket body"] for e in part)
+        assert {e.label for e in part} == set(counts), "every class is in every split"
+    bodies = {split: {body(e) for e in part} for split, part in parts.items()}
+    assert not bodies["train"] & bodies["validation"] and not bodies["test"] & (bodies["train"] | bodies["validation"])
+    for split, share in (("validation", 0.2), ("test", 0.1)):
+        found = Counter(e.label for e in parts[split])
+        for label in ("billing", "sales", "legal"):
+            assert found[label] == pytest.approx(share * counts[label], abs=3 + 0.06 * counts[label])
+    assert parts_of(task, tmp_path, seed=9) == parts, "whatever the run's seed"
+    other = parts_of(own(labels=list(counts), source={"split": SHARES | {"seed": 4}}), tmp_path)
+    assert {body(e) for e in other["test"]} != bodies["test"]
+    for split in SPLITS:
+        assert has_split(task, split) and is_labelled(task, split) and is_present(task, split, str(tmp_path))
+
+
+def test_classes_of_three_texts_are_in_every_split(tmp_path):
+    labels = [f"team {k}" for k in range(40)]
+    put(
+        tmp_path, [{"subject": "s", "ticket body": f"{label} {k}", "team": label} for label in labels for k in range(3)]
+    )
+    for seed in range(5):
+        task = own(labels=labels, source={"split": {"validation": 0.1, "test": 0.1, "seed": seed}})
+        for part in parts_of(task, tmp_path).values():
+            assert Counter(e.label for e in part) == dict.fromkeys(labels, 1)
+
+
+def test_a_class_of_two_texts_is_trained_on(tmp_path):
+    put(tmp_path, [*tickets({"billing": 30}), *({"subject": "s", "ticket body": b, "team": "sales"} for b in "ab")])
+    parts = parts_of(own(source={"split": SHARES}), tmp_path)
+    assert [Counter(e.label for e in part)["sales"] for part in parts.values()] == [2, 0, 0]
+
+
+def test_one_text_with_two_labels_is_on_one_side(tmp_path):
+    rows = [{"subject": "s", "ticket body": f"t{k}", "team": team} for team in ("sales", "billing") for k in range(9)]
+    put(tmp_path, rows)
+    for seed in range(10):
+        parts = parts_of(own(source={"split": SHARES | {"seed": seed}}), tmp_path)
+        sides = [{body(e) for e in part} for part in parts.values()]
+        assert sum(map(len, sides)) == 9 and all(sides)
+
+
+def test_a_regression_is_split_by_quantiles(tmp_path):
+    rows = [{"subject": "s", "ticket body": f"t{k}", "team": f"{k**3 / 8e6:.6f}"} for k in range(200)]
+    put(tmp_path, rows)
+    task = own(labels={}, score_range=[0, 1], metrics=["pearson"], source={"split": SHARES})
+    for split, count in (("validation", 40), ("test", 20)):
+        places = [example.kept["row"] for example in load_examples(task, split, str(tmp_path))]
+        assert len(places) == count
+        assert Counter(place // 20 for place in places) == dict.fromkeys(range(10), count / 10)
+
+
+@pytest.mark.parametrize("name", ["labels", "rare sets"])
+def test_multi_label_rows_keep_every_label_in_every_split(name):
+    from extensions.data.partition import hold_out
+
+    sets = ["bug", "bug, crash", "crash, ui", "none", "bug, crash, ui"]
+    counts = [40, 30, 3, 20, 1 if name == "rare sets" else 9]
+    task = own(labels=["bug", "crash", "ui"]).model_copy(update={"multi_label": True})
+    rows = [label for label, count in zip(sets, counts, strict=True) for _ in range(count)]
+    examples = [Example(task, i, {"subject": "s", "ticket body": f"t{i}"}, label) for i, label in enumerate(rows)]
+    parts = hold_out(examples, {"validation": 0.1, "test": 0.1}, 0)
+    assert sorted(i for part in parts.values() for i in part) == list(range(len(rows)))
+    for part in parts.values():
+        assert {one for i in part for one in rows[i].split(", ")} == {"bug", "crash", "ui", "none"}
+
+
+@pytest.mark.parametrize(
+    "source, part",
+    [
+        ({"split": {"validation": 0.6, "test": 0.4}}, "leave no rows for training"),
+        ({"split": {"validation": 1.0}}, "less than 1"),
+        ({"split": {"test": 0.1}, "files": {"validation": "v.csv"}}, "no training file"),
+        ({"split": {"test": 0.1}, "files": {"train": "a.csv", "test": "b.csv"}}, "files.test is given already"),
+        ({"separator": ", "}, "separator"),
+    ],
+)
+def test_splits_that_cannot_be(source, part):
+    with pytest.raises(ValidationError, match=part):
+        own(source=source)
+
+
+def test_a_split_that_would_be_empty(tmp_path):
+    put(tmp_path, tickets({"billing": 1, "sales": 1}))
+    assert "source.split leaves no rows for validation" in refused(
+        own(source={"split": SHARES}), tmp_path, "validation"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def test_a_file_sorted_by_label_is_sampled_from_all_of_it(tmp_path):
+    """The trap: the first rows of a file sorted by label are of one class."""
+    put(tmp_path, tickets({"billing": 500, "sales": 100}))
+    examples = load_training(own(), str(tmp_path), 60, seed=1)
+    assert Counter(e.label for e in examples) == {"billing": 50, "sales": 10}
+    assert [e.index for e in examples] == sorted(e.index for e in examples), "in the order of the file"
+    assert (
+        load_training(own(), str(tmp_path), 60, seed=1) == examples != load_training(own(), str(tmp_path), 60, seed=2)
+    )
+    assert load_training(own(), str(tmp_path), None) == load_training(own(), str(tmp_path), 600)
+
+
+@pytest.mark.parametrize("limit", [4, 5, 10, 100])
+def test_no_class_is_lost(limit):
+    labels = ["a"] * 1000 + ["b"] * 2 + ["c"] * 30 + ["d"]
+    task = own(labels=["a", "b", "c", "d"])
+    examples = [Example(task, i, {}, label) for i, label in enumerate(labels)]
+    for seed in range(5):
+        found = sample(examples, limit, seed)
+        assert len(found) == limit and {e.label for e in found} == set("abcd")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 50])
+def test_pairs_and_questions_stay_whole(limit):
+    task = TASKS["multirc"]
+    questions = [Example(task, i, {}, str(i % 2), None, {"paragraph": i // 9, "question": i // 3}) for i in range(90)]
+    pairs = [Example(TASKS["acceptability"], i, {}, str(i % 2), f"pair {i // 2}") for i in range(60)]
+    for examples, key, size in (
+        (questions, lambda e: e.kept["question"], 3),
+        (pairs, lambda e: e.pair, 2),
+    ):
+        found = sample(examples, limit, 0)
+        assert set(Counter(map(key, found)).values()) == {size}
+        assert len(found) == max(size, limit // size * size)
+
+
+def test_one_sample_serves_a_run(tmp_path):
+    put(tmp_path, tickets({"billing": 90, "sales": 30}))
+    raw = own(source={"split": {"validation": 0.2}}).model_dump(exclude_defaults=True, mode="json")
+    (tmp_path / "r.yaml").write_text(
+        json.dumps(
+            {
+                "name": "a",
+                "method": "sft",
+                "model": {"path": "b"},
+                "data": {"tasks": [raw], "root": str(tmp_path), "max_train_samples": 20},
+                "evaluation": {"every_steps": 1},
+            }
+        )
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    data = RunData.load(recipe, lambda message: None)
+    assert data.train == load_training(recipe.data.tasks[0], str(tmp_path), 20, recipe.seed)
+    assert len(data.train) == 20 and data.splits == {"tickets": "validation"} and data.table
+    assert not {body(e) for e in data.train} & {body(e) for e in data.table}
+    assert load_recipe(tmp_path / "r.yaml", []).data.tasks[0].source.split.validation == 0.2
+
+
+# --------------------------------------------------------------------------------------------------------- warnings
+
+
+def said_of(task, train, **others):
+    warnings = []
+    make = lambda rows: [  # noqa: E731
+        Example(task, i, {"subject": "s", "ticket body": text}, label) for i, (text, label) in enumerate(rows)
+    ]
+    check_rows(task, make(train), {split: make(rows) for split, rows in others.items()}, warnings.append)
+    return warnings
+
+
+def test_warnings_are_counted():
+    both = [("a", "billing"), ("b", "sales")]
+    assert said_of(own(), both, validation=[("c", "billing"), ("d", "sales")]) == []
+    leak = said_of(own(), [*both, ("C  c", "sales")], validation=[("c C", "billing"), ("x", "sales")], test=both)
+    assert [line.split("(")[0].strip() for line in leak] == [
+        "tickets: 1 of 3 training rows also stand in validation",
+        "tickets: 2 of 3 training rows also stand in test",
+    ]
+    doubled = said_of(own(), [*both, ("A", "billing"), ("a ", "billing"), ("B", "billing")])
+    assert doubled == [
+        "tickets: 2 of 5 training rows repeat another one, with its label",
+        "tickets: 2 of 5 training rows have the texts of another one and another label",
+    ]
+    three = own(labels=["billing", "sales", "legal"])
+    assert said_of(three, both, validation=[("c", "sales"), ("d", "sales")]) == [
+        "tickets: no row of train has the label 'legal'",
+        "tickets: all 2 rows of validation have the label 'sales'",
+    ]
+
+
+def test_a_run_warns_of_its_own_files(tmp_path):
+    put(tmp_path, [{"subject": "s", "ticket body": "t", "team": "sales"}] * 3)
+    put(tmp_path, [{"subject": "S", "ticket body": "t ", "team": "billing"}], "dev.csv")
+    raw = own(source={"files": {"train": "rows.csv", "validation": "dev.csv"}})
+    recipe = {"name": "a", "method": "sft", "model": {"path": "b"}, "data": {"root": str(tmp_path)}}
+    recipe["data"]["tasks"] = [raw.model_dump(exclude_defaults=True, mode="json")]
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    warnings = []
+    RunData.load(load_recipe(tmp_path / "r.yaml"), warnings.append)
+    assert [line for line in warnings if line.startswith("tickets: 3 of 3 training rows also stand in validation")]
+    assert "tickets: 2 of 3 training rows repeat another one, with its label" in warnings
+    assert "tickets: all 3 rows of train have the label 'sales'" in warnings
+
+
+def test_cut_rows_are_counted(tiny_model):
+    from transformers import AutoTokenizer
+
+    task = own()
+    short = [Example(task, i, {"subject": "s", "ticket body": "short"}, "sales") for i in range(7)]
+    long = [Example(task, i, {"subject": "s", "ticket body": "long " * 300}, "sales") for i in range(7, 10)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    limit = len(tokenizer(prompt_text(task, short[0].fields))["input_ids"]) + 20
+    encoder = PromptEncoder(tokenizer, limit, False)
+    warnings = []
+    check_lengths(encoder, short, "training rows", warnings.append)
+    assert not warnings
+    check_lengths(encoder, [*short, *long], "training rows", warnings.append)
+    (line,) = warnings
+    assert line.startswith(f"tickets: 3 of 10 training rows are cut to {limit} tokens")
+    assert "the longest text (subject, ticket body)" in line
+    for example in (*short, *long):
+        encoder.encode(task, example.fields)
+    assert encoder.truncated == {"tickets": 3}, "as the encoder counts"
+
+
+# -------------------------------------------------------------------------------------------------------------- hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A data set of the hub with class names in its schema; `snapshot_download` gives its folder."""
+    import huggingface_hub
+
+    folder = tmp_path / "snapshot"
+    features = {"team": {"names": ["sales", "billing"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    asked = []
+
+    def write(split, layout="data/{}-00000-of-00001.parquet", named=True):
+        rows = {"subject": ["a", "b"], "ticket body": [f"{split} 1", f"{split} 2"], "team": [1, 0]}
+        table = pyarrow.table(rows)
+        path = folder / layout.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata) if named else table, path)
+
+    def download(repo, repo_type, revision, allow_patterns):
+        asked.append((repo, repo_type, revision, tuple(allow_patterns)))
+        if revision != "main":
+            raise OSError("no such revision")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    write.asked = asked
+    return write
+
+
+@pytest.mark.parametrize(
+    "config, layout",
+    [
+        ("", "data/{}-00000-of-00001.parquet"),
+        ("", "{}.parquet"),
+        ("", "default/{}/0000.parquet"),
+        ("en", "en/{}-00000-of-00001.parquet"),
+        ("en", "en/{}/0000.parquet"),
+    ],
+)
+def test_one_s_own_task_from_the_hub(hub, config, layout):
+    hub("train", layout)
+    hub("dev", layout)
+    repo = {
+        "repo": f"me/{layout.replace('/', '-').strip('{}.')}{config}",
+        "config": config,
+        "splits": {"validation": "dev"},
+    }
+    task = own(source={"files": {}, "hub": repo})
+    assert [has_split(task, split) for split in SPLITS] == [True, True, False]
+    for split, name in (("train", "train"), ("validation", "dev")):
+        examples = load_examples(task, split, None)
+        assert [(e.fields["ticket body"], e.label) for e in examples] == [
+            (f"{name} 1", "billing"),
+            (f"{name} 2", "sales"),
+        ]
+        assert is_present(task, split, None) and is_present(task, split, "hub")
+    assert hub.asked[0][:3] == (repo["repo"], "dataset", "main")
+
+
+def test_class_names_may_be_given(hub):
+    hub("train", named=False)
+    task = own(source={"files": {}, "hub": {"repo": "me/a", "labels": ["sales", "billing"]}})
+    assert [e.label for e in load_examples(task, "train", None)] == ["billing", "sales"]
+    task = own(source={"files": {}, "hub": {"repo": "me/a"}})
+    with pytest.raises(UserError, match=r"label '1' is not one of|none of the task's: 2 \('1' \(1\), '0' \(1\)\)"):
+        load_examples(task, "train", None)
+    task = own(labels={"0": ["sales"], "1": ["billing"]}, source={"files": {}, "hub": {"repo": "me/a"}})
+    assert [e.label for e in load_examples(task, "train", None)] == ["1", "0"]
+
+
+def test_a_split_drawn_from_the_hub(hub):
+    hub("train")
+    task = own(source={"files": {}, "hub": {"repo": "me/b"}, "split": {"validation": 0.5}})
+    assert [has_split(task, split) for split in SPLITS] == [True, True, False]
+    assert len(load_examples(task, "train", None)) == 2
+    with pytest.raises(UserError, match="leaves no rows for validation of 2 rows"):
+        load_examples(task, "validation", None)
+
+
+def test_a_hub_that_cannot_be_read_says_what_to_do(monkeypatch):
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(UserError, match=r"source\.hub.*me/none.*no network.*source\.files"):
+        load_examples(own(source={"files": {}, "hub": {"repo": "me/none"}}), "train", None)
+
+
+# ------------------------------------------------------------------------------------------- labels as files have them
+
+
+@pytest.mark.parametrize("names", [["1", "0"], ["-1", "0", "1"], ["1", "2", "3"], ["bad", "good"]])
+def test_a_class_number_is_the_place_of_its_name(tmp_path, names):
+    """Also where the names are numbers themselves."""
+    features = {"team": {"names": names, "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    numbers = [k % len(names) for k in range(12)]
+    columns = {"subject": ["s"] * 12, "ticket body": [f"t {k}" for k in range(12)], "team": numbers}
+    table = pyarrow.table(columns).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    task = own(labels=names, source={"files": {"train": "rows.parquet"}})
+    assert [row.label for row in load_examples(task, "train", str(tmp_path))] == [names[k] for k in numbers]
+
+
+def test_scores_keep_all_their_digits(tmp_path):
+    """Of 64 bits, of 32 bits (3.8 is 3.799999952316284 in 64), and decimals."""
+    from decimal import Decimal
+
+    texts = {"subject": ["s"] * 3, "ticket body": ["a", "b", "c"]}
+    for kind, values, expected in (
+        (pyarrow.float64(), [1000000.25, 1234567.0, 2e6], ["1000000.25", "1234567", "2000000"]),
+        (pyarrow.float32(), [3.8, 0.1, 2.0], ["3.8", "0.1", "2"]),
+        (pyarrow.decimal128(9, 2), [Decimal("3.80"), Decimal("0.14"), Decimal("2.00")], ["3.80", "0.14", "2.00"]),
+    ):
+        table = pyarrow.table(texts | {"team": pyarrow.array(values, kind)})
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+        task = own(labels={}, score_range=[0, 2e6], source={"files": {"train": "rows.parquet"}})
+        assert [row.label for row in load_examples(task, "train", str(tmp_path))] == expected
+
+
+def test_whole_numbers_that_pandas_made_floats_are_labels(tmp_path):
+    """As it does with a column that has a gap."""
+    rows = {"subject": ["s"] * 4, "ticket body": ["a", "b", "c", "d"], "team": [0, 1, None, 1]}
+    pandas.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    source = {"files": {"train": "rows.parquet"}, "unknown_labels": "skip"}
+    examples = load_examples(own(labels={"0": "no", "1": "yes"}, source=source), "train", str(tmp_path))
+    assert [row.label for row in examples] == ["0", "1", "1"]
+
+
+def test_the_first_line_that_excel_takes_the_separator_from(tmp_path):
+    (tmp_path / "rows.csv").write_text("sep=;\nsubject;ticket body;team\na,b;c;billing\n")
+    [row] = load_examples(own(), "train", str(tmp_path))
+    assert row.fields == {"subject": "a,b", "ticket body": "c"} and row.label == "billing"
+
+
+def test_a_column_called_idx_is_kept_as_it_is(tmp_path):
+    put(tmp_path, [row | {"idx": "003"} for row in NASTY])
+    [first, *_] = load_examples(own(source={"keep": {"idx": "idx"}}), "train", str(tmp_path))
+    assert first.kept["idx"] == "003"

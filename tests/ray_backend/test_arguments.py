@@ -1,0 +1,196 @@
+"""From a recipe to OpenRLHF's Ray trainer: the mapping is total, its parser takes it, what is replaced is as it was."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from extensions.common.errors import UserError
+from extensions.ray_backend import openrlhf
+from extensions.ray_backend.arguments import (
+    KEYS,
+    LEFT,
+    SECTIONS,
+    arguments,
+    command,
+    differences,
+    given,
+    micro_batch,
+    refused,
+    shape_of,
+    where,
+)
+from extensions.recipe import all_keys, load_recipe
+
+PPO_RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "bert"]
+
+# sha256 of the sources that `extensions.ray_backend` replaces parts of, or relies on: OpenRLHF 0.11.2. When one changes,
+# read the change, run `bash launch/test_ray.sh`, and only then put the new sum here.
+RELIED_ON = {
+    "cli/train_ppo_ray.py": "a57da6a94a193645c653c39a19808d7a408ed3302b076c637778770d268096ab",
+    "models/actor.py": "4c9522114e57caf424a607235e17d8c7357e64e3fcb1cef5d083d3c880d8f975",
+    "trainer/ppo_trainer.py": "c01b55d6c3c25f8c691c898b4f829d74d3c21f7d8ddae82f23966f65c254e03b",
+    "trainer/ppo_utils/experience.py": "ee653245197294876b098ea5d451eb7bf7fa15a8257df7035201650a5623b312",
+    "trainer/ppo_utils/experience_maker.py": "1defeef7fa22fc8ff6621d76f5a042a57ebfff4f83aa0338ef9a397de8f8563f",
+    "trainer/ppo_utils/replay_buffer.py": "25e2826fc9541d7e94ea83283f1372b412a24f4053b122e8a2ef801f84c7d1c5",
+    "trainer/ppo_utils/samples_generator.py": "3e55ca5c9d5b344f9657421f80f6bf28017dde998bc9031ce2606b14399db5aa",
+    "trainer/ray/launcher.py": "67c202f4ed826332348392bdf96acb5dfccdfda857556e80ba7118078a7b5ec3",
+    "trainer/ray/ppo_actor.py": "576ab84fa9a665dc229449e919351816fa339bba7b17810f03f165db02965579",
+    "trainer/ray/ppo_critic.py": "7a5015573a291f441e9f442e8aaab15764f714905fe21ff6b9faade414e44196",
+    "trainer/ray/vllm_engine.py": "8795d66373861f914a457e2b8e4f4739bd4c3e9c1a9aa34301440d495a5d9939",
+    "utils/agent.py": "bfe2cfefc53c664c1e66e3a60ab7683be8c4fc87064b1169275c339bf9d47331",
+    "utils/deepspeed/deepspeed.py": "d43196e47227157d584e34a84a0471f9620b418add0365e8efb2ef24a6467f53",
+    "utils/loss_utils.py": "e92296afa70862aa5d5ce3aea8085f29b5d9ef1b097ec03dc79b922b66c5f2e7",
+}
+
+
+def recipe_of(path="recipes/smollm2.yaml", *overrides):
+    return load_recipe(ROOT / path, [*overrides, "engine=ray"], "ppo")
+
+
+def package() -> Path:
+    return Path(importlib.util.find_spec("openrlhf").submodule_search_locations[0])
+
+
+def test_what_is_extended_is_the_openrlhf_that_it_was_written_against():
+    assert importlib.metadata.version("openrlhf") == openrlhf.VERSION
+    found = {name: hashlib.sha256((package() / name).read_bytes()).hexdigest() for name in RELIED_ON}
+    assert found == RELIED_ON
+
+
+def test_every_key_of_a_recipe_goes_somewhere():
+    keys = set(all_keys())
+    assert {key for key in keys if key.partition(".")[0] not in SECTIONS} == set(KEYS)
+    assert set(where(recipe_of())) == keys
+
+
+def test_every_option_of_openrlhf_is_given_or_left_for_a_reason():
+    options = set(openrlhf.options())
+    assert len(options) > 120
+    own = set(given(recipe_of(), shape_of(recipe_of(), 0)))
+    assert own <= options
+    left = {option for option in options - own if any(option.startswith(prefix) for prefix in LEFT)}
+    assert own | left == options
+    assert not {prefix for prefix in LEFT if not any(option.startswith(prefix) for option in options)}
+
+
+def test_keys_that_go_to_an_option_name_one_that_is_given():
+    own = given(recipe_of(), shape_of(recipe_of(), 0))
+    assert {place for place in KEYS.values() if place.startswith("--")} <= set(own)
+
+
+@pytest.mark.parametrize("path", PPO_RECIPES, ids=lambda path: path.stem)
+def test_openrlhfs_own_parser_and_checks_take_every_recipe(path):
+    recipe = recipe_of(path)
+    if not recipe.model.path.startswith("pip:"):  # folders and hub names are passed on as they are
+        assert given(recipe, shape_of(recipe, 8))["--actor.model_name_or_path"] == recipe.model.path
+    args = openrlhf.parse(arguments(recipe, shape_of(recipe, 0)))
+    assert args.train.max_epochs == recipe.ppo.epochs
+    assert args.algo.kl.init_coef == recipe.ppo.kl.init
+    assert args.algo.kl.target == recipe.ppo.kl.target
+    assert args.algo.advantage.lambd == recipe.ppo.lam
+    assert args.actor.adam.lr == recipe.optimizer.lr
+    assert args.rollout.batch_size == args.train.batch_size == recipe.ppo.batch_size
+    assert args.ds.lora.rank == recipe.lora.rank
+    assert args.reward.remote_url == ["agent"]  # set by OpenRLHF where an agent is given
+    assert args.algo.advantage.estimator == "gae" and args.critic.model_name_or_path
+    assert "--train.agent_func_path" in command(recipe, shape_of(recipe, 0))
+
+
+def test_the_parser_is_asked_and_its_refusal_is_a_users_error():
+    with pytest.raises(UserError, match=r"unrecognized arguments: --no\.such"):
+        openrlhf.parse([*arguments(recipe_of(), shape_of(recipe_of(), 0)), "--no.such", "1"])
+    with pytest.raises(UserError, match="OpenRLHF refuses"):
+        openrlhf.parse([*arguments(recipe_of(), shape_of(recipe_of(), 0)), "--algo.advantage.estimator", "rloo"])
+
+
+def test_sixty_four_gpus():
+    recipe = recipe_of("recipes/llama2_glue_mt.yaml", "ppo.batch_size=64", "ray.num_nodes=8", "ray.gpus_per_node=8")
+    shape = shape_of(recipe, 0)
+    args = openrlhf.parse(arguments(recipe, shape))
+    assert (shape.ranks, shape.engines, args.vllm.num_engines) == (64, 64, 64)
+    assert args.train.batch_size // args.train.micro_batch_size // shape.ranks == 1
+    halves = recipe_of(
+        "recipes/llama2_glue_mt.yaml", "ppo.batch_size=64", "ray.num_nodes=8", "ray.gpus_per_node=8",
+        "vllm.tensor_parallel_size=2",
+    )  # fmt: skip
+    assert shape_of(halves, 8).engines == 32
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ray.gpus_per_node=3"], "ppo.batch_size: 16 samples cannot be shared evenly by 3 ranks"),
+        (["ray.gpus_per_node=2", "ray.num_engines=1"], "1 engines of 1 GPUs do not fill the 2 GPUs"),
+        (["ray.gpus_per_node=4", "ppo.mini_batch_size=2"], "ppo.mini_batch_size: 2 samples"),
+    ],
+)
+def test_shapes_that_do_not_fit(overrides, message):
+    with pytest.raises(UserError, match=message):
+        shape_of(recipe_of("recipes/smollm2.yaml", *overrides), 0)
+
+
+def test_micro_batches_divide_the_share_of_a_rank():
+    recipe = recipe_of("recipes/smollm2.yaml", "ppo.batch_size=12", "ppo.micro_batch_size=5")
+    assert micro_batch(recipe, shape_of(recipe, 0)) == 4
+
+
+def test_what_differs_is_said_and_what_cannot_be_done_is_refused():
+    said = "\n".join(differences(recipe_of("recipes/llama2_glue_mt.yaml", "ppo.old_logprobs=sampled")))
+    for key in ("ppo.critic: shared", "ppo.max_grad_norm", "lora.dropout", "ppo.old_logprobs"):
+        assert key in said
+    assert not any("ppo.critic" in one for one in differences(recipe_of("recipes/smollm2.yaml", "ppo.critic=adapter")))
+    assert "4-bit" in refused(recipe_of("recipes/smollm2.yaml", "model.load_in_4bit=true"))[0]
+    assert refused(recipe_of()) == []
+    with pytest.raises(UserError, match="engine: ray trains by PPO alone"):
+        load_recipe(ROOT / "recipes/smollm2.yaml", ["engine=ray"], "sft")
+
+
+def test_a_place_of_openrlhfs_is_put_back():
+    import openrlhf.utils.agent as agent
+
+    before = agent.AgentExecutorBase
+    with openrlhf_replaced(), pytest.raises(AttributeError):
+        assert agent.AgentExecutorBase is int
+        raise AttributeError
+    assert agent.AgentExecutorBase is before
+    assert "execute" in inspect.getsource(before)
+
+
+def openrlhf_replaced():
+    return openrlhf.replaced({"openrlhf.utils.agent:AgentExecutorBase": int})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppo.old_logprobs=sampled", "ppo.old_logprobs: sampled does not go with rollout.engine: vllm"),
+        ("vllm.tensor_parallel_size=2", "vllm.tensor_parallel_size: 2 needs engine: ray"),
+    ],
+)
+def test_what_a_vllm_engine_beside_each_rank_cannot_do(override, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(ROOT / "recipes/smollm2.yaml", ["rollout.engine=vllm", override], "ppo")
+
+
+def test_the_cluster_templates_run_the_script_with_keys_that_exist():
+    import re
+
+    import yaml
+
+    job = yaml.safe_load((ROOT / "launch/kuberay.yaml").read_text())
+    words = job["spec"]["entrypoint"].split()
+    assert words[:3] == ["bash", "launch/ppo_ray.sh", "recipes/llama2_glue_mt.yaml"]
+    recipe = recipe_of(*words[2:])
+    workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    container = workers["template"]["spec"]["containers"][0]
+    assert workers["replicas"] == recipe.ray.num_nodes == 8
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == str(recipe.ray.gpus_per_node)
+    assert container["image"] and {mount["mountPath"] for mount in container["volumeMounts"]} == {"/shared", "/dev/shm"}
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == "2.55.0"
+    slurm = (ROOT / "launch/slurm.sbatch").read_text()
+    assert {key for key in re.findall(r"\b(ray\.\w+)=", slurm)} == {"ray.num_nodes", "ray.gpus_per_node"}
