@@ -32,7 +32,7 @@ from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
 from extensions.prefix.tree import Sample, pack
 from extensions.recipe import Lora, Model
-from extensions.rollout.sampler import Request, Sampler
+from extensions.rollout.sampler import GenerationRequest, Sampler
 
 TABLE = Path(__file__).parent.parent / "extensions" / "model" / "FAMILIES.md"
 WRITTEN = 6  # tokens of each greedy answer
@@ -121,7 +121,7 @@ def _check_greedy(policy: Policy, alone: PeftModel, samples: list[Sample]) -> No
     settings = alone.get_base_model().generation_config = GenerationConfig(
         max_new_tokens=WRITTEN, do_sample=False, pad_token_id=0
     )
-    requests = [Request(s.prompt, WRITTEN - k % 3, np.zeros(WRITTEN)) for k, s in enumerate(samples)]
+    requests = [GenerationRequest(s.prompt, WRITTEN - k % 3, np.zeros(WRITTEN)) for k, s in enumerate(samples)]
     for request, response in zip(requests, sampler.sample(requests, greedy=True), strict=True):
         ids = torch.tensor([list(request.prompt)])
         assert response.tokens == _greedy(alone, ids, request.budget)

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from extensions.common.files import read_jsonl
+from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.model.loading import load_policy
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model
@@ -90,7 +91,7 @@ def write_recipe(folder: Path, model: Path, **sections) -> Path:
         "model": {"path": str(model)},
         "lora": {"rank": 4, "dropout": 0.0},
         "data": {"tasks": ["acceptability"], "max_train_samples": 64},
-        "rollout": {"min_new_tokens": 3, "max_new_tokens": 6},
+        "rollout": {"response_budget": [3, 6]},
         "ppo": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2},
         "optimizer": {"name": "adamw", "lr": 1e-2},
         "evaluation": {"max_samples": 4},
@@ -147,3 +148,28 @@ def timeless(path: Path) -> list[dict]:
     """Records of a run without what the clock says."""
     clocks = ("seconds", "samples_per_s", "elapsed_s")
     return [{key: value for key, value in line.items() if key not in clocks} for line in read_jsonl(path)]
+
+
+class PlainEngine:
+    """Stands in for DeepSpeed's engine and strategy: plain forward and backward on one rank."""
+
+    world_size, rank = 1, 0
+
+    def __init__(self, policy):
+        self.policy = policy
+        self.nonfinite = NonFiniteCheck({})
+
+    def __call__(self, *args, **kwargs):
+        return self.policy(*args, **kwargs)
+
+    def update(self, engine, loss, last):
+        loss.backward()
+
+    def sum(self, values):
+        return values
+
+
+def gradients(policy):
+    found = {name: p.grad.clone() for name, p in policy.trainable.items()}
+    policy.zero_grad()
+    return found

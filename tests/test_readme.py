@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from extensions.cli.main import app
 from extensions.common.files import read_json
 from extensions.data import load_examples
-from extensions.distributed.nonfinite import Problem, leave
+from extensions.distributed.nonfinite import NonFiniteTensor, leave
 from extensions.encoder import run as encoder
 from extensions.evaluation.submission import make_archive
 from extensions.runs.main import main
@@ -26,8 +26,7 @@ SMALL = [
     "max_steps=1",
     "evaluation.max_samples=2",
     "ppo.epochs=1",
-    "rollout.min_new_tokens=2",
-    "rollout.max_new_tokens=3",
+    "rollout.response_budget=[2, 3]",
     "sft.max_steps=1",
     "encoder.epochs=1",
 ]
@@ -70,7 +69,7 @@ def scene(tiny_model, tmp_path_factory):
         for method, *overrides in (("ppo",), ("sft",), ("eval",), ("eval", "prompt.shots=5")):
             assert main([str(ROOT / "recipes/smollm2.yaml"), *model, *SMALL, *overrides], method) == 0
     sample = {"task": "sst2", "index": 3, "prompt": "a", "response": "b", "prompt_ids": [1, 2], "response_ids": [3]}
-    problem = Problem("logprobs of the rollout", [0], "NaN")
+    problem = NonFiniteTensor("logprobs of the rollout", [0], "NaN")
     leave(folder / "runs" / "smollm2" / "failed" / "step-12", 0, [problem], [sample], {}, None)
     return folder
 

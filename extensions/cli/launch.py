@@ -29,13 +29,13 @@ def main(script: str, arguments: Sequence[str]) -> int:
         from extensions.ray_backend.driver import show, start_run
 
         do = (lambda recipe: print(show(recipe))) if "--print" in arguments else start_run
-        return run_main([word for word in arguments if word != "--print"], "ppo", do, script, ["engine=ray"])
+        return run_main([word for word in arguments if word != "--print"], "ppo", do, script, ["backend=ray"])
     return run_main(arguments, script, on_backend)
 
 
 def on_backend(recipe: Recipe) -> None:
     """Run a recipe on the backend that it names."""
-    if recipe.engine == "ray":
+    if recipe.backend == "ray":
         from extensions.ray_backend.driver import start_run
 
         if os.environ.get("RANK", "0") == "0":  # Ray starts ranks of its own

@@ -177,12 +177,12 @@ def _encoder(recipe: Any) -> Any:
     """
     if recipe.method == "encoder":
         raise UserError("this recipe is for launch/encoder.sh, and encoders get no prompts; name a recipe of an LLM")
-    from extensions.data.splits import shown_rows
+    from extensions.data.splits import load_demonstrations
     from extensions.model.loading import load_config, load_tokenizer, prompt_limit
     from extensions.prompts import PromptEncoder
 
     shots, limit = recipe.prompt.shots, prompt_limit(recipe, load_config(recipe.model))
-    shown = {task.name: shown_rows(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
+    shown = {task.name: load_demonstrations(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
     prompt, tokenizer = recipe.prompt, load_tokenizer(recipe.model)
     return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
 
@@ -283,11 +283,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Memory, FLOPs, step and epoch time of a training, and the ZeRO stage, micro-batch and checkpointing to use."""
-    from extensions.planner.plan import Options, Planner, tables
+    from extensions.planner.plan import Planner, PlanOptions, tables
     from extensions.recipe import load_recipe
 
     with _user_errors():
-        options = Options(
+        options = PlanOptions(
             cpu or gpus == 0,
             gpu,
             gpu_memory,
@@ -487,12 +487,12 @@ def predict(
     ] = False,
 ) -> None:
     """Answer rows: the table with answer and confidence beside each row; scores where it has labels."""
-    from extensions.inference.command import Options
+    from extensions.inference.command import PredictOptions
     from extensions.inference.command import predict as answer
 
     with _user_errors():
         answer(
-            Options(
+            PredictOptions(
                 run,
                 source,
                 out,

@@ -134,7 +134,7 @@ def readable(path: Path) -> None:
             one.chmod(0o666 & ~mask)
 
 
-class Lines:
+class JsonlAppender:
     """A JSONL file that is added to. What a full disk refuses is kept, and written with what comes next.
 
     The file ends with a whole line at all times but while it is being written to.

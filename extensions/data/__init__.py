@@ -1,7 +1,7 @@
 """From files to checked examples, and their order. `splits` reads what a run needs."""
 
 from extensions.data.balance import check_classes, class_weights, epoch_sizes
-from extensions.data.example import Example, units
+from extensions.data.example import Example, by_question
 from extensions.data.examples import (
     check_trainable,
     demonstrations,
@@ -10,8 +10,8 @@ from extensions.data.examples import (
     is_present,
     load_examples,
     load_training,
-    one_right_one_wrong,
-    spread,
+    sample_candidate_pair,
+    subsample_evenly,
 )
 from extensions.data.order import BatchOrder, rows_of_epoch
 from extensions.data.readers import HUB, SURROGATE
@@ -21,6 +21,7 @@ __all__ = [
     "SURROGATE",
     "BatchOrder",
     "Example",
+    "by_question",
     "check_classes",
     "check_trainable",
     "class_weights",
@@ -31,8 +32,7 @@ __all__ = [
     "is_present",
     "load_examples",
     "load_training",
-    "one_right_one_wrong",
     "rows_of_epoch",
-    "spread",
-    "units",
+    "sample_candidate_pair",
+    "subsample_evenly",
 ]

@@ -39,37 +39,37 @@ def epoch_sizes(examples: Sequence[Example], oversample: bool) -> dict[str, int]
     return {task: len(c) * max(c.values()) if oversample else c.total() for task, c in counts.items()}
 
 
-def oversampled(examples: Sequence[Example], units: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    """The units of a task and copies of some, so that each label has as many rows as the commonest.
+def oversampled(examples: Sequence[Example], groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
+    """The groups of a task and copies of some, so that each label has as many rows as the commonest.
 
     Each row of a label is repeated as often as the others, but for a rest that `rng` draws. Pairs are not repeated.
 
     Args:
-        units: row numbers that stay together, one or a pair.
+        groups: row numbers that stay together, one or a pair.
     """
-    counts = Counter(str(examples[i].label) for unit in units for i in unit)
+    counts = Counter(str(examples[i].label) for group in groups for i in group)
     single: dict[str, list[list[int]]] = defaultdict(list)
-    for unit in units:
-        if len(unit) == 1:
-            single[str(examples[unit[0]].label)].append(unit)
-    found = list(units)
+    for group in groups:
+        if len(group) == 1:
+            single[str(examples[group[0]].label)].append(group)
+    found = list(groups)
     for label, own in single.items():
         whole, rest = divmod(max(counts.values()) - counts[label], len(own))
         found += own * whole + [own[i] for i in rng.permutation(len(own))[:rest]]
     return found
 
 
-def spread_copies(units: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    """A random order in which the copies of a unit stand apart.
+def spread_copies(groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
+    """A random order in which the copies of a group stand apart.
 
     The k-th of n copies gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
     """
-    copies, seen = Counter(unit[0] for unit in units), Counter[int]()
+    copies, seen = Counter(group[0] for group in groups), Counter[int]()
     places = []
-    for unit, u in zip(units, rng.random(len(units)), strict=True):
-        places.append((seen[unit[0]] + u) / copies[unit[0]])
-        seen[unit[0]] += 1
-    return [units[i] for i in np.argsort(places, kind="stable")]
+    for group, u in zip(groups, rng.random(len(groups)), strict=True):
+        places.append((seen[group[0]] + u) / copies[group[0]])
+        seen[group[0]] += 1
+    return [groups[i] for i in np.argsort(places, kind="stable")]
 
 
 def _counts(examples: Sequence[Example]) -> Mapping[str, Counter[str]]:

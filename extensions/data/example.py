@@ -21,10 +21,10 @@ class Example:
     kept: dict[str, Any] = field(default_factory=dict)  # columns of `source.keep`, such as official row numbers
 
 
-def units(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples by question (`task.unit`), in order of first appearance; single ones where the task has no unit."""
+def by_question(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples by question (`task.group_by`), in order of first appearance; single ones where the task has no group."""
     found: dict[tuple[Any, ...], list[Example]] = {}
     for example in examples:
-        key = example.task.unit_of(example.kept) or (example.index,)
+        key = example.task.group_of(example.kept) or (example.index,)
         found.setdefault((example.task.name, *key), []).append(example)
     return list(found.values())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from extensions.common.errors import UserError
-from extensions.data.example import Example, units
+from extensions.data.example import Example, by_question
 from extensions.data.faults import Fault, Faults
 from extensions.data.generated import GENERATORS
 from extensions.data.partition import hold_out, sample
@@ -35,7 +35,7 @@ from extensions.data.readers import (
     on_hub,
     open_split,
 )
-from extensions.prompts import told_apart
+from extensions.prompts import dedup_key
 from extensions.tasks import SPLITS, Task
 
 
@@ -66,7 +66,7 @@ def load_examples(
         examples = _held_out(task, split, open_split(task, "train", root), warn)
     else:
         examples = _read(open_split(task, split, root), warn)
-    return one_right_one_wrong(examples, seed) if task.is_ranked and split == "train" else examples
+    return sample_candidate_pair(examples, seed) if task.is_ranked and split == "train" else examples
 
 
 def load_training(
@@ -183,7 +183,7 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
     for what, count in left_out.items():
         values = ", ".join(f"{value!r} ({n})" for value, n in unknown.most_common(8)) if "label" in what else ""
         warn(f"{reader.path}: left out {count} rows that {what}" + (f": {values}" if values else ""))
-    found, official = len(units(examples)) if task.is_ranked else len(examples), source.sizes.get(split)
+    found, official = len(by_question(examples)) if task.is_ranked else len(examples), source.sizes.get(split)
     found += left_out.total()
     if official is not None and found != official:
         what = "queries" if task.is_ranked else "rows"
@@ -191,26 +191,26 @@ def _read(reader: SplitReader, warn: Callable[[str], None]) -> list[Example]:
     return examples
 
 
-def one_right_one_wrong(examples: list[Example], seed: int) -> list[Example]:
+def sample_candidate_pair(examples: list[Example], seed: int) -> list[Example]:
     """For each question one right and one wrong candidate, chosen at random, as a pair of the same batch."""
     kept: list[Example] = []
-    for number, unit in enumerate(units(examples)):
+    for number, group in enumerate(by_question(examples)):
         rng = np.random.default_rng([seed, number])
-        for label in dict.fromkeys(example.label for example in unit):
-            options = [example for example in unit if example.label == label]
+        for label in dict.fromkeys(example.label for example in group):
+            options = [example for example in group if example.label == label]
             chosen = options[rng.integers(len(options))]
             kept.append(replace(chosen, index=len(kept), pair=str(number)))
     return kept
 
 
-def spread(examples: list[Example], limit: int | None) -> list[Example]:
+def subsample_evenly(examples: list[Example], limit: int | None) -> list[Example]:
     """About `limit` examples at equal distances, so that a sorted file still gives a fair sample.
 
     Questions stay whole: where several rows make one, as many questions are taken as fit in `limit`, at least one.
     """
     if limit is None or limit >= len(examples):
         return examples
-    groups = units(examples)
+    groups = by_question(examples)
     count = max(1, limit * len(groups) // len(examples))
     return [example for i in range(count) for example in groups[i * len(groups) // count]]
 
@@ -279,5 +279,5 @@ def demonstrations(
     for place in range(max(map(len, turns), default=0)):
         for rows in turns:
             if place < len(rows) and len(found) < count:
-                found.setdefault(told_apart(task, rows[place].fields), rows[place])
+                found.setdefault(dedup_key(task, rows[place].fields), rows[place])
     return list(found.values())

@@ -64,8 +64,8 @@ class BatchOrder:
         for i, example in enumerate(examples):
             groups.setdefault(f"pair {example.task.name} {example.pair}" if example.pair else f"row {i}", []).append(i)
         self._units: dict[str, list[list[int]]] = {}
-        for unit in groups.values():
-            self._units.setdefault(examples[unit[0]].task.name, []).append(unit)
+        for group in groups.values():
+            self._units.setdefault(examples[group[0]].task.name, []).append(group)
         sizes = epoch_sizes(examples, oversample)
         self._shares = {name: rows[name] / size for name, size in sizes.items()} if rows is not None else {}
         self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch is of one epoch, or of two or three
@@ -88,18 +88,20 @@ class BatchOrder:
 
     def _shuffled(self, epoch: int) -> list[int]:
         rng = np.random.default_rng([self.seed, epoch])
-        units = [unit for name in self._units for unit in self._drawn(name, epoch)]
+        groups = [group for name in self._units for group in self._drawn(name, epoch)]
         if self.oversample:
-            units = spread_copies(units, rng)
+            groups = spread_copies(groups, rng)
             return (
-                _interleave(self.examples, units, rng, False) if self.balanced else [i for unit in units for i in unit]
+                _interleave(self.examples, groups, rng, False)
+                if self.balanced
+                else [i for group in groups for i in group]
             )
         if not self.balanced:
-            return [i for unit in rng.permutation(len(units)) for i in units[unit]]
-        return _interleave(self.examples, units, rng)
+            return [i for group in rng.permutation(len(groups)) for i in groups[group]]
+        return _interleave(self.examples, groups, rng)
 
     def _drawn(self, name: str, epoch: int) -> list[list[int]]:
-        """The units of a task in an epoch."""
+        """The groups of a task in an epoch."""
         share = self._shares.get(name, 1)
         if share == 1:
             return self._pass(name, epoch)
@@ -108,13 +110,13 @@ class BatchOrder:
 
         @cache
         def shuffled(n: int) -> list[list[int]]:
-            units = self._pass(name, n)
-            return [units[i] for i in np.random.default_rng([self.seed, number, n, 1]).permutation(size)]
+            groups = self._pass(name, n)
+            return [groups[i] for i in np.random.default_rng([self.seed, number, n, 1]).permutation(size)]
 
         return [shuffled(place // size)[place % size] for place in range(epoch * count, (epoch + 1) * count)]
 
     def _pass(self, name: str, n: int) -> list[list[int]]:
-        """The units of the n-th pass over a task."""
+        """The groups of the n-th pass over a task."""
         if not self.oversample:
             return self._units[name]
         rng = np.random.default_rng([self.seed, list(self._units).index(name), n, 2])
@@ -122,23 +124,23 @@ class BatchOrder:
 
 
 def _interleave(
-    examples: list[Example], units: list[list[int]], rng: np.random.Generator, shuffle: bool = True
+    examples: list[Example], groups: list[list[int]], rng: np.random.Generator, shuffle: bool = True
 ) -> list[int]:
-    """A random order in which each class of units is spread evenly.
+    """A random order in which each class of groups is spread evenly.
 
-    The k-th of n units of a class gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
+    The k-th of n groups of a class gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
 
     Args:
-        shuffle: the units of each class; else they keep their order.
+        shuffle: the groups of each class; else they keep their order.
     """
     classes: dict[tuple[str, ...], list[list[int]]] = {}
-    for unit in units:
-        first = examples[unit[0]]
-        labels = () if first.task.is_regression else sorted(str(examples[i].label) for i in unit)
-        classes.setdefault((first.task.name, *labels), []).append(unit)
+    for group in groups:
+        first = examples[group[0]]
+        labels = () if first.task.is_regression else sorted(str(examples[i].label) for i in group)
+        classes.setdefault((first.task.name, *labels), []).append(group)
     placed: list[tuple[float, list[int]]] = []
     for members in classes.values():
-        for rank, unit in enumerate(rng.permutation(len(members)) if shuffle else range(len(members))):
-            placed.append(((rank + rng.random()) / len(members), members[unit]))
+        for rank, group in enumerate(rng.permutation(len(members)) if shuffle else range(len(members))):
+            placed.append(((rank + rng.random()) / len(members), members[group]))
     placed.sort(key=lambda pair: pair[0])
-    return [i for _, unit in placed for i in unit]
+    return [i for _, group in placed for i in group]

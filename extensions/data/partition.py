@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from extensions.data.example import Example
-from extensions.prompts import told_apart
+from extensions.prompts import dedup_key
 from extensions.tasks import Task, fold
 
 _BINS = 10  # of the scores of a regression, with as many rows in each
@@ -17,7 +17,7 @@ _COMMON = 3  # groups of rows that a set of labels needs to form a stratum
 
 def text_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
     """What is equal for rows of equal texts: Unicode form, case and the width of spaces do not count."""
-    return tuple(map(fold, told_apart(task, fields)))
+    return tuple(map(fold, dedup_key(task, fields)))
 
 
 def label_set(task: Task, label: str) -> tuple[str, ...]:
@@ -82,8 +82,8 @@ def _groups(examples: Sequence[Example]) -> list[list[int]]:
 
     for i, example in enumerate(examples):
         keys = [("text", *text_key(example.task, example.fields))]
-        if unit := example.task.unit_of(example.kept):
-            keys.append(("unit", *unit))
+        if group := example.task.group_of(example.kept):
+            keys.append(("group", *group))
         if example.pair is not None:
             keys.append(("pair", example.pair))
         for key in keys:
@@ -132,15 +132,15 @@ def sample(examples: list[Example], limit: int | None, seed: int) -> list[Exampl
         return examples
     found: dict[tuple[str, ...], list[int]] = {}
     for i, example in enumerate(examples):
-        unit = (example.pair,) if example.pair is not None else example.task.unit_of(example.kept)
-        found.setdefault(unit or ("row", str(i)), []).append(i)
+        group = (example.pair,) if example.pair is not None else example.task.group_of(example.kept)
+        found.setdefault(group or ("row", str(i)), []).append(i)
     whole = list(found.values())
     of_rows = _stratum_names(examples)
     names = [tuple(sorted({name for i in rows for name in of_rows[i]})) for rows in whole]
     strata: dict[tuple[str, ...], list[int]] = {}
     for number, name in enumerate(names):
         strata.setdefault(name, []).append(number)
-    # The k-th of n units of a stratum has the place (k + u) / n, u uniform in [0, 1), so that the first places hold of
+    # The k-th of n groups of a stratum has the place (k + u) / n, u uniform in [0, 1), so that the first places hold of
     # each stratum its share.
     rng = np.random.default_rng(seed)
     places = np.empty(len(whole))

@@ -346,7 +346,7 @@ def kept_of(row: Row, task: Task, where: str) -> dict[str, Any]:
     """The columns that stand beside a prediction, in JSON; those that tell questions apart must be there."""
     kept: dict[str, Any] = {}
     for name, column in task.source.keep.items():
-        if column not in row and name not in task.unit:
+        if column not in row and name not in task.group_by:
             continue
         value = _cell(row, column, where)
         try:

@@ -18,7 +18,7 @@ from extensions.data import (
     is_present,
     load_examples,
     load_training,
-    spread,
+    subsample_evenly,
 )
 from extensions.data.checks import check_rows
 from extensions.prompts import Shown
@@ -90,7 +90,7 @@ class RunData:
         if trained and recipe.method != "eval":
             data.train = load_training(task, root, recipe.data.max_train_samples, recipe.seed, warn)
         if recipe.prompt.shots:
-            data.demonstrations = {task.name: shown_rows(recipe, task, data.train, warn)}
+            data.demonstrations = {task.name: load_demonstrations(recipe, task, data.train, warn)}
         split = table_split(recipe, task)
         if not is_labelled(task, split):
             raise UserError(
@@ -100,11 +100,11 @@ class RunData:
         table: list[Example] = []
         if trained or is_present(task, split, root):
             table = rows(split)
-            data.table, data.splits = spread(table, recipe.evaluation.max_samples), {task.name: split}
+            data.table, data.splits = subsample_evenly(table, recipe.evaluation.max_samples), {task.name: split}
         else:
             warn(f"{task.display_name} is not in the table: {task.source.files.get(split, split)} is not there")
         if data.train and recipe.evaluation.every_steps:
-            data.validation = spread(rows("validation"), recipe.evaluation.validation_samples)
+            data.validation = subsample_evenly(rows("validation"), recipe.evaluation.validation_samples)
         if recipe.evaluation.predict_test and has_split(task, "test"):
             data.test = rows("test")
         seen: dict[str, list[Example]] = {split: table, "validation": data.validation}
@@ -147,7 +147,7 @@ def table_split(recipe: Recipe, task: Task) -> str:
     return split
 
 
-def shown_rows(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
+def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
     """The demonstrations of a task, one more than a prompt shows: a row's own is passed over.
 
     Args:
@@ -157,15 +157,15 @@ def shown_rows(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> 
         UserError: the task has no training split, nor one that teaches it.
     """
     count = recipe.prompt.shots
-    teacher = task if has_split(task, "train") else find_task(task.taught_by) if task.taught_by else None
+    teacher = task if has_split(task, "train") else find_task(task.train_task) if task.train_task else None
     if teacher is None:
         raise UserError(
             f"prompt.shots: {count}, but task {task.name} has no training rows to show; give source.files.train, or "
-            "name in taught_by the built-in task that has its prompt"
+            "name in train_task the built-in task that has its prompt"
         )
     if (teacher.fields, teacher.labels, teacher.score_range) != (task.fields, task.labels, task.score_range):
         raise UserError(
-            f"task {task.name}: taught_by: {teacher.name} has other fields or labels; name a task of the same prompt"
+            f"task {task.name}: train_task: {teacher.name} has other fields or labels; name a task of the same prompt"
         )
     if not train:
         train = load_training(teacher, recipe.data.root, recipe.data.max_train_samples, recipe.seed)

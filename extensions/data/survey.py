@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from extensions.common.errors import UserError
-from extensions.data import is_labelled, is_present, load_examples, spread
+from extensions.data import is_labelled, is_present, load_examples, subsample_evenly
 from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.tasks import SPLITS, Task
@@ -62,7 +62,7 @@ def lengths(task: Task, root: str | None, encoders: Sequence[PromptEncoder]) -> 
     split = next((split for split in SPLITS if is_present(task, split, root)), None)
     if split is None:
         return None
-    examples = spread(load_examples(task, split, root), SAMPLE)
+    examples = subsample_evenly(load_examples(task, split, root), SAMPLE)
     found = []
     for encoder in encoders:
         prompts = [encoder.encode(task, example.fields)[0] for example in examples]

@@ -22,7 +22,7 @@ from extensions.common.files import readable, write_json
 
 
 @dataclass(frozen=True)
-class Problem:
+class NonFiniteTensor:
     """A tensor with NaN or infinity in it, and the samples that it is of."""
 
     tensor: str
@@ -30,22 +30,22 @@ class Problem:
     found: str  # "NaN" or "infinity"
 
 
-class BadNumber(Exception):
+class NonFiniteError(Exception):
     """A tensor of this or another rank is not finite; the weights have not been touched.
 
     Args:
         problems: of this rank; none where another rank has them.
     """
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[NonFiniteTensor]) -> None:
         super().__init__("; ".join(f"{p.tensor}: {p.found}, samples {p.slots}" for p in problems) or "another rank")
         self.problems = list(problems)
 
     def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
-        return BadNumber, (self.problems,)
+        return NonFiniteError, (self.problems,)
 
 
-class Guard:
+class NonFiniteCheck:
     """Notes on the device what is not finite, and asks for the notes once an update, so that nothing waits.
 
     Args:
@@ -74,7 +74,7 @@ class Guard:
         self._notes.append((f"gradient of {name}", gradient.detach().sum(), self._slots))
 
     def check(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Raises BadNumber, on every rank, if something that was noted since the last check is not finite on any.
+        """Raises NonFiniteError, on every rank, if something that was noted since the last check is not finite on any.
 
         Args:
             total: sum over the ranks.
@@ -89,14 +89,14 @@ class Guard:
             if not fine:
                 bad = [slots[k] for k in (~torch.isfinite(values)).nonzero()[:, 0].tolist()] if values.dim() else slots
                 kind = "NaN" if bool(torch.isnan(values).any()) else "infinity"
-                problems.append(Problem(name, list(bad), kind))
-        raise BadNumber(problems)
+                problems.append(NonFiniteTensor(name, list(bad), kind))
+        raise NonFiniteError(problems)
 
 
 def leave(
     folder: Path,
     rank: int,
-    problems: Sequence[Problem],
+    problems: Sequence[NonFiniteTensor],
     samples: Sequence[dict[str, Any]],
     tensors: Mapping[str, Tensor],
     weights: Mapping[str, Tensor] | None,

@@ -25,7 +25,7 @@ from transformers.optimization import Adafactor, get_scheduler
 
 from extensions.common.errors import UserError
 from extensions.distributed import signals, watchdog
-from extensions.distributed.nonfinite import Guard
+from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, forget_shared_memory, load_op
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
@@ -169,7 +169,7 @@ class Strategy(DeepspeedStrategy):
             config=config,
             dist_init_required=False,
         )
-        self.guard = Guard(policy.trainable)
+        self.nonfinite = NonFiniteCheck(policy.trainable)
         return engine
 
     def engine_config(self) -> dict[str, Any]:
@@ -192,10 +192,10 @@ class Strategy(DeepspeedStrategy):
         losses do with `dp_size`: DeepSpeed averages gradients over ranks.
 
         Raises:
-            BadNumber: on every rank, before the optimizer's step, if a gradient or what else the guard has noted of
+            NonFiniteError: on every rank, before the optimizer's step, if a gradient or what else the guard has noted of
                 the batch is not finite.
         """
-        self.guard.watch("loss", loss)
+        self.nonfinite.watch("loss", loss)
         engine.set_gradient_accumulation_boundary(last)
         shared = self.world_size > 1 and (last or self.stage == 3)
         with watchdog.waiting("the exchange of gradients") if shared else nullcontext():
@@ -211,9 +211,9 @@ class Strategy(DeepspeedStrategy):
         """Look at the gradients of all ranks, whole by now.
 
         Raises:
-            BadNumber: on every rank, if what the guard has noted is not finite.
+            NonFiniteError: on every rank, if what the guard has noted is not finite.
         """
-        self.guard.check(self.sum)
+        self.nonfinite.check(self.sum)
         if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
             gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))

@@ -27,7 +27,7 @@ _armed = 0.0  # when `progress` last set the alarm of faulthandler
 _waiting: str | None = None  # in which collective
 
 
-def progress() -> None:
+def heartbeat() -> None:
     """The run goes on."""
     global _last, _armed
     _last = time.monotonic()
@@ -42,7 +42,7 @@ def watching(rank: int, seconds: float) -> Iterator[None]:
     """Watch this process meanwhile."""
     global _seconds, _armed
     _seconds, _armed = seconds, 0.0
-    progress()
+    heartbeat()
     threading.Thread(target=_watch, args=(rank,), daemon=True, name="watchdog").start()
     try:
         yield
@@ -56,12 +56,12 @@ def waiting(collective: str) -> Iterator[None]:
     """What is done here may have to wait for other ranks."""
     global _waiting
     outer, _waiting = _waiting, collective
-    progress()
+    heartbeat()
     try:
         yield
     finally:
         _waiting = outer
-        progress()
+        heartbeat()
 
 
 def _watch(rank: int) -> None:

@@ -42,7 +42,15 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json, write_jsonl
-from extensions.data import Example, check_trainable, has_split, is_labelled, load_examples, load_training, spread
+from extensions.data import (
+    Example,
+    check_trainable,
+    has_split,
+    is_labelled,
+    load_examples,
+    load_training,
+    subsample_evenly,
+)
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.signals import Stopped
@@ -97,11 +105,11 @@ def load_jobs(recipe: Recipe, warn: Callable[[str], None]) -> tuple[list[Job], d
         if first is not None and task.name in recipe.encoder.intermediate_for and task.name != first.name:
             jobs[task.name].start = first.name
     for task in [task for task in tasks if not has_split(task, "train")]:
-        teacher = jobs.get(task.taught_by or "")
+        teacher = jobs.get(task.train_task or "")
         if teacher is None or not _same_form(task, teacher.task):
             warn(
                 f"{task.display_name} is left out: it has no training rows, and encoders answer it by the model of "
-                f"{task.taught_by or 'the task in its taught_by'}, which is not in data.tasks with the same fields and "
+                f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields and "
                 "labels"
             )
             continue
@@ -124,7 +132,7 @@ def _intermediate(recipe: Recipe, task: Task, trained: Sequence[Task], warn: Cal
     _check_labelled(task)
     train = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed, warn)
     validation = load_examples(task, "validation", recipe.data.root, recipe.seed, warn)
-    return Job(task, train, spread(validation, recipe.evaluation.validation_samples))
+    return Job(task, train, subsample_evenly(validation, recipe.evaluation.validation_samples))
 
 
 def _check_labelled(task: Task) -> None:
@@ -302,7 +310,7 @@ def answers_of(labels: Sequence[str], examples: Sequence[Example], logits: Tenso
         )
     found = []
     for example, row in zip(examples, logits.float(), strict=True):
-        task, support = example.task, None
+        task, positive_probability = example.task, None
         answer: str | float
         if task.score_range is not None:
             low, high = task.score_range
@@ -312,8 +320,10 @@ def answers_of(labels: Sequence[str], examples: Sequence[Example], logits: Tenso
             answer = labels[int(row.argmax())]
             text = task.answer(answer)
             if task.is_ranked:
-                support = float(row.softmax(dim=-1)[labels.index(str(task.positive))])
-        found.append(Prediction(task.name, example.index, text, answer, example.label, example.kept, support))
+                positive_probability = float(row.softmax(dim=-1)[labels.index(str(task.positive))])
+        found.append(
+            Prediction(task.name, example.index, text, answer, example.label, example.kept, positive_probability)
+        )
     return found
 
 
@@ -346,10 +356,10 @@ def run(recipe: Recipe) -> None:
         reporter.say(f"an earlier run was moved to {folder.set_aside}")
     strategy.barrier()  # rank 0 has set up the folder
     with watchdog.watching(strategy.rank, recipe.deepspeed.timeout):
-        Run(recipe, strategy, reporter, folder, source).go(jobs, splits)
+        EncoderRun(recipe, strategy, reporter, folder, source).go(jobs, splits)
 
 
-class Run:
+class EncoderRun:
     """The jobs of a recipe, one after the other. Rank 0 alone has a folder."""
 
     def __init__(
@@ -545,7 +555,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The answers to the table are given again; a validation ends, since its epoch is not saved yet."""
-        watchdog.progress()
+        watchdog.heartbeat()
         if not self._training and self.strategy.stopping():
             raise Stopped
 
@@ -555,7 +565,7 @@ class Progress(TrainerCallback):
         self._started = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        watchdog.progress()
+        watchdog.heartbeat()
         if self.strategy.stopping():
             self.stopped = control.should_save = control.should_training_stop = True
         batch = args.train_batch_size * args.world_size

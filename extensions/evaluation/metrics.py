@@ -37,7 +37,7 @@ class Prediction:
     answer: str | float | None  # parsed; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # columns of the row that its task keeps (`source.keep`)
-    support: float | None = None  # probability of the positive answer, of the candidates of a ranked task
+    positive_probability: float | None = None  # probability of the positive answer, of the candidates of a ranked task
     probabilities: dict[str, float] | None = None  # by label or number, where answers were compared by likelihood
 
 
@@ -49,20 +49,22 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     `intervals` are 95% bootstrap intervals: questions are resampled where several rows make one, else rows;
     `intervals=False` saves their time. `majority` is the accuracy of always giving the commonest label, or label set.
     """
-    wanted: list[str] = list(dict.fromkeys((*task.metrics, *task.more_metrics)))
+    wanted: list[str] = list(dict.fromkeys((*task.metrics, *task.extra_metrics)))
     right = "subset_accuracy" if task.multi_label else "accuracy"
     if not task.is_regression and right not in wanted:
         wanted.append(right)
     rows_of = [np.array(rows) for rows in _rows_of_units(task, predictions)]
-    units = [[predictions[i] for i in rows] for rows in rows_of]
+    groups = [[predictions[i] for i in rows] for rows in rows_of]
     golds, answers = _arrays(task, predictions)
     by_unit = {
-        name: np.array([UNIT_METRICS[name](task, unit) for unit in units]) for name in wanted if name in UNIT_METRICS
+        name: np.array([GROUP_METRICS[name](task, group) for group in groups])
+        for name in wanted
+        if name in GROUP_METRICS
     }
 
     def compute(picked: np.ndarray) -> dict[str, float]:
-        """The metrics of the units at `picked`."""
-        rows = picked if len(units) == len(predictions) else np.concatenate([rows_of[i] for i in picked])
+        """The metrics of the groups at `picked`."""
+        rows = picked if len(groups) == len(predictions) else np.concatenate([rows_of[i] for i in picked])
         with warnings.catch_warnings():  # of a single label: sklearn warns, and 0 is what is meant
             warnings.simplefilter("ignore", UserWarning)
             return {
@@ -72,7 +74,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
                 for name in wanted
             }
 
-    metrics = compute(np.arange(len(units)))
+    metrics = compute(np.arange(len(groups)))
     wrong = sum(p.answer is None for p in predictions)
     result: dict[str, Any] = {
         "score": sum(metrics[name] for name in task.metrics) / len(task.metrics),
@@ -81,7 +83,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
         "format_error_rate": wrong / len(predictions),
     }
     if intervals:
-        result["intervals"] = _bootstrap(compute, len(units))
+        result["intervals"] = _bootstrap(compute, len(groups))
     if not task.is_regression:
         labels = [str(p.gold) for p in predictions]
         result["majority"] = max(Counter(labels).values()) / len(labels)
@@ -90,15 +92,15 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     return result
 
 
-def units_of(task: Task, predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """The predictions by question (`task.unit`), in order of first appearance; single ones where there is no unit."""
+def groups_of(task: Task, predictions: Sequence[Prediction]) -> list[list[Prediction]]:
+    """The predictions by question (`task.group_by`), in order of first appearance; single ones where there is no group."""
     return [[predictions[i] for i in rows] for rows in _rows_of_units(task, predictions)]
 
 
 def _rows_of_units(task: Task, predictions: Sequence[Prediction]) -> list[list[int]]:
     found: dict[Any, list[int]] = {}
     for i, prediction in enumerate(predictions):
-        found.setdefault(task.unit_of(prediction.kept) or i, []).append(i)
+        found.setdefault(task.group_of(prediction.kept) or i, []).append(i)
     return list(found.values())
 
 
@@ -173,46 +175,46 @@ def _row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -
 # ----------------------------------------------------------------------------------------- metrics of questions
 
 
-def exact_match(task: Task, unit: Sequence[Prediction]) -> float:
+def exact_match(task: Task, group: Sequence[Prediction]) -> float:
     """MultiRC's EM: 1 if every answer to the question was judged right."""
-    return float(all(p.answer == p.gold for p in unit))
+    return float(all(p.answer == p.gold for p in group))
 
 
-def gender_parity(task: Task, unit: Sequence[Prediction]) -> float:
+def gender_parity(task: Task, group: Sequence[Prediction]) -> float:
     """AX-g: 1 if both members of a pair got the same answer, right or wrong; a wrong format is no answer."""
-    return float(unit[0].answer is not None and len({p.answer for p in unit}) == 1)
+    return float(group[0].answer is not None and len({p.answer for p in group}) == 1)
 
 
-def squad_f1(task: Task, unit: Sequence[Prediction]) -> float:
+def squad_f1(task: Task, group: Sequence[Prediction]) -> float:
     """ReCoRD: token F1 of the chosen entity with the answer that fits best, after SQuAD's normalisation."""
     from transformers.data.metrics.squad_metrics import compute_f1  # here, since it imports torch: seconds
 
-    chosen = best_supported(task, unit)
+    chosen = best_candidate(task, group)
     return float(max(compute_f1(answer, chosen.kept["entity"]) for answer in chosen.kept["answers"]))
 
 
-def squad_em(task: Task, unit: Sequence[Prediction]) -> float:
+def squad_em(task: Task, group: Sequence[Prediction]) -> float:
     """ReCoRD: 1 if the chosen entity is an answer, after SQuAD's normalisation."""
     from transformers.data.metrics.squad_metrics import compute_exact
 
-    chosen = best_supported(task, unit)
+    chosen = best_candidate(task, group)
     return float(max(compute_exact(answer, chosen.kept["entity"]) for answer in chosen.kept["answers"]))
 
 
-def best_supported(task: Task, unit: Sequence[Prediction]) -> Prediction:
+def best_candidate(task: Task, group: Sequence[Prediction]) -> Prediction:
     """The candidate that a question's prediction is.
 
     The one whose positive answer is most probable, whatever was sampled: so there is always one, also where no
     candidate got a "Yes". Without probabilities: one with the positive answer before one with a wrong format before one
     with the negative answer. Of equals the first in the text.
     """
-    if all(p.support is not None for p in unit):
-        return max(unit, key=lambda p: (p.support, -p.index))
+    if all(p.positive_probability is not None for p in group):
+        return max(group, key=lambda p: (p.positive_probability, -p.index))
     order: dict[Any, int] = {task.positive: 2, None: 1}
-    return max(unit, key=lambda p: (order.get(p.answer, 0), -p.index))
+    return max(group, key=lambda p: (order.get(p.answer, 0), -p.index))
 
 
-UNIT_METRICS: dict[str, Callable[[Task, Sequence[Prediction]], float]] = {
+GROUP_METRICS: dict[str, Callable[[Task, Sequence[Prediction]], float]] = {
     "exact_match": exact_match,
     "gender_parity": gender_parity,
     "squad_f1": squad_f1,
@@ -224,7 +226,7 @@ UNIT_METRICS: dict[str, Callable[[Task, Sequence[Prediction]], float]] = {
 
 
 def _bootstrap(compute: Callable[[np.ndarray], dict[str, float]], count: int) -> dict[str, list[float]]:
-    """95% percentile intervals from seeded resamples of `count` units."""
+    """95% percentile intervals from seeded resamples of `count` groups."""
     rng = np.random.default_rng(0)
     samples = [compute(rng.integers(count, size=count)) for _ in range(RESAMPLES)]
     intervals = {}
@@ -263,7 +265,7 @@ def suite_average(tasks: Sequence[Task], scores: Mapping[str, float]) -> float |
     Returns:
         None if a task that counts has no score.
     """
-    counted = [task.name for task in tasks if task.averaged]
+    counted = [task.name for task in tasks if task.in_suite_average]
     if not counted or any(name not in scores for name in counted):
         return None
     return sum(scores[name] for name in counted) / len(counted)

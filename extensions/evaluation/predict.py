@@ -20,7 +20,7 @@ from extensions.evaluation.likelihood import Decision, answer_probabilities, can
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Recipe
-from extensions.rollout.sampler import Request, Sampler, random_numbers
+from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
 
 EVALUATION = 1  # purpose of its random numbers, apart from those of training
 Decoding = Literal["sample", "greedy", "likelihood"]
@@ -83,26 +83,28 @@ def answer(
     task = batch[0].task
     encoded = [encoder.encode(task, row.fields) for row in batch]
     requests = [
-        Request(
+        GenerationRequest(
             ids,
             max_new_tokens,
             random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens)[1],
         )
         for row, (ids, _) in zip(batch, encoded, strict=True)
     ]
-    supports: list[float | None] = [None] * len(batch)
+    positive_probabilities: list[float | None] = [None] * len(batch)
     decisions: list[Decision] = []
     if task.is_ranked or decoding == "likelihood":
         compared = candidates(task, seen)
         logprobs, canonical = log_likelihoods(compared, encoded, encoder, sampler)
         if task.positive is not None and compared.keys:
-            supports = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
+            positive_probabilities = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
         if decoding == "likelihood":
             decisions = decide(compared, answer_probabilities(logprobs))
     if decoding == "likelihood":
         return [
-            Prediction(task.name, row.index, d.text, d.answer, row.label, row.kept, support, d.probabilities)
-            for row, d, support in zip(batch, decisions, supports, strict=True)
+            Prediction(
+                task.name, row.index, d.text, d.answer, row.label, row.kept, positive_probability, d.probabilities
+            )
+            for row, d, positive_probability in zip(batch, decisions, positive_probabilities, strict=True)
         ]
     responses = sampler.sample(requests, greedy=decoding == "greedy")
     if not bool(torch.isfinite(torch.cat([response.logprobs for response in responses])).all()):
@@ -112,8 +114,8 @@ def answer(
             "Its file is broken, its adapter has diverged, or its dtype overflows: try model.dtype=float32"
         )
     return [
-        Prediction(task.name, row.index, r.text, parse_answer(r.text, task), row.label, row.kept, support)
-        for row, r, support in zip(batch, responses, supports, strict=True)
+        Prediction(task.name, row.index, r.text, parse_answer(r.text, task), row.label, row.kept, positive_probability)
+        for row, r, positive_probability in zip(batch, responses, positive_probabilities, strict=True)
     ]
 
 
@@ -167,8 +169,8 @@ class Evaluator:
         found: list[Prediction] = []
         self.reporter.progress(0, left)
         with self.sampler.session():
-            for batch in self._in_lockstep(batches) if self.sampler.lockstep else self._in_turns(batches):
-                watchdog.progress()
+            for batch in self._in_lockstep(batches) if self.sampler.fixed_decode_steps else self._in_turns(batches):
+                watchdog.heartbeat()
                 if strategy.stopping():  # asked in each turn, so no rank waits long for another, and all leave together
                     raise signals.Stopped
                 if not batch:

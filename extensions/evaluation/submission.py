@@ -18,7 +18,7 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.data import HUB, SURROGATE, Example, is_present, load_examples
-from extensions.evaluation.metrics import Prediction, best_supported, units_of
+from extensions.evaluation.metrics import Prediction, best_candidate, groups_of
 from extensions.tasks import SUITES, Task
 
 PREDICTIONS = "predictions_test.jsonl"  # of a run folder
@@ -28,7 +28,7 @@ Rows = list[tuple[Id, str | int]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One file of an archive."""
 
     task: Task
@@ -39,11 +39,11 @@ class Entry:
 
 def make_archive(
     sources: Sequence[Path], suite: str, out: Path, data_root: str | None = None, fill: str | None = None
-) -> list[Entry]:
+) -> list[ArchiveEntry]:
     """Write the archive of a suite from run folders or files of predictions.
 
     A wrong format gets the task's `fallback` label, always the same one, since the server wants an answer to every
-    row. ReCoRD's answer is the best supported candidate (`extensions.evaluation.metrics.best_supported`).
+    row. ReCoRD's answer is the most probable candidate (`extensions.evaluation.metrics.best_candidate`).
 
     Args:
         sources: run folders, or JSONL files with `task`, `index` and `answer` (null for a wrong format) in each line.
@@ -76,7 +76,7 @@ def make_archive(
         rows = server_rows(task, predictions)
         files[task.submission.file] = encode(task, rows)
         fallbacks = 0 if filled or task.is_ranked else sum(p.answer is None for p in predictions)
-        entries.append(Entry(task, len(rows), fallbacks, filled))
+        entries.append(ArchiveEntry(task, len(rows), fallbacks, filled))
     problems = _problems(files, suite, lambda task: references[task.name])
     if problems:
         raise UserError(_listed(f"{suite} submission", problems))
@@ -178,7 +178,7 @@ def _prediction(line: str, where: str, tasks: dict[str, Task]) -> Prediction:
     try:
         record = json.loads(line)
         name, index, answer = record["task"], record["index"], record["answer"]
-        kept, support = record.get("kept", {}), record.get("support")
+        kept, positive_probability = record.get("kept", {}), record.get("positive_probability")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: expected an object with task, index and answer ({error!r})") from error
     if not isinstance(name, str) or name not in tasks:
@@ -194,11 +194,13 @@ def _prediction(line: str, where: str, tasks: dict[str, Task]) -> Prediction:
         fits, allowed = answer is None or _between(answer, low, high), f"a number from {low:g} to {high:g}"
     if not fits:
         raise UserError(f"{where}: answer {answer!r}; allowed for {name}: {allowed}, or null for a wrong format")
-    if support is not None and not _between(support, 0, 1):
-        raise UserError(f"{where}: support {support!r} is not a probability")
-    if not isinstance(kept, dict) or (task.unit and any(key not in kept for key in task.source.keep)):
+    if positive_probability is not None and not _between(positive_probability, 0, 1):
+        raise UserError(f"{where}: positive_probability {positive_probability!r} is not a probability")
+    if not isinstance(kept, dict) or (task.group_by and any(key not in kept for key in task.source.keep)):
         raise UserError(f"{where}: `kept` must hold {', '.join(task.source.keep)} for {name}")
-    prediction = Prediction(name, index, str(record.get("text", "")), answer, record.get("gold"), kept, support)
+    prediction = Prediction(
+        name, index, str(record.get("text", "")), answer, record.get("gold"), kept, positive_probability
+    )
     row = _id(task, prediction)
     if not all(type(part) is int and part >= 0 for part in (row if isinstance(row, tuple) else (row,))):
         raise UserError(f"{where}: `kept` has {row!r} where row numbers from 0 should be")
@@ -222,7 +224,8 @@ def server_rows(task: Task, predictions: Sequence[Prediction]) -> Rows:
     assert submission is not None and task.fallback is not None
     if submission.nesting == "record":
         return [
-            (unit[0].kept["query"], best_supported(task, unit).kept["entity"]) for unit in units_of(task, predictions)
+            (group[0].kept["query"], best_candidate(task, group).kept["entity"])
+            for group in groups_of(task, predictions)
         ]
     rows: Rows = []
     for prediction in predictions:
@@ -248,7 +251,7 @@ def _reference(task: Task, data_root: str | None) -> list[Example] | None:
 
 def _majority(task: Task, reference: list[Example] | None) -> list[Prediction]:
     """The fallback label for every row; ReCoRD gets each query's first entity."""
-    if reference is None and task.unit and task.submission is not None and task.submission.nesting:
+    if reference is None and task.group_by and task.submission is not None and task.submission.nesting:
         raise UserError(
             f"--fill needs --data-root with {task.source.files['test']}: {task.display_name}'s rows are nested"
         )

@@ -24,13 +24,13 @@ from extensions.inference import handover
 from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
 from extensions.inference.predictor import Answer, Predictor
-from extensions.inference.tables import STDIN, Table, output_format, read_table, render, write_table
+from extensions.inference.tables import STDIN, InputTable, output_format, read_table, render, write_table
 from extensions.reporting.model_card import before_after_table
 from extensions.tasks import Task, is_blank
 
 
 @dataclass(frozen=True)
-class Options:
+class PredictOptions:
     """What `nlu predict` was asked for."""
 
     run: str
@@ -49,7 +49,7 @@ class Options:
     trust_remote_code: bool
 
 
-def predict(options: Options) -> None:
+def predict(options: PredictOptions) -> None:
     """Do it. What is for people goes to standard error, unless the answers go to a file.
 
     Raises:
@@ -115,7 +115,7 @@ def _number(text: str | None) -> float | None:
     return value
 
 
-def _input(options: Options) -> str | None:
+def _input(options: PredictOptions) -> str | None:
     """The file to read; None: there is none, and none is needed."""
     if options.texts:
         if options.input is not None or options.out is not None:
@@ -152,7 +152,7 @@ def _texts(task: Task, texts: Sequence[str]) -> dict[str, str]:
     return row
 
 
-def _check_columns(table: Table, task: Task) -> None:
+def _check_columns(table: InputTable, task: Task) -> None:
     needed = list(task.text_columns.values())
     missing = [column for column in needed if column not in table.columns]
     if missing:
@@ -162,7 +162,7 @@ def _check_columns(table: Table, task: Task) -> None:
         )
 
 
-def _check_names(table: Table, task: Task, options: Options) -> None:
+def _check_names(table: InputTable, task: Task, options: PredictOptions) -> None:
     names = ["answer", "confidence", "error"] + (["raw"] if options.decoding != "likelihood" else [])
     names += list(_probability_names(task).values()) if options.probabilities else []
     clash = [name for name in (f"{options.prefix}{name}" for name in names) if name in table.columns]
@@ -183,9 +183,9 @@ def _probability_names(task: Task) -> dict[str, str]:
 
 def _answers(
     predictor: Predictor,
-    table: Table,
+    table: InputTable,
     task: Task,
-    options: Options,
+    options: PredictOptions,
     temperature: float | None,
     progress: Callable[[int], None],
 ) -> list[Answer]:
@@ -198,7 +198,7 @@ def _answers(
     ]
 
 
-def _columns(task: Task, answers: Sequence[Answer], options: Options, kind: str) -> dict[str, list[Any]]:
+def _columns(task: Task, answers: Sequence[Answer], options: PredictOptions, kind: str) -> dict[str, list[Any]]:
     """Name -> values of the added columns."""
     decimals = kind in ("csv", "tsv")
 
@@ -220,7 +220,7 @@ def _columns(task: Task, answers: Sequence[Answer], options: Options, kind: str)
 
 
 def _answer_one(
-    predictor: Predictor, task: Task, row: dict[str, str], options: Options, temperature: float | None
+    predictor: Predictor, task: Task, row: dict[str, str], options: PredictOptions, temperature: float | None
 ) -> None:
     (one,) = predictor.predict([row], True, options.decoding, task.name, temperature)
     if one.answer is None:
@@ -264,7 +264,7 @@ def _calibrate(predictor: Predictor, task: Task, talk: Console) -> None:
 # -------------------------------------------------------------------------------------------------------------- score
 
 
-def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console) -> None:
+def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Console) -> None:
     """The score table, where the input has the task's label column."""
     column = task.source.label
     if not isinstance(column, str) or column not in table.columns:
@@ -272,7 +272,7 @@ def _score(task: Task, table: Table, answers: Sequence[Answer], console: Console
     if all(is_blank(row.get(column)) for row in table.rows):
         console.print(f"not scored: the column {column!r} is empty", markup=False)
         return
-    if task.unit:
+    if task.group_by:
         console.print(f"not scored: the metrics of {task.display_name} are over questions, of several rows each")
         return
     predictions = []

@@ -25,7 +25,7 @@ STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Table:
+class InputTable:
     """The rows of a file."""
 
     name: str  # as messages call the file
@@ -40,7 +40,7 @@ class Table:
     quoted: bool = True  # of TSV: whether a quote is no character like any other
 
 
-def read_table(path: str, task: Task, kind: str | None) -> Table:
+def read_table(path: str, task: Task, kind: str | None) -> InputTable:
     """The rows of a file, or of standard input.
 
     Args:
@@ -64,7 +64,7 @@ def read_table(path: str, task: Task, kind: str | None) -> Table:
     return _read(Path(path), task, None if Path(path).suffix.lower() in SUFFIXES else kind)
 
 
-def _read(path: Path, task: Task, kind: str | None) -> Table:
+def _read(path: Path, task: Task, kind: str | None) -> InputTable:
     given = task.source
     source = Source.model_validate({"format": kind or "auto", "encoding": given.encoding})
     found = format_of(path, source)
@@ -87,7 +87,7 @@ def _read(path: Path, task: Task, kind: str | None) -> Table:
         table, classes = pyarrow.parquet.read_table(path), class_names(path, str(given.label))
     text = found in ("csv", "tsv")
     separator = separator_of(path, source) if text else ","
-    return Table(
+    return InputTable(
         str(path), found, columns, rows, faults, table, classes, separator, has_mark(path), source.quoting == "csv"
     )
 
@@ -116,7 +116,7 @@ def output_format(out: Path | None, kind: str | None) -> str:
     return found
 
 
-def render(table: Table, added: Mapping[str, Sequence[Any]], kind: str) -> bytes:
+def render(table: InputTable, added: Mapping[str, Sequence[Any]], kind: str) -> bytes:
     """The table with columns after its own, as the content of a file.
 
     Args:
@@ -147,7 +147,7 @@ def render(table: Table, added: Mapping[str, Sequence[Any]], kind: str) -> bytes
     return mark + "".join(text).encode("utf-8", "backslashreplace")
 
 
-def _line_of(table: Table, kind: str) -> Callable[[list[str]], str]:
+def _line_of(table: InputTable, kind: str) -> Callable[[list[str]], str]:
     """What writes the cells of a row: as the input is written, where it is of the same format."""
     same = kind == table.format
     if same and kind == "tsv" and not table.quoted:
@@ -171,7 +171,7 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-def _parquet(table: Table, added: Mapping[str, Sequence[Any]]) -> bytes:
+def _parquet(table: InputTable, added: Mapping[str, Sequence[Any]]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 

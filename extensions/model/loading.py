@@ -199,13 +199,13 @@ def prompt_limit(recipe: Recipe, config: Any) -> int:
     limit = context - recipe.rollout.max_new_tokens
     if limit < 1:
         raise UserError(
-            f"rollout.max_new_tokens: {recipe.rollout.max_new_tokens} leaves no room for a prompt in the model's "
+            f"rollout.response_budget: {recipe.rollout.response_budget} leaves no room for a prompt in the model's "
             f"context of {context} tokens; lower it, or take a model with a longer context"
         )
     if recipe.prompt.max_tokens is not None and recipe.prompt.max_tokens > limit:
         raise UserError(
-            f"prompt.max_tokens: {recipe.prompt.max_tokens} and rollout.max_new_tokens: "
-            f"{recipe.rollout.max_new_tokens} exceed the model's context of {context} tokens"
+            f"prompt.max_tokens: {recipe.prompt.max_tokens} and rollout.response_budget: "
+            f"{recipe.rollout.response_budget} exceed the model's context of {context} tokens"
         )
     return recipe.prompt.max_tokens or limit
 

@@ -27,7 +27,7 @@ from extensions.recipe import Lora
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What the arithmetic needs to know of a model with LoRA adapters; numbers of weights without biases, but for
     `parameters`."""
 
@@ -55,7 +55,7 @@ class Shape:
         return self.lora + self.value_head + self.hidden + 1
 
     @staticmethod
-    def of(config: Any, lora: Lora, trust_remote_code: bool = False) -> Shape:
+    def of(config: Any, lora: Lora, trust_remote_code: bool = False) -> ModelShape:
         """The shape of a model, counted on its modules; no weights are read or made.
 
         Args:
@@ -77,7 +77,7 @@ class Shape:
         def total(adapter: bool, names: set[str]) -> int:
             return sum(n for name, n in numbers.items() if ("lora_" in name) == adapter and name in names)
 
-        return Shape(
+        return ModelShape(
             linear=total(False, set(linears)),
             linear_idle=total(False, idle),
             lora=total(True, set(linears)),
@@ -223,7 +223,7 @@ def _triangle(n: int) -> int:
 # ----------------------------------------------------------------------------------------------------------- FLOPs
 
 
-def forward_flops(shape: Shape, work: Work, adapter: bool = True, head: bool = True, value: bool = False) -> float:
+def forward_flops(shape: ModelShape, work: Work, adapter: bool = True, head: bool = True, value: bool = False) -> float:
     """A forward pass.
 
     Args:
@@ -236,7 +236,7 @@ def forward_flops(shape: Shape, work: Work, adapter: bool = True, head: bool = T
     return float(trunk + places + 4 * shape.layers * shape.attention_width * work.pairs)
 
 
-def backward_flops(shape: Shape, work: Work, head: bool = True, value: bool = False) -> float:
+def backward_flops(shape: ModelShape, work: Work, head: bool = True, value: bool = False) -> float:
     """The backward pass of it: gradients of LoRA, of the value head, and of every input that leads to LoRA."""
     trunk = 2 * work.tokens * (shape.linear - shape.linear_idle + 2 * shape.lora - shape.lora_idle)
     places = 2 * work.predicting * ((shape.head if head else 0) + (2 * shape.value_head if value else 0))
@@ -244,7 +244,7 @@ def backward_flops(shape: Shape, work: Work, head: bool = True, value: bool = Fa
 
 
 def ppo_flops(
-    shape: Shape,
+    shape: ModelShape,
     batches: Sequence[Batch],
     epochs: int,
     micro_batch_size: int,
@@ -291,7 +291,7 @@ def ppo_flops(
 
 
 def sft_flops(
-    shape: Shape,
+    shape: ModelShape,
     batches: Sequence[Batch],
     micro_batch_size: int,
     sequence: bool = True,
@@ -303,7 +303,7 @@ def sft_flops(
     return {"update": _step(shape, work, checkpointing, head=True, value=False)}
 
 
-def _step(shape: Shape, work: Work, checkpointing: bool, head: bool, value: bool) -> float:
+def _step(shape: ModelShape, work: Work, checkpointing: bool, head: bool, value: bool) -> float:
     again = Work(work.tokens, work.pairs, 0)  # the decoder's layers alone are checkpointed
     return (
         forward_flops(shape, work, head=head, value=value)

@@ -33,14 +33,14 @@ from extensions.data import (
     load_examples,
     load_training,
     rows_of_epoch,
-    spread,
+    subsample_evenly,
 )
-from extensions.data.splits import shown_rows
+from extensions.data.splits import load_demonstrations
 from extensions.model.loading import attention_of, load_config, load_tokenizer, prompt_limit
 from extensions.model.policy import LOGITS_AT_ONCE
 from extensions.planner.flops import (
     Batch,
-    Shape,
+    ModelShape,
     decode_work,
     forward_flops,
     meta_model,
@@ -124,7 +124,7 @@ CPU_UTILISATION, CPU_KERNEL_US, CPU_CONTEXT = {"float32": 0.8, "bfloat16": 0.55}
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """What the command line asks for; None: the default of the device, or measured on the data."""
 
     cpu: bool = False
@@ -147,7 +147,7 @@ PREFIX_TOKENS, SUFFIX_TOKENS, ANSWER_TOKENS = 110, 50, 7
 # ---------------------------------------------------------------------------------------------------------- devices
 
 
-def find_device(options: Options, dtype: str, width: int) -> Device:
+def find_device(options: PlanOptions, dtype: str, width: int) -> Device:
     """The device that the options name, with what they state of it.
 
     Args:
@@ -244,7 +244,7 @@ class TaskTokens:
 
 
 def token_statistics(
-    recipe: Recipe, config: Any, options: Options, warn: Callable[[str], None]
+    recipe: Recipe, config: Any, options: PlanOptions, warn: Callable[[str], None]
 ) -> tuple[list[TaskTokens], str]:
     """Tokens of each trained task, and in words where they are from.
 
@@ -267,7 +267,9 @@ def token_statistics(
         for task in tasks:
             examples = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
             sizes |= epoch_sizes(examples, recipe.data.oversample)
-            found[task.name] = _counted(encoder, task, spread(examples, max(2, SAMPLE // len(tasks))), options)
+            found[task.name] = _counted(
+                encoder, task, subsample_evenly(examples, max(2, SAMPLE // len(tasks))), options
+            )
         counted = sum(len(one.suffixes) for one in found.values())
         source = f"tokens counted on {counted} training rows with the model's tokenizer"
     data = recipe.data
@@ -280,7 +282,7 @@ def _stated_rows(recipe: Recipe, task: Task) -> int:
     return min(rows, recipe.data.max_train_samples or rows)
 
 
-def _assumed(task: Task, options: Options) -> TaskTokens:
+def _assumed(task: Task, options: PlanOptions) -> TaskTokens:
     prefix = PREFIX_TOKENS if options.prefix_tokens is None else options.prefix_tokens
     suffix = SUFFIX_TOKENS if options.suffix_tokens is None else options.suffix_tokens
     return TaskTokens(task.name, 0, prefix, [suffix], [options.response_tokens or ANSWER_TOKENS])
@@ -288,12 +290,12 @@ def _assumed(task: Task, options: Options) -> TaskTokens:
 
 def _encoder(recipe: Recipe, config: Any, tasks: Sequence[Task], warn: Callable[[str], None]) -> PromptEncoder:
     prompt, shots = recipe.prompt, recipe.prompt.shots
-    shown = {task.name: shown_rows(recipe, task, [], warn) for task in tasks} if shots else {}
+    shown = {task.name: load_demonstrations(recipe, task, [], warn) for task in tasks} if shots else {}
     tokenizer, limit = load_tokenizer(recipe.model), prompt_limit(recipe, config)
     return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
 
 
-def _counted(encoder: PromptEncoder, task: Task, examples: Sequence[Any], options: Options) -> TaskTokens:
+def _counted(encoder: PromptEncoder, task: Task, examples: Sequence[Any], options: PlanOptions) -> TaskTokens:
     encoded = [encoder.encode(task, example.fields) for example in examples]
     answers = [
         len(encoder.answer_ids(ids, text, task.answer(example.label)))
@@ -517,7 +519,7 @@ class Plan:
     gpus: int  # asked for
     ranks: int  # that the batch can use
     tokens: str  # where the token numbers are from
-    shape: Shape
+    shape: ModelShape
     trained: int
     chosen: Estimate
     why: list[str]
@@ -559,7 +561,9 @@ class Planner:
         warn: gets what is odd but no error.
     """
 
-    def __init__(self, recipe: Recipe, options: Options, warn: Callable[[str], None] = lambda message: None) -> None:
+    def __init__(
+        self, recipe: Recipe, options: PlanOptions, warn: Callable[[str], None] = lambda message: None
+    ) -> None:
         if recipe.method not in ("ppo", "sft"):
             raise UserError(f"method: {recipe.method!r} trains no LLM; plan a recipe of ppo or sft (method=ppo)")
         _check(options)
@@ -568,7 +572,7 @@ class Planner:
         model = recipe.model
         config = load_config(model)
         with _counting(config):
-            self.shape = Shape.of(config, recipe.lora, model.trust_remote_code)
+            self.shape = ModelShape.of(config, recipe.lora, model.trust_remote_code)
         if model.load_in_4bit and options.cpu:
             raise UserError("model.load_in_4bit: true needs a GPU; set it to false, or leave out --cpu")
         auto = "float32" if options.cpu else "bfloat16"
@@ -702,18 +706,18 @@ class Planner:
 
     @property
     def vllm(self) -> bool:
-        return self.ppo and (self.recipe.engine == "ray" or self.recipe.rollout.engine == "vllm")
+        return self.ppo and (self.recipe.backend == "ray" or self.recipe.rollout.backend == "vllm")
 
     @property
     def copies(self) -> int:
         """Of the base on a GPU: one in all roles, or one a group on Ray where they share the GPUs."""
-        if not self.ppo or self.recipe.engine == "deepspeed" or not self.recipe.ray.colocate:
+        if not self.ppo or self.recipe.backend == "deepspeed" or not self.recipe.ray.colocate:
             return 1
         return 2 + (self.recipe.ppo.kl.init > 0)
 
     def _with_engine(self, parts: dict[str, float]) -> None:
         """Put vLLM's memory in; while it sleeps, that of the update is there in its stead."""
-        if self.recipe.engine == "ray" and not self.recipe.ray.colocate:
+        if self.recipe.backend == "ray" and not self.recipe.ray.colocate:
             return
         engine = self.recipe.vllm.gpu_memory_utilization * self.device.memory * GIB
         if self.options.cpu:
@@ -779,7 +783,9 @@ class Planner:
                 prompts = forward_flops(shape, prompt_work(batches, size, self.dense), head=False)
                 # All ranks wait for the longest response.
                 steps = max(max(batch.responses) for batch in self.batches(rows * ranks))
-                if sharded:  # every rank writes as many tokens for every row (extensions.rollout.sampler, lockstep)
+                if (
+                    sharded
+                ):  # every rank writes as many tokens for every row (extensions.rollout.sampler, fixed_decode_steps)
                     steps = self.recipe.rollout.max_new_tokens
                 read = self._pass(prompts, forward, count * sharded, ranks, count)
                 written = self._decode(rows, batches, steps, forward, sharded, ranks)
@@ -1018,7 +1024,7 @@ class Planner:
         return why
 
 
-def _check(options: Options) -> None:
+def _check(options: PlanOptions) -> None:
     """UserError for a number out of range."""
     for name in ("gpu_memory", "rate", "bandwidth"):
         value = getattr(options, name)

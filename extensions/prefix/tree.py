@@ -39,7 +39,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionGroup:
     """Spans of a pack that attend alike: each sees all of `seen`, and itself causally."""
 
     seen: tuple[Span, ...]
@@ -52,7 +52,7 @@ class Pack:
 
     input_ids: Tensor  # (1, L)
     position_ids: Tensor  # (1, L) place of each token in its own sample
-    blocks: list[Block]  # who sees whom; each token stands in one row of one block
+    blocks: list[AttentionGroup]  # who sees whom; each token stands in one row of one block
     predicting: Tensor  # (N,) places in the pack whose next token is a target: a response token, sample by sample
     targets: Tensor  # (N,) those tokens
     weights: Tensor  # (N,) float32, how many samples each target stands for: their weights, mostly 1
@@ -96,7 +96,7 @@ class Layout:
         spread: list[int] = []  # (M,) place in the pack; that of the row's first token at padding
         padded: list[int] = []  # padding among the M
         collect = [0] * pack.input_ids.shape[1]  # (L,) place among the M
-        self.blocks: list[tuple[Block, Tensor]] = []
+        self.blocks: list[tuple[AttentionGroup, Tensor]] = []
         for block in pack.blocks:
             width = block.rows[0].length  # the longest
             for row in block.rows:
@@ -110,7 +110,7 @@ class Layout:
         self.padding = torch.tensor(padded, device=device) if padded else None
 
 
-def _mask(block: Block, device: torch.device) -> Tensor:
+def _mask(block: AttentionGroup, device: torch.device) -> Tensor:
     """(width, keys) float32 to be added to the scores of each row of a block; padding sees the row before it."""
     seen, width = sum(span.length for span in block.seen), block.rows[0].length
     own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
@@ -126,7 +126,7 @@ class _Tree:
     min_saved: int
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[AttentionGroup] = field(default_factory=list)
     chains: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # of each sample, its own span last
     shared: int = 0
 
@@ -150,7 +150,7 @@ class _Tree:
         worth = (len(members) - 1) * (end - depth) >= self.min_saved
         if worth:
             span = self.add(prompts[0][depth:end], depth)
-            self.blocks.append(Block(seen, (span,)))
+            self.blocks.append(AttentionGroup(seen, (span,)))
             self.shared += span.length
             seen, depth = (*seen, span), end
         rest: list[int] = []
@@ -170,12 +170,12 @@ class _Tree:
             span = self.add(own[i], depth)
             self.chains[i] = (*seen, span)
             if rows and 2 * span.length < rows[0].length:  # padded to the longest, it would mostly be padding
-                self.blocks.append(Block(seen, tuple(rows)))
+                self.blocks.append(AttentionGroup(seen, tuple(rows)))
                 rows = []
             if span.length:
                 rows.append(span)
         if rows:
-            self.blocks.append(Block(seen, tuple(rows)))
+            self.blocks.append(AttentionGroup(seen, tuple(rows)))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

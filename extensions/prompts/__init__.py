@@ -13,9 +13,9 @@ from extensions.prompts.template import (
     Shown,
     answer_format,
     chat_turns,
+    dedup_key,
     prompt_text,
     render,
-    told_apart,
 )
 
 __all__ = [
@@ -26,12 +26,12 @@ __all__ = [
     "Shown",
     "answer_format",
     "chat_turns",
+    "dedup_key",
     "is_label",
     "pack_label",
     "parse_answer",
     "prompt_text",
     "render",
     "response_text",
-    "told_apart",
     "unpack_label",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from extensions.common.errors import UserError
 from extensions.prompts.chat_template import ChatTemplate, ControlTokens
-from extensions.prompts.template import CLOSE, OPEN, Shown, chat_turns, prompt_text, told_apart
+from extensions.prompts.template import CLOSE, OPEN, Shown, chat_turns, dedup_key, prompt_text
 from extensions.tasks import Task, nfc
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class PromptEncoder:
         Raises:
             UserError: the question and the format alone are longer than that.
         """
-        own = told_apart(task, fields)
-        others = [one for one in self.demonstrations.get(task.name, ()) if told_apart(task, one[0]) != own]
+        own = dedup_key(task, fields)
+        others = [one for one in self.demonstrations.get(task.name, ()) if dedup_key(task, one[0]) != own]
         shown = others[: self.shots]
         wanted = len(shown)
         while True:
@@ -113,7 +113,7 @@ class PromptEncoder:
                 raise UserError(
                     f"task {task.name}: a prompt needs more than the {self.max_tokens} tokens that it may have even "
                     f"without the texts that may be cut ({named}); raise prompt.max_tokens, lower "
-                    "rollout.max_new_tokens, or take a model with a longer context"
+                    "rollout.response_budget, or take a model with a longer context"
                 )
             keep = _shorter(lengths, keep, max(1, int((len(ids) - self.max_tokens) * share)))
             cut = {name: value[:keep].rstrip() if len(value) > keep else value for name, value in texts.items()}

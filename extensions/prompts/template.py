@@ -43,10 +43,10 @@ def _literal(text: str) -> str:
 Shown = tuple[Mapping[str, str], str]  # a demonstration: the fields of a training row, and its answer as it is written
 
 
-def told_apart(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
+def dedup_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
     """What two rows must differ in, for one not to give away the other's answer: their texts, or the text that several
     rows of one question have in common."""
-    return (fields[task.long_field],) if task.unit else tuple(fields[name] for name in task.fields)
+    return (fields[task.long_field],) if task.group_by else tuple(fields[name] for name in task.fields)
 
 
 def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:

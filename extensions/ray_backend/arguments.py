@@ -28,7 +28,7 @@ KEYS: dict[str, str] = {
     "name": RUN,
     "method": RUN,
     "seed": "--train.seed",
-    "engine": RUN,
+    "backend": RUN,
     "output_dir": "--ckpt.output_dir",
     "max_steps": RUN,
     "max_epochs": RUN,
@@ -58,9 +58,8 @@ KEYS: dict[str, str] = {
     "prompt.shots": OURS,
     "prompt.demonstrations": OURS,
     "prompt.template_options": OURS,
-    "rollout.engine": "vLLM in any case",
-    "rollout.min_new_tokens": OURS,  # the budget of each row, by the agent
-    "rollout.max_new_tokens": "--rollout.max_new_tokens",
+    "rollout.backend": "vLLM in any case",
+    "rollout.response_budget": "--rollout.max_new_tokens",  # its high end; the agent draws the budget of each row
     "rollout.temperature": "--rollout.temperature",
     "reward": OURS,
     "ppo.batch_size": "--rollout.batch_size",
@@ -185,7 +184,7 @@ LEFT: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class ClusterShape:
     """How many of what."""
 
     nodes: int  # of each group
@@ -198,7 +197,7 @@ class Shape:
         return self.nodes * self.gpus_per_node
 
 
-def shape_of(recipe: Recipe, gpus_here: int) -> Shape:
+def shape_of(recipe: Recipe, gpus_here: int) -> ClusterShape:
     """
     Args:
         gpus_here: GPUs of this machine; 0 on a CPU.
@@ -221,16 +220,16 @@ def shape_of(recipe: Recipe, gpus_here: int) -> Shape:
                 f"{key}: {size} samples cannot be shared evenly by {ranks} ranks (ray.num_nodes x ray.gpus_per_node); "
                 f"use a multiple of {ranks}"
             )
-    return Shape(ray.num_nodes, per_node, engines, gpus_here == 0)
+    return ClusterShape(ray.num_nodes, per_node, engines, gpus_here == 0)
 
 
-def micro_batch(recipe: Recipe, shape: Shape) -> int:
+def micro_batch(recipe: Recipe, shape: ClusterShape) -> int:
     """Rows of a forward on a rank: at most ppo.micro_batch_size, and a divisor, since OpenRLHF drops a rest."""
     share = (recipe.ppo.mini_batch_size or recipe.ppo.batch_size) // shape.ranks
     return max(n for n in range(1, share + 1) if share % n == 0 and n <= recipe.ppo.micro_batch_size)
 
 
-def given(recipe: Recipe, shape: Shape) -> dict[str, Any]:
+def given(recipe: Recipe, shape: ClusterShape) -> dict[str, Any]:
     """OpenRLHF's options for a recipe; True is a flag, None leaves the default."""
     ppo, kl, optimizer = recipe.ppo, recipe.ppo.kl, recipe.optimizer
     model = str(model_folder(recipe.model))
@@ -288,17 +287,17 @@ def given(recipe: Recipe, shape: Shape) -> dict[str, Any]:
     }
 
 
-def arguments(recipe: Recipe, shape: Shape) -> list[str]:
+def arguments(recipe: Recipe, shape: ClusterShape) -> list[str]:
     """The same as a command line has it."""
     return [word for words in _options(recipe, shape) for word in words]
 
 
-def command(recipe: Recipe, shape: Shape) -> str:
+def command(recipe: Recipe, shape: ClusterShape) -> str:
     """OpenRLHF's own command, to be read: without this project's parts it would not sync its adapters."""
     return " \\\n    ".join(["python -m openrlhf.cli.train_ppo_ray", *map(shlex.join, _options(recipe, shape))])
 
 
-def _options(recipe: Recipe, shape: Shape) -> Iterator[list[str]]:
+def _options(recipe: Recipe, shape: ClusterShape) -> Iterator[list[str]]:
     """Each option that is given, with its values, as words."""
     for option, value in given(recipe, shape).items():
         if value is True:
@@ -314,7 +313,7 @@ def refused(recipe: Recipe) -> list[str]:
         errors.append("model.load_in_4bit: true: adapters over a 4-bit base are not synced to vLLM; use a dtype")
     if not float(recipe.ppo.kl.horizon).is_integer():
         errors.append(f"ppo.kl.horizon: {recipe.ppo.kl.horizon}: OpenRLHF's is a whole number of samples")
-    return [f"engine: ray: {error}" for error in errors]
+    return [f"backend: ray: {error}" for error in errors]
 
 
 def differences(recipe: Recipe) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from extensions.common.errors import UserError
-from extensions.ray_backend.arguments import Shape
+from extensions.ray_backend.arguments import ClusterShape
 from extensions.recipe import Recipe
 
 PASSED_ON = ("TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
@@ -36,7 +36,7 @@ def join(recipe: Recipe) -> int:
     return max((int(own.get("GPU", 0)) for own in real), default=0)
 
 
-def ensure(recipe: Recipe, shape: Shape) -> None:
+def ensure(recipe: Recipe, shape: ClusterShape) -> None:
     """Start a cluster on this machine if none was joined, and see that it is large enough.
 
     Raises:

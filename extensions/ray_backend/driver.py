@@ -113,7 +113,7 @@ def run(recipe: Recipe) -> None:
         f"{module}:ReferenceModelActor": ray.remote(num_gpus=1)(ReferenceActor),
         f"{module}:CriticModelActor": ray.remote(num_gpus=1)(CriticActor),
         "openrlhf.trainer.ray.vllm_engine:RolloutRayActor": Engines(recipe, shape.on_cpu),
-        "openrlhf.trainer.ppo_trainer:PPOTrainer": Here(make, ray.put),
+        "openrlhf.trainer.ppo_trainer:PPOTrainer": InProcessActor(make, ray.put),
     }
     try:
         with signals.caught():  # Ray has put handlers of its own in their place
@@ -122,7 +122,7 @@ def run(recipe: Recipe) -> None:
         ray.shutdown()
 
 
-class Here:
+class InProcessActor:
     """Stands for a class of Ray's, but its one object lives in this process.
 
     OpenRLHF makes an actor of its trainer; here it is the driver, which has the terminal, the signals and the folder.

@@ -175,7 +175,7 @@ class RayStrategy(Strategy):
         """As OpenRLHF's, after a look at the gradients.
 
         Raises:
-            BadNumber: on every rank, before the update, if one is not finite.
+            NonFiniteError: on every rank, before the update, if one is not finite.
         """
         engine = model.model if isinstance(model, Actor) else model
         if engine.is_gradient_accumulation_boundary():

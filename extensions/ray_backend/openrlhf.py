@@ -49,7 +49,7 @@ def _run_main(arguments: Sequence[str], train: Callable[[Any], None], parser: ty
     try:
         exec(compile(_main_block(), MODULE, "exec"), names)  # nosec B102 # a part of an installed package
     except AssertionError as error:
-        raise UserError(f"engine: ray: OpenRLHF refuses these settings: {error}") from error
+        raise UserError(f"backend: ray: OpenRLHF refuses these settings: {error}") from error
     finally:
         sys.argv = before
 
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str]) -> Any:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             _run_main(arguments, found.append, argparse.ArgumentParser)
     except SystemExit:
-        raise UserError(f"engine: ray: OpenRLHF's parser refuses the arguments: {said.getvalue().strip()}") from None
+        raise UserError(f"backend: ray: OpenRLHF's parser refuses the arguments: {said.getvalue().strip()}") from None
     return found[0]
 
 

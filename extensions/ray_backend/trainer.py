@@ -24,7 +24,7 @@ from torch import Tensor
 from extensions.common.files import write_bytes
 from extensions.data import BatchOrder, Example
 from extensions.distributed import watchdog
-from extensions.distributed.nonfinite import BadNumber, Problem
+from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.openrlhf import compute_reward
 from extensions.evaluation.predict import Evaluator
 from extensions.model.proof import Proof
@@ -34,12 +34,12 @@ from extensions.prompts import PromptEncoder
 from extensions.ray_backend.models import RayStrategy
 from extensions.recipe import Recipe
 from extensions.rollout.rewards import Reward
-from extensions.rollout.sampler import Request, Response
+from extensions.rollout.sampler import GenerationRequest, Response
 from extensions.rollout.vllm import Adapter, Probe, Sync, request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.ppo import batch_metrics, evidence_record, rollout_record, training_request
+from extensions.training.ppo import batch_metrics, debug_record, rollout_record, training_request
 from extensions.training.trainer import Clock
 
 # After `extensions`, which lets it be imported without flash-attn.
@@ -51,7 +51,7 @@ LOGGERS = ("openrlhf.trainer.ppo_trainer", "openrlhf.trainer.ppo_utils.experienc
 
 
 @dataclass(frozen=True)
-class Ask:
+class RolloutRequest:
     """What the agent is asked for, as JSON in OpenRLHF's label."""
 
     prompt_ids: list[int]
@@ -68,7 +68,7 @@ def wait(references: Sequence[Any]) -> list[Any]:
         ready, pending = ray.wait(pending, num_returns=1, timeout=1.0)
         if ready:
             ray.get(ready)  # an error at once, not when the others have come, who may wait for this one
-            watchdog.progress()
+            watchdog.heartbeat()
     return list(ray.get(list(references)))
 
 
@@ -106,7 +106,7 @@ class Groups:
         found: Proof = self.all(self.actor, "proof")[0]
         return found
 
-    def respond(self, asks: Sequence[Ask], prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def respond(self, asks: Sequence[RolloutRequest], prompts: Sequence[str]) -> list[dict[str, Any]]:
         """The agent's responses, in order; OpenRLHF shares them out over the engines."""
         labels = [json.dumps(asdict(ask)) for ask in asks]
         references = self.generator._dispatch_prompts_to_vllm(list(prompts), labels, n_samples_per_prompt=1)
@@ -162,7 +162,7 @@ class RaySync(Sync):
 class RaySampler:
     """What an evaluation asks of a sampler (`extensions.rollout.sampler.Sampler`), by the engines and the actors."""
 
-    lockstep: int | None = None
+    fixed_decode_steps: int | None = None
 
     def __init__(self, groups: Groups, refresh: Callable[[], None]) -> None:
         self.groups, self.refresh = groups, refresh
@@ -173,8 +173,8 @@ class RaySampler:
             self.refresh()
             yield
 
-    def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:
-        asks = [Ask(list(r.prompt), r.budget, request_seed(r), greedy, None) for r in requests]
+    def sample(self, requests: Sequence[GenerationRequest], greedy: bool = False) -> list[Response]:
+        asks = [RolloutRequest(list(r.prompt), r.budget, request_seed(r), greedy, None) for r in requests]
         found = []
         for ask, response in zip(asks, self.groups.respond(asks, [""] * len(asks)), strict=True):
             tokens = response["observation_tokens"][len(ask.prompt_ids) :]
@@ -196,7 +196,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     mismatch: float  # mean difference of the logprobs of its samples, by engine and trainer
 
     def make_experience_batch(self, rollout_samples: list[Any]) -> list[Any]:
-        watchdog.progress()
+        watchdog.heartbeat()
         self.last = super().make_experience_batch(rollout_samples)
         check_finite(self.last)
         differences = [((e.action_log_probs - e.rollout_log_probs) * e.action_mask).abs().sum() for e in self.last]
@@ -226,7 +226,7 @@ class ExperienceMaker(RemoteExperienceMaker):
 
 
 def check_finite(experiences: Sequence[Any]) -> None:
-    """Raises BadNumber where an experience holds NaN or infinity."""
+    """Raises NonFiniteError where an experience holds NaN or infinity."""
     problems, first = [], 0
     for e in experiences:
         named = {"scores": e.rewards, "logprobs": e.action_log_probs, "values": e.values, "kl": e.kl}
@@ -235,10 +235,10 @@ def check_finite(experiences: Sequence[Any]) -> None:
             bad = [first + row for row, values in enumerate(tensor) if not bool(torch.isfinite(values).all())]
             if bad:
                 kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
-                problems.append(Problem(f"{name} of the rollout", bad, kind))
+                problems.append(NonFiniteTensor(f"{name} of the rollout", bad, kind))
         first += len(e.rewards)
     if problems:
-        raise BadNumber(problems)
+        raise NonFiniteError(problems)
 
 
 class RayTrainer(BasePPOTrainer):
@@ -275,7 +275,7 @@ class RayTrainer(BasePPOTrainer):
         self.engines = RaySync(groups, probe, samples)
         self.batch: list[Example] = []
         self.responses: list[dict[str, Any]] = []
-        self.asks: list[Ask] = []
+        self.asks: list[RolloutRequest] = []
         self.prompts: list[str] = []
 
     def fit(self, global_step: int = 0) -> None:
@@ -332,7 +332,9 @@ class RayTrainer(BasePPOTrainer):
         self.prompts, self.asks = [text for _, text in encoded], []
         for row, (example, (ids, _)) in enumerate(zip(self.batch, encoded, strict=True)):
             request = training_request(ids, self.recipe.seed, step, row, low, high)
-            self.asks.append(Ask(ids, request.budget, request_seed(request), False, self.reward.label(example)))
+            self.asks.append(
+                RolloutRequest(ids, request.budget, request_seed(request), False, self.reward.label(example))
+            )
         self.responses = self.groups.respond(self.asks, self.prompts)
         self.stale = sum(r["extra_logs"]["adapter_version"] != self.engines.version for r in self.responses)
         longest = max(len(r["observation_tokens"]) for r in self.responses)
@@ -340,7 +342,7 @@ class RayTrainer(BasePPOTrainer):
         return [process(response, max_len=longest) for response in self.responses]
 
     def ppo_train(self, global_steps: int) -> dict[str, Any]:
-        watchdog.progress()
+        watchdog.heartbeat()
         status = super().ppo_train(global_steps)
         # OpenRLHF would steer the KL coefficient by a mean over tokens (0.11.2); here it is that of a response.
         status.pop("kl", None)
@@ -391,13 +393,13 @@ class RayTrainer(BasePPOTrainer):
             found.append(rollout_record(example, self.prompts[slot], text, reward, kl[slot], tokens))
         return found
 
-    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         experiences = self.experience_maker.last
         if not experiences or len(self.responses) != len(self.batch):
             return [], {}
         samples = [Sample(ask.prompt_ids, self.response_ids(slot)) for slot, ask in enumerate(self.asks)]
         records = [
-            evidence_record(example, self.prompts[slot], self.responses[slot]["text"], samples[slot])
+            debug_record(example, self.prompts[slot], self.responses[slot]["text"], samples[slot])
             for slot, example in enumerate(self.batch)
         ]
         return records, tensors_of(experiences, [len(sample.response) for sample in samples])
@@ -407,10 +409,10 @@ class RayTrainer(BasePPOTrainer):
         tokens: list[int] = self.responses[slot]["observation_tokens"]
         return tokens[len(self.asks[slot].prompt_ids) :]
 
-    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+    def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         raise NotImplementedError("nlu replay computes a failed batch by the DeepSpeed loop")
 
-    def losses_of(self, slot: int) -> dict[Any, Callable[[], Tensor]]:
+    def per_sample_losses(self, slot: int) -> dict[Any, Callable[[], Tensor]]:
         return {}
 
 
@@ -470,7 +472,7 @@ class RayTrainingRun(TrainingRun):
     def _compare_ranks(self) -> None:
         """All ranks of a group are asked for theirs by OpenRLHF alone."""
 
-    def _blamed(self, problems: Sequence[Problem]) -> list[Problem]:
+    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
         return list(problems)  # the models are elsewhere; `nlu replay` looks at each sample alone
 
 

@@ -53,7 +53,7 @@ def plain(actor_class: Any) -> Any:
     return actor_class.__ray_metadata__.modified_class
 
 
-class Rollout(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
+class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
     """OpenRLHF's vLLM engine, which serves the policy's adapter; the agent's rewards are computed here too."""
 
     async def __init__(self, *args: Any, recipe: Recipe, on_cpu: bool, **settings: Any) -> None:  # type: ignore[misc]
@@ -111,7 +111,7 @@ class Engines:
         self.own = {"recipe": recipe, "on_cpu": on_cpu}
 
     def options(self, **settings: Any) -> Any:
-        actor = ray.remote(Rollout).options(**settings)
+        actor = ray.remote(RolloutWorker).options(**settings)
         return SimpleNamespace(remote=lambda **kwargs: actor.remote(**kwargs, **self.own))
 
 

@@ -21,23 +21,23 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
         errors.append("deepspeed.offload: true needs deepspeed.zero_stage: 1, 2 or 3; at stage 0 nothing is offloaded")
     if rollout.min_new_tokens > rollout.max_new_tokens:
         errors.append(
-            f"rollout.min_new_tokens: {rollout.min_new_tokens} is above max_new_tokens: {rollout.max_new_tokens}"
+            f"rollout.response_budget: {rollout.response_budget}: the low end comes first, and is not above the high end"
         )
     if ppo.mini_batch_size is not None and ppo.batch_size % ppo.mini_batch_size:
         errors.append(f"ppo.mini_batch_size: {ppo.mini_batch_size} does not divide ppo.batch_size: {ppo.batch_size}")
     if recipe.evaluation.patience and not recipe.evaluation.every_steps:
         errors.append("evaluation.patience needs evaluation.every_steps: without validations nothing can stop early")
-    if recipe.engine == "ray" and recipe.method != "ppo":
-        errors.append(f"engine: ray trains by PPO alone; leave engine out for method: {recipe.method}")
-    if rollout.engine == "vllm" and recipe.engine == "deepspeed":
+    if recipe.backend == "ray" and recipe.method != "ppo":
+        errors.append(f"backend: ray trains by PPO alone; leave backend out for method: {recipe.method}")
+    if rollout.backend == "vllm" and recipe.backend == "deepspeed":
         if ppo.old_logprobs == "sampled":
             errors.append(
-                "ppo.old_logprobs: sampled does not go with rollout.engine: vllm, whose logprobs are rounded otherwise "
+                "ppo.old_logprobs: sampled does not go with rollout.backend: vllm, whose logprobs are rounded otherwise "
                 "than the trainer's and which knows no values; use auto"
             )
         if recipe.vllm.tensor_parallel_size > 1:
             errors.append(
-                f"vllm.tensor_parallel_size: {recipe.vllm.tensor_parallel_size} needs engine: ray; under DeepSpeed "
+                f"vllm.tensor_parallel_size: {recipe.vllm.tensor_parallel_size} needs backend: ray; under DeepSpeed "
                 "each rank has an engine of its own"
             )
     errors += _of_labels(recipe)

@@ -162,18 +162,29 @@ class Prompt(Section):
 
 
 class Rollout(Section):
-    engine: Literal["hf", "vllm"] = Field(
+    backend: Literal["hf", "vllm"] = Field(
         "hf",
         description="what samples: hf is the policy itself; vllm an engine beside each rank, which gets the adapter "
-        "anew after every update. With engine: ray it is vllm in any case (ours)",
+        "anew after every update. With backend: ray it is vllm in any case (ours)",
     )
-    min_new_tokens: int = Field(12, ge=1, description="low end of the response budget, in tokens (paper 5.1)")
-    max_new_tokens: int = Field(
-        32, ge=1, description="high end of the budget, drawn for each row; evaluation uses it for all (paper 5.1)"
+    response_budget: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field(
+        [12, 32],
+        description="most tokens of a response: in training drawn for each row, uniform in [low, high]; in evaluation "
+        "high (paper 5.1)",
     )
     temperature: Number = Field(
         1.0, gt=0, description="of the multinomial sampling in training and evaluation (paper 5.1)"
     )
+
+    @property
+    def min_new_tokens(self) -> int:
+        """Low end of the response budget."""
+        return self.response_budget[0]
+
+    @property
+    def max_new_tokens(self) -> int:
+        """High end of the response budget: the longest response."""
+        return self.response_budget[1]
 
 
 class Vllm(Section):
@@ -387,7 +398,7 @@ class Recipe(Section):
         "ppo", description="what the run does; set by the script of launch/ that starts it"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
-    engine: Literal["deepspeed", "ray"] = Field(
+    backend: Literal["deepspeed", "ray"] = Field(
         "deepspeed",
         description="what trains by PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and vLLM "
         "(launch/ppo_ray.sh) (ours)",
@@ -415,8 +426,8 @@ class Recipe(Section):
     sft: Sft = Field(default_factory=Sft, description="paper 4.2")
     encoder: Encoder = Field(default_factory=Encoder, description="paper 5.2")
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="the training engine")
-    vllm: Vllm = Field(default_factory=Vllm, description="of rollout.engine: vllm and engine: ray")
-    ray: Ray = Field(default_factory=Ray, description="of engine: ray")
+    vllm: Vllm = Field(default_factory=Vllm, description="of rollout.backend: vllm and backend: ray")
+    ray: Ray = Field(default_factory=Ray, description="of backend: ray")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="validation and the before/after table")
     logging: Logging = Field(
         default_factory=Logging, description="records and trackers; metrics.jsonl is always written"

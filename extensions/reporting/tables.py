@@ -53,7 +53,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
+class TableBlock:
     """Rows that are comparable with each other: best and second best are marked among them."""
 
     title: str
@@ -68,7 +68,7 @@ class ResultTable:
     name: str
     title: str
     columns: dict[str, str]  # task name or "average" -> heading
-    blocks: list[Block]
+    blocks: list[TableBlock]
     notes: list[str]
     records: list[dict[str, Any]]  # the long form
 
@@ -105,14 +105,14 @@ def paper_table(which: PaperTable, rows: Sequence[Row]) -> ResultTable | None:
             records.append(_record("paper", name, AVERAGE, AVERAGE, average, split="test"))
     lines, own_records = _own_lines(ours, suite)
     mixed = _mixed(ours)
-    blocks = [Block("The paper, on the evaluation servers", theirs), Block(_own_title(ours), lines, mixed)]
+    blocks = [TableBlock("The paper, on the evaluation servers", theirs), TableBlock(_own_title(ours), lines, mixed)]
     notes = [
         "The paper's numbers are from the evaluation servers (test splits). " + _own_note(ours),
         "In percent; two metrics of a task as first/second. Best in bold, second best underlined, in each block for "
         "itself." + _mixed_note(mixed, columns),
     ]
     if suite:
-        counted = sum(task.averaged for task in suite)
+        counted = sum(task.in_suite_average for task in suite)
         notes.append(f"Average: over {counted} columns by the paper's rule; the paper's own as it prints them.")
     return ResultTable(which.name, which.title, columns, blocks, notes, records + own_records)
 
@@ -128,7 +128,7 @@ def other_tasks(rows: Sequence[Row]) -> ResultTable | None:
     columns, mixed = {task.name: task.display_name for task in found.values()}, _mixed(ours)
     unit = "In percent" + "; R2 as it is" * any("r2" in task.metrics for task in found.values())
     notes = [_own_note(ours), f"{unit}. Best in bold, second best underlined." + _mixed_note(mixed, columns)]
-    return ResultTable("tasks", "Tasks", columns, [Block(_own_title(ours), lines, mixed)], notes, records)
+    return ResultTable("tasks", "Tasks", columns, [TableBlock(_own_title(ours), lines, mixed)], notes, records)
 
 
 def _mixed(ours: Ours) -> frozenset[str]:
@@ -307,7 +307,9 @@ def latex(table: ResultTable) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _printed(table: ResultTable, block: Block, styles: Mapping[str, str]) -> list[tuple[str, list[str], bool, bool]]:
+def _printed(
+    table: ResultTable, block: TableBlock, styles: Mapping[str, str]
+) -> list[tuple[str, list[str], bool, bool]]:
     """(text, cells, whether it is the heading of a model, whether it stands under one), line by line."""
     marked = marks(block.lines, [column for column in table.columns if column not in block.unmarked])
     rows: list[tuple[str, list[str], bool, bool]] = []

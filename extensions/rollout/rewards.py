@@ -54,7 +54,7 @@ class Reward:
         if not self.batched:
             found = []
             for text, label in zip(texts, labels, strict=True):
-                watchdog.progress()  # a reward may ask another model, and take its time
+                watchdog.heartbeat()  # a reward may ask another model, and take its time
                 found.append(self._one(text, label))
             return found
         queries = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]

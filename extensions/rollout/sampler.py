@@ -24,11 +24,13 @@ from extensions.prefix.logprobs import sample_tokens, token_logprobs
 from extensions.prefix.tree import Sample, micro_batches, pack
 from extensions.prompts import CLOSE
 
-KEEP_UNTIL = 0.9  # rows that have ended leave the batch when fewer than this share of it goes on: leaving costs a copy
+COMPACT_BELOW = (
+    0.9  # rows that have ended leave the batch when fewer than this share of it goes on: leaving costs a copy
+)
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """What one row asks of the sampler."""
 
     prompt: Sequence[int]
@@ -60,15 +62,19 @@ class Sampler:
 
     Args:
         micro_batch_size: rows of one packed forward over the prompts.
-        lockstep: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in each
+        fixed_decode_steps: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in each
             forward, so all ranks must do as many; what a row gets beyond its own end is dropped. None: rows leave.
     """
 
     def __init__(
-        self, policy: Policy, tokenizer: PreTrainedTokenizerBase, micro_batch_size: int, lockstep: int | None = None
+        self,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        micro_batch_size: int,
+        fixed_decode_steps: int | None = None,
     ) -> None:
         self.policy, self.tokenizer = policy, tokenizer
-        self.micro_batch_size, self.lockstep = micro_batch_size, lockstep
+        self.micro_batch_size, self.fixed_decode_steps = micro_batch_size, fixed_decode_steps
         self.eos = eos_ids(policy.causal_lm.generation_config, tokenizer)
         self.may_close = _tokens_with(">", tokenizer)
 
@@ -81,7 +87,7 @@ class Sampler:
         """All sampling happens inside one, with weights that stay as they are. Enter it on every rank."""
         yield
 
-    def judge(self, mismatch: float) -> None:
+    def check_logprob_mismatch(self, mismatch: float) -> None:
         """Whether samples count whose logprobs differ by so much, on average, from the trainer's; here they all do."""
 
     @property
@@ -90,15 +96,15 @@ class Sampler:
         return {}
 
     @torch.no_grad()
-    def sample(self, requests: Sequence[Request], greedy: bool = False) -> list[Response]:
+    def sample(self, requests: Sequence[GenerationRequest], greedy: bool = False) -> list[Response]:
         """One response for each request, in the order of the requests; `greedy` takes the most probable tokens."""
         self.policy.eval()
         with self.policy.role("actor"):
             return self._sample(requests, greedy)
 
-    def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
+    def _sample(self, requests: Sequence[GenerationRequest], greedy: bool) -> list[Response]:
         policy, device = self.policy, self.policy.device
-        steps = self.lockstep or max(request.budget for request in requests)
+        steps = self.fixed_decode_steps or max(request.budget for request in requests)
         decoder = policy.prefill([request.prompt for request in requests], self.micro_batch_size, steps)
         states = decoder.states
         tokens: list[list[int]] = [[] for _ in requests]
@@ -109,7 +115,7 @@ class Sampler:
         logprobs, values = torch.zeros(2, len(requests), steps, device=device)
         closed = [False] * len(requests)
         for step in range(steps):
-            watchdog.progress()
+            watchdog.heartbeat()
             rows = decoder.order  # the requests that are still being written, and some that ended lately
             logits = policy.logits(states)
             drawn = logits.argmax(-1) if greedy else sample_tokens(logits, chances[rows, step])
@@ -121,9 +127,9 @@ class Sampler:
                     tokens[i].append(token)
                     closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
             open_rows = [k for k, i in enumerate(rows) if not closed[i]]
-            if step + 1 == steps or not (open_rows or self.lockstep):
+            if step + 1 == steps or not (open_rows or self.fixed_decode_steps):
                 break
-            if not self.lockstep and len(open_rows) <= KEEP_UNTIL * len(rows):
+            if not self.fixed_decode_steps and len(open_rows) <= COMPACT_BELOW * len(rows):
                 drawn = drawn[decoder.keep(torch.tensor(open_rows, device=device))]
             states = decoder.step(drawn)
         return [
@@ -144,7 +150,7 @@ class Sampler:
         firsts = samples[::together]
         with self.policy.role("actor"):
             for chunk in micro_batches(firsts, range(len(firsts)), max(1, self.micro_batch_size // together)):
-                watchdog.progress()
+                watchdog.heartbeat()
                 members = [together * k + i for k in chunk for i in range(together)]
                 packed = pack([samples[i] for i in members], self.policy.device)
                 tokens = self.policy(packed, values=False)["logprobs"]

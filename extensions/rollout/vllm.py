@@ -1,4 +1,4 @@
-"""vLLM as the rollout engine: what the DeepSpeed loop (`rollout.engine: vllm`) and the Ray engine share.
+"""vLLM as the rollout engine: what the DeepSpeed loop (`rollout.backend: vllm`) and the Ray engine share.
 
 The base is frozen, so only the adapter travels: after each update it is a new LoRA request, with a new number, which no
 cached prefix of an older one can serve. OpenRLHF's own weight sync cannot do that (its issues 546, 991, 1349; checked
@@ -42,7 +42,7 @@ from extensions.prefix.logprobs import mean_and_worst
 from extensions.prefix.tree import Sample, micro_batches, pack
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
-from extensions.rollout.sampler import Request, Response, Sampler
+from extensions.rollout.sampler import GenerationRequest, Response, Sampler
 
 PROBED = 64  # last tokens of a prompt whose logprobs are compared, besides those of the right answer
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}  # nats, mean over the probed tokens
@@ -169,7 +169,7 @@ def check_family(config: Any) -> None:
         if supports_lora(model):
             return
         why = f"vLLM {_vllm_version()} has no LoRA for {known[0]}"
-    raise UserError(f"model.path: {why}, so it cannot sample here; use engine: deepspeed with rollout.engine: hf")
+    raise UserError(f"model.path: {why}, so it cannot sample here; use backend: deepspeed with rollout.backend: hf")
 
 
 def _vllm_version() -> str:
@@ -447,10 +447,10 @@ class VllmSampler(Sampler):
         policy: Policy,
         tokenizer: PreTrainedTokenizerBase,
         micro_batch_size: int,
-        lockstep: int | None,
+        fixed_decode_steps: int | None,
         sync: LocalSync,
     ) -> None:
-        super().__init__(policy, tokenizer, micro_batch_size, lockstep)
+        super().__init__(policy, tokenizer, micro_batch_size, fixed_decode_steps)
         self.sync = sync
 
     exact = False  # logprobs are rounded otherwise than the trainer's, and there are no values
@@ -465,11 +465,11 @@ class VllmSampler(Sampler):
     def metrics(self) -> dict[str, Any]:
         return self.sync.found
 
-    def judge(self, mismatch: float) -> None:
+    def check_logprob_mismatch(self, mismatch: float) -> None:
         self.sync.probe.check_samples(mismatch)
 
-    def _sample(self, requests: Sequence[Request], greedy: bool) -> list[Response]:
-        watchdog.progress()
+    def _sample(self, requests: Sequence[GenerationRequest], greedy: bool) -> list[Response]:
+        watchdog.heartbeat()
         params = [
             sampling_params(r.budget, request_seed(r), self.policy.temperature, greedy, sorted(self.eos))
             for r in requests
@@ -486,16 +486,16 @@ def make_sampler(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     micro_batch_size: int,
-    lockstep: int | None,
+    fixed_decode_steps: int | None,
     sync: LocalSync | None,
 ) -> Sampler:
-    """The sampler of a recipe's `rollout.engine`."""
+    """The sampler of a recipe's `rollout.backend`."""
     if sync is None:
-        return Sampler(policy, tokenizer, micro_batch_size, lockstep)
-    return VllmSampler(policy, tokenizer, micro_batch_size, lockstep, sync)
+        return Sampler(policy, tokenizer, micro_batch_size, fixed_decode_steps)
+    return VllmSampler(policy, tokenizer, micro_batch_size, fixed_decode_steps, sync)
 
 
-def request_seed(request: Request) -> int:
+def request_seed(request: GenerationRequest) -> int:
     """A seed of a request's own, from its own random numbers."""
     return int(float(request.uniforms[0]) * 2**31)
 

@@ -56,7 +56,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if not (reporter.active and sys.stderr.isatty()):
         transformers.utils.logging.disable_progress_bar()
     _check_ranks(recipe, strategy.world_size)
-    if recipe.rollout.engine == "vllm":
+    if recipe.rollout.backend == "vllm":
         require("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
@@ -90,12 +90,12 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
         engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
-    lockstep = recipe.rollout.max_new_tokens if sharded else None
+    fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     sync = None
-    if recipe.rollout.engine == "vllm":
+    if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
         sync = LocalSync(recipe, policy, strategy, probed, reporter.say)
-    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, lockstep, sync)
+    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps, sync)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, seen_sets(data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
@@ -105,7 +105,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
         budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
-        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, lockstep, sync)
+        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps, sync)
         trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
@@ -160,7 +160,7 @@ def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callabl
     if tokens[longest] > budget:
         warn(
             f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
-            f"rollout.max_new_tokens: {budget}; raise that, or no sampled answer can be right"
+            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be right"
         )
 
 

@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass
-class Checkpoint:
+class SavedCheckpoint:
     """A complete checkpoint that agrees with its manifest."""
 
     folder: Path
@@ -213,7 +213,7 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------------------------- reading
 
-    def newest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+    def newest(self, warn: Callable[[str], None]) -> SavedCheckpoint | None:
         """The newest checkpoint that is whole; those that are not are told and renamed. None where there is none."""
         found: str | None = None
         if self.strategy.is_rank_0():
@@ -230,9 +230,9 @@ class Checkpoints:
             return None
         folder = Path(found)
         best = folder / "best.safetensors"
-        return Checkpoint(folder, read_json(folder / "run.json"), load_file(best) if best.exists() else None)
+        return SavedCheckpoint(folder, read_json(folder / "run.json"), load_file(best) if best.exists() else None)
 
-    def load(self, checkpoint: Checkpoint, warn: Callable[[str], None]) -> None:
+    def load(self, checkpoint: SavedCheckpoint, warn: Callable[[str], None]) -> None:
         """Put weights, optimizer, schedule and random generators back.
 
         Raises:

@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from extensions.common.errors import UserError
-from extensions.common.files import Lines, keep_lines, read_json, write_json, write_text
+from extensions.common.files import JsonlAppender, keep_lines, read_json, write_json, write_text
 from extensions.common.versions import versions
 from extensions.recipe import MAY_CHANGE, Recipe, dump_recipe
 from extensions.runs.checkpoint import folders, recover
@@ -56,7 +56,7 @@ class RunFolder:
     ) -> None:
         self.root, self._warn, self._stops = root, warn, recipe.checkpoint.on_error == "stop"
         self.set_aside: Path | None = None
-        self._lines: dict[str, Lines] = {}
+        self._lines: dict[str, JsonlAppender] = {}
         self._trackers: list[_Tracker] = []
         self._refused = False  # the disk, the last time
         known = versions() | {"inputs": dict(inputs), "run_id": secrets.token_hex(4)}
@@ -139,7 +139,7 @@ class RunFolder:
             OSError: the disk refuses, and the recipe says that the run then stops.
         """
         if name not in self._lines:
-            self._lines[name] = Lines(self.root / name)
+            self._lines[name] = JsonlAppender(self.root / name)
         try:
             self._lines[name].append(records)
         except OSError as error:

@@ -27,7 +27,7 @@ class _Part(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class Watch:
+class HealthMonitor:
     """Notices a training that goes wrong, from the metrics and the records of its iterations; speaks seldom.
 
     Args:
@@ -244,7 +244,7 @@ class FormatWatch:
                 said.append(
                     f"step {metrics['step']}: at least {self._least / self.window:.0%} of any {self.window} answers of "
                     f"the first {self.first} have a wrong format, so there is hardly a reward to learn from. Look at "
-                    "rollouts.jsonl; try a larger rollout.max_new_tokens, a larger ppo.batch_size, "
+                    "rollouts.jsonl; try a larger rollout.response_budget, a larger ppo.batch_size, "
                     "ppo.whiten_min_std: 0.3, demonstrations (prompt.shots), or another model.path"
                 )
         count = sum(self._wrong)

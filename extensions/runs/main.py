@@ -17,7 +17,7 @@ from extensions.distributed import signals
 from extensions.recipe import Recipe, load_recipe
 from extensions.rollout.vllm import SyncError
 from extensions.runs.build import run
-from extensions.runs.training_run import NumbersError, SaveError
+from extensions.runs.training_run import NonFiniteBatchError, SaveError
 
 
 def _report(message: str, rank: str, status: int) -> int:
@@ -111,7 +111,7 @@ def _main(
         return _report(str(error), rank, 2)
     except SaveError as error:
         return _report(f"{error}\nThen run the same command again: it resumes from the last checkpoint", rank, 3)
-    except NumbersError as error:
+    except NonFiniteBatchError as error:
         return _report(str(error), rank, 4)
     except ProcessGone as error:
         return _report(str(error), rank, 1)

@@ -21,7 +21,7 @@ from extensions.model.proof import Difference, proof_rows
 from extensions.prefix.tree import Sample
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
-from extensions.rollout.sampler import Request, Sampler
+from extensions.rollout.sampler import GenerationRequest, Sampler
 from extensions.tasks import Task
 
 GREEDY = 8  # tokens of each row that are compared with `generate`
@@ -100,7 +100,7 @@ def greedy_agreement(policy: Policy, sampler: Sampler, rows: Sequence[Sample]) -
     policy.eval()
     same = count = 0
     unused = np.zeros(GREEDY)
-    found = sampler.sample([Request(sample.prompt, GREEDY, unused) for sample in rows], greedy=True)
+    found = sampler.sample([GenerationRequest(sample.prompt, GREEDY, unused) for sample in rows], greedy=True)
     settings = GenerationConfig(
         max_new_tokens=GREEDY, do_sample=False, eos_token_id=sorted(sampler.eos), pad_token_id=0
     )

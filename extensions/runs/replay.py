@@ -26,7 +26,7 @@ from extensions.distributed.strategy import Strategy, load_trainable_state
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
 from extensions.recipe import Recipe, load_recipe
-from extensions.training.ppo import MEASURED, PpoTrainer
+from extensions.training.ppo import EXPERIENCE_TENSORS, PpoTrainer
 from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def replay(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list
     if not parts:
         raise UserError(f"{folder}: holds no rank-0.json; name a folder RUN/failed/step-N that a stopped run left")
     recipe = load_recipe(folder.parent.parent / "recipe.yaml", overrides)
-    if recipe.engine == "ray":  # there the critic has an adapter of its own in any case
+    if recipe.backend == "ray":  # there the critic has an adapter of its own in any case
         recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"critic": "adapter"})})
     strategy = Strategy(recipe.seed, recipe.deepspeed, 0.0)
     strategy.setup_distributed()
@@ -77,10 +77,10 @@ def replay(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list
         tensors = load_file(path.with_suffix(".safetensors"), device=str(strategy.device))
         samples = content["samples"]
         said += [f"rank {rank}: {p['found']} in {p['tensor']}; samples {p['slots']}" for p in content["problems"]]
-        whole = recipe.method == "sft" or set(MEASURED) <= tensors.keys()
+        whole = recipe.method == "sft" or set(EXPERIENCE_TENSORS) <= tensors.keys()
         if samples and whole:
             # What was no number in the run is shown; here it would hide which sample gives none by itself.
-            trainer.recall(
+            trainer.restore_snapshot(
                 samples, {k: t.nan_to_num(0, 0, 0) if t.is_floating_point() else t for k, t in tensors.items()}
             )
         part = [Replayed(rank, slot, record, _not_finite(tensors, slot)) for slot, record in enumerate(samples)]
@@ -110,7 +110,7 @@ def _not_finite(tensors: dict[str, Tensor], slot: int) -> list[str]:
 
 def _again(sample: Replayed, trainer: Trainer, policy: Policy) -> Replayed:
     parameters, squares = list(policy.trainable.values()), 0.0
-    for role, loss in trainer.losses_of(sample.slot).items():
+    for role, loss in trainer.per_sample_losses(sample.slot).items():
         with policy.role(role), _first_not_finite(policy) as places:
             value = loss()
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)

@@ -22,7 +22,7 @@ from extensions.common.errors import UserError
 from extensions.common.files import move_into, read_json, read_jsonl, write_text
 from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
-from extensions.distributed.nonfinite import BadNumber, Problem, leave
+from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor, leave
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.metrics import mean_score, score_all
 from extensions.evaluation.predict import Evaluator
@@ -33,7 +33,7 @@ from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.evaluation_run import AFTER, Run
 from extensions.runs.folder import RunFolder
-from extensions.runs.health import Watch
+from extensions.runs.health import HealthMonitor
 from extensions.training.trainer import Trainer
 
 
@@ -56,7 +56,7 @@ class TrainingRun(Run):
         self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
         self.best_state: dict[str, Tensor] | None = None
         kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
-        self.watch = Watch(recipe.data.tasks, kl)
+        self.watch = HealthMonitor(recipe.data.tasks, kl)
         self.checkpoints = self.make_checkpoints()
         self.step = 0
         self.validated = 0  # step of the last validation
@@ -130,11 +130,11 @@ class TrainingRun(Run):
         start, self.iterated = time.monotonic(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
-        except BadNumber as bad:
-            raise NumbersError(self._explained(bad)) from bad
+        except NonFiniteError as bad:
+            raise NonFiniteBatchError(self._explained(bad)) from bad
         except UserError as error:  # a reward that is no number, on this rank alone
             with suppress(OSError):
-                self._leave([Problem(f"reward: {error}", [], "")], None)
+                self._leave([NonFiniteTensor(f"reward: {error}", [], "")], None)
             raise
         self.step += 1
         self.seconds += time.monotonic() - start
@@ -180,10 +180,10 @@ class TrainingRun(Run):
 
     # ------------------------------------------------------------------------------------ numbers that are none
 
-    def _explained(self, bad: BadNumber) -> str:
+    def _explained(self, bad: NonFiniteError) -> str:
         """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
         weights = self.trainer.weights()
-        samples, _ = self.trainer.evidence()
+        samples, _ = self.trainer.debug_snapshot()
         problems, folder, own = bad.problems, self._failed, []
         try:
             self._leave(problems, weights)
@@ -206,7 +206,7 @@ class TrainingRun(Run):
             "optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
         )
 
-    def _blamed(self, problems: Sequence[Problem]) -> list[Problem]:
+    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
         """A gradient or loss is that of a whole micro-batch; find the samples whose own is not finite either."""
         of_batch = ("gradient", "loss")
         suspects = sorted({slot for p in problems if p.tensor.startswith(of_batch) for slot in p.slots})
@@ -214,16 +214,16 @@ class TrainingRun(Run):
             return list(problems)
         guilty = {slot for slot in suspects if self._is_bad(slot)}
         return [
-            Problem(p.tensor, [s for s in p.slots if s in guilty] or p.slots, p.found)
+            NonFiniteTensor(p.tensor, [s for s in p.slots if s in guilty] or p.slots, p.found)
             if p.tensor.startswith(of_batch)
             else p
             for p in problems
         ]
 
     def _is_bad(self, slot: int) -> bool:
-        watchdog.progress()
+        watchdog.heartbeat()
         parameters = list(self.trainer.policy.trainable.values())
-        for role, loss in self.trainer.losses_of(slot).items():
+        for role, loss in self.trainer.per_sample_losses(slot).items():
             with self.trainer.policy.role(role):
                 value = loss()
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
@@ -236,8 +236,8 @@ class TrainingRun(Run):
     def _failed(self) -> Path:
         return self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
 
-    def _leave(self, problems: Sequence[Problem], weights: dict[str, Tensor] | None) -> None:
-        samples, tensors = self.trainer.evidence()
+    def _leave(self, problems: Sequence[NonFiniteTensor], weights: dict[str, Tensor] | None) -> None:
+        samples, tensors = self.trainer.debug_snapshot()
         own = weights if self.strategy.is_rank_0() else None
         leave(self._failed, self.strategy.rank, problems, samples, tensors, own)
 
@@ -378,5 +378,5 @@ class SaveError(Exception):
     """A checkpoint could not be written, and the run is to stop then."""
 
 
-class NumbersError(Exception):
+class NonFiniteBatchError(Exception):
     """NaN or infinity; the message says where."""

@@ -47,10 +47,10 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="write over RECIPE")] = False,
 ) -> None:
     """Write a recipe for a table of your own: columns, labels, split and settings, each with its reason."""
-    from extensions.scaffold.entry import Request, make_entry
+    from extensions.scaffold.entry import InitRequest, make_entry
 
     said, wanted = parse_words(labels), next((name for name in KINDS if kind and name == kind.value), None)
-    request = Request(data, label, tuple(text or ()), wanted, said, model, out, validation, test, force, encoding)
+    request = InitRequest(data, label, tuple(text or ()), wanted, said, model, out, validation, test, force, encoding)
     entry = make_entry(request)  # before torch is imported, which takes seconds
     import torch
 

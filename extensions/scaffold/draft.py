@@ -14,12 +14,12 @@ from extensions.common.errors import UserError
 from extensions.common.files import write_text
 from extensions.data.splits import RunData
 from extensions.model.loading import load_config, load_tokenizer, prompt_limit
-from extensions.planner.flops import Shape
+from extensions.planner.flops import ModelShape
 from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe, load_recipe
 from extensions.scaffold import settings
-from extensions.scaffold.entry import Entry, Request, is_unbalanced
+from extensions.scaffold.entry import InitRequest, TaskEntry, is_unbalanced
 from extensions.scaffold.recipe_text import recipe_text
 from extensions.tasks import Task, is_blank
 
@@ -31,7 +31,7 @@ COUNTED = 500  # rows whose prompts are counted in tokens
 class Draft:
     """A recipe that works, and what was decided on the way."""
 
-    entry: Entry
+    entry: TaskEntry
     text: str
     recipe: Recipe  # as `text` loads
     data: RunData
@@ -42,7 +42,7 @@ class Draft:
     on_gpu: bool
 
 
-def draft(entry: Entry, request: Request, on_gpu: bool) -> Draft:
+def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
     """The recipe, loaded and tried; nothing is written.
 
     Raises:
@@ -61,7 +61,7 @@ def draft(entry: Entry, request: Request, on_gpu: bool) -> Draft:
     answer_tokens = list(map(len, counting.label_ids(task).values()))
     fixed = len(counting.encode(task, dict.fromkeys(task.fields, ""))[0])
     chosen = settings.choose(
-        Shape.of(config, recipe.lora).parameters,
+        ModelShape.of(config, recipe.lora).parameters,
         round(len(rows) * (1 - sum(source.get("split", {}).values()))),
         int(np.percentile(lengths, 95)),
         fixed,

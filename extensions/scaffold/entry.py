@@ -12,7 +12,15 @@ from typing import Any
 from extensions.common.errors import UserError
 from extensions.scaffold import settings, words
 from extensions.scaffold.columns import Answers, Column, Kind, Row, answers, describe, nearest, suggested_label
-from extensions.scaffold.source import Table, find_splits, hub_tables, joint, named_classes, read_table, with_notes
+from extensions.scaffold.source import (
+    SourceTable,
+    find_splits,
+    hub_tables,
+    joint,
+    named_classes,
+    read_table,
+    with_notes,
+)
 from extensions.tasks import PLACEHOLDER, cell_label, is_blank
 
 HELD_OUT = 0.1  # share of the rows for validation, and for the test split
@@ -21,7 +29,7 @@ _ANSWER_NAME = re.compile(r"(pred|predicted|predictions?|answers?|labels?([\W_].
 
 
 @dataclass(frozen=True)
-class Request:
+class InitRequest:
     """What the user says."""
 
     data: str
@@ -38,12 +46,12 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """A task, as `data.tasks` has it, and what it was made from."""
 
     path: Path  # of the recipe
     task: dict[str, Any]
-    tables: dict[str, Table]  # split -> its file
+    tables: dict[str, SourceTable]  # split -> its file
     answers: Answers
     words: dict[str, str]  # label -> the word that the model writes
     decisions: list[str]
@@ -55,7 +63,7 @@ class Entry:
         return found
 
 
-def make_entry(request: Request) -> Entry:
+def make_entry(request: InitRequest) -> TaskEntry:
     """The task that the columns make.
 
     Raises:
@@ -77,7 +85,9 @@ def make_entry(request: Request) -> Entry:
         raise with_notes(error, notes) from error
 
 
-def _entry(request: Request, path: Path, tables: dict[str, Table], hub: dict[str, Any], notes: Sequence[str]) -> Entry:
+def _entry(
+    request: InitRequest, path: Path, tables: dict[str, SourceTable], hub: dict[str, Any], notes: Sequence[str]
+) -> TaskEntry:
     train = tables["train"]
     described = [describe(column, train.rows) for column in train.columns]
     label = _label(request, described, train)
@@ -98,10 +108,10 @@ def _entry(request: Request, path: Path, tables: dict[str, Table], hub: dict[str
     source = _source(tables, hub, label, texts, kept, found, unlabelled)
     task = _task(path.stem, texts, label, found, named, source)
     decisions = [f"kind: {found.kind} of column {str(label)!r}; {found.why}", *decisions, *_of_source(source, found)]
-    return Entry(path, task, tables, found, named, decisions, [*notes, *warnings, *odd])
+    return TaskEntry(path, task, tables, found, named, decisions, [*notes, *warnings, *odd])
 
 
-def _target(request: Request) -> Path:
+def _target(request: InitRequest) -> Path:
     name = Path(request.data.removeprefix("hub:")).resolve().stem if not request.out else ""
     path = request.out or Path(f"{_sanitised(name)}.yaml")
     if path.suffix not in (".yaml", ".yml"):
@@ -118,7 +128,7 @@ def _sanitised(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._") or "mydata"
 
 
-def _label(request: Request, described: Sequence[Column], train: Table) -> Any:
+def _label(request: InitRequest, described: Sequence[Column], train: SourceTable) -> Any:
     if request.label is not None:
         return nearest(request.label, train.columns, "--label")
     lines = [f"  {column.name}: {column.kind} ({column.why})" for column in described]
@@ -128,7 +138,7 @@ def _label(request: Request, described: Sequence[Column], train: Table) -> Any:
 
 
 def _texts(
-    request: Request, described: Sequence[Column], label: Any, rows: Sequence[Row]
+    request: InitRequest, described: Sequence[Column], label: Any, rows: Sequence[Row]
 ) -> tuple[list[Any], list[Any], list[str], list[str]]:
     """Columns that the prompt shows, columns that predictions carry, both decisions in words, and warnings."""
     others = [
@@ -181,7 +191,7 @@ def _tells_label(column: Any, label: Any, rows: Sequence[Row]) -> bool:
 
 
 def _source(
-    tables: Mapping[str, Table],
+    tables: Mapping[str, SourceTable],
     hub: dict[str, Any],
     label: Any,
     texts: Sequence[Any],
@@ -248,14 +258,14 @@ def _task(
     }
     if found.kind == "regression":
         task |= {"score_range": list(found.score_range or ()), "score_decimals": found.decimals}
-        task |= {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]}
+        task |= {"metrics": ["pearson", "spearman"], "extra_metrics": ["mae", "rmse", "r2"]}
     elif found.kind == "multi-label":
         task |= {"multi_label": True, "no_label": words.no_label_word(named)}
-        task |= {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]}
+        task |= {"metrics": ["f1_micro", "f1_macro"], "extra_metrics": ["subset_accuracy"]}
     elif is_unbalanced(found.counts):
-        task |= {"metrics": ["f1_macro"], "more_metrics": ["accuracy"]}
+        task |= {"metrics": ["f1_macro"], "extra_metrics": ["accuracy"]}
     else:
-        task |= {"metrics": ["accuracy"], "more_metrics": ["f1_macro"]}
+        task |= {"metrics": ["accuracy"], "extra_metrics": ["f1_macro"]}
     return task | ({"labels": dict(named)} if named else {}) | {"source": dict(source)}
 
 

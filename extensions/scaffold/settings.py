@@ -44,8 +44,7 @@ class Settings:
     batch: int
     epochs: float  # that SFT's steps are
     max_tokens: int
-    min_new_tokens: int
-    max_new_tokens: int
+    response_budget: list[int]
     validate_every: int
     evaluated: int  # rows of the table
     validated: int  # rows of a validation
@@ -86,8 +85,7 @@ def choose(
         batch=BATCH,
         epochs=steps * BATCH / max(1, train_rows),
         max_tokens=max(16, min(limit, 8 * math.ceil(prompt_tokens / 8))),
-        min_new_tokens=low,
-        max_new_tokens=high,
+        response_budget=[low, high],
         validate_every=max(5, math.ceil(steps / VALIDATIONS)),
         evaluated=EVALUATED * (5 if on_gpu else 1),
         validated=EVALUATED // 2 * (5 if on_gpu else 1),

@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Table:
+class SourceTable:
     """One file, read whole."""
 
     path: Path
@@ -66,7 +66,7 @@ def _named(folder: Path, names: Sequence[str]) -> Path | None:
     return found[0] if found else None
 
 
-def read_table(path: Path, encoding: str | None = None) -> Table:
+def read_table(path: Path, encoding: str | None = None) -> SourceTable:
     """A file, with encoding and quoting found out.
 
     Args:
@@ -107,7 +107,7 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
             "(Greek), shift_jis (Japanese), gb18030 (Chinese), or cp1252 if the cell is right; or save the file as "
             "UTF-8"
         )
-    return Table(path, keys, columns, rows, notes)
+    return SourceTable(path, keys, columns, rows, notes)
 
 
 def with_notes(error: UserError, notes: Sequence[str]) -> UserError:
@@ -130,7 +130,7 @@ def _check_encoding(path: Path, kind: str, encoding: str) -> None:
         raise UserError(f"--encoding: {path} has bytes that are not {encoding}; name another, or leave it out")
 
 
-def hub_tables(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
+def hub_tables(name: str) -> tuple[dict[str, SourceTable], dict[str, Any]]:
     """Split -> table of `hub:USER/NAME`, or `hub:USER/NAME:CONFIG`, and the key `source.hub`.
 
     Raises:
@@ -138,7 +138,7 @@ def hub_tables(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
     """
     repo, _, config = name.removeprefix("hub:").partition(":")
     hub: dict[str, Any] = {"repo": repo} | ({"config": config} if config else {})
-    tables: dict[str, Table] = {}
+    tables: dict[str, SourceTable] = {}
     renamed: dict[str, str] = {}
     for split, there in [(one, name) for one in SPLITS for name in NAMES[one]]:
         if split in tables:
@@ -152,14 +152,14 @@ def hub_tables(name: str) -> tuple[dict[str, Table], dict[str, Any]]:
         except AbsentSplit:
             continue
         rows: list[Row] = [row for file in files for _, row in read_rows(file, Source())]
-        tables[split] = Table(files[0], {}, columns_of(files[0], Source()), rows)
+        tables[split] = SourceTable(files[0], {}, columns_of(files[0], Source()), rows)
         renamed |= {split: there} if there != split else {}
     if "train" not in tables:
         raise UserError(f"{name}: no training split in parquet files; name its configuration, as hub:{repo}:CONFIG")
     return tables, hub | ({"splits": renamed} if renamed else {})
 
 
-def named_classes(table: Table, label: Any) -> list[Row]:
+def named_classes(table: SourceTable, label: Any) -> list[Row]:
     """The rows, with the names of class numbers in the label column, as the reader of parquet files has them."""
     names = class_names(table.path, label) if table.path.suffix.lower() == ".parquet" else []
 
@@ -238,7 +238,7 @@ def _swallowed(row: Row, columns: int) -> bool:
     )
 
 
-def joint(tables: dict[str, Table]) -> dict[str, Any]:
+def joint(tables: dict[str, SourceTable]) -> dict[str, Any]:
     """The keys of `source` that all files are read by.
 
     Raises:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from extensions.common.errors import UserError
-from extensions.data import spread
-from extensions.planner.plan import GPUS, Options, Planner
+from extensions.data import subsample_evenly
+from extensions.planner.plan import GPUS, Planner, PlanOptions
 from extensions.scaffold.draft import Draft
 from extensions.scaffold.recipe_text import comment
 
@@ -36,7 +36,7 @@ def summary(made: Draft) -> list[str]:
             f"  {label!r}: {made.entry.words[label]!r}, {count} rows ({count / total:.1%})"
             for label, count in found.counts.items()
         ]
-    for number, row in enumerate(spread(made.data.train, SHOWN), start=1):
+    for number, row in enumerate(subsample_evenly(made.data.train, SHOWN), start=1):
         _, text = made.encoder.encode(row.task, row.fields)
         answer = row.task.answer(row.label) if isinstance(row.label, str) and not found.separator else row.label
         lines += [f"prompt {number} of {len(made.data.train)} training rows; the right answer is {answer!r}:"]
@@ -117,11 +117,11 @@ def expected_seconds(made: Draft) -> dict[str, float]:
     return seconds
 
 
-def _this_device(on_gpu: bool) -> Options | None:
+def _this_device(on_gpu: bool) -> PlanOptions | None:
     """The planner's options for this machine; None for a GPU that it does not know."""
     if not on_gpu:
-        return Options(cpu=True, measure=True)
+        return PlanOptions(cpu=True, measure=True)
     name = torch.cuda.get_device_name(0).lower().replace(" ", "")
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     known = [key for key in GPUS if key.split("-")[0] in name]
-    return Options(gpu=known[-1], gpu_memory=memory) if known else None
+    return PlanOptions(gpu=known[-1], gpu_memory=memory) if known else None

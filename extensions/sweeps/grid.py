@@ -275,7 +275,7 @@ def _groups(recipe: Recipe, together: bool, warn: Callable[[str], None]) -> dict
         return {TOGETHER: dumped}
     groups: dict[str, list[Any]] = {name: [] for name in learned}
     for task, entry in zip(tasks, dumped, strict=True):
-        teacher = task.name if task.name in groups else task.taught_by
+        teacher = task.name if task.name in groups else task.train_task
         if teacher in groups:
             groups[teacher].append(entry)
         else:

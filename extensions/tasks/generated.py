@@ -13,7 +13,7 @@ ENTRIES: list[dict[str, Any]] = [
         "title": "Acceptability",
         **ACCEPTABILITY,
         "metrics": ["accuracy"],
-        "more_metrics": ["matthews"],
+        "extra_metrics": ["matthews"],
         "source": {"generator": "acceptability"},
     },
     {
@@ -27,7 +27,7 @@ ENTRIES: list[dict[str, Any]] = [
         "labels": {"1": ["Positive"], "0": ["Negative"]},
         "positive": "1",
         "metrics": ["accuracy"],
-        "more_metrics": ["matthews"],
+        "extra_metrics": ["matthews"],
         "source": {"generator": "reviews"},
     },
 ]

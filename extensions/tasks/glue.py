@@ -34,7 +34,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "MNLI-m",
         **THREE_WAY_ENTAILMENT,
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "entailment",
         "source": {
             **_TSV,
@@ -59,8 +59,8 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "MNLI-mm",
         **THREE_WAY_ENTAILMENT,
-        "taught_by": "mnli",
-        "averaged": True,
+        "train_task": "mnli",
+        "in_suite_average": True,
         "fallback": "entailment",
         "source": {
             **_TSV,
@@ -87,7 +87,7 @@ ENTRIES: list[dict[str, Any]] = [
         "labels": {"1": ["Yes"], "0": ["No"]},
         "positive": "1",
         "metrics": ["f1"],
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "0",
         "source": {
             **_TSV,
@@ -110,7 +110,7 @@ ENTRIES: list[dict[str, Any]] = [
         "question": 'Now judge if the sentence "{sentence}" contains the answer to the question "{question}".',
         "labels": {"entailment": ["Yes"], "not_entailment": ["No"]},
         "positive": "entailment",
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "entailment",
         "source": {
             **_TSV,
@@ -130,7 +130,7 @@ ENTRIES: list[dict[str, Any]] = [
         "question": 'Now judge the sentiment of the review "{sentence}".',
         "labels": {"1": ["Positive"], "0": ["Negative"]},
         "positive": "1",
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "1",
         "source": {**_TSV, "files": _files("SST-2"), "sizes": sizes(67349, 872, 1821), "hub": _hub("sst2")},
         "submission": {"file": "SST-2.tsv"},
@@ -141,7 +141,7 @@ ENTRIES: list[dict[str, Any]] = [
         "title": "CoLA",
         **ACCEPTABILITY,
         "metrics": ["matthews"],
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "1",
         "source": {
             **_TSV,
@@ -166,8 +166,8 @@ ENTRIES: list[dict[str, Any]] = [
         "question": 'Now rate the similarity of the sentences "{sentence1}" and "{sentence2}".',
         "score_range": [0.0, 5.0],
         "metrics": ["spearman"],
-        "more_metrics": ["pearson"],
-        "averaged": True,
+        "extra_metrics": ["pearson"],
+        "in_suite_average": True,
         "fallback": "2.5",
         "source": {
             **_TSV,
@@ -190,7 +190,7 @@ ENTRIES: list[dict[str, Any]] = [
         "labels": {"1": ["Yes"], "0": ["No"]},
         "positive": "1",
         "metrics": ["f1"],
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "1",
         "source": {
             **_TSV,
@@ -207,7 +207,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "RTE",
         **ENTAILMENT,
-        "averaged": True,
+        "in_suite_average": True,
         "source": {
             **_TSV,
             "files": _files("RTE"),
@@ -236,7 +236,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "glue",
         "title": "AX",
         **THREE_WAY_ENTAILMENT,
-        "taught_by": "mnli",
+        "train_task": "mnli",
         "metrics": ["matthews"],
         "fallback": "entailment",
         "source": {

@@ -37,13 +37,13 @@ Metric = Literal[
 ]
 _OF_POSITIVE = ("f1", "f1a", "squad_f1", "squad_em")
 _OF_RANKING = ("squad_f1", "squad_em")
-_OF_UNITS = ("exact_match", "squad_f1", "squad_em", "gender_parity")
+_OF_GROUPS = ("exact_match", "squad_f1", "squad_em", "gender_parity")
 _OF_SCORES = ("pearson", "spearman", "mae", "rmse", "r2")
 _OF_LABEL_SETS = ("f1_micro", "f1_macro", "subset_accuracy")
 _SMALLER_IS_BETTER = ("mae", "rmse")
 _DEFAULT_METRICS: dict[str, dict[str, list[str]]] = {
-    "regression": {"metrics": ["pearson", "spearman"], "more_metrics": ["mae", "rmse", "r2"]},
-    "multi-label": {"metrics": ["f1_micro", "f1_macro"], "more_metrics": ["subset_accuracy"]},
+    "regression": {"metrics": ["pearson", "spearman"], "extra_metrics": ["mae", "rmse", "r2"]},
+    "multi-label": {"metrics": ["f1_micro", "f1_macro"], "extra_metrics": ["subset_accuracy"]},
     "classification": {"metrics": ["accuracy"]},
 }
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # that a model writes, and its answer is read as
@@ -149,19 +149,21 @@ class Task(BaseModel):
     metrics: list[Metric] = Field(
         ["accuracy"],
         description="metrics of the benchmark's table; their mean is the task's score. Default: accuracy; of scores "
-        "pearson and spearman, with mae, rmse and r2 in more_metrics; of several labels a row f1_micro and f1_macro, "
+        "pearson and spearman, with mae, rmse and r2 in extra_metrics; of several labels a row f1_micro and f1_macro, "
         "with subset_accuracy",
         min_length=1,
     )
-    more_metrics: list[Metric] = Field([], description="also reported, no part of the score")
-    unit: list[str] = Field([], description="kept columns that say which rows are one question, where metrics need it")
+    extra_metrics: list[Metric] = Field([], description="also reported, no part of the score")
+    group_by: list[str] = Field(
+        [], description="kept columns that say which rows are one question, where metrics need it"
+    )
     fallback: str | None = Field(
         None, description="label for the evaluation server where the answer has a wrong format"
     )
-    taught_by: str | None = Field(
+    train_task: str | None = Field(
         None, description="built-in task of the same prompt whose training rows serve one that is only evaluated"
     )
-    averaged: bool = Field(False, description="counts in the average of its suite")
+    in_suite_average: bool = Field(False, description="counts in the average of its suite")
     truncate: Annotated[list[str], BeforeValidator(_list)] = Field(
         [], description="fields to shorten when the prompt is too long, the longest text of the row first; default: all"
     )
@@ -208,15 +210,17 @@ class Task(BaseModel):
                 raise ValueError(f"truncate: {name!r} is not a field of the question ({', '.join(self.fields)})")
         if self.positive is not None and self.positive not in self.labels:
             raise ValueError(f"positive: {self.positive!r} is not one of the labels ({', '.join(self.labels)})")
-        metrics = [*self.metrics, *self.more_metrics]
+        metrics = [*self.metrics, *self.extra_metrics]
         for metric in metrics:
             if metric in _OF_POSITIVE and self.positive is None:
                 raise ValueError(f"metric {metric} needs `positive`, the label that it is computed for")
-            if metric in _OF_UNITS and not self.unit:
-                raise ValueError(f"metric {metric} needs `unit`, which says which rows are one question")
-        unknown = [name for name in self.unit if name not in self.source.keep]
+            if metric in _OF_GROUPS and not self.group_by:
+                raise ValueError(f"metric {metric} needs `group_by`, which says which rows are one question")
+        unknown = [name for name in self.group_by if name not in self.source.keep]
         if unknown:
-            raise ValueError(f"unit: {unknown[0]!r} is not in source.keep ({', '.join(self.source.keep) or 'empty'})")
+            raise ValueError(
+                f"group_by: {unknown[0]!r} is not in source.keep ({', '.join(self.source.keep) or 'empty'})"
+            )
         for metric in metrics:
             if (metric in _OF_SCORES) != self.is_regression or (self.multi_label and metric not in _OF_LABEL_SETS):
                 raise ValueError(f"metric {metric} does not fit a {self.kind} task")
@@ -224,7 +228,7 @@ class Task(BaseModel):
                 raise ValueError(f"metric {metric} does not fit a {self.kind} task; multi_label: true has it")
         for metric in self.metrics:
             if metric in _SMALLER_IS_BETTER:
-                raise ValueError(f"metrics: {metric} is smaller where answers are better; give it in more_metrics")
+                raise ValueError(f"metrics: {metric} is smaller where answers are better; give it in extra_metrics")
         return self
 
     @model_validator(mode="after")
@@ -309,9 +313,9 @@ class Task(BaseModel):
         """The field whose text rows of one question share: the first of `truncate`, else of the question."""
         return self.truncate[0] if self.truncate else self.fields[0]
 
-    def unit_of(self, kept: dict[str, Any]) -> tuple[str, ...]:
+    def group_of(self, kept: dict[str, Any]) -> tuple[str, ...]:
         """What the rows of one question have in common, from the kept columns; empty where each row is one."""
-        return tuple(str(kept[name]) for name in self.unit)
+        return tuple(str(kept[name]) for name in self.group_by)
 
     def label_of(self, text: str) -> str | None:
         """The label that a text of the data is, up to its Unicode form (NFC); None if it is none."""

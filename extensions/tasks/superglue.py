@@ -29,7 +29,7 @@ ENTRIES: list[dict[str, Any]] = [
         "question": 'Now read the text "{passage}" and answer the question "{question}?".',
         "labels": _BOOLEAN,
         "positive": "true",
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "true",
         "truncate": "passage",
         "source": {
@@ -46,7 +46,7 @@ ENTRIES: list[dict[str, Any]] = [
         "title": "CB",
         **THREE_WAY_ENTAILMENT,
         "metrics": ["f1_macro", "accuracy"],
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "contradiction",
         "source": {
             **_JSONL,
@@ -68,7 +68,7 @@ ENTRIES: list[dict[str, Any]] = [
         'or the second, "{choice2}".',
         "labels": {"0": ["First"], "1": ["Second"]},
         "positive": "1",
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "1",
         "truncate": "premise",
         "source": {**_JSONL, "files": _files("COPA"), "sizes": sizes(400, 100, 500), "hub": _hub("copa")},
@@ -86,8 +86,8 @@ ENTRIES: list[dict[str, Any]] = [
         "labels": {"1": ["True"], "0": ["False"]},
         "positive": "1",
         "metrics": ["f1a", "exact_match"],
-        "unit": ["paragraph", "question"],
-        "averaged": True,
+        "group_by": ["paragraph", "question"],
+        "in_suite_average": True,
         "fallback": "0",
         "truncate": "passage",
         "source": {
@@ -112,8 +112,8 @@ ENTRIES: list[dict[str, Any]] = [
         "labels": _BOOLEAN,
         "positive": "true",
         "metrics": ["squad_f1", "squad_em"],
-        "unit": ["query"],
-        "averaged": True,
+        "group_by": ["query"],
+        "in_suite_average": True,
         "fallback": "false",
         "truncate": "passage",
         "source": {
@@ -131,7 +131,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "superglue",
         "title": "RTE",
         **ENTAILMENT,
-        "averaged": True,
+        "in_suite_average": True,
         "source": {
             **_JSONL,
             "files": _files("RTE"),
@@ -152,7 +152,7 @@ ENTRIES: list[dict[str, Any]] = [
         '"{sentence2}".',
         "labels": _BOOLEAN,
         "positive": "true",
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "true",
         "truncate": "sentence1",
         "source": {
@@ -174,7 +174,7 @@ ENTRIES: list[dict[str, Any]] = [
         "truncate": "text",
         "labels": _BOOLEAN,
         "positive": "true",
-        "averaged": True,
+        "in_suite_average": True,
         "fallback": "false",
         "source": {
             **_JSONL,
@@ -190,7 +190,7 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "superglue",
         "title": "AX-b",
         **ENTAILMENT,
-        "taught_by": "superglue_rte",
+        "train_task": "superglue_rte",
         "metrics": ["matthews"],
         "source": {
             "files": {"test": "AX-b/AX-b.jsonl"},
@@ -205,9 +205,9 @@ ENTRIES: list[dict[str, Any]] = [
         "suite": "superglue",
         "title": "AX-g",
         **ENTAILMENT,
-        "taught_by": "superglue_rte",
+        "train_task": "superglue_rte",
         "metrics": ["gender_parity", "accuracy"],
-        "unit": ["pair"],
+        "group_by": ["pair"],
         "source": {
             "files": {"test": "AX-g/AX-g.jsonl"},
             "columns": NLI_COLUMNS,

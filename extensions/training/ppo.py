@@ -38,12 +38,19 @@ from extensions.prefix.tree import Pack, Sample, micro_batches, pack
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Ppo
 from extensions.rollout.rewards import Reward
-from extensions.rollout.sampler import Request, Sampler, random_numbers
+from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.trainer import Clock, OfPolicy, add, mixed_seed
+from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
 
 TRAINING = 0  # purpose of its random numbers
-MEASURED = ("scores", "logprobs", "values", "kl", "advantages", "targets")  # tensors of an experience, all (B, ...)
+EXPERIENCE_TENSORS = (
+    "scores",
+    "logprobs",
+    "values",
+    "kl",
+    "advantages",
+    "targets",
+)  # tensors of an experience, all (B, ...)
 
 
 @dataclass
@@ -76,7 +83,7 @@ class ActorLoss:
     loss: Tensor  # with the entropy bonus
 
 
-class PpoTrainer(OfPolicy):
+class PpoTrainer(LocalPolicyMixin):
     """The training loop over one batch order.
 
     Args:
@@ -141,12 +148,12 @@ class PpoTrainer(OfPolicy):
             experience.scores = torch.tensor(scores, dtype=torch.float32, device=self.policy.device)
             experience.weights = torch.tensor([self.order.weight(example) for example in batch]).to(experience.scores)
         with clock("reference"):
-            mismatch = self.complete(experience)
+            mismatch = self.compute_old_and_reference_logprobs(experience)
             self.estimate_advantages(experience)
-        guard = self.strategy.guard
-        guard.samples(range(len(batch)))
-        for name in MEASURED:
-            guard.watch(f"{name} of the rollout", getattr(experience, name))
+        nonfinite = self.strategy.nonfinite
+        nonfinite.samples(range(len(batch)))
+        for name in EXPERIENCE_TENSORS:
+            nonfinite.watch(f"{name} of the rollout", getattr(experience, name))
         with clock("update"):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
@@ -182,7 +189,7 @@ class PpoTrainer(OfPolicy):
     # ---------------------------------------------------------------------------------------- 3 reference
 
     @torch.no_grad()
-    def complete(self, experience: Experience) -> dict[str, Tensor]:
+    def compute_old_and_reference_logprobs(self, experience: Experience) -> dict[str, Tensor]:
         """Reference logprobs for the KL; old logprobs and values again where those of sampling are not exact.
 
         Returns the summed absolute difference between sampled and recomputed logprobs, where both are known.
@@ -194,7 +201,7 @@ class PpoTrainer(OfPolicy):
             sums["sampling_mismatch"] = (again["logprobs"] - experience.logprobs).abs().sum()
             if not self.sampler.exact:
                 total = self.strategy.sum(torch.stack([sums["sampling_mismatch"], experience.mask.sum()]))
-                self.sampler.judge(float(total[0] / total[1]))
+                self.sampler.check_logprob_mismatch(float(total[0] / total[1]))
             experience.logprobs = again["logprobs"]
             experience.values = again.get("values", experience.values)
         if self.ppo.critic == "adapter":
@@ -230,7 +237,7 @@ class PpoTrainer(OfPolicy):
         results: dict[str, Tensor] = {}
         with self.policy.role(role):
             for slots in self._micro_batches(experience, range(len(experience.samples))):
-                watchdog.progress()
+                watchdog.heartbeat()
                 packed = self._pack(experience, slots)
                 for name, flat in forward(packed).items():
                     rows = results.setdefault(name, torch.zeros(experience.mask.shape, device=flat.device))
@@ -293,12 +300,12 @@ class PpoTrainer(OfPolicy):
         chunks = self._micro_batches(experience, slots)
         shared = self.ppo.critic == "shared"
         for k, chunk in enumerate(chunks):
-            watchdog.progress()
+            watchdog.heartbeat()
             packed, rows = self._pack(experience, chunk), list(chunk)
             mask = experience.mask[rows]
             last = k == len(chunks) - 1
             torch.manual_seed(mixed_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
-            self.strategy.guard.samples(rows)
+            self.strategy.nonfinite.samples(rows)
             with self.policy.role("actor"):
                 out, self._first = self._first or self.engine(packed, entropy=self.entropy, values=shared), None
                 actor = self._actor_loss(experience, out, packed, rows, scale)
@@ -307,8 +314,8 @@ class PpoTrainer(OfPolicy):
                 if shared:
                     value_loss = self._value_loss(experience, out, packed, rows, scale)
                     loss = loss + self.ppo.value_coef * value_loss
-                self.strategy.guard.watch("logprobs of the update", logprobs)
-                self.strategy.guard.watch("entropy", entropy)
+                self.strategy.nonfinite.watch("logprobs of the update", logprobs)
+                self.strategy.nonfinite.watch("entropy", entropy)
                 self.strategy.update(self.engine, loss, last and shared)
             if not shared:
                 with self.policy.role("critic"):
@@ -351,20 +358,20 @@ class PpoTrainer(OfPolicy):
 
     # ------------------------------------------------------------------------------------ numbers that are none
 
-    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """The samples of the iteration in work, and what is known of them: (B, ...)."""
         experience = self._experience
         if experience is None:
             return [], {}
         records = [
-            evidence_record(example, experience.prompts[slot], experience.texts[slot], experience.samples[slot])
+            debug_record(example, experience.prompts[slot], experience.texts[slot], experience.samples[slot])
             for slot, example in enumerate(experience.examples)
         ]
-        known = {name: getattr(experience, name) for name in (*MEASURED, "mask")}
+        known = {name: getattr(experience, name) for name in (*EXPERIENCE_TENSORS, "mask")}
         return records, {name: tensor for name, tensor in known.items() if len(tensor) == len(records)}
 
-    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Take what `evidence` gave as the iteration in work."""
+    def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `debug_snapshot` gave as the iteration in work."""
         self._packs.clear()
         self._experience = Experience(
             examples=[],
@@ -375,7 +382,7 @@ class PpoTrainer(OfPolicy):
             **tensors,
         )
 
-    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+    def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The losses of one sample of the iteration in work, alone, by the role that each must be computed in."""
         experience = self._experience
         assert experience is not None
@@ -438,10 +445,10 @@ class PpoTrainer(OfPolicy):
         return {"step": step + 1, "samples": (step + 1) * self.order.batch_size} | metrics, records
 
 
-def training_request(ids: Sequence[int], seed: int, step: int, row: int, low: int, high: int) -> Request:
+def training_request(ids: Sequence[int], seed: int, step: int, row: int, low: int, high: int) -> GenerationRequest:
     """What a row of a batch asks for: its budget, uniform in [low, high] (section 5.1), and its random numbers."""
     draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
-    return Request(ids, low + int(draw * (high - low + 1)), uniforms)
+    return GenerationRequest(ids, low + int(draw * (high - low + 1)), uniforms)
 
 
 def rollout_record(
@@ -461,7 +468,7 @@ def rollout_record(
     }
 
 
-def evidence_record(example: Example, prompt: str, response: str, sample: Sample) -> dict[str, Any]:
+def debug_record(example: Example, prompt: str, response: str, sample: Sample) -> dict[str, Any]:
     """A sample of a failed batch, for `nlu replay`."""
     return {
         "task": example.task.name,

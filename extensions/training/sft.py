@@ -24,10 +24,10 @@ from extensions.model.policy import Policy, Role
 from extensions.prefix.tree import Pack, Sample, micro_batches, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Sft
-from extensions.training.trainer import Clock, OfPolicy, add, mixed_seed
+from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
 
 
-class SftTrainer(OfPolicy):
+class SftTrainer(LocalPolicyMixin):
     """The training loop over one batch order.
 
     Args:
@@ -91,9 +91,9 @@ class SftTrainer(OfPolicy):
         chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
         sums: dict[str, Tensor] = {"target_tokens": torch.tensor(float(sum(targets)), device=self.policy.device)}
         for k, chunk in enumerate(chunks):
-            watchdog.progress()
+            watchdog.heartbeat()
             packed = self._pack([samples[slot] for slot in chunk])
-            self.strategy.guard.samples(chunk)
+            self.strategy.nonfinite.samples(chunk)
             torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks
             with self.policy.role("actor"):
                 logprobs = self.engine(packed, values=False, temperature=1.0)["logprobs"]
@@ -111,7 +111,7 @@ class SftTrainer(OfPolicy):
         packed = pack(samples, self.policy.device)
         return with_sequence_targets(packed, samples) if self.sft.loss == "sequence" else packed
 
-    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """The samples of the iteration in work."""
         records = [
             {
@@ -126,11 +126,11 @@ class SftTrainer(OfPolicy):
         ]
         return records, {}
 
-    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Take what `evidence` gave as the iteration in work."""
+    def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `debug_snapshot` gave as the iteration in work."""
         self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r.get("weight", 1.0)) for r in records]
 
-    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+    def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The loss of one sample of the iteration in work, alone."""
         packed = self._pack([self._batch[1][slot]])
 

@@ -41,17 +41,17 @@ class Trainer(Protocol):
     def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
         """Write `state` in PEFT's format, and the critic if there is one, each into its folder."""
 
-    def evidence(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """This rank's samples of the iteration in work, and what is known of them, each (B, ...)."""
 
-    def recall(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Take what `evidence` gave as the iteration in work."""
+    def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+        """Take what `debug_snapshot` gave as the iteration in work."""
 
-    def losses_of(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
+    def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The losses of one of these samples, alone, by the role that each must be computed in."""
 
 
-class OfPolicy:
+class LocalPolicyMixin:
     """What a training loop keeps in a policy of this process."""
 
     policy: Policy
@@ -76,7 +76,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        watchdog.progress()
+        watchdog.heartbeat()
         start = time.perf_counter()
         try:
             yield

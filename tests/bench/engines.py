@@ -23,7 +23,7 @@ from extensions.common.files import read_jsonl
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINES = {
     "deepspeed, hf": ("ppo", []),
-    "deepspeed, vllm": ("ppo", ["rollout.engine=vllm"]),
+    "deepspeed, vllm": ("ppo", ["rollout.backend=vllm"]),
     "ray, vllm": ("ppo_ray", []),
 }
 STEPS = 4  # the first is left out

@@ -129,7 +129,7 @@ def main() -> None:
             overrides += [
                 f"evaluation.max_samples={args.samples}",
                 f"evaluation.batch_size={args.batch_size}",
-                "rollout.max_new_tokens=32",
+                "rollout.response_budget=[12, 32]",
             ]
             if args.steps:
                 adapter = train_adapter([*overrides, "optimizer.lr=1e-3"], args.steps, args.threads, folder)

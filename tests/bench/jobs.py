@@ -76,8 +76,7 @@ def overrides_of(job: Job, models: Path, data: Path, dtype: str, runs: Path, row
         f"ppo.micro_batch_size={rows}",
         f"sft.batch_size={rows}",
         f"sft.micro_batch_size={rows}",
-        f"rollout.min_new_tokens={BUDGET}",
-        f"rollout.max_new_tokens={BUDGET}",
+        f"rollout.response_budget=[{BUDGET}, {BUDGET}]",
         f"output_dir={runs}",
     ]
 

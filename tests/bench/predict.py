@@ -115,7 +115,7 @@ def train_run(model: str, folder: Path, steps: int, budget: int) -> Path:
         "output_dir": str(folder / "run"),
         "model": {"path": model, "dtype": "float32"},
         "data": {"tasks": ["reviews"]},
-        "rollout": {"min_new_tokens": 1, "max_new_tokens": budget},
+        "rollout": {"response_budget": [1, budget]},
         "sft": {"batch_size": 16, "max_steps": steps, "lr": 1e-3, "loss": "answer"},
         "evaluation": {"max_samples": 16, "before": False, "decoding": "likelihood"},
     }

@@ -20,7 +20,7 @@ from jobs import BATCHES, BUDGET, JOBS, RECIPE, job_of, make_models, overrides_o
 from transformers import AutoConfig
 from worker import Worker
 
-from extensions.planner.flops import Batch, Shape, ppo_flops
+from extensions.planner.flops import Batch, ModelShape, ppo_flops
 from extensions.prefix.tree import common_prefix
 from extensions.recipe import Lora
 
@@ -88,7 +88,7 @@ def shape_of(prompts: list[list[list[int]]]) -> dict[str, float]:
 
 def floor_flops(model: Path, prompts: list[list[list[int]]]) -> float:
     """FLOPs of one PPO iteration that the job cannot avoid (`extensions.planner.flops`), the mean over the batches."""
-    shape = Shape.of(AutoConfig.from_pretrained(model), Lora())
+    shape = ModelShape.of(AutoConfig.from_pretrained(model), Lora())
     found = []
     for batch in prompts:
         prefix = common_prefix(batch)
@@ -102,7 +102,7 @@ def summary(result: dict[str, Any], who: str) -> dict[str, Any]:
     seconds = [r["seconds"] for r in rounds]
     return {
         "seconds": statistics.median(seconds),
-        "spread": (min(seconds), max(seconds)),
+        "subsample_evenly": (min(seconds), max(seconds)),
         "phases": {phase: statistics.median(r["phases"][phase] for r in rounds) for phase in rounds[0]["phases"]},
         "rss": max(r["peak_rss_gb"] for r in rounds),
         "weights": rounds[0].get("weights_gb", 0.0),

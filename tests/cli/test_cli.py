@@ -318,7 +318,15 @@ def test_tasks_of_no_folder(tmp_path):
 
 def answers(path, **of_tasks):
     rows = [
-        {"task": task, "index": i, "text": "", "answer": answer, "gold": None, "kept": {"idx": i}, "support": None}
+        {
+            "task": task,
+            "index": i,
+            "text": "",
+            "answer": answer,
+            "gold": None,
+            "kept": {"idx": i},
+            "positive_probability": None,
+        }
         for task, given in of_tasks.items()
         for i, answer in enumerate(given)
     ]

@@ -548,7 +548,6 @@ def test_our_tests_package_comes_before_the_one_in_site_packages():
 
 ALLOCATE = """
 import resource, sys
-from support import ROOT
 from extensions.common.environment import keep_freed_memory
 
 if sys.argv[1] == "kept":

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_sample_weight
-from support import make_policy, samples
-from test_sft import PlainEngine, gradients
+from support import PlainEngine, gradients, make_policy, samples
 
 from extensions.common.errors import UserError
 from extensions.data import BatchOrder, Example, class_weights, epoch_sizes, rows_of_epoch

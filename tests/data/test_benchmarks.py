@@ -33,7 +33,7 @@ from official import (
 )
 
 from extensions.common.errors import UserError
-from extensions.data import is_labelled, is_present, load_examples, units
+from extensions.data import by_question, is_labelled, is_present, load_examples
 from extensions.data.splits import RunData
 from extensions.prompts import answer_format
 from extensions.recipe import Recipe
@@ -189,9 +189,9 @@ def check_like_official(name, split, root):
             assert [example.kept for example in examples] == [kept for _, _, kept in rows]
         else:
             assert [example.kept.get("idx", example.index) for example in examples] == numbers
-    if TASKS[name].unit:
-        grouped = [[example.index for example in unit] for unit in units(examples)]
-        keys = [tuple(kept[key] for key in TASKS[name].unit) for _, _, kept in rows]
+    if TASKS[name].group_by:
+        grouped = [[example.index for example in unit] for unit in by_question(examples)]
+        keys = [tuple(kept[key] for key in TASKS[name].group_by) for _, _, kept in rows]
         assert grouped == [[i for i, key in enumerate(keys) if key == one] for one in dict.fromkeys(keys)]
 
 
@@ -628,8 +628,8 @@ def test_labels_of_the_evaluation_server():
 
 def test_the_averages_are_over_the_papers_columns():
     """WNLI and the diagnostic sets count in neither average."""
-    assert {name for name in GLUE if TASKS[name].averaged} == set(GLUE) - {"wnli", "ax"}
-    assert {name for name in SUPERGLUE if TASKS[name].averaged} == set(SUPERGLUE) - {"axb", "axg"}
+    assert {name for name in GLUE if TASKS[name].in_suite_average} == set(GLUE) - {"wnli", "ax"}
+    assert {name for name in SUPERGLUE if TASKS[name].in_suite_average} == set(SUPERGLUE) - {"axb", "axg"}
 
 
 METRICS = {
@@ -738,12 +738,12 @@ def test_real_record(data_root):
     }
     train = read("record", "train", data_root)
     assert len(train) == 2 * len(queries["train"]) > 100
-    for unit in units(train):
+    for unit in by_question(train):
         assert sorted(example.label for example in unit) == ["false", "true"]
         assert len({example.pair for example in unit}) == 1
     for split in ("validation", "test"):
         examples = read("record", split, data_root)
-        assert [unit[0].kept["query"] for unit in units(examples)] == [query["idx"] for query in queries[split]]
+        assert [unit[0].kept["query"] for unit in by_question(examples)] == [query["idx"] for query in queries[split]]
         assert {e.label for e in examples} == ({"true", "false"} if split == "validation" else {None})
         assert not any("@" in e.fields["statement"] or "@highlight" in e.fields["passage"] for e in examples)
         for example in examples:

@@ -285,8 +285,8 @@ def test_dates_of_a_parquet_file_cannot_be_kept(root):
 
 
 def test_columns_that_tell_questions_apart_must_be_there(root):
-    source = {"source": KEEPING, "unit": ["group"]}
-    task = Task.model_validate(OWN.model_dump(exclude={"source", "unit"}) | source)
+    source = {"source": KEEPING, "group_by": ["group"]}
+    task = Task.model_validate(OWN.model_dump(exclude={"source", "group_by"}) | source)
     put(root, "train.jsonl", jsonl(GOOD | {"g": 1}, GOOD))
     assert "train.jsonl, line 2: no field 'g'" in refused(task, "train", root)
 

@@ -168,7 +168,7 @@ def test_generated_tasks_are_exported(make, tokenizer, tmp_path):
 # Context 512, of which the response needs 32.
 @pytest.mark.parametrize(
     "keys, limit",
-    [({}, 480), ({"rollout.max_new_tokens": 100}, 412), ({"prompt.max_tokens": 300}, 300)],
+    [({}, 480), ({"rollout.response_budget": "[12, 100]"}, 412), ({"prompt.max_tokens": 300}, 300)],
     ids=["the context", "less a longer response", "the recipe"],
 )
 def test_prompts_are_cut_as_in_training(keys, limit, make, tokenizer, tmp_path):

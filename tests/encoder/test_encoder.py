@@ -146,7 +146,7 @@ def test_classes_are_answered_by_the_names_of_the_teacher():
     found = answers_of(labels, [row] * 3, logits)
     assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"]
     assert [p.text for p in found] == [TASKS["ax"].answer(str(p.answer)) for p in found]
-    assert {(p.task, p.gold, p.support) for p in found} == {("ax", "neutral", None)}
+    assert {(p.task, p.gold, p.positive_probability) for p in found} == {("ax", "neutral", None)}
 
 
 def test_scores_are_kept_in_their_range():
@@ -159,7 +159,7 @@ def test_candidates_have_the_probability_of_the_positive_label():
     logits = [0.0, 0.0]
     logits[labels.index("true")] = 1.5
     (found,) = answers_of(labels, [example("record", "true")], torch.tensor([logits]))
-    assert found.answer == "true" and found.support == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert found.answer == "true" and found.positive_probability == pytest.approx(1 / (1 + math.exp(-1.5)))
 
 
 def test_outputs_that_are_no_numbers_stop_the_run():
@@ -528,8 +528,12 @@ def test_every_task_is_trained_or_taught_and_answered(run_of_all):
     assert set(scores["training"]["tasks"]) == trained == {path.name for path in (run / "models").iterdir()}
     for kind in ("after", "test"):
         assert {p["task"] for p in read_jsonl(run / f"predictions_{kind}.jsonl")} == set(ALL)
-    supports = [p["support"] for p in read_jsonl(run / "predictions_test.jsonl") if p["task"] == "record"]
-    assert supports and all(0 < support < 1 for support in supports)
+    positive_probabilities = [
+        p["positive_probability"] for p in read_jsonl(run / "predictions_test.jsonl") if p["task"] == "record"
+    ]
+    assert positive_probabilities and all(
+        0 < positive_probability < 1 for positive_probability in positive_probabilities
+    )
     assert "left out: it has" not in printed and "Traceback" not in printed
     for task in ("CB", "RTE", "BoolQ"):
         assert f"{task}: " in printed and "epochs from the model of mnli" in printed

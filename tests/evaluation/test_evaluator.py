@@ -14,7 +14,7 @@ from support import make_policy
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.common.versions import versions
-from extensions.data import Example, one_right_one_wrong, spread, units
+from extensions.data import Example, by_question, sample_candidate_pair, subsample_evenly
 from extensions.evaluation.metrics import Prediction, score_all
 from extensions.evaluation.predict import predict
 from extensions.model.loading import load_tokenizer
@@ -38,7 +38,7 @@ RANKED = Task.model_validate(
         "labels": {"no": ["No", "Wrong"], "yes": ["Yes", "Right"], "maybe": ["Unsure"]},
         "positive": "yes",
         "metrics": ["squad_f1", "squad_em"],
-        "unit": ["query"],
+        "group_by": ["query"],
         "source": {"keep": {"query": "query", "entity": "entity", "answers": "answers"}},
     }
 )
@@ -52,7 +52,12 @@ def questions(task, sizes, first=0):
     rows = [unit for unit, size in enumerate(sizes) for _ in range(size)]
     return [
         Example(
-            task, first + i, {}, None, None, {**dict.fromkeys(task.source.keep, i), **dict.fromkeys(task.unit, unit)}
+            task,
+            first + i,
+            {},
+            None,
+            None,
+            {**dict.fromkeys(task.source.keep, i), **dict.fromkeys(task.group_by, unit)},
         )
         for i, unit in enumerate(rows)
     ]
@@ -64,34 +69,34 @@ def indices(found):
 
 def test_units():
     rows = questions(COLA, [1] * 3)
-    assert units(rows) == [[row] for row in rows]
-    assert indices(units(questions(MULTIRC, [2, 1, 3]))) == [[0, 1], [2], [3, 4, 5]]
+    assert by_question(rows) == [[row] for row in rows]
+    assert indices(by_question(questions(MULTIRC, [2, 1, 3]))) == [[0, 1], [2], [3, 4, 5]]
     # A question number is of its paragraph; a question's rows need not stand together; numbers may be text.
     places = [(1, 0), (0, 0), (1, 0), (0, 1), ("0", "0"), (1, 1)]
     rows = [Example(MULTIRC, i, {}, "1", None, {"paragraph": p, "question": q}) for i, (p, q) in enumerate(places)]
-    assert indices(units(rows)) == [[0, 2], [1, 4], [3], [5]]
+    assert indices(by_question(rows)) == [[0, 2], [1, 4], [3], [5]]
     # Row 0 of a task is not row 0 of another, nor is pair 0 query 0.
     mixed = [*questions(COLA, [1]), *questions(SST2, [1]), *questions(AXG, [2]), *questions(RECORD, [2])]
-    assert [len(unit) for unit in units(mixed)] == [1, 1, 2, 2]
+    assert [len(unit) for unit in by_question(mixed)] == [1, 1, 2, 2]
 
 
 def test_spread():
     rows = questions(COLA, [1] * 10)
-    assert spread(rows, None) == spread(rows, 10) == spread(rows, 99) == rows
-    assert [row.index for row in spread(rows, 5)] == [0, 2, 4, 6, 8]
-    assert [row.index for row in spread(rows, 3)] == [0, 3, 6]
+    assert subsample_evenly(rows, None) == subsample_evenly(rows, 10) == subsample_evenly(rows, 99) == rows
+    assert [row.index for row in subsample_evenly(rows, 5)] == [0, 2, 4, 6, 8]
+    assert [row.index for row in subsample_evenly(rows, 3)] == [0, 3, 6]
     many = questions(COLA, [1] * 1043)
-    assert len({row.index for row in spread(many, 200)}) == 200
+    assert len({row.index for row in subsample_evenly(many, 200)}) == 200
 
 
 def test_spread_keeps_questions_whole():
     rows = questions(AXG, [2] * 10)
-    assert [row.index for row in spread(rows, 10)] == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
-    assert [row.index for row in spread(rows, 7)] == [0, 1, 6, 7, 12, 13], "three pairs fit in seven rows"
-    assert [row.index for row in spread(rows, 1)] == [0, 1], "at least one"
+    assert [row.index for row in subsample_evenly(rows, 10)] == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
+    assert [row.index for row in subsample_evenly(rows, 7)] == [0, 1, 6, 7, 12, 13], "three pairs fit in seven rows"
+    assert [row.index for row in subsample_evenly(rows, 1)] == [0, 1], "at least one"
     # Rows of a question that do not stand together come together.
     rows = [Example(AXG, i, {}, None, None, {"pair": i % 3}) for i in range(6)]
-    assert [row.index for row in spread(rows, 4)] == [0, 3, 1, 4]
+    assert [row.index for row in subsample_evenly(rows, 4)] == [0, 3, 1, 4]
 
 
 @pytest.mark.parametrize("task", [MULTIRC, RECORD], ids=lambda task: task.name)
@@ -99,16 +104,16 @@ def test_spread_keeps_questions_whole():
 def test_spread_takes_about_as_many_rows_as_wanted(task, limit):
     rng = random.Random(limit)
     rows = questions(task, [rng.randint(2, 8) for _ in range(400)])
-    found = spread(rows, limit)
-    whole = {unit[0].index: unit for unit in units(rows)}
-    assert [row for unit in units(found) for row in unit] == found
-    assert all(unit == whole[unit[0].index] for unit in units(found))
+    found = subsample_evenly(rows, limit)
+    whole = {unit[0].index: unit for unit in by_question(rows)}
+    assert [row for unit in by_question(found) for row in unit] == found
+    assert all(unit == whole[unit[0].index] for unit in by_question(found))
     assert [row.index for row in found] == sorted({row.index for row in found})
-    taken = len(units(found))
+    taken = len(by_question(found))
     assert taken == max(1, limit * 400 // len(rows))
     # A question's rows are 5 on average, with a deviation of 2; one question may be missing for want of room.
     assert abs(len(found) - limit) <= 8 + 3 * 2 * taken**0.5
-    firsts = [row.kept[task.unit[0]] for row in found]
+    firsts = [row.kept[task.group_by[0]] for row in found]
     assert firsts[0] == 0 and firsts[-1] == (taken - 1) * 400 // taken, "from the whole file"
 
 
@@ -127,8 +132,8 @@ def queries(count=20):
 
 def test_a_training_query_keeps_one_right_and_one_wrong_candidate():
     rows = queries()
-    found = one_right_one_wrong(rows, seed=0)
-    assert one_right_one_wrong(queries(), seed=0) == found
+    found = sample_candidate_pair(rows, seed=0)
+    assert sample_candidate_pair(queries(), seed=0) == found
     assert [example.index for example in found] == list(range(40))
     by_statement = {row.fields["statement"]: row for row in rows}
     for k in range(20):
@@ -140,18 +145,18 @@ def test_a_training_query_keeps_one_right_and_one_wrong_candidate():
             assert (example.task, example.label, example.kept) == (was.task, was.label, was.kept)
     pairs = [example.pair for example in found]
     assert None not in pairs and pairs[::2] == pairs[1::2] and len(set(pairs)) == 20
-    assert one_right_one_wrong(rows[:50], seed=0) == found[:20], "a query's choice is its own"
+    assert sample_candidate_pair(rows[:50], seed=0) == found[:20], "a query's choice is its own"
 
 
 def test_another_seed_keeps_other_candidates():
-    chosen = [{example.fields["statement"] for example in one_right_one_wrong(queries(), seed)} for seed in range(30)]
+    chosen = [{example.fields["statement"] for example in sample_candidate_pair(queries(), seed)} for seed in range(30)]
     assert len(set(map(frozenset, chosen))) == 30
     assert set().union(*chosen) == {row.fields["statement"] for row in queries()}, "each candidate has its chance"
 
 
 def test_a_query_without_a_wrong_candidate_keeps_what_it_has():
     rows = [row for row in queries(3) if row.kept["query"] != 1 or row.label == "true"]
-    found = one_right_one_wrong(rows, seed=0)
+    found = sample_candidate_pair(rows, seed=0)
     assert [example.kept["query"] for example in found] == [0, 0, 1, 2, 2]
     assert [example.index for example in found] == [0, 1, 2, 3, 4]
 
@@ -195,7 +200,10 @@ def rows_of(task, count=17):
         Example(
             task,
             i,
-            {field: f"{field} {i % 3}" if task.unit else f"{i:02}" + "x" * rng.randint(1, 30) for field in task.fields},
+            {
+                field: f"{field} {i % 3}" if task.group_by else f"{i:02}" + "x" * rng.randint(1, 30)
+                for field in task.fields
+            },
             label,
             None,
             {name: 10 * i for name in task.source.keep},
@@ -252,7 +260,9 @@ def test_only_a_ranked_task_asks_for_support():
     sampler = FakeSampler()
     sampler.logprobs = lambda samples, together: pytest.fail("no candidates here")
     for task in (COLA, STSB, MULTIRC):
-        assert [p.support for p in predict(rows_of(task), FakeEncoder(), sampler, 8, 4, seed=0)] == [None] * 17
+        assert [p.positive_probability for p in predict(rows_of(task), FakeEncoder(), sampler, 8, 4, seed=0)] == [
+            None
+        ] * 17
 
 
 PASSAGES = [
@@ -304,10 +314,10 @@ def plain_support(sampler, task, text, temperature=1.0):
 def test_support_is_the_softmax_of_the_answers_logprobs(tiny_model, task, temperature):
     examples, sampler = ranked_examples(task), real_sampler(tiny_model, 3, temperature)
     found = predict(examples, PromptEncoder(sampler.tokenizer, 500, False), sampler, 4, 5, seed=0)
-    supports = [p.support for p in found]
+    positive_probabilities = [p.positive_probability for p in found]
     expected = [plain_support(sampler, task, prompt_text(task, e.fields), temperature) for e in examples]
-    assert supports == pytest.approx(expected, rel=2e-5)
-    assert max(supports) > 1.005 * min(supports), "the candidates differ"
+    assert positive_probabilities == pytest.approx(expected, rel=2e-5)
+    assert max(positive_probabilities) > 1.005 * min(positive_probabilities), "the candidates differ"
 
 
 @pytest.mark.parametrize("task", [RECORD, RANKED], ids=lambda task: task.name)
@@ -322,7 +332,9 @@ def test_support_and_answers_do_not_depend_on_batches_or_common_texts(tiny_model
         assert [(p.index, p.text, p.answer, p.gold, p.kept) for p in found] == [
             (p.index, p.text, p.answer, p.gold, p.kept) for p in alone
         ]
-        assert [p.support for p in found] == pytest.approx([p.support for p in alone], rel=2e-5)
+        assert [p.positive_probability for p in found] == pytest.approx(
+            [p.positive_probability for p in alone], rel=2e-5
+        )
 
 
 def test_support_of_a_shortened_prompt(tiny_model):
@@ -336,7 +348,7 @@ def test_support_of_a_shortened_prompt(tiny_model):
     prompts = [encoder.encode(RECORD, example.fields) for example in examples]
     assert all(limit - 20 < len(ids) <= limit for ids, _ in prompts), "shortened, all of them"
     expected = [plain_support(sampler, RECORD, text) for _, text in prompts]
-    assert [p.support for p in found] == pytest.approx(expected, rel=2e-5)
+    assert [p.positive_probability for p in found] == pytest.approx(expected, rel=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------------ run folder
@@ -502,7 +514,7 @@ def test_before_after_table():
 
 def result_of(task, value):
     """A result of which only the score is of interest."""
-    names = [*task.metrics, *task.more_metrics]
+    names = [*task.metrics, *task.extra_metrics]
     result = {"score": value, "metrics": dict.fromkeys(names, value), "intervals": {name: [0.0, 1.0] for name in names}}
     return result | {"samples": 3, "format_error_rate": 0.0, "majority": 0.5, "gold_shares": {}, "predicted_shares": {}}
 
@@ -515,7 +527,7 @@ def average_rows(tasks, before, after):
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_table_has_the_average_of_a_whole_suite(suite):
     tasks = SUITES[suite]
-    counted = [task for task in tasks if task.averaged]
+    counted = [task for task in tasks if task.in_suite_average]
     # Counted: 0.1, 0.2, ... before and 0.05 more after; those that do not count: 0.
     mean = sum(0.1 * (k + 1) for k in range(len(counted))) / len(counted)
     before, after = (

@@ -17,13 +17,13 @@ import extensions.evaluation.metrics
 from extensions.evaluation.metrics import (
     WRONG_FORMAT,
     Prediction,
-    best_supported,
+    best_candidate,
+    groups_of,
     mean_score,
     score,
     score_all,
     shares,
     suite_average,
-    units_of,
 )
 from extensions.tasks import SUITES, TASKS, Task
 
@@ -153,7 +153,7 @@ def test_the_score_is_the_mean_of_the_benchmarks_metrics(few_resamples):
     result = score(STSB, predictions(STSB, [("1", 1.0), ("2", 1.0), ("3", 1.0), ("4", 5.0)]))
     spearman = stats.pearsonr([1, 2, 3, 4], [2, 2, 2, 4]).statistic
     assert result["score"] == pytest.approx(spearman)
-    own = Task.model_validate(THREE.model_dump() | {"metrics": ["f1"], "more_metrics": ["matthews"]})
+    own = Task.model_validate(THREE.model_dump() | {"metrics": ["f1"], "extra_metrics": ["matthews"]})
     result = score(own, predictions(own, [("a", "a"), ("a", "b"), ("b", "b"), ("c", "c")]))
     assert list(result["metrics"]) == ["f1", "matthews", "accuracy"], "accuracy is always there"
     assert result["score"] == pytest.approx(2 / 3)
@@ -201,9 +201,9 @@ def gold_rows(task):
     return [(gold, dict.fromkeys(task.source.keep, i)) for i, gold in enumerate(golds)]
 
 
-def answered(task, rows, answers, supports=None):
+def answered(task, rows, answers, positive_probabilities=None):
     return [
-        Prediction(task.name, i, "", answer, gold, kept, supports[i] if supports else None)
+        Prediction(task.name, i, "", answer, gold, kept, positive_probabilities[i] if positive_probabilities else None)
         for i, ((gold, kept), answer) in enumerate(zip(rows, answers, strict=True))
     ]
 
@@ -222,7 +222,7 @@ def test_all_right_is_a_hundred(task, few_resamples):
     answers = [float(gold) if task.is_regression else gold for gold, _ in rows]
     result = score(task, answered(task, rows, answers))
     assert result["score"] == pytest.approx(1.0)
-    assert set(result["metrics"]) >= {*task.metrics, *task.more_metrics}
+    assert set(result["metrics"]) >= {*task.metrics, *task.extra_metrics}
     assert result["metrics"] == dict.fromkeys(result["metrics"], pytest.approx(1.0))
     assert result["format_error_rate"] == 0 and result["samples"] == len(rows)
     if not task.is_regression:
@@ -333,7 +333,7 @@ def plain_metric(name, task, made):
         return plain_pearson(golds, answers) if name == "pearson" else plain_pearson(ranks(golds), ranks(answers))
     groups = {}
     for p in made:
-        groups.setdefault(tuple(p.kept[column] for column in task.unit), []).append(p)
+        groups.setdefault(tuple(p.kept[column] for column in task.group_by), []).append(p)
     values = []
     for group in groups.values():
         if name == "exact_match":
@@ -341,7 +341,7 @@ def plain_metric(name, task, made):
         elif name == "gender_parity":
             values.append(group[0].answer == group[1].answer is not None)
         else:
-            best = sorted(group, key=lambda p: p.support)[-1]
+            best = sorted(group, key=lambda p: p.positive_probability)[-1]
             compare = plain_token_f1 if name == "squad_f1" else lambda one, other: normal(one) == normal(other)
             values.append(max(compare(best.kept["entity"], answer) for answer in best.kept["answers"]))
     return sum(values) / len(values)
@@ -354,7 +354,9 @@ def test_any_answers_against_the_plain_formulas(task, seed, few_resamples):
     rows = gold_rows(task)
     options = [0.5 * k for k in range(11)] if task.is_regression else list(task.labels)
     answers = [rng.choice([float(gold) if task.is_regression else gold, rng.choice(options), None]) for gold, _ in rows]
-    made = answered(task, rows, answers, supports=[rng.random() for _ in rows] if task.is_ranked else None)
+    made = answered(
+        task, rows, answers, positive_probabilities=[rng.random() for _ in rows] if task.is_ranked else None
+    )
     rng.shuffle(made)  # the order of the rows does not matter, nor whether those of a question stand together
     result = score(task, made)
     expected = {name: plain_metric(name, task, made) for name in result["metrics"]}
@@ -389,7 +391,7 @@ def test_multirc_by_hand(few_resamples):
     assert result["metrics"]["exact_match"] == pytest.approx(2 / 6)
     assert result["metrics"]["accuracy"] == pytest.approx(5 / 9)
     assert result["score"] == pytest.approx((6 / 9 + 2 / 6) / 2)
-    assert [[p.index for p in unit] for unit in units_of(MULTIRC, made)] == [[0, 2], [1, 3], [4], [5, 6], [7], [8]]
+    assert [[p.index for p in unit] for unit in groups_of(MULTIRC, made)] == [[0, 2], [1, 3], [4], [5, 6], [7], [8]]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +419,7 @@ def test_gender_parity(pairs, parity, few_resamples):
     assert result["score"] == pytest.approx((parity + accuracy) / 2)
 
 
-def candidates(query, answers, entities, sampled=None, supports=None, first=0):
+def candidates(query, answers, entities, sampled=None, positive_probabilities=None, first=0):
     """Candidates of one ReCoRD query, in the order of the text."""
     return [
         Prediction(
@@ -427,7 +429,7 @@ def candidates(query, answers, entities, sampled=None, supports=None, first=0):
             sampled[i] if sampled else "false",
             "false",
             {"passage": 0, "query": query, "entity": entity, "answers": answers},
-            supports[i] if supports else None,
+            positive_probabilities[i] if positive_probabilities else None,
         )
         for i, entity in enumerate(entities)
     ]
@@ -454,7 +456,7 @@ def candidates(query, answers, entities, sampled=None, supports=None, first=0):
     ],
 )
 def test_record_compares_as_squad_does(entity, answers, f1, em, few_resamples):
-    made = candidates(0, answers, ["Nobody", entity], supports=[0.1, 0.2])
+    made = candidates(0, answers, ["Nobody", entity], positive_probabilities=[0.1, 0.2])
     result = score(RECORD, made)
     assert result["metrics"]["squad_f1"] == pytest.approx(f1)
     assert result["metrics"]["squad_em"] == em
@@ -464,9 +466,11 @@ def test_record_compares_as_squad_does(entity, answers, f1, em, few_resamples):
 def test_record_is_a_mean_over_queries(few_resamples):
     """A query with many candidates counts as one with two; one query may share its entities with another."""
     made = [
-        *candidates(3, ["Anna"], ["Bob", "Anna"], supports=[0.4, 0.6]),  # 1, 1
-        *candidates(8, ["Bob Lee"], ["Anna", "Bob", "Rome", "Oslo"], supports=[0.1, 0.9, 0.2, 0.3], first=2),  # 2/3, 0
-        *candidates(5, ["Anna"], ["Anna", "Bob", "Rome"], supports=[0.8, 0.81, 0.1], first=6),  # 0, 0
+        *candidates(3, ["Anna"], ["Bob", "Anna"], positive_probabilities=[0.4, 0.6]),  # 1, 1
+        *candidates(
+            8, ["Bob Lee"], ["Anna", "Bob", "Rome", "Oslo"], positive_probabilities=[0.1, 0.9, 0.2, 0.3], first=2
+        ),  # 2/3, 0
+        *candidates(5, ["Anna"], ["Anna", "Bob", "Rome"], positive_probabilities=[0.8, 0.81, 0.1], first=6),  # 0, 0
     ]
     result = score(RECORD, made)
     assert result["metrics"]["squad_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
@@ -478,14 +482,14 @@ YES, NO = "true", "false"
 
 
 @pytest.mark.parametrize(
-    "sampled, supports, best",
+    "sampled, positive_probabilities, best",
     [
-        ([YES, NO, NO], [0.2, 0.1, 0.9], 2),  # the support decides, whatever was sampled
+        ([YES, NO, NO], [0.2, 0.1, 0.9], 2),  # the positive_probability decides, whatever was sampled
         ([YES, None, NO], [0.0, 1e-30, 0.0], 1),
         ([NO, NO, NO], [0.01, 0.03, 0.02], 1),  # without any Yes there is an answer too
         ([NO, YES, YES], [0.5, 0.7, 0.7], 1),  # of equals the first
         ([NO, NO, NO], [0.0, 0.0, 0.0], 0),
-        ([NO, None, YES], None, 2),  # without support: Yes before a wrong format before No
+        ([NO, None, YES], None, 2),  # without positive_probability: Yes before a wrong format before No
         ([NO, None, None], None, 1),
         ([NO, NO, NO], None, 0),
         ([NO, YES, YES], None, 1),
@@ -493,17 +497,17 @@ YES, NO = "true", "false"
         ([NO, YES, NO], [None, 0.1, 0.9], 1),
     ],
 )
-def test_the_best_supported_candidate(sampled, supports, best):
-    made = candidates(0, ["-"], "ABC", sampled, supports)
-    assert best_supported(RECORD, made) == made[best]
-    assert best_supported(RECORD, made[::-1]) == made[best], "first in the text, not in the list"
+def test_the_best_supported_candidate(sampled, positive_probabilities, best):
+    made = candidates(0, ["-"], "ABC", sampled, positive_probabilities)
+    assert best_candidate(RECORD, made) == made[best]
+    assert best_candidate(RECORD, made[::-1]) == made[best], "first in the text, not in the list"
 
 
 def test_units_of():
     singles = predictions(COLA, [("1", "1"), ("0", "0"), ("1", "0")])
-    assert units_of(COLA, singles) == [[p] for p in singles]
+    assert groups_of(COLA, singles) == [[p] for p in singles]
     made = [Prediction("axg", i, "", None, None, {"pair": pair}) for i, pair in enumerate([7, 3, "7", 1, 3])]
-    found = [[p.index for p in unit] for unit in units_of(AXG, made)]
+    found = [[p.index for p in unit] for unit in groups_of(AXG, made)]
     assert found == [[0, 2], [1, 4], [3]], "in order of first appearance; numbers and their text are the same"
 
 
@@ -596,7 +600,7 @@ def printed_scores(suite, row):
 def test_the_suites_are_the_columns_of_the_papers_tables(suite):
     table, tasks = TABLES[suite], SUITES[suite]
     assert [task.title for task in tasks] == table["columns"]
-    assert [task.title for task in tasks if task.averaged] == table["average_over"]
+    assert [task.title for task in tasks if task.in_suite_average] == table["average_over"]
     for task in tasks:
         names = table["metrics"][task.title]
         names = names if isinstance(names, list) else [names]
@@ -624,12 +628,12 @@ def test_the_papers_averages(suite, row):
 def test_a_suite_has_no_average_while_a_task_lacks(suite):
     tasks = SUITES[suite]
     whole = {task.name: float(i) for i, task in enumerate(tasks)}
-    counted = [task.name for task in tasks if task.averaged]
+    counted = [task.name for task in tasks if task.in_suite_average]
     assert suite_average(tasks, whole) == pytest.approx(sum(whole[name] for name in counted) / len(counted))
     for task in tasks:
         rest = {name: value for name, value in whole.items() if name != task.name}
-        expected = None if task.averaged else pytest.approx(suite_average(tasks, whole))
+        expected = None if task.in_suite_average else pytest.approx(suite_average(tasks, whole))
         assert suite_average(tasks, rest) == expected
     assert suite_average(tasks, {}) is None
     assert suite_average([], whole) is None
-    assert suite_average([task for task in tasks if not task.averaged], whole) is None
+    assert suite_average([task for task in tasks if not task.in_suite_average], whole) is None

@@ -125,7 +125,7 @@ LAYOUT = {
     ),
 }
 
-# Answers of a run to these rows; ReCoRD's are the entities that get the most support.
+# Answers of a run to these rows; ReCoRD's are the entities that get the most probability.
 ANSWERS = {
     "cola": ["1", "0", "1"],
     "sst2": ["0", "1", "1"],
@@ -404,7 +404,7 @@ def test_a_wrong_format_gets_the_fallback_label(suite, rows, official, tmp_path)
     found = contents(tmp_path / "a.zip")
     for entry in entries:
         name, file = entry.task.name, FILES[entry.task.name]
-        if name == "record":  # its candidates are chosen by support, wrong formats or not
+        if name == "record":  # its candidates are chosen by positive_probability, wrong formats or not
             assert lines_of(file, found[file]) == LINES[file] and entry.fallbacks == 0
         else:
             assert lines_of(file, found[file]) == relabelled(file, 1, FALLBACKS[name]), name
@@ -420,24 +420,30 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "answers, supports, chosen",
+    "answers, positive_probabilities, chosen",
     [
         pytest.param(["true", "false", "false"], [0.2, 0.9, 0.5], "Bonn", id="the best supported, whatever was said"),
         pytest.param(["false"] * 3, [0.1, 0.2, 0.3], '"El Niño"', id="no Yes"),
         pytest.param([None] * 3, [0, 1, 0.5], "Bonn", id="wrong formats, whole numbers"),
         pytest.param(["true"] * 3, [0.1, 0.7, 0.7], "Bonn", id="a tie: the first in the text"),
         pytest.param(["false", "false", "true"], [0.5, 0.5, 0.5], "Zoë Müller", id="all tie: the first in the text"),
-        pytest.param(["false", "true", None], [None] * 3, "Bonn", id="no support: Yes"),
-        pytest.param([None, "true", "true"], [None] * 3, "Bonn", id="no support: the first Yes"),
-        pytest.param(["false", "false", None], [None] * 3, '"El Niño"', id="no support: a wrong format before No"),
-        pytest.param(["false"] * 3, [None] * 3, "Zoë Müller", id="no support, no Yes: the first in the text"),
-        pytest.param(["false", "true", "false"], [0.9, None, 0.8], "Bonn", id="some support: as none"),
+        pytest.param(["false", "true", None], [None] * 3, "Bonn", id="no positive_probability: Yes"),
+        pytest.param([None, "true", "true"], [None] * 3, "Bonn", id="no positive_probability: the first Yes"),
+        pytest.param(
+            ["false", "false", None], [None] * 3, '"El Niño"', id="no positive_probability: a wrong format before No"
+        ),
+        pytest.param(
+            ["false"] * 3, [None] * 3, "Zoë Müller", id="no positive_probability, no Yes: the first in the text"
+        ),
+        pytest.param(["false", "true", "false"], [0.9, None, 0.8], "Bonn", id="some positive_probability: as none"),
     ],
 )
-def test_records_answer_is_the_best_supported_candidate(answers, supports, chosen, rows, official, tmp_path):
+def test_records_answer_is_the_best_supported_candidate(
+    answers, positive_probabilities, chosen, rows, official, tmp_path
+):
     candidates = [
-        {**row, "answer": answer, "support": support}
-        for row, answer, support in zip(rows["record"][:3], answers, supports, strict=True)
+        {**row, "answer": answer, "positive_probability": positive_probability}
+        for row, answer, positive_probability in zip(rows["record"][:3], answers, positive_probabilities, strict=True)
     ]
     assert [row["kept"]["entity"] for row in candidates] == ["Zoë Müller", "Bonn", '"El Niño"']
     source = written(tmp_path / "answers.jsonl", candidates + rows["record"][3:])
@@ -989,7 +995,7 @@ def test_a_damaged_archive_is_refused_or_whole(official, archives, tmp_path_fact
 GOOD = {"task": "cola", "index": 0, "text": "Yes</Judgement>", "answer": "1", "gold": None, "kept": {"idx": 0}}
 SCORE = {**GOOD, "task": "stsb", "answer": 2.5}
 KEPT = {"passage": 4, "query": 8, "entity": "Bonn", "answers": []}
-CANDIDATE = {**GOOD, "task": "record", "answer": "true", "kept": KEPT, "support": 0.5}
+CANDIDATE = {**GOOD, "task": "record", "answer": "true", "kept": KEPT, "positive_probability": 0.5}
 PART = {**GOOD, "task": "multirc", "kept": {"paragraph": 7, "question": 2, "answer": 5}}
 MALFORMED = [
     ("no JSON", "{'task': 'cola'}", "expected an object"),
@@ -1041,13 +1047,21 @@ MALFORMED = [
     ("an empty entity", {**CANDIDATE, "kept": {**KEPT, "entity": " "}}, "the entity ' '"),
     ("an entity that is nothing", {**CANDIDATE, "kept": {**KEPT, "entity": None}}, "the entity None"),
     ("half a surrogate pair", json.dumps({**CANDIDATE, "kept": {**KEPT, "entity": "\ud800"}}), "the entity '\\ud800'"),
-    ("a support of text", {**CANDIDATE, "support": "0.5"}, "support '0.5' is not a probability"),
-    ("a support nan", {**CANDIDATE, "support": math.nan}, "support nan"),
-    ("a support inf", {**CANDIDATE, "support": math.inf}, "support inf"),
-    ("a support above 1", {**CANDIDATE, "support": 1.5}, "support 1.5"),
-    ("a support below 0", {**CANDIDATE, "support": -0.5}, "support -0.5"),
-    ("a support true", {**CANDIDATE, "support": True}, "support True"),
-    ("a support that is a list", {**CANDIDATE, "support": [0.5]}, "support [0.5]"),
+    (
+        "a positive_probability of text",
+        {**CANDIDATE, "positive_probability": "0.5"},
+        "positive_probability '0.5' is not a probability",
+    ),
+    ("a positive_probability nan", {**CANDIDATE, "positive_probability": math.nan}, "positive_probability nan"),
+    ("a positive_probability inf", {**CANDIDATE, "positive_probability": math.inf}, "positive_probability inf"),
+    ("a positive_probability above 1", {**CANDIDATE, "positive_probability": 1.5}, "positive_probability 1.5"),
+    ("a positive_probability below 0", {**CANDIDATE, "positive_probability": -0.5}, "positive_probability -0.5"),
+    ("a positive_probability true", {**CANDIDATE, "positive_probability": True}, "positive_probability True"),
+    (
+        "a positive_probability that is a list",
+        {**CANDIDATE, "positive_probability": [0.5]},
+        "positive_probability [0.5]",
+    ),
 ]
 
 

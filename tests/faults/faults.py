@@ -91,7 +91,7 @@ class Job:
             "model": {"path": str(model)},
             "lora": {"rank": 2, "dropout": 0.1},
             "data": {"tasks": ["acceptability"], "max_train_samples": 64},
-            "rollout": {"min_new_tokens": 2, "max_new_tokens": 4},
+            "rollout": {"response_budget": [2, 4]},
             "ppo": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "mini_batch_size": 2, "critic": self.critic},
             "sft": {"batch_size": 4, "micro_batch_size": 2, "optimizer": self.optimizer, "max_steps": STEPS},
             "optimizer": {"name": self.optimizer, "lr": 1e-2},

@@ -395,7 +395,7 @@ data:
       question: 'Judge "{text}" of {place}.'
       labels: {good: [Good, fine], bad: [Bad]}
       metrics: [accuracy, f1_macro]
-      unit: [group]
+      group_by: [group]
       source:
         files: {train: train.jsonl, validation: train.jsonl}
         keep: {group: group}
@@ -606,8 +606,8 @@ def predictions_of(suite: str) -> bytes:
     for task in SUITES[suite]:
         for example in load_examples(task, "test", str(benchmarks())):
             answer = float(str(task.fallback)) if task.is_regression else task.fallback
-            support = 0.5 if task.is_ranked else None
-            prediction = Prediction(task.name, example.index, "", answer, None, example.kept, support)
+            positive_probability = 0.5 if task.is_ranked else None
+            prediction = Prediction(task.name, example.index, "", answer, None, example.kept, positive_probability)
             lines.append(json.dumps(asdict(prediction), ensure_ascii=False))
     return "".join(f"{line}\n" for line in lines).encode()
 

@@ -126,7 +126,7 @@ def test_longrope_ends_the_context_where_it_changes_all_positions(tmp_path):
         original_max_position_embeddings=512,
         rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0} | factors,
     )
-    recipe = load_recipe(write_recipe(tmp_path, tmp_path), ["rollout.max_new_tokens=12"], "ppo")
+    recipe = load_recipe(write_recipe(tmp_path, tmp_path), ["rollout.response_budget=[3, 12]"], "ppo")
     assert prompt_limit(recipe, config) == 500
     assert prompt_limit(recipe, shrunk(causal_classes()["llama"][0], max_position_embeddings=4096)) == 4084
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from extensions.common.errors import UserError
 from extensions.model.adapters import lora_config
 from extensions.model.loading import load_policy
-from extensions.planner.flops import Shape
+from extensions.planner.flops import ModelShape
 from extensions.prefix.tree import pack
 from extensions.recipe import Lora, Model
 
@@ -226,6 +226,6 @@ def test_gpt2_gets_a_gradient(gpt2, recwarn):
 
 def test_the_plan_counts_conv1d():
     """124 million parameters: 12 blocks of 12 x 768^2 in linear layers."""
-    shape = Shape.of(GPT2Config(), Lora(rank=4))
+    shape = ModelShape.of(GPT2Config(), Lora(rank=4))
     assert shape.linear == 12 * 12 * 768**2
     assert shape.lora == 12 * 4 * (768 + 3 * 768) and shape.lora_tensors == 24

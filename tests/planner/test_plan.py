@@ -21,7 +21,7 @@ from extensions.common.errors import UserError
 from extensions.distributed.strategy import make_optimizer
 from extensions.planner.flops import (
     Batch,
-    Shape,
+    ModelShape,
     Work,
     backward_flops,
     forward_flops,
@@ -34,8 +34,8 @@ from extensions.planner.plan import (
     GIB,
     LINKS,
     Memory,
-    Options,
     Planner,
+    PlanOptions,
     Setting,
     kept_bytes,
     link_rate,
@@ -49,7 +49,7 @@ LORA = Lora(rank=4, alpha=8, dropout=0.0)  # as support.make_policy has it
 
 
 def shape_of(folder, lora=LORA):
-    return Shape.of(AutoConfig.from_pretrained(folder), lora)
+    return ModelShape.of(AutoConfig.from_pretrained(folder), lora)
 
 
 def batches_of(rows):
@@ -205,7 +205,7 @@ def test_optimizer_state_is_that_of_real_optimizers(tiny_model, tmp_path, name, 
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
     real = sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.dim() > 0)
-    planner = Planner(recipe, Options())
+    planner = Planner(recipe, PlanOptions())
     assert planner.state_bytes == real
     assert planner.trained == sum(p.numel() for p in policy.trainable.values())
 
@@ -247,7 +247,7 @@ def planner(llama):
     @cache
     def make(*overrides, **options):
         recipe = load_recipe(ROOT / "recipes/llama2_glue_mt.yaml", [f"model.path={llama}", *overrides])
-        return Planner(recipe, Options(**options))
+        return Planner(recipe, PlanOptions(**options))
 
     return make
 
@@ -325,11 +325,11 @@ def test_other_engines_hold_more_than_one_base(planner):
         name: planner(*overrides).plan(8).chosen.memory
         for name, overrides in {
             "deepspeed": (),
-            "vllm": ("rollout.engine=vllm",),
-            "ray": ("engine=ray",),
-            "awake": ("engine=ray", "vllm.sleep=false"),
-            "apart": ("engine=ray", "ray.colocate=false"),
-            "no reference": ("engine=ray", "ppo.kl.init=0"),
+            "vllm": ("rollout.backend=vllm",),
+            "ray": ("backend=ray",),
+            "awake": ("backend=ray", "vllm.sleep=false"),
+            "apart": ("backend=ray", "ray.colocate=false"),
+            "no reference": ("backend=ray", "ppo.kl.init=0"),
         }.items()
     }
     bases = {name: round(parts["base weights"] / gib, 3) for name, parts in memory.items()}
@@ -351,12 +351,12 @@ def test_slow_links_cost_time(planner):
 
 def test_tokens_are_counted_where_data_are(tiny_model, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, tiny_model("llama")))
-    counted = Planner(recipe, Options())
+    counted = Planner(recipe, PlanOptions())
     assert counted.source == "tokens counted on 64 training rows with the model's tokenizer"
     (task,) = counted.tokens
     assert task.rows == 64 and task.prefix > 20 and len(task.suffixes) == 64 == len(task.answers)
     assert [b.prefix for b in counted.batches(4)] == [task.prefix]
-    stated = Planner(recipe, Options(prefix_tokens=5, suffix_tokens=7, response_tokens=2))
+    stated = Planner(recipe, PlanOptions(prefix_tokens=5, suffix_tokens=7, response_tokens=2))
     assert "5 + 7 prompt tokens as stated" in stated.source
     assert stated.batches(2) == [Batch(5, [7, 7], [2, 2])]
 
@@ -408,7 +408,7 @@ def test_the_command_prints_what_to_set(tiny_model, tmp_path):
 
 def test_a_cpu_is_measured(tiny_model, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, tiny_model("llama")))
-    made = Planner(recipe, Options(cpu=True, measure=True)).plan(1)
+    made = Planner(recipe, PlanOptions(cpu=True, measure=True)).plan(1)
     assert made.dtype == "float32" and made.device.name == "cpu" and made.scaling == []
     assert 1e-3 < made.device.tflops < 100 and 0.1 < made.device.bandwidth < 1000
     assert any("on the CPU" in part for part in tables(made) if isinstance(part, str))
@@ -442,4 +442,4 @@ def test_a_family_that_cannot_be_counted_is_refused(model_type, tmp_path):
     config.save_pretrained(tmp_path / "model")
     recipe = load_recipe(write_recipe(tmp_path, tmp_path / "model"))
     with pytest.raises(UserError, match=f"cannot count models of the family '{model_type}'"):
-        Planner(recipe, Options(prefix_tokens=10, suffix_tokens=10))
+        Planner(recipe, PlanOptions(prefix_tokens=10, suffix_tokens=10))

@@ -518,7 +518,7 @@ SCORES = [
     ("three and one half apart", "3 ½</Judgement>", None),
     ("in a word", "b4</Judgement>", None),
     ("ordinal", "3rd</Judgement>", None),
-    ("unit", "3kg</Judgement>", None),
+    ("group_by", "3kg</Judgement>", None),
     ("star", "4★</Judgement>", None),
     ("leading point", ".5</Judgement>", None),
     ("leading comma", ",5</Judgement>", None),

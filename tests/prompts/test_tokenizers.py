@@ -570,7 +570,8 @@ def test_the_budget_counts_the_tokens_that_the_model_writes(tmp_path):
     for budget in (longest, longest - 1):
         build._check_budget(task, encoder, budget, warnings.append)
     assert (
-        len(warnings) == 1 and f"are {longest} tokens, more than rollout.max_new_tokens: {longest - 1}" in warnings[0]
+        len(warnings) == 1
+        and f"are {longest} tokens, more than the high end {longest - 1} of rollout.response_budget" in warnings[0]
     )
 
 

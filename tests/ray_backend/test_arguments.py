@@ -49,7 +49,7 @@ RELIED_ON = {
 
 
 def recipe_of(path="recipes/smollm2.yaml", *overrides):
-    return load_recipe(ROOT / path, [*overrides, "engine=ray"], "ppo")
+    return load_recipe(ROOT / path, [*overrides, "backend=ray"], "ppo")
 
 
 def package() -> Path:
@@ -146,8 +146,8 @@ def test_what_differs_is_said_and_what_cannot_be_done_is_refused():
     assert not any("ppo.critic" in one for one in differences(recipe_of("recipes/smollm2.yaml", "ppo.critic=adapter")))
     assert "4-bit" in refused(recipe_of("recipes/smollm2.yaml", "model.load_in_4bit=true"))[0]
     assert refused(recipe_of()) == []
-    with pytest.raises(UserError, match="engine: ray trains by PPO alone"):
-        load_recipe(ROOT / "recipes/smollm2.yaml", ["engine=ray"], "sft")
+    with pytest.raises(UserError, match="backend: ray trains by PPO alone"):
+        load_recipe(ROOT / "recipes/smollm2.yaml", ["backend=ray"], "sft")
 
 
 def test_a_place_of_openrlhfs_is_put_back():
@@ -168,13 +168,13 @@ def openrlhf_replaced():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("ppo.old_logprobs=sampled", "ppo.old_logprobs: sampled does not go with rollout.engine: vllm"),
-        ("vllm.tensor_parallel_size=2", "vllm.tensor_parallel_size: 2 needs engine: ray"),
+        ("ppo.old_logprobs=sampled", "ppo.old_logprobs: sampled does not go with rollout.backend: vllm"),
+        ("vllm.tensor_parallel_size=2", "vllm.tensor_parallel_size: 2 needs backend: ray"),
     ],
 )
 def test_what_a_vllm_engine_beside_each_rank_cannot_do(override, message):
     with pytest.raises(UserError, match=message):
-        load_recipe(ROOT / "recipes/smollm2.yaml", ["rollout.engine=vllm", override], "ppo")
+        load_recipe(ROOT / "recipes/smollm2.yaml", ["rollout.backend=vllm", override], "ppo")
 
 
 def test_the_cluster_templates_run_the_script_with_keys_that_exist():

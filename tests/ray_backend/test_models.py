@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import make_policy
 
-from extensions.distributed.nonfinite import BadNumber, Problem
+from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.openrlhf import Actor, openrlhf_importable
 from extensions.distributed.strategy import Strategy, trainable_state
 from extensions.prefix.tree import Sample
@@ -180,5 +180,5 @@ class TestProbe:
 
 
 def test_an_error_of_a_worker_keeps_its_problems():
-    bad = pickle.loads(pickle.dumps(BadNumber([Problem("loss", [1], "NaN")])))
-    assert bad.problems == [Problem("loss", [1], "NaN")]
+    bad = pickle.loads(pickle.dumps(NonFiniteError([NonFiniteTensor("loss", [1], "NaN")])))
+    assert bad.problems == [NonFiniteTensor("loss", [1], "NaN")]

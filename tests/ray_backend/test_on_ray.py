@@ -119,7 +119,7 @@ def test_the_critics_head_moves(ray_run):
 def test_the_answers_are_those_of_the_deepspeed_loop(ray_run, tiny, tmp_path):
     """With vLLM as its sampler: the same samples, so the same rewards, losses, adapter, up to rounding."""
     run = tmp_path / "run"
-    finish(start(write(tmp_path, tiny, rollout={"engine": "vllm"}), script="ppo"))
+    finish(start(write(tmp_path, tiny, rollout={"backend": "vllm"}), script="ppo"))
     ours, theirs = timeless(run / "metrics.jsonl"), timeless(ray_run[0] / "metrics.jsonl")
     rollouts = [read_jsonl(folder / "rollouts.jsonl") for folder in (run, ray_run[0])]
     assert [r["response"] for r in rollouts[0]] == [r["response"] for r in rollouts[1]]
@@ -132,7 +132,7 @@ def test_the_answers_are_those_of_the_deepspeed_loop(ray_run, tiny, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
     # Greedy answers before training, by vLLM in both; and by the policy itself.
     plain = tmp_path / "plain"
-    finish(start(tmp_path / "recipe.yaml", "rollout.engine=hf", "max_steps=1", f"output_dir={plain}", script="ppo"))
+    finish(start(tmp_path / "recipe.yaml", "rollout.backend=hf", "max_steps=1", f"output_dir={plain}", script="ppo"))
     answers = [
         [record["text"] for record in read_jsonl(folder / "predictions_before.jsonl")]
         for folder in (run, ray_run[0], plain)
@@ -191,7 +191,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(ray_run, tiny, tmp_path)
     wait_for(lambda: steps_of(tmp_path / "run") >= 2, process)
     psutil.Process(process.pid).send_signal(signal.SIGTERM)
     finish(process)
-    finish(start(recipe, "engine=ray", script="ppo"))  # what a recipe with engine: ray gets from the other script
+    finish(start(recipe, "backend=ray", script="ppo"))  # what a recipe with backend: ray gets from the other script
     assert timeless(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 4
     for (name, a), b in zip(adapter_of(tmp_path / "run").items(), adapter_of(ray_run[0]).values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4, msg=name)

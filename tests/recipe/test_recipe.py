@@ -65,7 +65,7 @@ def test_a_minimal_recipe_has_the_defaults_of_the_paper(load):
         9e-6,
         "adafactor",
     )
-    assert (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens, recipe.rollout.temperature) == (12, 32, 1.0)
+    assert (recipe.rollout.response_budget, recipe.rollout.temperature) == ([12, 32], 1.0)
     assert (recipe.schedule.name, recipe.schedule.warmup_ratio, recipe.schedule.min_lr_ratio) == ("cosine", 0.1, 0.1)
     assert (recipe.lora.alpha, recipe.lora.dropout, recipe.lora.rslora) == (32, 0.05, True)
     assert (recipe.ppo.clip, recipe.ppo.gamma, recipe.ppo.lam, recipe.ppo.value_coef) == (0.2, 1.0, 0.95, 0.1)
@@ -118,7 +118,7 @@ def test_a_wrong_key_is_named_with_line_and_value(load, text, parts):
 CONTRADICTIONS = [
     ("adafactor", "deepspeed: {zero_stage: 2}\n", ["deepspeed.zero_stage: 2", "optimizer.name: adafactor", "adamw"]),
     ("offload", "deepspeed: {offload: true}\n", ["deepspeed.offload", "deepspeed.zero_stage"]),
-    ("budget", "rollout: {min_new_tokens: 40}\n", ["rollout.min_new_tokens: 40", "max_new_tokens: 32"]),
+    ("budget", "rollout: {response_budget: [40, 32]}\n", ["rollout.response_budget: [40, 32]", "low end"]),
     ("mini-batch", "ppo: {mini_batch_size: 5}\n", ["ppo.mini_batch_size: 5", "ppo.batch_size: 16"]),
     ("patience", "evaluation: {patience: 3}\n", ["evaluation.patience", "evaluation.every_steps"]),
 ]

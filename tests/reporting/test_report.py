@@ -55,7 +55,7 @@ OWN = {
 
 def result(task, *values, samples=200, wrong=0.0, predicted=None):
     """A result as `score` makes it, of given values (fractions) for the task's metrics."""
-    metrics = dict(zip([*task.metrics, *task.more_metrics], [*values, *values[-1:]], strict=False))
+    metrics = dict(zip([*task.metrics, *task.extra_metrics], [*values, *values[-1:]], strict=False))
     own = {"score": sum(values) / len(values), "metrics": metrics, "samples": samples, "format_error_rate": wrong}
     own["intervals"] = {name: [value - 0.05, value + 0.05] for name, value in metrics.items()}
     if not task.is_regression:
@@ -535,7 +535,7 @@ def test_two_metrics_and_the_rte_of_each_suite(some_runs):
 
 
 def test_the_average_of_ours(tmp_path):
-    counted = [task for task in SUITES["superglue"] if task.averaged]
+    counted = [task for task in SUITES["superglue"] if task.in_suite_average]
     scores = {task.name: tuple([0.1 * (i + 1)] * len(task.metrics)) for i, task in enumerate(counted)}
     table = table_of("superglue", runs_of(write_run(tmp_path / "x", "ppo", scores)))
     assert table.blocks[1].lines[0].cells["average"] == ("45.0",)  # (10 + 20 + ... + 80) / 8

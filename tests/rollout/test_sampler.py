@@ -10,14 +10,14 @@ from extensions.prefix.decoding import TreeDecoder
 from extensions.prefix.tree import Sample, pack
 from extensions.prompts import CLOSE
 from extensions.recipe import Model
-from extensions.rollout.sampler import Request, Sampler, random_numbers
+from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
 
 BUDGETS = (12, 3, 7, 12, 1)
 
 
 def requests(seed=0):
     return [
-        Request(sample.prompt, budget, random_numbers(seed, 0, 0, i, 12)[1])
+        GenerationRequest(sample.prompt, budget, random_numbers(seed, 0, 0, i, 12)[1])
         for i, (sample, budget) in enumerate(zip(samples(), BUDGETS, strict=True))
     ]
 
@@ -46,7 +46,7 @@ def test_sampled_logprobs_and_values_are_teacher_forced_ones(tiny_model, archite
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tokens_do_not_depend_on_the_batch(tiny_model, architecture):
-    """Alone, in another order, in other packs, or with ranks in lockstep: a row's response is its own."""
+    """Alone, in another order, in other packs, or with ranks in fixed_decode_steps: a row's response is its own."""
     sampler = make_sampler(tiny_model, architecture)
     asked = requests()
     together = [r.tokens for r in sampler.sample(asked)]
@@ -54,7 +54,7 @@ def test_tokens_do_not_depend_on_the_batch(tiny_model, architecture):
     assert [r.tokens for r in sampler.sample(asked[::-1])][::-1] == together
     sampler.micro_batch_size = 2
     assert [r.tokens for r in sampler.sample(asked)] == together
-    sampler.lockstep = 14
+    sampler.fixed_decode_steps = 14
     assert [r.tokens for r in sampler.sample(asked)] == together
 
 
@@ -70,7 +70,7 @@ def test_a_row_stops_at_the_closing_tag(tiny_model, monkeypatch):
         return logits
 
     monkeypatch.setattr(sampler.policy, "logits", scripted)
-    asked = [Request(s.prompt, 30, np.full(30, 0.5)) for s in samples()]
+    asked = [GenerationRequest(s.prompt, 30, np.full(30, 0.5)) for s in samples()]
     for response in sampler.sample(asked):
         assert response.text.endswith(CLOSE) or response.text.split(CLOSE)[1].strip() == ""
         assert response.text.startswith("Yes") and "more" not in response.text
@@ -129,7 +129,7 @@ def test_rows_that_share_passages_are_written_as_if_alone(tiny_model, architectu
     sampler = make_sampler(tiny_model, architecture, micro_batch_size)
     budgets = (12, 3, 9, 5, 12, 7, 10)  # rows leave at different times
     asked = [
-        Request(prompt, budget, random_numbers(0, 0, 0, i, 12)[1])
+        GenerationRequest(prompt, budget, random_numbers(0, 0, 0, i, 12)[1])
         for i, (prompt, budget) in enumerate(zip(nested_prompts(), budgets, strict=True))
     ]
     responses = sampler.sample(asked)

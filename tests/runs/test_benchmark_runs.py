@@ -62,8 +62,10 @@ def test_every_task_is_trained_or_evaluated_and_answered(run_of_all):
         assert all(set(task.metrics) <= scores[moment][task.name]["metrics"].keys() for task in ALL)
     answered = read_jsonl(run_of_all / "predictions_test.jsonl")
     assert {p["task"] for p in answered} == {task.name for task in ALL}
-    supports = [p["support"] for p in answered if p["task"] == "record"]
-    assert supports and all(0 < support < 1 for support in supports)
+    positive_probabilities = [p["positive_probability"] for p in answered if p["task"] == "record"]
+    assert positive_probabilities and all(
+        0 < positive_probability < 1 for positive_probability in positive_probabilities
+    )
     trained = {task.name for task in ALL} - {"mnli_mm", "ax", "axb", "axg"}
     assert read_jsonl(run_of_all / "validation.jsonl")[0]["tasks"].keys() == trained
 

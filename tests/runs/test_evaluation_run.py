@@ -171,7 +171,9 @@ def test_likelihood_ranks_the_answers(scene, task):
         assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
         if task.positive:  # of the words that the prompt asks for
             first = {label: each[0] for label, each in chances.items()}
-            assert prediction.support == pytest.approx(first[task.positive] / sum(first.values()), rel=1e-4)
+            assert prediction.positive_probability == pytest.approx(
+                first[task.positive] / sum(first.values()), rel=1e-4
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ real runs
@@ -392,12 +394,12 @@ def test_a_teacher_of_another_form_is_refused(tiny_model, tmp_path, capsys):
         "description": "Judge.",
         "question": 'Judge "{text}".',
         "labels": {"1": ["Yes"], "0": ["No"]},
-        "taught_by": "cola",
+        "train_task": "cola",
         "source": {"files": {"test": str(tmp_path / "test.jsonl")}},
     }
     path = eval_recipe(tmp_path, tiny_model("llama"), data={"tasks": [task]})
     assert main([str(path), "prompt.shots=1"], "eval") == 2
-    assert "taught_by: cola has other fields" in capsys.readouterr().err
+    assert "train_task: cola has other fields" in capsys.readouterr().err
 
 
 def test_an_own_task_without_training_rows_shows_none(tiny_model, tmp_path, capsys):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extensions.recipe import all_keys
-from extensions.runs.health import CollapseWatch, FormatWatch, GradientWatch, KlWatch, RewardWatch, Watch
+from extensions.runs.health import CollapseWatch, FormatWatch, GradientWatch, HealthMonitor, KlWatch, RewardWatch
 from extensions.tasks import TASKS
 
 COLA, SST2, STSB = TASKS["cola"], TASKS["sst2"], TASKS["stsb"]
@@ -151,8 +151,8 @@ def test_kinds_of_kl_trouble_are_quiet_apart():
 
 
 def test_without_a_kl_it_is_not_watched():
-    assert iterations(Watch([COLA], None), metrics_of(kl=[None] * 30, kl_coef=[0.0] * 30)) == []
-    assert iterations(Watch([COLA], 6.0), metrics_of(kl=[None] * 5, kl_coef=[0.2] * 5)) == [1]
+    assert iterations(HealthMonitor([COLA], None), metrics_of(kl=[None] * 30, kl_coef=[0.0] * 30)) == []
+    assert iterations(HealthMonitor([COLA], 6.0), metrics_of(kl=[None] * 5, kl_coef=[0.2] * 5)) == [1]
 
 
 # ------------------------------------------------------------------------------------------------------------ format
@@ -193,7 +193,7 @@ def test_format_that_is_never_found():
     assert [k for k, _ in found] == [40], "once"
     assert found[0][1] == (
         "step 40: at least 95% of any 160 answers of the first 640 have a wrong format, so there is hardly a reward to "
-        "learn from. Look at rollouts.jsonl; try a larger rollout.max_new_tokens, a larger ppo.batch_size, "
+        "learn from. Look at rollouts.jsonl; try a larger rollout.response_budget, a larger ppo.batch_size, "
         "ppo.whiten_min_std: 0.3, demonstrations (prompt.shots), or another model.path"
     )
 
@@ -222,7 +222,7 @@ def test_no_gradient_in_ppo():
 
 
 def test_no_gradient_in_sft():
-    ((_, text),) = said(Watch([COLA], None), metrics_of(grad_norm=[0.0] * 10, loss=[0.25] * 10))
+    ((_, text),) = said(HealthMonitor([COLA], None), metrics_of(grad_norm=[0.0] * 10, loss=[0.25] * 10))
     assert text.startswith("step 10: grad_norm is under 1e-07 in 10 iterations in a row (now 0, with loss 0.25): ")
     assert "ppo." not in text and "evaluation.patience" in text
 
@@ -328,7 +328,7 @@ def troubled():
 
 
 def test_every_warning_of_a_troubled_run():
-    found = said(Watch([COLA], 6.0), troubled())
+    found = said(HealthMonitor([COLA], 6.0), troubled())
     kinds = {
         "collapse": "collapsed to one class",
         "far": "5 x ppo.kl.target",
@@ -353,14 +353,14 @@ def test_every_warning_of_a_troubled_run():
 
 
 def through_json(watch, tasks=(COLA,), kl_target=6.0):
-    resumed = Watch(tasks, kl_target)
+    resumed = HealthMonitor(tasks, kl_target)
     resumed.load_state(json.loads(json.dumps(watch.state(), allow_nan=False)))
     return resumed
 
 
 @pytest.mark.parametrize("kl_target", [6.0, None])
 def test_a_run_resumed_at_any_point_warns_as_one_that_never_stopped(kl_target):
-    watch = Watch([COLA], kl_target)
+    watch = HealthMonitor([COLA], kl_target)
     for k, (metrics, records) in enumerate(troubled(), 1):
         resumed = through_json(watch, kl_target=kl_target)
         metrics = {"step": k} | metrics
@@ -388,7 +388,7 @@ def test_any_metrics_are_taken_and_any_state_is_json(parts, cut):
         for _ in range(times)
     ]
     series = [({"reward_std": None} | metrics, records) for metrics, records in series]  # PPO gives it with the mean
-    straight, resumed, expected, found = Watch([COLA], 6.0), Watch([COLA], 6.0), [], []
+    straight, resumed, expected, found = HealthMonitor([COLA], 6.0), HealthMonitor([COLA], 6.0), [], []
     for k, (metrics, records) in enumerate(series):
         if k == cut:
             resumed = through_json(resumed)
@@ -401,9 +401,9 @@ def test_any_metrics_are_taken_and_any_state_is_json(parts, cut):
 def test_warnings_name_keys_of_the_recipe():
     known, sections = all_keys(), {key.split(".")[0] for key in all_keys() if "." in key}
     series = [*troubled(), *metrics_of(grad_norm=[0.0] * 10, loss=[0.0] * 10)]
-    texts = [text for _, text in said(Watch([COLA], 6.0), series)]
-    texts += [text for _, text in said(Watch([COLA], 6.0), answers((640, 640)))]
-    texts += [text for _, text in said(Watch([COLA], 6.0), metrics_of(kl=[1.0] * 2, kl_coef=[0.2, 1e-7]))]
+    texts = [text for _, text in said(HealthMonitor([COLA], 6.0), series)]
+    texts += [text for _, text in said(HealthMonitor([COLA], 6.0), answers((640, 640)))]
+    texts += [text for _, text in said(HealthMonitor([COLA], 6.0), metrics_of(kl=[1.0] * 2, kl_coef=[0.2, 1e-7]))]
     for text in texts:
         named = [key for key in re.findall(r"\b[a-z_]+(?:\.[a-z_0-9]+)+", text) if key.split(".")[0] in sections]
         assert named, text

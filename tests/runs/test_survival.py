@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from extensions.cli.main import app
 from extensions.common import files
 from extensions.common.errors import UserError
-from extensions.common.files import Lines, keep_lines, read_json, read_jsonl, write_json, write_text
+from extensions.common.files import JsonlAppender, keep_lines, read_json, read_jsonl, write_json, write_text
 from extensions.distributed import signals, watchdog
 from extensions.model.policy import Policy
 from extensions.recipe import load_recipe
@@ -83,7 +83,7 @@ def three_steps(folder: Path, model: Path, **more) -> Path:
 
 def test_lines_survive_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
-    lines, write = Lines(path), os.write
+    lines, write = JsonlAppender(path), os.write
     lines.append([{"a": 1}])
 
     def half(handle, data):
@@ -770,7 +770,7 @@ def test_killed_stopped_filled_and_damaged_runs_end_with_the_same_bits(job, tmp_
 def test_the_watchdog_leaves_a_run_that_goes_on_alone():
     with watchdog.watching(0, 30.0):
         for _ in range(3):
-            watchdog.progress()
+            watchdog.heartbeat()
             with watchdog.waiting("a sum"):
                 pass
     assert watchdog._seconds is None

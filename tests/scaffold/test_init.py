@@ -18,7 +18,7 @@ from extensions.data.splits import RunData
 from extensions.prompts import parse_answer
 from extensions.recipe import load_recipe
 from extensions.scaffold.draft import draft, write
-from extensions.scaffold.entry import Request, make_entry
+from extensions.scaffold.entry import InitRequest, make_entry
 
 TEAMS = {"billing": 50, "technical_support": 30, "sales": 15, "legal": 5}
 WORDS = ["invoice", "app", "licence", "contract", "again", "since Monday", "please", 'a "quoted" word', "x, y; z", "😀"]
@@ -69,7 +69,7 @@ def here(tmp_path, monkeypatch):
 
 def made(model, data, label, **options):
     """The recipe that init writes, loaded as every command loads it, with its rows."""
-    request = Request(str(data), label, model=str(model), force=True, **options)
+    request = InitRequest(str(data), label, model=str(model), force=True, **options)
     draft_of = draft(make_entry(request), request, on_gpu=False)
     write(draft_of)
     recipe = load_recipe(draft_of.entry.path)
@@ -155,7 +155,7 @@ data:
         IT_support: it support  # 10 rows, 50.0%
         Sales: sales  # 10 rows, 50.0%
       metrics: [accuracy]  # their mean is the score
-      more_metrics: [f1_macro]  # also reported
+      extra_metrics: [f1_macro]  # also reported
       source:
         files:  # relative to the folder where commands run, or to data.root
           train: my tickets.csv  # 20 rows
@@ -167,8 +167,7 @@ prompt:
   max_tokens: 144  # longest prompt; all training rows fit
 
 rollout:
-  min_new_tokens: 13  # low end of the response budget: the longest answer with its tag fits
-  max_new_tokens: 19  # high end
+  response_budget: [13, 19]  # most tokens of a response, drawn for each row: the longest answer with its tag fits
 
 sft:  # launch/sft.sh, first: it learns the form of the answers, which PPO alone hardly finds
   batch_size: 16  # rows of one optimizer step over all ranks

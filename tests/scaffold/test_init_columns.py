@@ -301,9 +301,9 @@ def test_settings(parameters, rows):
     found = settings.choose(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
     regime = next(one for one in settings.REGIMES if parameters <= one.parameters)
     assert regime.fewest_rows <= found.sft_steps * found.batch <= regime.most_rows + found.batch
-    assert found.min_new_tokens > 7 and found.max_new_tokens > found.min_new_tokens
+    assert 7 < found.response_budget[0] < found.response_budget[1]
     assert found.max_tokens == 152  # the 95th percentile, in eights
-    assert found.validate_every >= 1 and found.max_tokens + found.max_new_tokens <= 2048
+    assert found.validate_every >= 1 and found.max_tokens + found.response_budget[1] <= 2048
 
 
 def test_prompts_fit_the_models_context():

@@ -273,8 +273,8 @@ REFUSED = [
     ({"labels": ["a", "b"], "score_decimals": 1}, "score_decimals"),
     ({"score_range": [0, 1], "answer_match": "exact"}, "answer_match"),
     ({"score_range": [0, 1], "metrics": ["accuracy"]}, "does not fit a regression"),
-    ({"score_range": [0, 1], "metrics": ["mae"]}, "give it in more_metrics"),
-    ({"score_range": [0, 1], "metrics": ["r2", "rmse"]}, "give it in more_metrics"),
+    ({"score_range": [0, 1], "metrics": ["mae"]}, "give it in extra_metrics"),
+    ({"score_range": [0, 1], "metrics": ["r2", "rmse"]}, "give it in extra_metrics"),
     ({"score_range": [0, 1], "multi_label": True}, "multi_label"),
     ({"labels": ["a", "b"], "metrics": ["r2"]}, "does not fit a classification"),
     ({"labels": ["a", "b"], "metrics": ["f1_micro"]}, "multi_label: true has it"),
@@ -419,13 +419,13 @@ def predictions(pairs):
         ({"score_range": [-1, 1]}, ["pearson", "spearman"], ["mae", "rmse", "r2"]),
         ({"labels": ["a", "b"], "multi_label": True}, ["f1_micro", "f1_macro"], ["subset_accuracy"]),
         ({"score_range": [-1, 1], "metrics": ["r2"]}, ["r2"], []),
-        ({"score_range": [-1, 1], "more_metrics": ["mae"]}, ["pearson", "spearman"], ["mae"]),
-        ({"score_range": [-1, 1], "more_metrics": []}, ["pearson", "spearman"], []),
+        ({"score_range": [-1, 1], "extra_metrics": ["mae"]}, ["pearson", "spearman"], ["mae"]),
+        ({"score_range": [-1, 1], "extra_metrics": []}, ["pearson", "spearman"], []),
     ],
 )
 def test_metrics_by_kind(tmp_path, keys, metrics, more):
     task = own(**keys)
-    assert (task.metrics, task.more_metrics) == (metrics, more)
+    assert (task.metrics, task.extra_metrics) == (metrics, more)
     recipe = {
         "name": "r",
         "model": {"path": "m"},

@@ -5,13 +5,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support import ARCHITECTURES, CPU, adapter_of, launch, make_policy, samples, timeless, write_recipe
+from support import (
+    ARCHITECTURES,
+    CPU,
+    PlainEngine,
+    adapter_of,
+    gradients,
+    launch,
+    make_policy,
+    samples,
+    timeless,
+    write_recipe,
+)
 from transformers import AutoModelForCausalLM
 
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl
 from extensions.data import Example
-from extensions.distributed.nonfinite import Guard
 from extensions.model import policy as policies
 from extensions.model.loading import load_policy, load_tokenizer
 from extensions.prefix.tree import Sample, pack, with_sequence_targets
@@ -34,31 +44,6 @@ def plain_loss(policy, rows, answers_only):
             out = policy.lm(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]), use_cache=False)
         total, count = total + out.loss * tokens, count + tokens
     return total / count
-
-
-class PlainEngine:
-    """Stands in for DeepSpeed's engine and strategy: plain forward and backward on one rank."""
-
-    world_size, rank = 1, 0
-
-    def __init__(self, policy):
-        self.policy = policy
-        self.guard = Guard({})
-
-    def __call__(self, *args, **kwargs):
-        return self.policy(*args, **kwargs)
-
-    def update(self, engine, loss, last):
-        loss.backward()
-
-    def sum(self, values):
-        return values
-
-
-def gradients(policy):
-    found = {name: p.grad.clone() for name, p in policy.trainable.items()}
-    policy.zero_grad()
-    return found
 
 
 @pytest.mark.parametrize("loss", ["sequence", "answer"])

@@ -24,7 +24,7 @@ from extensions.data.generated.pairs import Pair, Row
 
 
 @dataclass(frozen=True)
-class Lexicon:
+class AcceptabilityLexicon:
     people: str
     names: str
     adjectives: str  # that fit any person
@@ -37,7 +37,7 @@ class Lexicon:
     times: str  # when something happened
 
 
-TRAIN = Lexicon(
+TRAIN = AcceptabilityLexicon(
     people="teacher farmer student doctor neighbor artist lawyer soldier tourist baker guest manager driver singer "
     "child/children pilot engineer worker captain dancer writer girl woman/women mother aunt sister "
     "grandmother actress boy man/men father uncle brother grandfather policeman/policemen",
@@ -79,7 +79,7 @@ TRAIN = Lexicon(
     times="last week|on Monday|this morning|on Tuesday|yesterday morning",
 )
 
-VALIDATION = Lexicon(
+VALIDATION = AcceptabilityLexicon(
     people="prisoner judge thief/thieves sailor barber customer musician clerk wife/wives maid duchess husband lord",
     names="Alice Helen Nancy George Henry Frank",
     adjectives="brave proud hungry careful strange honest",
@@ -104,7 +104,7 @@ VALIDATION = Lexicon(
     times="last month|on Sunday|on Saturday",
 )
 
-TEST = Lexicon(
+TEST = AcceptabilityLexicon(
     people="scientist nurse dentist journalist professor secretary detective butler hunter plumber politician athlete "
     "queen daughter princess niece bride nun king son prince nephew groom monk",
     names="Sarah Rachel Barbara Jessica Diana Michael William Steven Brian James",
@@ -212,7 +212,7 @@ def some(rng: Random, word: str) -> str:
     return rng.choice(("the", "an" if word[0] in "aeiou" else "a")) + " " + word
 
 
-def person(rng: Random, lexicon: Lexicon) -> str:
+def person(rng: Random, lexicon: AcceptabilityLexicon) -> str:
     """A noun phrase in the singular: "the tall farmer", "the farmer", "Mary"."""
     kind = rng.choice(("name", "noun", "adjective"))
     if kind == "name":
@@ -226,7 +226,7 @@ def person(rng: Random, lexicon: Lexicon) -> str:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def agreement(rng: Random, lexicon: Lexicon) -> Pair:
+def agreement(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """The farmers are / *is painting the wall now."""
     who, (does, what) = noun(rng, lexicon.people), action(rng, lexicon.actions)
     thing, how = some(rng, what.singular), rng.choice(lexicon.adjectives.split())
@@ -242,7 +242,7 @@ def agreement(rng: Random, lexicon: Lexicon) -> Pair:
     return sentence("the", form, right, rest), sentence("the", form, wrong, rest)
 
 
-def determiner(rng: Random, lexicon: Lexicon) -> Pair:
+def determiner(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """Mary painted these walls / *wall last week."""
     does, what = action(rng, lexicon.actions)
     which, right, wrong = rng.choice(
@@ -255,7 +255,7 @@ def determiner(rng: Random, lexicon: Lexicon) -> Pair:
     return sentence(*before, right, when), sentence(*before, wrong, when)
 
 
-def verb_form(rng: Random, lexicon: Lexicon) -> Pair:
+def verb_form(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """John has already painted / *paint the wall."""
     does, what = action(rng, lexicon.actions)
     third = with_s(does.base)
@@ -271,7 +271,7 @@ def verb_form(rng: Random, lexicon: Lexicon) -> Pair:
     return sentence(*before, right, after), sentence(*before, rng.choice(wrongs), after)
 
 
-def argument(rng: Random, lexicon: Lexicon) -> Pair:
+def argument(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """Mary slept (*the letter) in the park last week. Mary wrote / *slept the letter in the park last week."""
     who, after = person(rng, lexicon), f"{phrase(rng, lexicon.places)} {phrase(rng, lexicon.times)}"
     sleeps, (does, what) = verb(rng, lexicon.no_object), action(rng, lexicon.actions)
@@ -280,7 +280,7 @@ def argument(rng: Random, lexicon: Lexicon) -> Pair:
     return good, sentence(who, sleeps.past, thing, after)
 
 
-def pronoun_case(rng: Random, lexicon: Lexicon) -> Pair:
+def pronoun_case(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """He / *him did not paint the wall last week. Mary thanked him / *he last week."""
     subject, object_ = rng.choice((("I", "me"), ("he", "him"), ("she", "her"), ("we", "us"), ("they", "them")))
     when = phrase(rng, lexicon.times)
@@ -292,7 +292,7 @@ def pronoun_case(rng: Random, lexicon: Lexicon) -> Pair:
     return sentence(*before, object_, when), sentence(*before, subject, when)
 
 
-def word_order(rng: Random, lexicon: Lexicon) -> Pair:
+def word_order(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """Mary painted the wall / *the wall painted / *painted wall the last week."""
     who, (does, what) = person(rng, lexicon), action(rng, lexicon.actions)
     thing, when = some(rng, what.singular), phrase(rng, lexicon.times)
@@ -308,7 +308,7 @@ def word_order(rng: Random, lexicon: Lexicon) -> Pair:
     return sentence(who, *good), sentence(who, *bad)
 
 
-def function_word(rng: Random, lexicon: Lexicon) -> Pair:
+def function_word(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
     """Mary looked (at) the map; wanted (to) paint the wall; must (*to) paint the wall; painted the (*the) wall."""
     who, when = person(rng, lexicon), phrase(rng, lexicon.times)
     looked, at, *objects = rng.choice(lexicon.with_preposition.strip().splitlines()).split()
@@ -326,7 +326,7 @@ def function_word(rng: Random, lexicon: Lexicon) -> Pair:
     return sentence(who, *good), sentence(who, *bad)
 
 
-RULES: dict[str, Callable[[Random, Lexicon], Pair]] = {
+RULES: dict[str, Callable[[Random, AcceptabilityLexicon], Pair]] = {
     rule.__name__: rule
     for rule in (agreement, determiner, verb_form, argument, pronoun_case, word_order, function_word)
 }

@@ -25,7 +25,7 @@ INTENSIFIERS = "really truly absolutely simply"  # shared by the splits; they su
 
 
 @dataclass(frozen=True)
-class Lexicon:
+class ReviewLexicon:
     topics: str  # a line each: thing | preposition | what one does with it | aspect: adjectives / adjectives | ...
     adjectives: str  # that fit any thing and are strong, so that "absolutely" suits them
     verbs: str  # of feeling, in the plural: "we ... the food"
@@ -36,7 +36,7 @@ class Lexicon:
     advice: str  # with {who}, {thing}, {does}, {opener} and, in brackets, what makes it positive / negative
 
 
-TRAIN = Lexicon(
+TRAIN = ReviewLexicon(
     topics="""
         restaurant | in | eat in | food: tasty delicious / bland tasteless | waiter: polite attentive / rude lazy
             | dessert: tasty delicious / bland tasteless
@@ -68,7 +68,7 @@ TRAIN = Lexicon(
         {who} will tell everyone to [choose/avoid] this {thing}""",
 )
 
-VALIDATION = Lexicon(
+VALIDATION = ReviewLexicon(
     topics="""
         bakery | in | shop at | bread: crusty crunchy / soggy moldy | cashier: courteous gracious / hostile snobbish
         podcast | of | listen to | host: witty humorous / conceited smug
@@ -88,7 +88,7 @@ VALIDATION = Lexicon(
         {opener} this {thing} [really deserves/does not deserve] five stars""",
 )
 
-TEST = Lexicon(
+TEST = ReviewLexicon(
     topics="""
         cafe | in | have coffee in | coffee: fresh aromatic / stale watery | cake: fresh moist / stale dry
             | barista: friendly cheerful / unfriendly grumpy
@@ -139,7 +139,7 @@ class Topic:
         return f"the {aspect} {self.preposition} this {self.thing}"
 
 
-def topic(rng: Random, lexicon: Lexicon) -> Topic:
+def topic(rng: Random, lexicon: ReviewLexicon) -> Topic:
     return Topic.parse(rng.choice(re.sub(r"\n\s*\|", " |", lexicon.topics.strip()).splitlines()))
 
 
@@ -157,7 +157,7 @@ def intensifier(rng: Random) -> str:
     return rng.choice(INTENSIFIERS.split())
 
 
-def who(rng: Random, lexicon: Lexicon) -> str:
+def who(rng: Random, lexicon: ReviewLexicon) -> str:
     """Always a plural."""
     return f"my {rng.choice(lexicon.people.split())} and I" if rng.random() < 0.8 else "we"
 
@@ -177,7 +177,7 @@ def fill(template: str, *choices: Pair) -> Pair:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def plain(rng: Random, lexicon: Lexicon) -> Pair:
+def plain(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """In my opinion, this was a lovely / terrible hotel. I think that the food in this restaurant was tasty / bland."""
     about, opener = topic(rng, lexicon), phrase(rng, lexicon.openers)
     if rng.random() < 0.5:
@@ -187,7 +187,7 @@ def plain(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(f"{opener} {about.of(aspect)} was {{0}}", either(rng, adjectives))
 
 
-def intensified(rng: Random, lexicon: Lexicon) -> Pair:
+def intensified(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """Everything about this film was really brilliant / awful. The room in this hotel was absolutely lovely / awful."""
     about, very, adjectives = topic(rng, lexicon), intensifier(rng), either(rng, lexicon.adjectives)
     template = rng.choice(
@@ -200,7 +200,7 @@ def intensified(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(template, adjectives)
 
 
-def negated(rng: Random, lexicon: Lexicon) -> Pair:
+def negated(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """The waiter was not rude / polite at all. The room was very / not at all clean. All / none of us liked it."""
     about = topic(rng, lexicon)
     aspect, adjectives = rng.choice(list(about.aspects.items()))
@@ -217,7 +217,7 @@ def negated(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(template, (choice[0], choice[1]))
 
 
-def contrast(rng: Random, lexicon: Lexicon) -> Pair:
+def contrast(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """The food was bland / tasty, but all in all this was a lovely / terrible restaurant: the last clause decides."""
     about, (good, bad) = topic(rng, lexicon), either(rng, lexicon.adjectives)
     aspect, adjectives = rng.choice(list(about.aspects.items()))
@@ -232,7 +232,7 @@ def contrast(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(template, (first[1], first[0]), (choice[0], choice[1]))
 
 
-def advice(rng: Random, lexicon: Lexicon) -> Pair:
+def advice(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """My wife and I would gladly / never stay in this hotel again. I can / cannot recommend it to anyone."""
     about, template = topic(rng, lexicon), rng.choice(lexicon.advice.strip().splitlines()).strip()
     fields = {"{thing}": about.thing, "{does}": about.does}
@@ -241,7 +241,7 @@ def advice(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(f"{before}{{0}}{after}", (good, bad))
 
 
-def two_aspects(rng: Random, lexicon: Lexicon) -> Pair:
+def two_aspects(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """The food in this restaurant was tasty / bland and the waiter was polite / rude."""
     about = topic(rng, lexicon)
     (first, its), (second, others) = rng.sample(list(about.aspects.items()), 2)
@@ -255,14 +255,14 @@ def two_aspects(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(template, either(rng, its), either(rng, others))
 
 
-def feeling(rng: Random, lexicon: Lexicon) -> Pair:
+def feeling(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """My parents and I loved / hated the plot of this film."""
     about, really = topic(rng, lexicon), rng.choice(("", "really ", "truly "))
     what = rng.choice([about.of(aspect) for aspect in about.aspects] + [f"everything about this {about.thing}"])
     return fill(f"{who(rng, lexicon)} {really}{{0}} {what}", either(rng, lexicon.verbs))
 
 
-def verdict(rng: Random, lexicon: Lexicon) -> Pair:
+def verdict(rng: Random, lexicon: ReviewLexicon) -> Pair:
     """For my wife and me, this film was nothing but a joy / nightmare."""
     about, (good, bad) = topic(rng, lexicon), either(rng, lexicon.nouns)
     real = rng.choice(("", "real ", "true "))
@@ -277,7 +277,7 @@ def verdict(rng: Random, lexicon: Lexicon) -> Pair:
     return fill(template, (some(real + good), some(real + bad)))
 
 
-KINDS: dict[str, Callable[[Random, Lexicon], Pair]] = {
+KINDS: dict[str, Callable[[Random, ReviewLexicon], Pair]] = {
     kind.__name__: kind for kind in (plain, intensified, negated, contrast, advice, two_aspects, feeling, verdict)
 }
 
