@@ -39,7 +39,7 @@ from extensions.rollout.vllm import Adapter, Probe, Sync, request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.ppo import batch_metrics, debug_record, rollout_record, training_request
+from extensions.training.ppo import batch_metrics, debug_record, rollout_record, summary_line, training_request
 from extensions.training.trainer import Clock
 
 # After `extensions`, which lets it be imported without flash-attn.
@@ -324,6 +324,9 @@ class RayTrainer(BasePPOTrainer):
             "samples_per_s": len(records) / seconds,
         }
         return {"step": step + 1, "samples": (step + 1) * self.order.batch_size} | metrics, records
+
+    def summary_line(self, metrics: dict[str, Any]) -> str:
+        return summary_line(metrics)
 
     def sample(self, step: int) -> list[Any]:
         """OpenRLHF's experiences of one sample each, in batch order."""
