@@ -109,8 +109,8 @@ def load_jobs(recipe: Recipe, warn: Callable[[str], None]) -> tuple[list[Job], d
         if teacher is None or not _same_form(task, teacher.task):
             warn(
                 f"{task.display_name} is left out: it has no training rows, and encoders answer it by the model of "
-                f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields and "
-                "labels"
+                f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields "
+                "and labels"
             )
             continue
         part = RunData.of_task(settings, task, warn)

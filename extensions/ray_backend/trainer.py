@@ -1,7 +1,8 @@
 """The run on Ray: OpenRLHF's PPO step over its groups, inside the run that the DeepSpeed loop has too.
 
 `RayTrainer` is OpenRLHF's `BasePPOTrainer` (as its own `PPOTrainer` is) and runs in the driver's process. What is
-around a step (data order, validations, early stop, checkpoints, records, adapter, card) is `extensions.runs.training_run.TrainingRun`.
+around a step (data order, validations, early stop, checkpoints, records, adapter, card) is
+`extensions.runs.training_run.TrainingRun`.
 
 A step: the agent's responses from all engines -> logprobs, reference, values by the groups -> advantages -> updates of
 actor and critic -> the adapter to the engines, and the probe.
@@ -420,7 +421,7 @@ class RayTrainer(BasePPOTrainer):
 
 
 def tensors_of(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """What is known of each response, (B, T) from its first token on: as `extensions.training.ppo.Experience` has it."""
+    """What is known of each response, (B, T) from its first token on, as in `extensions.training.ppo.Experience`."""
     width = max(lengths)
     named = {
         "logprobs": "action_log_probs",

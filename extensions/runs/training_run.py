@@ -1,7 +1,7 @@
 """A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
 
-The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the evaluator's
-(`extensions.evaluation.predict`); here is everything around them.
+The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the
+evaluator's (`extensions.evaluation.predict`); here is everything around them.
 """
 
 from __future__ import annotations
