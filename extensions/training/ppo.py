@@ -41,7 +41,7 @@ from extensions.rollout.rewards import Reward
 from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
 from extensions.training.advantages import gae, td_targets, whiten
 from extensions.training.experience import EXPERIENCE_TENSORS, Experience, TokenIndex
-from extensions.training.records import batch_metrics, debug_record, rollout_record
+from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
 
 TRAINING = 0  # purpose of the random numbers drawn here
@@ -141,6 +141,9 @@ class PpoTrainer(LocalPolicyMixin):
         with clock("update"):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
+
+    def summary_line(self, metrics: dict[str, Any]) -> str:
+        return summary_line(metrics)
 
     # ------------------------------------------------------------------------------------------- 1 sample
 

@@ -68,3 +68,14 @@ def batch_metrics(records: Sequence[dict[str, Any]], tasks: Mapping[str, Task]) 
         "accuracy": sum(r["answer"] == r["gold"] for r in classified) / len(classified) if classified else None,
         "predicted_shares": predicted,
     }
+
+
+def summary_line(metrics: dict[str, Any]) -> str:
+    """Reward, accuracy, format errors, KL, answer shares and throughput of one iteration."""
+    shares_of_answers = " ".join(f"{name} {share:.0%}" for name, share in metrics["predicted_shares"].items())
+    kl = "-" if metrics["kl"] is None else f"{metrics['kl']:.2f}"
+    accuracy = "" if metrics["accuracy"] is None else f"acc {metrics['accuracy']:.2f}  "
+    return (
+        f"reward {metrics['reward_mean']:+.2f}  {accuracy}wrong format {metrics['format_error_rate']:.0%}  "
+        f"kl {kl}  {shares_of_answers}  {metrics['samples_per_s']:.1f} samples/s"
+    )
