@@ -422,7 +422,7 @@ class RayTrainer(BasePPOTrainer):
 
 
 def tensors_of(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """What is known of each response, (B, T) from its first token on; as in `extensions.training.experience.Experience`."""
+    """Tensors of each response, (B, T), as `extensions.training.experience.Experience.padded` gives them."""
     index = TokenIndex(lengths)
     named = {
         "logprobs": "action_log_probs",

@@ -445,7 +445,7 @@ def _count(flat: Tensor) -> Tensor:
 
 
 def generation_request(ids: Sequence[int], seed: int, step: int, row: int, budget: Sequence[int]) -> GenerationRequest:
-    """The generation request of one sample: its budget, uniform in [low, high] (section 5.1), and its random numbers."""
+    """The generation request of one sample: a budget uniform in [low, high] (section 5.1), and its random numbers."""
     low, high = budget
     draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
     return GenerationRequest(ids, low + int(draw * (high - low + 1)), uniforms)
