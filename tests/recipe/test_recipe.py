@@ -118,7 +118,7 @@ def test_a_wrong_key_is_named_with_line_and_value(load, text, parts):
 CONTRADICTIONS = [
     ("adafactor", "deepspeed: {zero_stage: 2}\n", ["deepspeed.zero_stage: 2", "optimizer.name: adafactor", "adamw"]),
     ("offload", "deepspeed: {offload: true}\n", ["deepspeed.offload", "deepspeed.zero_stage"]),
-    ("budget", "rollout: {response_budget: [40, 32]}\n", ["rollout.response_budget: [40, 32]", "low end"]),
+    ("budget", "rollout: {response_budget: [40, 32]}\n", ["rollout.response_budget: [40, 32]", "low <= high"]),
     ("mini-batch", "ppo: {mini_batch_size: 5}\n", ["ppo.mini_batch_size: 5", "ppo.batch_size: 16"]),
     ("patience", "evaluation: {patience: 3}\n", ["evaluation.patience", "evaluation.every_steps"]),
 ]
@@ -214,7 +214,7 @@ def test_bare_label_words_that_yaml_does_not_read_as_text(load, word, form):
         ),
         pytest.param(
             "x: &a {b: *a}\n",
-            "an alias leads back to where it stands",
+            "an alias refers to a value that contains it",
         ),
         pytest.param(
             BASE + "1: 2\n",
@@ -259,7 +259,7 @@ def laughs(levels):
 
 
 def test_aliases_that_stand_for_too_much(load):
-    assert "more than 100000 values, aliases written out" in refused(load, BASE + laughs(12))
+    assert "more than 100000 values with aliases expanded" in refused(load, BASE + laughs(12))
     assert "l1: unknown key" in refused(load, BASE + laughs(2))
 
 
@@ -275,7 +275,7 @@ def test_aliases_are_values(load):
 
 
 def test_an_override_of_very_many_parts(load):
-    assert "no key has so many parts" in refused(load, BASE, f"{'a.' * 5000}b=1")
+    assert "no key has that many parts" in refused(load, BASE, f"{'a.' * 5000}b=1")
 
 
 @pytest.mark.parametrize("high", [".inf", ".nan"])
@@ -358,9 +358,9 @@ def test_template_options(load):
     "value, parts",
     [
         ("low", ["'low'", "dictionary"]),
-        ("{a b: 1}", ["'a b'", "no name"]),
-        ("{1: 1}", ["1 is no name"]),
-        ("{messages: x}", ["'messages'", "the prompt does"]),
+        ("{a b: 1}", ["'a b'", "not a valid name"]),
+        ("{1: 1}", ["1 is not a valid name"]),
+        ("{messages: x}", ["'messages'", "set by the prompt encoder"]),
         ("{tokenize: true}", ["'tokenize'"]),
         ("{add_generation_prompt: false}", ["'add_generation_prompt'"]),
         ("{return_tensors: pt}", ["'return_tensors'"]),
