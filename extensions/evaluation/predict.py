@@ -164,7 +164,7 @@ class Evaluator:
         batches = self._pending(examples, known)
         left = sum(len(batch) for rank in batches for batch in rank)
         done = f"; {len(examples) - left} are done already" if known else ""
-        self.reporter.say(f"evaluating {len(examples)} rows {title}{done}")
+        self.reporter.info(f"evaluating {len(examples)} rows {title}{done}")
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         found: list[Prediction] = []
         self.reporter.progress(0, left)

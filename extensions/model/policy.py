@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.common.files import readable
+from extensions.common.files import apply_umask
 from extensions.distributed.openrlhf import alibi_positions
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
 from extensions.prefix.attention import Attend, PackAttention, masks_as_functions, tree_masks
@@ -114,6 +114,19 @@ class Policy(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained: LoRA matrices, and the value head if there is one."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def parameter_groups(self, value_lr: float | None = None) -> list[dict[str, Any]]:
+        """The trained parameters as groups of a torch optimizer: the adapters, and the value head if there is one.
+
+        Args:
+            value_lr: learning rate of the value head; None: that of the adapters.
+        """
+        head = [p for name, p in self.trainable.items() if name.startswith("value_head.")]
+        adapters = [p for name, p in self.trainable.items() if not name.startswith("value_head.")]
+        groups: list[dict[str, Any]] = [{"params": adapters}]
+        if head:
+            groups.append({"params": head} | ({} if value_lr is None else {"lr": value_lr}))
+        return groups
 
     def train(self, mode: bool = True) -> Policy:
         """Training mode is for the adapters' dropout and for gradient checkpointing alone: the base is frozen.
@@ -331,7 +344,7 @@ class Policy(nn.Module):
         save_file(head, folder / "value_head.safetensors")
         if self.has_critic_adapter:
             self._save(folder, state, "critic")
-        readable(folder)
+        apply_umask(folder)
 
     def _save(self, folder: Path, state: dict[str, Tensor], adapter: str) -> None:
         self.lm.save_pretrained(
@@ -340,4 +353,4 @@ class Policy(nn.Module):
             state_dict={name.removeprefix("lm."): tensor for name, tensor in state.items()},
             save_embedding_layers=False,  # "auto" would ask the hub
         )
-        readable(folder)
+        apply_umask(folder)

@@ -22,7 +22,8 @@ from extensions.distributed.strategy import Strategy
 from extensions.evaluation import likelihood
 from extensions.evaluation.predict import Evaluator
 from extensions.model.adapters import adapter_hash
-from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
+from extensions.model.loading import load_config, load_policy, load_tokenizer
+from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
@@ -69,7 +70,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if strategy.is_rank_0():
         folder = open_folder(recipe, reward, data, reporter)
     strategy.barrier()  # the folder is there
-    reporter.say(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
+    reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
     policy = load_policy(
         recipe.model,
@@ -89,12 +90,13 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     record_proof(policy.proof, folder, reporter)
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
-        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
+        groups = policy.parameter_groups(recipe.trained_with.value_lr)
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     sync = None
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        sync = LocalSync(recipe, policy, strategy, probed, reporter.say)
+        sync = LocalSync(recipe, policy, strategy, probed, reporter.info)
     sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps, sync)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, seen_sets(data))
     if method == "eval":
@@ -121,7 +123,7 @@ def seen_sets(data: RunData) -> dict[str, list[str]]:
 
 def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
     """Say how the model is computed, and leave what was measured in the run folder."""
-    reporter.say(str(proof))
+    reporter.info(str(proof))
     if folder is not None:
         write_json(folder.root / "model.json", proof.as_json())
 
@@ -198,10 +200,7 @@ def make_encoder(
     Raises:
         UserError: a prompt cannot fit, or the tokenizer cannot write an answer.
     """
-    prompt = recipe.prompt
-    limit = prompt_limit(recipe, config)
-    shown = data.demonstrations
-    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, shown, prompt.template_options)
+    encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
         encoder.check_answers(task)
     for example in (*data.train, *data.table, *data.validation, *data.test):
@@ -217,5 +216,5 @@ def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporte
     """The run folder; by one process."""
     folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
     if folder.set_aside is not None:
-        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+        reporter.info(f"an earlier run was moved to {folder.set_aside}")
     return folder

@@ -13,7 +13,7 @@ from extensions.distributed.strategy import Strategy
 from extensions.evaluation.metrics import score_all
 from extensions.evaluation.predict import Evaluator
 from extensions.recipe import Recipe
-from extensions.reporting.model_card import before_after_table
+from extensions.reporting.scores import before_after_table
 from extensions.runs.folder import RunFolder
 
 AFTER = "predictions_after.jsonl"
@@ -69,6 +69,6 @@ class EvaluationRun(Run):
         self.evaluator.forget_parts()
         if self.folder is not None:
             self.folder.close()
-            self.reporter.say(f"{time.monotonic() - start:.0f} seconds")
+            self.reporter.info(f"{time.monotonic() - start:.0f} seconds")
             self.print_table()
-            self.reporter.say(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")
+            self.reporter.info(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")
