@@ -1,4 +1,4 @@
-"""What the scripts of launch/ run as Python, one process per rank: the environment first, then the method on its backend.
+"""Entry point of the scripts in launch/, one process per rank: the environment first, then the method on its backend.
 
 Imports nothing heavy at the top: the environment must be set before torch loads.
 """

@@ -1,4 +1,4 @@
-"""Defaults of the environment of a rank. Imports nothing heavy: it must be set before torch loads."""
+"""Environment defaults of a rank. Imports nothing heavy: they must be set before torch loads."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 
 
 def prepare_environment() -> None:
-    """Defaults of the environment that a rank runs in; what the user set is left alone."""
-    # DeepSpeed starts N ranks on a machine and leaves each of them all the cores.
+    """Set the environment defaults of a rank. Values that the user has set stay."""
+    # DeepSpeed starts N ranks per machine and leaves all cores to each of them.
     ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
     if ranks_here > 1 and hasattr(os, "sched_getaffinity"):
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks_here)))
 
-    # Bars of libraries are for terminals; elsewhere they fill logs.
+    # Progress bars of libraries are for terminals; elsewhere they fill logs.
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
 
-    # One folder an environment for what DeepSpeed compiles: in the common one under the home directory, environments
-    # take turns to compile the same thing anew (40 s), each time the other one ran last.
+    # One build folder per environment for DeepSpeed's extensions: environments that share the default folder under the
+    # home directory recompile (40 s) whenever another one ran last.
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
@@ -27,10 +27,10 @@ def prepare_environment() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for what comes next, rather than give it back to the system each time.
+    """Make glibc reuse freed memory instead of returning it to the system.
 
-    Every layer of every pass frees and takes megabytes; fresh pages each time cost a tenth of the run on a CPU
-    (`tests/bench`). What the user set in the environment is left alone, and so are C libraries other than glibc.
+    Every layer of every pass frees and allocates megabytes; the page faults cost a tenth of a run on a CPU
+    (`tests/bench`). Settings in the environment stay, and other C libraries are left alone.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")):
         return

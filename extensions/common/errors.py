@@ -1,12 +1,12 @@
-"""What ends a run with one plain message."""
+"""Errors that are reported without a traceback."""
 
 
 class UserError(ValueError):
-    """Something that the user can put right: the message says where, what is allowed and what to do next.
+    """Invalid input: config, data, reward or output folder. The message says where, what is allowed and what to do.
 
-    Commands print its message without a traceback and exit with status 2.
+    Commands print the message without a traceback and exit with status 2.
     """
 
 
 class ProcessGone(Exception):
-    """A process that the run needs has died; the message says which, and what to do."""
+    """A process that the run needs has died. The message names the process and says what to do."""

@@ -1,6 +1,6 @@
-"""Files that are whole at any instant: text, JSON and JSONL that a crash or a full disk leaves as they were.
+"""Atomic, durable writes of text, JSON and JSONL.
 
-What is written by `write_*` is there under its name completely, and on the disk, or not at all.
+After a crash or on a full disk a file of `write_*` has either its old content or all of its new content.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from extensions.common.errors import UserError
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write whole or not at all."""
+    """Replace a file atomically; UTF-8."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write whole or not at all."""
+    """Replace a file atomically and durably. Raises OSError, and leaves the old file, where the disk refuses."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -38,26 +38,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON, whole or not at all; NaN and infinity become null."""
+    """Replace a JSON file atomically; NaN and Inf become null."""
     write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """One record a line, whole or not at all."""
+    """Replace a JSONL file atomically, one record per line."""
     write_text(path, jsonl(records))
 
 
 def jsonl(records: Sequence[dict[str, Any]]) -> str:
-    """One record a line; NaN and infinity become null."""
+    """Records as JSONL, one per line; NaN and Inf become null."""
     return "".join(json.dumps(_finite(record), ensure_ascii=False) + "\n" for record in records)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run.
+    """The content of a JSON file.
 
     Raises:
-        UserError: it is no JSON.
-        OSError: it is not there, or cannot be read.
+        UserError: the file is not valid JSON.
+        OSError: the file is missing or unreadable.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -66,14 +66,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """The records of a JSONL file of a run; a last line that a killed run left unfinished is dropped.
+    """The records of a JSONL file. A last line without a line feed, left by a crash, is dropped.
 
     Args:
-        skip_damaged: leave out lines that are no objects, as a machine that lost power may have left.
+        skip_damaged: skip lines that are not JSON objects, which a power loss may leave.
 
     Raises:
-        UserError: a line is no JSON object.
-        OSError: the file is not there, or cannot be read.
+        UserError: a line is not a JSON object.
+        OSError: the file is missing or unreadable.
     """
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -90,8 +90,8 @@ def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
     return records
 
 
-def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines of a JSONL file that are not wanted, or no whole JSON objects; the others stay as they are."""
+def filter_jsonl(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop unwanted records and incomplete lines of a JSONL file; the other lines stay byte for byte."""
     temporary = path.with_name(f"{path.name}.tmp")
     with path.open("rb") as old, temporary.open("wb") as new:
         for line in old:
@@ -108,9 +108,9 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def move_into(source: Path, target: Path) -> None:
-    """Move the files of a folder into another, each of them whole at any instant, and remove the first."""
+    """Move the files of a folder into another, each atomically, and remove the first folder."""
     target.mkdir(parents=True, exist_ok=True)
-    readable(source)
+    apply_umask(source)
     for path in sorted(source.rglob("*")):
         goal = target / path.relative_to(source)
         if path.is_dir():
@@ -122,12 +122,12 @@ def move_into(source: Path, target: Path) -> None:
     shutil.rmtree(source)
 
 
-def readable(path: Path) -> None:
-    """Give a file, or the files of a folder, the permissions that the user's umask says, as all other files have.
+def apply_umask(path: Path) -> None:
+    """Give a file, or all files of a folder, the permissions of the user's umask.
 
-    The writer of safetensors (0.8) makes its files for their owner alone.
+    safetensors 0.8 writes files that only their owner can read.
     """
-    mask = os.umask(0o077)  # asking sets it
+    mask = os.umask(0o077)  # reading the umask sets it
     os.umask(mask)
     for one in [path] if path.is_file() else path.rglob("*"):
         if one.is_file():
@@ -135,9 +135,9 @@ def readable(path: Path) -> None:
 
 
 class JsonlAppender:
-    """A JSONL file that is added to. What a full disk refuses is kept, and written with what comes next.
+    """Appends records to a JSONL file. Records that a full disk refuses are kept and written with the next ones.
 
-    The file ends with a whole line at all times but while it is being written to.
+    Except during a write, the file always ends with a complete line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,7 +146,7 @@ class JsonlAppender:
         self._pending = b""
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Raises OSError where the disk refuses; the records are kept."""
+        """Add records. Raises OSError where the disk refuses; the records stay pending."""
         self._pending += jsonl(records).encode("utf-8", "backslashreplace")
         self.flush()
 
@@ -156,12 +156,12 @@ class JsonlAppender:
             while done < len(self._pending):
                 done += os.write(self._file, self._pending[done:])
         except OSError:
-            os.ftruncate(self._file, self._size)  # no half of a line stays
+            os.ftruncate(self._file, self._size)  # drops the incomplete line
             raise
         self._size, self._pending = self._size + done, b""
 
     def sync(self) -> None:
-        """To the disk itself. Raises OSError where it refuses."""
+        """Flush to the disk. Raises OSError where it refuses."""
         self.flush()
         os.fsync(self._file)
 
@@ -173,7 +173,7 @@ class JsonlAppender:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in a folder last: without it a rename may be lost with the power, though the files are not."""
+    """Flush the names in a folder to the disk: without it a power loss may undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,7 +184,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Bring what was written to the disk itself."""
+    """Flush the content of a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -195,7 +195,7 @@ def sha256(path: Path) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: null."""
+    """A value with NaN and Inf, which JSON lacks, replaced by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run was made with: packages, Python, machine, commit."""
+"""Versions that a result may depend on: packages, Python, machine, commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "deepspeed", "openrlhf", "peft", "datasets"
 
 
 def versions() -> dict[str, Any]:
-    """Everything a result may depend on outside the recipe."""
+    """Everything outside the recipe that a result may depend on."""
     packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

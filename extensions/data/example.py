@@ -22,7 +22,7 @@ class Example:
 
 
 def by_question(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples by question (`task.group_by`), in order of first appearance; single ones where the task has no group."""
+    """The examples by question (`task.group_by`), in order of first appearance; single ones without groups."""
     found: dict[tuple[Any, ...], list[Example]] = {}
     for example in examples:
         key = example.task.group_of(example.kept) or (example.index,)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from extensions.common.files import readable, write_json
+from extensions.common.files import apply_umask, write_json
 
 
 @dataclass(frozen=True)
@@ -111,4 +111,4 @@ def leave(
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / f"rank-{rank}.safetensors")
     if weights is not None:
         save_file(dict(weights), folder / "weights.safetensors")
-    readable(folder)
+    apply_umask(folder)

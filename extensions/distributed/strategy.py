@@ -192,8 +192,8 @@ class Strategy(DeepspeedStrategy):
         losses do with `dp_size`: DeepSpeed averages gradients over ranks.
 
         Raises:
-            NonFiniteError: on every rank, before the optimizer's step, if a gradient or what else the guard has noted of
-                the batch is not finite.
+            NonFiniteError: on every rank, before the optimizer's step, if a gradient or another watched tensor of the
+                batch is not finite.
         """
         self.nonfinite.watch("loss", loss)
         engine.set_gradient_accumulation_boundary(last)

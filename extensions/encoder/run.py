@@ -109,8 +109,8 @@ def load_jobs(recipe: Recipe, warn: Callable[[str], None]) -> tuple[list[Job], d
         if teacher is None or not _same_form(task, teacher.task):
             warn(
                 f"{task.display_name} is left out: it has no training rows, and encoders answer it by the model of "
-                f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields and "
-                "labels"
+                f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields "
+                "and labels"
             )
             continue
         part = RunData.of_task(settings, task, warn)
@@ -353,7 +353,7 @@ def run(recipe: Recipe) -> None:
     inputs = {"data": RunData(train=rows).fingerprint()}
     folder = RunFolder(recipe.run_dir, recipe, inputs, reporter.warn) if strategy.is_rank_0() else None
     if folder is not None and folder.set_aside is not None:
-        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+        reporter.info(f"an earlier run was moved to {folder.set_aside}")
     strategy.barrier()  # rank 0 has set up the folder
     with watchdog.watching(strategy.rank, recipe.deepspeed.timeout):
         EncoderRun(recipe, strategy, reporter, folder, source).go(jobs, splits)
@@ -371,7 +371,7 @@ class EncoderRun:
     def go(self, jobs: Sequence[Job], splits: dict[str, str]) -> None:
         for job in jobs:
             if (self.root / "tasks" / f"{job.task.name}.json").exists():
-                self.reporter.say(f"{job.task.display_name}: finished before")
+                self.reporter.info(f"{job.task.display_name}: finished before")
             else:
                 self.fine_tune(job)
         if self.folder is not None:
@@ -381,7 +381,7 @@ class EncoderRun:
         """Train on one task, keep the best epoch, answer its rows; `tasks/TASK.json` is written last."""
         name, recipe = job.task.name, self.recipe
         start = f" from the model of {job.start}" if job.start else ""
-        self.reporter.say(
+        self.reporter.info(
             f"{job.task.display_name}: {len(job.train)} training rows, {recipe.encoder.epochs} epochs{start}"
         )
         model = load_encoder(
@@ -522,9 +522,9 @@ class EncoderRun:
             },
         )
         folder.close()
-        self.reporter.say(f"{samples} samples in {step} steps, {seconds / 60:.1f} minutes of training")
+        self.reporter.info(f"{samples} samples in {step} steps, {seconds / 60:.1f} minutes of training")
         self.reporter.console.print(before_after_table(recipe.data.tasks, None, after, split))
-        self.reporter.say(f"models: {folder.root / 'models'}")
+        self.reporter.info(f"models: {folder.root / 'models'}")
 
 
 class Progress(TrainerCallback):
@@ -578,7 +578,7 @@ class Progress(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         value = 100 * kwargs["metrics"]["eval_score"]
-        self.reporter.say(
+        self.reporter.info(
             f"{self.title}, epoch {round(state.epoch or 0)} of {state.num_train_epochs}: validation {value:.1f}"
         )
 

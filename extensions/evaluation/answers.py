@@ -1,4 +1,4 @@
-"""One answer per row of a batch: sampled as in training, decoded greedily, or the most probable of the task's answers."""
+"""One answer per row of a batch: sampled as in training, decoded greedily, or the task's most probable answer."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Evaluator:
         batches = self._pending(examples, known)
         left = sum(len(batch) for rank in batches for batch in rank)
         done = f"; {len(examples) - left} are done already" if known else ""
-        self.reporter.say(f"evaluating {len(examples)} rows {title}{done}")
+        self.reporter.info(f"evaluating {len(examples)} rows {title}{done}")
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         found: list[Prediction] = []
         self.reporter.progress(0, left)
@@ -134,7 +134,7 @@ class Evaluator:
                 path.unlink()
 
     def _resume(self, stem: str) -> dict[tuple[str, int], Prediction]:
-        """The answers of interrupted evaluations, on every rank; merged into one file, since theirs may end mid-line."""
+        """Answers of interrupted evaluations, on every rank; merged into one file, since theirs may end mid-line."""
         parts = sorted(self.folder.glob(f"{stem}.part-*.jsonl"))
         own = [Prediction(**record) for path in parts for record in read_jsonl(path, skip_damaged=True)]
         known = {(p.task, p.index): p for rank in self.strategy.gather(own) for p in rank}

@@ -93,7 +93,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
 
 
 def groups_of(task: Task, predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """The predictions by question (`task.group_by`), in order of first appearance; single ones where there is no group."""
+    """The predictions by question (`task.group_by`), in order of first appearance; single ones without groups."""
     return [[predictions[i] for i in rows] for rows in _rows_of_units(task, predictions)]
 
 

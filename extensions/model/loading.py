@@ -28,7 +28,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.common.errors import UserError
-from extensions.common.files import readable, sha256
+from extensions.common.files import apply_umask, sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
 from extensions.model.hub import check_source
@@ -134,7 +134,7 @@ def model_folder(model: Model) -> Path | str:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
                 _write_out(folder, gguf, model.path, temporary)
-                readable(Path(temporary))
+                apply_umask(Path(temporary))
                 with suppress(OSError):  # another process was faster
                     Path(temporary).rename(target)
                 Path(temporary).mkdir(exist_ok=True)

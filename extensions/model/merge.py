@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.common.errors import UserError
-from extensions.common.files import readable, sync_file, sync_folder
+from extensions.common.files import apply_umask, sync_file, sync_folder
 from extensions.model.adapters import adapter_config, load_adapter
 from extensions.model.loading import load_base, load_config, load_tokenizer, resolve_model
 from extensions.model.precision import computing_in_float32
@@ -114,7 +114,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             written = Path(temporary) / goal.name  # with the permissions of any folder
             written.mkdir()
             yield written
-            readable(written)
+            apply_umask(written)
             for path in written.rglob("*"):
                 if path.is_file():
                     sync_file(path)

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from extensions.common.files import readable
+from extensions.common.files import apply_umask
 from extensions.distributed.openrlhf import alibi_positions
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
 from extensions.prefix.attention import Attend, PackAttention, masks_as_functions, tree_masks
@@ -331,7 +331,7 @@ class Policy(nn.Module):
         save_file(head, folder / "value_head.safetensors")
         if self.has_critic_adapter:
             self._save(folder, state, "critic")
-        readable(folder)
+        apply_umask(folder)
 
     def _save(self, folder: Path, state: dict[str, Tensor], adapter: str) -> None:
         self.lm.save_pretrained(
@@ -340,4 +340,4 @@ class Policy(nn.Module):
             state_dict={name.removeprefix("lm."): tensor for name, tensor in state.items()},
             save_embedding_layers=False,  # "auto" would ask the hub
         )
-        readable(folder)
+        apply_umask(folder)

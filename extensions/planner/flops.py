@@ -159,7 +159,7 @@ class Work:
 
 
 def packs(batches: Sequence[Batch], size: int) -> list[list[Batch]]:
-    """The rows in packs of at most `size`, those of a task together, as `extensions.prefix.tree.micro_batches` cuts them.
+    """The rows in packs of at most `size`, one task per pack, as `extensions.prefix.tree.micro_batches` cuts them.
 
     Args:
         batches: one for each task in the batch.

@@ -3,8 +3,8 @@
 Shapes: B samples, T response tokens (the longest of the batch), N response tokens of all samples, V vocabulary.
 Masks are 1 at response tokens and 0 at padding; what stands at padding never changes a result.
 
-The clipped policy and value losses, the token rewards and the KL estimate are OpenRLHF's (`extensions.distributed.openrlhf`); here
-is what it does not offer as functions.
+The clipped policy and value losses, the token rewards and the KL estimate are OpenRLHF's
+(`extensions.distributed.openrlhf`); here is what it does not offer as functions.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class AgentExecutor(AgentExecutorBase):
     ) -> dict[str, Any]:
         """
         Args:
-            label: the request as JSON (`extensions.ray_backend.trainer.RolloutRequest`): token ids of the prompt, which its text
-                alone does not fix; budget, seed; and the label that the reward gets, or null for no reward.
+            label: the request as JSON (`extensions.ray_backend.trainer.RolloutRequest`): token ids of the prompt,
+                which its text alone does not fix; budget, seed; and the label for the reward, or null for no reward.
             llm_engine: `extensions.ray_backend.workers.RolloutWorker`.
         """
         ask = json.loads(label)

@@ -68,9 +68,9 @@ def run(recipe: Recipe) -> None:
     options = arguments(recipe, shape)
     openrlhf.parse(options)  # its own checks
     folder = open_folder(recipe, reward, data, reporter)
-    reporter.say(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
+    reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
     for one in differences(recipe):
-        reporter.say(f"- {one}")
+        reporter.info(f"- {one}")
 
     import ray
 

@@ -1,7 +1,8 @@
 """The run on Ray: OpenRLHF's PPO step over its groups, inside the run that the DeepSpeed loop has too.
 
 `RayTrainer` is OpenRLHF's `BasePPOTrainer` (as its own `PPOTrainer` is) and runs in the driver's process. What is
-around a step (data order, validations, early stop, checkpoints, records, adapter, card) is `extensions.runs.training_run.TrainingRun`.
+around a step (data order, validations, early stop, checkpoints, records, adapter, card) is
+`extensions.runs.training_run.TrainingRun`.
 
 A step: the agent's responses from all engines -> logprobs, reference, values by the groups -> advantages -> updates of
 actor and critic -> the adapter to the engines, and the probe.
@@ -39,7 +40,7 @@ from extensions.rollout.vllm import Adapter, Probe, Sync, request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.ppo import batch_metrics, debug_record, rollout_record, training_request
+from extensions.training.ppo import batch_metrics, debug_record, rollout_record, summary_line, training_request
 from extensions.training.trainer import Clock
 
 # After `extensions`, which lets it be imported without flash-attn.
@@ -325,6 +326,9 @@ class RayTrainer(BasePPOTrainer):
         }
         return {"step": step + 1, "samples": (step + 1) * self.order.batch_size} | metrics, records
 
+    def summary_line(self, metrics: dict[str, Any]) -> str:
+        return summary_line(metrics)
+
     def sample(self, step: int) -> list[Any]:
         """OpenRLHF's experiences of one sample each, in batch order."""
         low, high = self.recipe.rollout.min_new_tokens, self.recipe.rollout.max_new_tokens
@@ -417,7 +421,7 @@ class RayTrainer(BasePPOTrainer):
 
 
 def tensors_of(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """What is known of each response, (B, T) from its first token on: as `extensions.training.ppo.Experience` has it."""
+    """What is known of each response, (B, T) from its first token on, as in `extensions.training.ppo.Experience`."""
     width = max(lengths)
     named = {
         "logprobs": "action_log_probs",

@@ -21,7 +21,7 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
         errors.append("deepspeed.offload: true needs deepspeed.zero_stage: 1, 2 or 3; at stage 0 nothing is offloaded")
     if rollout.min_new_tokens > rollout.max_new_tokens:
         errors.append(
-            f"rollout.response_budget: {rollout.response_budget}: the low end comes first, and is not above the high end"
+            f"rollout.response_budget: {rollout.response_budget}: the low end comes first and is at most the high end"
         )
     if ppo.mini_batch_size is not None and ppo.batch_size % ppo.mini_batch_size:
         errors.append(f"ppo.mini_batch_size: {ppo.mini_batch_size} does not divide ppo.batch_size: {ppo.batch_size}")
@@ -32,8 +32,8 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
     if rollout.backend == "vllm" and recipe.backend == "deepspeed":
         if ppo.old_logprobs == "sampled":
             errors.append(
-                "ppo.old_logprobs: sampled does not go with rollout.backend: vllm, whose logprobs are rounded otherwise "
-                "than the trainer's and which knows no values; use auto"
+                "ppo.old_logprobs: sampled does not go with rollout.backend: vllm, whose logprobs are rounded "
+                "otherwise than the trainer's and which knows no values; use auto"
             )
         if recipe.vllm.tensor_parallel_size > 1:
             errors.append(

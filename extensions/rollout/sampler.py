@@ -62,8 +62,8 @@ class Sampler:
 
     Args:
         micro_batch_size: rows of one packed forward over the prompts.
-        fixed_decode_steps: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in each
-            forward, so all ranks must do as many; what a row gets beyond its own end is dropped. None: rows leave.
+        fixed_decode_steps: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in
+            each forward, so all ranks must do as many; what a row gets beyond its own end is dropped. None: rows leave.
     """
 
     def __init__(

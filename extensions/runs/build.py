@@ -70,7 +70,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if strategy.is_rank_0():
         folder = open_folder(recipe, reward, data, reporter)
     strategy.barrier()  # the folder is there
-    reporter.say(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
+    reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
     policy = load_policy(
         recipe.model,
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     sync = None
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        sync = LocalSync(recipe, policy, strategy, probed, reporter.say)
+        sync = LocalSync(recipe, policy, strategy, probed, reporter.info)
     sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps, sync)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
@@ -123,7 +123,7 @@ def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
 
 def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
     """Say how the model is computed, and leave what was measured in the run folder."""
-    reporter.say(str(proof))
+    reporter.info(str(proof))
     if folder is not None:
         write_json(folder.root / "model.json", proof.as_json())
 
@@ -219,5 +219,5 @@ def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporte
     """The run folder; by one process."""
     folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
     if folder.set_aside is not None:
-        reporter.say(f"an earlier run was moved to {folder.set_aside}")
+        reporter.info(f"an earlier run was moved to {folder.set_aside}")
     return folder

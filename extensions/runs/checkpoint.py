@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from extensions.common.errors import UserError
-from extensions.common.files import read_json, readable, sha256, sync_file, sync_folder, write_json
+from extensions.common.files import apply_umask, read_json, sha256, sync_file, sync_folder, write_json
 from extensions.distributed.openrlhf import CHECKPOINT_GLOBALS, TorchCheckpointEngine, deepspeed
 from extensions.distributed.strategy import Strategy
 
@@ -79,7 +79,7 @@ class CheckpointFiles(TorchCheckpointEngine):
 
         def attempt() -> None:
             do(path)
-            readable(path)
+            apply_umask(path)
             sync_file(path)
             self.written.append(path)
 

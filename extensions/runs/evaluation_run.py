@@ -69,6 +69,6 @@ class EvaluationRun(Run):
         self.evaluator.remove_parts()
         if self.folder is not None:
             self.folder.close()
-            self.reporter.say(f"{time.monotonic() - start:.0f} seconds")
+            self.reporter.info(f"{time.monotonic() - start:.0f} seconds")
             self.print_table()
-            self.reporter.say(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")
+            self.reporter.info(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")

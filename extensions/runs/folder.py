@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from extensions.common.errors import UserError
-from extensions.common.files import JsonlAppender, keep_lines, read_json, write_json, write_text
+from extensions.common.files import JsonlAppender, filter_jsonl, read_json, write_json, write_text
 from extensions.common.versions import versions
 from extensions.recipe import MAY_CHANGE, Recipe, dump_recipe
 from extensions.runs.checkpoint import folders, recover
@@ -179,7 +179,7 @@ class RunFolder:
                     return True
                 return False
 
-            keep_lines(self.root / name, wanted)
+            filter_jsonl(self.root / name, wanted)
             if name == "metrics.jsonl" and steps != list(range(1, step + 1)):
                 self._warn(f"{self.root / name} was changed: it has {len(steps)} of {step} steps before the checkpoint")
 

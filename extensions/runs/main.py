@@ -86,7 +86,8 @@ def main(
         set_by_script: overrides that it makes.
 
     Returns the exit status: 0 finished, or stopped as told; 1 crashed; 2 the user's to put right; 3 the disk is full;
-    4 numbers that are none; 6 the rollout engine has other weights. (5, from `extensions.distributed.watchdog`: a rank hangs.)
+    4 numbers that are none; 6 the rollout engine has other weights.
+    (5, from `extensions.distributed.watchdog`: a rank hangs.)
     """
     with signals.caught():  # to the last word: the launcher gives the other ranks SIGTERM as soon as one has failed
         status = _main(arguments, method, do, script or method, set_by_script)

@@ -1,7 +1,7 @@
 """A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
 
-The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the evaluator's
-(`extensions.evaluation.evaluator`); here is everything around them.
+The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the
+evaluator's (`extensions.evaluation.evaluator`); here is everything around them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class TrainingRun(Run):
         self.train()
         if self.best_state is not None:
             self.trainer.load_weights(self.best_state)
-            self.reporter.say(f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}")
+            self.reporter.info(
+                f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}"
+            )
         self.save_adapter()
         # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
         resumable = self.saved == (self.step, self.validated)
@@ -150,7 +152,7 @@ class TrainingRun(Run):
         self.folder.metrics(metrics)
         kept = records[: self.recipe.logging.rollout_samples]
         self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
-        self.reporter.step(metrics)
+        self.reporter.step(metrics["step"], self.trainer.summary_line(metrics))
         for warning in self.watch.step(metrics, records):
             self.reporter.warn(warning)
 
@@ -165,7 +167,7 @@ class TrainingRun(Run):
         else:
             self.best["since"] += 1
         self.validated = self.step
-        self.reporter.say(
+        self.reporter.info(
             f"validation {100 * metric:.1f}"
             + (" (best so far)" if better else f" (best {100 * self.best['metric']:.1f} at step {self.best['step']})")
         )
@@ -314,7 +316,7 @@ class TrainingRun(Run):
             self.folder.cut_back(self.step, self.validated)
             if "before" in self.scores:
                 self.write_scores()
-        self.reporter.say(f"resuming after step {self.step} from {checkpoint.folder}")
+        self.reporter.info(f"resuming after step {self.step} from {checkpoint.folder}")
 
     # ------------------------------------------------------------------------------------------------- the end
 
@@ -358,11 +360,11 @@ class TrainingRun(Run):
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
         self.folder.close()
-        self.reporter.say(
+        self.reporter.info(
             f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
         )
         self.print_table()
-        self.reporter.say(
+        self.reporter.info(
             f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}\n"
             f"new rows:     nlu predict {root} new.csv --out answers.csv"
         )

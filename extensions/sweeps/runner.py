@@ -153,7 +153,7 @@ def run(sweep: Sweep, launcher: Sequence[str]) -> int:
             for number, cell in enumerate(sweep.cells):
                 head = f"[{number + 1}/{len(sweep.cells)}] {cell.title}:"
                 if is_finished(cell.folder):
-                    reporter.say(f"{head} finished already, validation {_percent(outcome(cell).validation)}")
+                    reporter.info(f"{head} finished already, validation {_percent(outcome(cell).validation)}")
                     continue
                 _run_cell(number, head, launcher, records, reporter)
     except KeyboardInterrupt:
@@ -168,12 +168,12 @@ def _run_cell(number: int, head: str, launcher: Sequence[str], records: Records,
     sweep = records.sweep
     cell = sweep.cells[number]
     log = sweep.log(cell)
-    reporter.say(f"{head} started, log {log}")
+    reporter.info(f"{head} started, log {log}")
     start = time.monotonic()
     status = _execute(sweep.command(cell, [*launcher, *_port(launcher)]), log)
     seconds = f"{time.monotonic() - start:.0f} s"
     if status == 0 and is_finished(cell.folder):
-        reporter.say(f"{head} finished in {seconds}, validation {_percent(outcome(cell).validation)}")
+        reporter.info(f"{head} finished in {seconds}, validation {_percent(outcome(cell).validation)}")
     else:
         records.failed[number] = status
         tail = "".join(f"\n    {line}" for line in _tail(log))
@@ -204,9 +204,9 @@ def _conclude(records: Records, reporter: Reporter) -> None:
         cell = sweep.cells[number]
         reporter.warn(f"{cell.title}: {_failure(status)}; log {sweep.log(cell)}")
     if records.failed:
-        reporter.say("the same command runs what is left once more")
+        reporter.info("the same command runs what is left once more")
     if best:
-        reporter.say(f"next: {shlex.join(['nlu', 'report', str(sweep.out)])}")
+        reporter.info(f"next: {shlex.join(['nlu', 'report', str(sweep.out)])}")
     for suite in SUITES:
         answered = [
             str(cell.folder)
@@ -215,13 +215,13 @@ def _conclude(records: Records, reporter: Reporter) -> None:
             and any(task.suite == suite for task in cell.recipe.data.tasks)
         ]
         if answered:
-            reporter.say(f"      {shlex.join(['nlu', 'submit', *answered, '--suite', suite])}")
+            reporter.info(f"      {shlex.join(['nlu', 'submit', *answered, '--suite', suite])}")
     for cell in best if sweep.method in ("ppo", "sft") else []:
         if not cell.recipe.evaluation.predict_test and any(has_split(t, "test") for t in cell.recipe.data.tasks):
             command = ["deepspeed", str(script("eval")), str(sweep.path), *cell.arguments]
             command = [word for word in command if not word.startswith(("output_dir=", "evaluation.predict_test="))]
             answers = [f"model.adapter={cell.folder / 'adapter'}", "evaluation.predict_test=true"]
-            reporter.say(f"      {shlex.join([*command, *answers])}")
+            reporter.info(f"      {shlex.join([*command, *answers])}")
 
 
 def _warn_of_others(sweep: Sweep, reporter: Reporter) -> None:

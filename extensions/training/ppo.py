@@ -158,6 +158,9 @@ class PpoTrainer(LocalPolicyMixin):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
 
+    def summary_line(self, metrics: dict[str, Any]) -> str:
+        return summary_line(metrics)
+
     # ------------------------------------------------------------------------------------------- 1 sample
 
     def sample(self, batch: Sequence[Example], step: int) -> Experience:
@@ -449,6 +452,17 @@ def training_request(ids: Sequence[int], seed: int, step: int, row: int, low: in
     """What a row of a batch asks for: its budget, uniform in [low, high] (section 5.1), and its random numbers."""
     draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
     return GenerationRequest(ids, low + int(draw * (high - low + 1)), uniforms)
+
+
+def summary_line(metrics: dict[str, Any]) -> str:
+    """Reward, accuracy, format errors, KL, answer shares and throughput of one iteration."""
+    shares_of_answers = " ".join(f"{name} {share:.0%}" for name, share in metrics["predicted_shares"].items())
+    kl = "-" if metrics["kl"] is None else f"{metrics['kl']:.2f}"
+    accuracy = "" if metrics["accuracy"] is None else f"acc {metrics['accuracy']:.2f}  "
+    return (
+        f"reward {metrics['reward_mean']:+.2f}  {accuracy}wrong format {metrics['format_error_rate']:.0%}  "
+        f"kl {kl}  {shares_of_answers}  {metrics['samples_per_s']:.1f} samples/s"
+    )
 
 
 def rollout_record(

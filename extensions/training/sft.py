@@ -70,6 +70,13 @@ class SftTrainer(LocalPolicyMixin):
             sums = self.update(samples, step)
         return self.summarise(sums, step, clock), []
 
+    def summary_line(self, metrics: dict[str, Any]) -> str:
+        """Losses in nats per token, and throughput."""
+        return (
+            f"loss {metrics['loss']:.3f}  of the answer {metrics['answer_loss']:.3f}  "
+            f"{metrics['samples_per_s']:.1f} samples/s"
+        )
+
     def encode(self, example: Example) -> Sample:
         """Prompt and gold answer as the model should write it, up to the closing tag."""
         assert example.label is not None, "training examples are labelled"

@@ -26,6 +26,9 @@ class Trainer(Protocol):
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One iteration: its metrics, and a record for each sample where there are responses; same on all ranks."""
 
+    def summary_line(self, metrics: dict[str, Any]) -> str:
+        """The metrics of one iteration in one line for the console."""
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the engine's state; JSON."""
 

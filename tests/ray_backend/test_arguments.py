@@ -28,7 +28,7 @@ from extensions.recipe import all_keys, load_recipe
 
 PPO_RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "bert"]
 
-# sha256 of the sources that `extensions.ray_backend` replaces parts of, or relies on: OpenRLHF 0.11.2. When one changes,
+# sha256 of the sources that `extensions.ray_backend` replaces or relies on: OpenRLHF 0.11.2. When one changes,
 # read the change, run `bash launch/test_ray.sh`, and only then put the new sum here.
 RELIED_ON = {
     "cli/train_ppo_ray.py": "a57da6a94a193645c653c39a19808d7a408ed3302b076c637778770d268096ab",

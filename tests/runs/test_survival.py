@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from extensions.cli.main import app
 from extensions.common import files
 from extensions.common.errors import UserError
-from extensions.common.files import JsonlAppender, keep_lines, read_json, read_jsonl, write_json, write_text
+from extensions.common.files import JsonlAppender, filter_jsonl, read_json, read_jsonl, write_json, write_text
 from extensions.distributed import signals, watchdog
 from extensions.model.policy import Policy
 from extensions.recipe import load_recipe
@@ -116,7 +116,7 @@ def test_damaged_lines_are_named_or_dropped(tmp_path):
     with pytest.raises(UserError, match="line 2: damaged"):
         read_jsonl(path)
     assert [r["step"] for r in read_jsonl(path, skip_damaged=True)] == [1, 2, 4]
-    keep_lines(path, lambda record: record["step"] < 4)
+    filter_jsonl(path, lambda record: record["step"] < 4)
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
     (tmp_path / "y.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"y\.json: damaged"):
