@@ -116,8 +116,8 @@ def check_finite(logprobs: Tensor, where: str) -> None:
     """Raises UserError, naming `where`, if a log-probability is NaN or infinite."""
     if not bool(torch.isfinite(logprobs).all()):
         raise UserError(
-            f"{where}: the model's logits are NaN or infinite, so its answers are meaningless. Weights are damaged, the "
-            "adapter has diverged, or the dtype overflows: try model.dtype=float32"
+            f"{where}: the model's logits are NaN or infinite, so its answers are meaningless. The weights are "
+            "damaged, the adapter has diverged, or the dtype overflows: try model.dtype=float32"
         )
 
 
