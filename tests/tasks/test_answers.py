@@ -29,7 +29,7 @@ from extensions.prompts import CLOSE, answer_format, is_label, pack_label, parse
 from extensions.recipe import dump_recipe, load_recipe
 from extensions.reporting.model_card import before_after_table
 from extensions.reporting.tables import interval_text, metric_text
-from extensions.rollout.rewards import trial_answers
+from extensions.rollout.reward_check import trial_answers
 from extensions.runs.health import CollapseWatch
 from extensions.tasks import TASKS, Task
 from extensions.training.ppo import batch_metrics
