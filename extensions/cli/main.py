@@ -178,14 +178,10 @@ def _encoder(recipe: Any) -> Any:
     """
     if recipe.method == "encoder":
         raise UserError("this recipe is for launch/encoder.sh, and encoders get no prompts; name a recipe of an LLM")
-    from extensions.data.splits import load_demonstrations
-    from extensions.model.loading import load_config, load_tokenizer, prompt_limit
-    from extensions.prompts import PromptEncoder
+    from extensions.model.loading import load_config
+    from extensions.model.prompt_encoder import load_recipe_encoder
 
-    shots, limit = recipe.prompt.shots, prompt_limit(recipe, load_config(recipe.model))
-    shown = {task.name: load_demonstrations(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
-    prompt, tokenizer = recipe.prompt, load_tokenizer(recipe.model)
-    return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
+    return load_recipe_encoder(recipe, load_config(recipe.model), recipe.data.tasks, _warn)
 
 
 def _escaped(text: str) -> str:

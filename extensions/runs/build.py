@@ -23,7 +23,8 @@ from extensions.distributed.strategy import Strategy
 from extensions.evaluation import likelihood
 from extensions.evaluation.predict import Evaluator
 from extensions.model.adapters import adapter_hash
-from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
+from extensions.model.loading import load_config, load_policy, load_tokenizer
+from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
@@ -94,7 +95,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     record_proof(policy.proof, folder, reporter)
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
-        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
+        groups = policy.parameter_groups(recipe.trained_with.value_lr)
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -203,10 +205,7 @@ def make_encoder(
     Raises:
         UserError: a prompt cannot fit, or the tokenizer cannot write an answer.
     """
-    prompt = recipe.prompt
-    limit = prompt_limit(recipe, config)
-    shown = data.demonstrations
-    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, shown, prompt.template_options)
+    encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
         encoder.check_answers(task)
     for example in (*data.train, *data.table, *data.validation, *data.test):

@@ -63,7 +63,7 @@ def test_a_critics_values_and_that_its_head_is_trained(tiny_model):
             wanted = policy.value_head(states[len(prompt) - 1 : -1])
             torch.testing.assert_close(values[i][action[i].bool()], wanted, atol=1e-5, rtol=0)
     values.sum().backward()
-    trained = critic.trainable
+    trained = critic.policy.trainable
     assert {name.split(".")[0] for name in trained} == {"lm", "value_head"}
     assert not any(".default." in name for name in trained)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for name, p in trained.items() if "value_head" in name)
@@ -73,7 +73,7 @@ def test_a_critic_is_wrapped_like_a_policy(tiny_model):
     critic = PackedCritic(make_policy(tiny_model("llama"), critic="adapter"))
     strategy = Strategy(0, DeepSpeed(), 1.0)
     strategy.setup_distributed()
-    engine = strategy.wrap(critic, Optimizer(name="adamw"), Schedule(), 2)
+    engine = strategy.wrap(critic, critic.policy.parameter_groups(), Optimizer(name="adamw"), Schedule(), 2)
     assert engine.module is critic
 
 
