@@ -89,7 +89,7 @@ def vllm_arguments(recipe: Recipe, on_cpu: bool, lora_rank: int) -> dict[str, An
         "disable_log_stats": True,
     }
     if on_cpu:
-        # A seeded request whose prompt is chunked crashes a CPU engine ("CPU Generator does not use offset", vLLM 0.29).
+        # A seeded request with a chunked prompt crashes a CPU engine ("CPU Generator does not use offset", vLLM 0.29).
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(context, MIN_BATCHED_TOKENS)}
     return arguments
 
@@ -139,7 +139,7 @@ def prompt_logprobs(output: Any, count: int) -> list[float]:
 
 
 class LoraSlot:
-    """The adapter that a vLLM engine serves: its newest version alone, as a LoRA request and a folder with its files."""
+    """The adapter that a vLLM engine serves: its newest version, as a LoRA request and a folder of files."""
 
     def __init__(self) -> None:
         self.version = 0

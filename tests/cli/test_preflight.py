@@ -1,4 +1,4 @@
-"""What `nlu validate` and the start of a run find before a model is loaded: models that do not exist, all problems at once."""
+"""What `nlu validate` and the start of a run find before a model is loaded, all at once."""
 
 import json
 import socket
