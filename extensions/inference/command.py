@@ -25,7 +25,7 @@ from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
 from extensions.inference.predictor import Answer, Predictor
 from extensions.inference.tables import STDIN, InputTable, output_format, read_table, render, write_table
-from extensions.reporting.model_card import before_after_table
+from extensions.reporting.scores import before_after_table
 from extensions.tasks import Task, is_blank
 
 

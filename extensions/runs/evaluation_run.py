@@ -13,7 +13,7 @@ from extensions.distributed.strategy import Strategy
 from extensions.evaluation.metrics import score_all
 from extensions.evaluation.predict import Evaluator
 from extensions.recipe import Recipe
-from extensions.reporting.model_card import before_after_table
+from extensions.reporting.scores import before_after_table
 from extensions.runs.folder import RunFolder
 
 AFTER = "predictions_after.jsonl"
