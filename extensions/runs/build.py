@@ -111,9 +111,10 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
-        budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
         sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps)
-        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
+        trainer = PpoTrainer(
+            policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
+        )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 

@@ -26,7 +26,8 @@ from extensions.distributed.strategy import Strategy, load_trainable_state
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
 from extensions.recipe import Recipe, load_recipe
-from extensions.training.ppo import EXPERIENCE_TENSORS, PpoTrainer
+from extensions.training.experience import EXPERIENCE_TENSORS
+from extensions.training.ppo import PpoTrainer
 from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
 
@@ -99,9 +100,7 @@ def _trainer(recipe: Recipe, policy: Policy, strategy: Strategy) -> Trainer:
     sampler: Any = SimpleNamespace(exact=True)
     if recipe.method == "sft":
         return SftTrainer(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
-    return PpoTrainer(
-        policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, unused, recipe.seed
-    )
+    return PpoTrainer(policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, recipe.seed)
 
 
 def _not_finite(tensors: dict[str, Tensor], slot: int) -> list[str]:

@@ -31,7 +31,7 @@ from extensions.reporting.scores import before_after_table, interval_text, metri
 from extensions.rollout.reward_check import trial_answers
 from extensions.runs.health import CollapseWatch
 from extensions.tasks import TASKS, Task
-from extensions.training.ppo import batch_metrics
+from extensions.training.records import batch_metrics
 from reward_fns.nlu import reward, reward_func
 
 
