@@ -27,7 +27,7 @@ from extensions.data import BatchOrder, Example
 from extensions.distributed import watchdog
 from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.openrlhf import compute_reward
-from extensions.evaluation.predict import Evaluator
+from extensions.evaluation.evaluator import Evaluator
 from extensions.model.proof import Proof
 from extensions.prefix.tree import Sample
 from extensions.prompts import PromptEncoder, parse_answer
@@ -487,7 +487,7 @@ def evaluator(
     strategy: RayStrategy,
     reporter: Any,
     trainer: RayTrainer,
-    seen: Mapping[str, Sequence[str]],
+    label_sets: Mapping[str, Sequence[str]],
 ) -> Evaluator:
     sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
-    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, seen)
+    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, label_sets)
