@@ -15,6 +15,7 @@ from extensions.common.console import Reporter
 from extensions.common.errors import ProcessGone, UserError
 from extensions.data.splits import RunData
 from extensions.distributed import signals
+from extensions.evaluation.likelihood import label_sets_of
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster, openrlhf
@@ -29,7 +30,6 @@ from extensions.runs.build import (
     num_updates,
     open_folder,
     record_proof,
-    seen_sets,
 )
 
 FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above
@@ -101,7 +101,7 @@ def run(recipe: Recipe) -> None:
             parts = (padded, encoder, reward, order, probe, probed)
             record_proof(groups.proof(), folder, reporter)
             trainer = own.RayTrainer(recipe, strategy, groups, critic, reference, *parts)
-            evaluator = own.evaluator(recipe, strategy, reporter, trainer, seen_sets(data))
+            evaluator = own.evaluator(recipe, strategy, reporter, trainer, label_sets_of(data.train))
             own.RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
 
         return SimpleNamespace(fit=fit, get_max_steps=lambda: updates)

@@ -27,11 +27,10 @@ from extensions.data import BatchOrder, Example
 from extensions.distributed import watchdog
 from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.openrlhf import compute_reward
-from extensions.evaluation.predict import Evaluator
+from extensions.evaluation.evaluator import Evaluator
 from extensions.model.proof import Proof
-from extensions.prefix.logprobs import pad_rows
 from extensions.prefix.tree import Sample
-from extensions.prompts import PromptEncoder
+from extensions.prompts import PromptEncoder, parse_answer
 from extensions.ray_backend.models import RayStrategy
 from extensions.recipe import Recipe
 from extensions.rollout.rewards import Reward
@@ -40,7 +39,9 @@ from extensions.rollout.vllm import Adapter, Probe, Sync, request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.ppo import batch_metrics, debug_record, rollout_record, summary_line, training_request
+from extensions.training.experience import TokenIndex
+from extensions.training.ppo import generation_request
+from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock
 
 # After `extensions`, which lets it be imported without flash-attn.
@@ -231,7 +232,7 @@ def check_finite(experiences: Sequence[Any]) -> None:
     problems, first = [], 0
     for e in experiences:
         named = {"scores": e.rewards, "logprobs": e.action_log_probs, "values": e.values, "kl": e.kl}
-        named |= {"advantages": e.advantages, "targets": e.returns}
+        named |= {"advantages": e.advantages, "returns": e.returns}
         for name, tensor in named.items():
             bad = [first + row for row, values in enumerate(tensor) if not bool(torch.isfinite(values).all())]
             if bad:
@@ -331,11 +332,10 @@ class RayTrainer(BasePPOTrainer):
 
     def sample(self, step: int) -> list[Any]:
         """OpenRLHF's experiences of one sample each, in batch order."""
-        low, high = self.recipe.rollout.min_new_tokens, self.recipe.rollout.max_new_tokens
         encoded = [self.encoder.encode(example.task, example.fields) for example in self.batch]
         self.prompts, self.asks = [text for _, text in encoded], []
         for row, (example, (ids, _)) in enumerate(zip(self.batch, encoded, strict=True)):
-            request = training_request(ids, self.recipe.seed, step, row, low, high)
+            request = generation_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
             self.asks.append(
                 RolloutRequest(ids, request.budget, request_seed(request), False, self.reward.label(example))
             )
@@ -394,7 +394,8 @@ class RayTrainer(BasePPOTrainer):
         for slot, (example, response) in enumerate(zip(self.batch, self.responses, strict=True)):
             tokens = len(self.response_ids(slot))
             reward, text = response["reward"], response["text"]
-            found.append(rollout_record(example, self.prompts[slot], text, reward, kl[slot], tokens))
+            answer = parse_answer(text, example.task)
+            found.append(rollout_record(example, self.prompts[slot], text, answer, reward, kl[slot], tokens))
         return found
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -421,20 +422,20 @@ class RayTrainer(BasePPOTrainer):
 
 
 def tensors_of(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """What is known of each response, (B, T) from its first token on, as in `extensions.training.ppo.Experience`."""
-    width = max(lengths)
+    """Tensors of each response, (B, T), as `extensions.training.experience.Experience.padded` gives them."""
+    index = TokenIndex(lengths)
     named = {
         "logprobs": "action_log_probs",
         "values": "values",
         "kl": "kl",
         "advantages": "advantages",
-        "targets": "returns",
+        "returns": "returns",
     }
     found = {"scores": torch.cat([e.rewards for e in experiences])}
     for name, field in named.items():
         flat = torch.cat([getattr(e, field)[e.action_mask.bool()] for e in experiences])
-        found[name] = pad_rows(flat, lengths, width)
-    found["mask"] = pad_rows(torch.ones(sum(lengths), dtype=torch.bool), lengths, width)
+        found[name] = index.pad(flat)
+    found["mask"] = index.mask
     return found
 
 
@@ -482,7 +483,7 @@ def evaluator(
     strategy: RayStrategy,
     reporter: Any,
     trainer: RayTrainer,
-    seen: Mapping[str, Sequence[str]],
+    label_sets: Mapping[str, Sequence[str]],
 ) -> Evaluator:
     sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
-    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, seen)
+    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, label_sets)

@@ -17,7 +17,7 @@ import reward_fns
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.distributed import watchdog
-from extensions.prompts import CLOSE, pack_label
+from extensions.prompts import CLOSE, pack_label, parse_answer
 from extensions.tasks import Task
 
 BUILT_IN = Path(next(iter(reward_fns.__path__)))
@@ -36,17 +36,32 @@ class Reward:
     function: Callable[..., Any]
     batched: bool  # OpenRLHF's contract
     packed_labels: bool
+    score: Callable[[str | float | None, str, Task], float] | None = None  # of a parsed answer; files of the project
 
     def label(self, example: Example) -> str:
         assert example.label is not None, "a reward needs labelled examples"
         return pack_label(example.task, example.label) if self.packed_labels else example.label
 
-    def __call__(self, texts: Sequence[str], prompts: Sequence[str], examples: Sequence[Example]) -> list[float]:
-        """One finite number for each response.
+    def __call__(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str],
+        examples: Sequence[Example],
+        answers: Sequence[str | float | None] | None = None,
+    ) -> list[float]:
+        """One finite number per response.
+
+        Args:
+            answers: parsed from the texts, where that was done before.
 
         Raises:
-            UserError: the function raised, or returned another type, length or a number that is not finite.
+            UserError: the function raised, or returned another type, another length or a non-finite number.
         """
+        if self.score is not None:
+            if answers is None:
+                answers = [parse_answer(text, example.task) for text, example in zip(texts, examples, strict=True)]
+            pairs = zip(answers, examples, strict=True)
+            return [float(self.score(answer, str(example.label), example.task)) for answer, example in pairs]
         return self.of_labels(texts, prompts, [self.label(example) for example in examples])
 
     def of_labels(self, texts: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> list[float]:
@@ -118,7 +133,7 @@ def load_reward(name: str) -> Reward:
         function = getattr(module, attribute, None)
         if callable(function):
             _check_signature(function, arguments, path)
-            return Reward(path, function, batched, packed_labels=own)
+            return Reward(path, function, batched, own, getattr(module, "score", None) if own else None)
     raise UserError(f"{path}: defines neither reward(text, label) nor reward_func(queries, prompts, labels)")
 
 

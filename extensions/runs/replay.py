@@ -20,7 +20,8 @@ from extensions.distributed.strategy import Strategy, load_trainable_state
 from extensions.model.loading import load_policy
 from extensions.recipe import Recipe, load_recipe
 from extensions.runs.failed_batch import WEIGHTS, SampleCheck, check_sample, read_parts
-from extensions.training.ppo import EXPERIENCE_TENSORS, PpoTrainer
+from extensions.training.experience import EXPERIENCE_TENSORS
+from extensions.training.ppo import PpoTrainer
 from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
 
@@ -87,9 +88,7 @@ def _trainer(recipe: Recipe) -> Trainer:
     if recipe.method == "sft":
         return SftTrainer(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
     sampler: Any = SimpleNamespace(exact=True)
-    return PpoTrainer(
-        policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, unused, recipe.seed
-    )
+    return PpoTrainer(policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, recipe.seed)
 
 
 def replay_table(samples: Sequence[Replayed]) -> Table:

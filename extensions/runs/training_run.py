@@ -1,7 +1,7 @@
 """A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
 
 The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the
-evaluator's (`extensions.evaluation.predict`); here is everything around them.
+evaluator's (`extensions.evaluation.evaluator`); here is everything around them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
+from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import mean_score, score_all
-from extensions.evaluation.predict import Evaluator
 from extensions.inference import handover
 from extensions.recipe import Recipe, load_recipe
 from extensions.reporting.model_card import model_card
@@ -85,7 +85,7 @@ class TrainingRun(Run):
         if self.recipe.evaluation.before and "before" not in self.scores:
             self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
-            self.evaluator.forget_parts()
+            self.evaluator.remove_parts()
         self.train()
         if self.best_state is not None:
             self.trainer.load_weights(self.best_state)
@@ -96,11 +96,11 @@ class TrainingRun(Run):
         # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
         resumable = self.saved == (self.step, self.validated)
         if self.iterated:
-            self.evaluator.forget_parts()
+            self.evaluator.remove_parts()
         self.evaluate("after", "after training, ", AFTER, resumable)
         self.answer_test(resumable)
         self.finish()
-        self.evaluator.forget_parts()
+        self.evaluator.remove_parts()
 
     def train(self) -> None:
         """Iterations, with a validation and a checkpoint where they are due. Told to stop, it ends between two."""
@@ -281,7 +281,9 @@ class TrainingRun(Run):
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
-            handover.write(temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.seen))
+            handover.write(
+                temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets)
+            )
             move_into(temporary, self.folder.root / "adapter")
 
     def finish(self) -> None:
@@ -305,9 +307,9 @@ class TrainingRun(Run):
         else:
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
-        encoder, seen = self.evaluator.encoder, self.evaluator.seen
+        encoder, label_sets = self.evaluator.encoder, self.evaluator.label_sets
         done = (self.samples, self.step, self.seconds)
-        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=seen)
+        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=label_sets)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
         self.folder.close()
