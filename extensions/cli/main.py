@@ -128,7 +128,8 @@ def preview(
     from extensions.prefix.tree import Sample, pack
     from extensions.prompts import CLOSE
     from extensions.recipe import load_recipe
-    from extensions.rollout.rewards import load_reward, trial_answers, written
+    from extensions.rollout.reward_check import trial_answers, trial_response
+    from extensions.rollout.rewards import load_reward
 
     with _user_errors():
         resolved = load_recipe(recipe, overrides or [])
@@ -163,7 +164,7 @@ def preview(
                 console.print(" ".join(map(repr, tokens)), markup=False)
                 table = Table("answer", "text", "reward")
                 for kind, answer in answers[k]:
-                    response = written(kind, answer)
+                    response = trial_response(kind, answer)
                     value = reward([response], [text], [example])[0]
                     table.add_row(kind, _escaped(repr(response)), f"{value:+.2f}")
                 console.print(table)

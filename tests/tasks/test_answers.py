@@ -28,7 +28,7 @@ from extensions.evaluation.metrics import Prediction, score
 from extensions.prompts import CLOSE, answer_format, is_label, pack_label, parse_answer, unpack_label
 from extensions.recipe import dump_recipe, load_recipe
 from extensions.reporting.scores import before_after_table, interval_text, metric_text
-from extensions.rollout.rewards import trial_answers
+from extensions.rollout.reward_check import trial_answers
 from extensions.runs.health import CollapseWatch
 from extensions.tasks import TASKS, Task
 from extensions.training.records import batch_metrics
