@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from extensions.common.files import read_jsonl
 from extensions.distributed.nonfinite import NonFiniteCheck
+from extensions.evaluation.answers import answer_batch, in_batches
 from extensions.model.loading import load_policy
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model
@@ -167,6 +168,14 @@ class PlainEngine:
 
     def sum(self, values):
         return values
+
+
+def predict(examples, encoder, sampler, batch_size, max_new_tokens, seed, decoding="sample"):
+    """One prediction per example of one task, in order, on one rank."""
+    batches = in_batches(examples, batch_size)
+    answered = [p for b in batches for p in answer_batch(b, encoder, sampler, max_new_tokens, seed, decoding)]
+    by_index = {prediction.index: prediction for prediction in answered}
+    return [by_index[example.index] for example in examples]
 
 
 def gradients(policy):

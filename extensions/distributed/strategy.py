@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import atexit
 import json
-import math
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from transformers.optimization import Adafactor, get_scheduler
 
 from extensions.common.errors import UserError
 from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, forget_shared_memory, load_op
+from extensions.distributed.optim import make_optimizer, make_scheduler
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
 # What the recipe decides and a user's own DeepSpeed JSON may therefore not.
@@ -38,15 +38,6 @@ OWNED_BY_RECIPE = (
     "gradient_accumulation_steps",
     "gradient_clipping",
 )
-
-
-class TrainedModule(Protocol):
-    """What DeepSpeed wraps: a module whose trained parameters are known by name, those of a value head first."""
-
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]: ...
-
-    def named_modules(self) -> Any: ...
 
 
 class Strategy(DeepspeedStrategy):
@@ -132,6 +123,15 @@ class Strategy(DeepspeedStrategy):
             dist.all_gather_object(items, item)
         return items
 
+    def gather_to_rank_0(self, item: Any) -> list[Any] | None:
+        """One picklable item per rank, in rank order, on rank 0; None on the others."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.world_size if self.is_rank_0() else None
+        with watchdog.waiting("an exchange between the ranks"):
+            dist.gather_object(item, items)
+        return items
+
     def barrier(self) -> None:
         if self.world_size > 1:
             with watchdog.waiting("a barrier"):
@@ -150,26 +150,39 @@ class Strategy(DeepspeedStrategy):
     # ------------------------------------------------------------------------------------------------ training
 
     def wrap(
-        self, policy: TrainedModule, optimizer: Optimizer, schedule: Schedule, num_updates: int
+        self,
+        module: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        optimizer: Optimizer,
+        schedule: Schedule,
+        num_updates: int,
     ) -> deepspeed.DeepSpeedEngine:
-        """DeepSpeed engine over the policy, with the recipe's optimizer and schedule over `num_updates` updates."""
-        convolution = next((name for name, m in policy.named_modules() if isinstance(m, nn.Conv1d)), None)
+        """A DeepSpeed engine around a module.
+
+        Args:
+            groups: the module's trained parameters, as groups of a torch optimizer.
+            num_updates: optimizer steps that the schedule spans.
+
+        Raises:
+            UserError: ZeRO 3 cannot shard the module.
+        """
+        convolution = next((name for name, m in module.named_modules() if isinstance(m, nn.Conv1d)), None)
         if self.stage == 3 and convolution is not None:
             # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
             raise UserError(
                 f"deepspeed.zero_stage: 3 cannot shard a model that has convolutions ({convolution}); set it to 2"
             )
         config = self.engine_config()
-        optim = make_optimizer(policy, optimizer, offload=self.settings.offload)
+        optim = make_optimizer(groups, optimizer, offload=self.settings.offload)
         scheduler = make_scheduler(optim, schedule, num_updates)
         engine, *_ = deepspeed.initialize(
-            model=policy,
+            model=module,
             optimizer=optim,
             lr_scheduler=scheduler,
             config=config,
             dist_init_required=False,
         )
-        self.nonfinite = NonFiniteCheck(policy.trainable)
+        self.nonfinite = NonFiniteCheck(trainable(module))
         return engine
 
     def engine_config(self) -> dict[str, Any]:
@@ -215,7 +228,7 @@ class Strategy(DeepspeedStrategy):
         """
         self.nonfinite.check(self.sum)
         if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
-            gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
+            gradients = [p.grad for p in trainable(engine.module).values() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def get_grad_norm(self, model: nn.Module) -> float:
@@ -223,61 +236,21 @@ class Strategy(DeepspeedStrategy):
         return self._grad_norm if self.stage == 0 else super().get_grad_norm(model)
 
 
-def make_optimizer(policy: TrainedModule, settings: Optimizer, offload: bool) -> torch.optim.Optimizer:
-    """Adafactor as section 5.1 of the paper has it (fixed learning rate, no parameter scaling), or AdamW."""
-    named = policy.trainable
-    adapters = [p for name, p in named.items() if not name.startswith("value_head.")]
-    head = [p for name, p in named.items() if name.startswith("value_head.")]
-    groups: list[dict[str, Any]] = [
-        {"params": adapters},
-    ]
-    if head:  # SFT has none
-        groups.append({"params": head, "lr": settings.lr if settings.value_lr is None else settings.value_lr})
-    if settings.name == "adafactor":
-        return Adafactor(
-            groups,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            scale_parameter=False,
-            relative_step=False,
-            warmup_init=False,
-        )
-    options: dict[str, Any] = {
-        "lr": settings.lr,
-        "betas": tuple(settings.betas),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-    if offload:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        load_op("CPUAdamBuilder")
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, **options)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_updates: int) -> Any:
-    """Warmup, then the recipe's shape (section 5.1: cosine down to a tenth), over `num_updates` optimizer steps."""
-    names = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    return get_scheduler(
-        names[settings.name],
-        optimizer,
-        num_warmup_steps=math.ceil(num_updates * settings.warmup_ratio),
-        num_training_steps=num_updates,
-        scheduler_specific_kwargs={"min_lr_rate": settings.min_lr_ratio} if settings.name == "cosine" else None,
-    )
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that is trained."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all trained parameters on CPU, whole even where ZeRO 3 shards them. Call it on every rank."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    named = trainable(module)
     with deepspeed.zero.GatheredParameters(_sharded(named)):
         return {name: p.detach().cpu().clone() for name, p in named.items()}
 
 
 def load_trainable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Put back what `trainable_state` copied. Call it on every rank; under ZeRO 3 rank 0's copy counts."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    named = trainable(module)
     sharded = _sharded(named)
     with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
         if not sharded or dist.get_rank() == 0:

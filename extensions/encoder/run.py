@@ -58,7 +58,7 @@ from extensions.distributed.strategy import Strategy
 from extensions.evaluation.metrics import Prediction, score, score_all
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.recipe import Model, Recipe
-from extensions.reporting.model_card import before_after_table
+from extensions.reporting.scores import before_after_table
 from extensions.runs.folder import RunFolder
 from extensions.tasks import Task
 

@@ -115,6 +115,19 @@ class Policy(nn.Module):
         """Name -> parameter of everything that is trained: LoRA matrices, and the value head if there is one."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def parameter_groups(self, value_lr: float | None = None) -> list[dict[str, Any]]:
+        """The trained parameters as groups of a torch optimizer: the adapters, and the value head if there is one.
+
+        Args:
+            value_lr: learning rate of the value head; None: that of the adapters.
+        """
+        head = [p for name, p in self.trainable.items() if name.startswith("value_head.")]
+        adapters = [p for name, p in self.trainable.items() if not name.startswith("value_head.")]
+        groups: list[dict[str, Any]] = [{"params": adapters}]
+        if head:
+            groups.append({"params": head} | ({} if value_lr is None else {"lr": value_lr}))
+        return groups
+
     def train(self, mode: bool = True) -> Policy:
         """Training mode is for the adapters' dropout and for gradient checkpointing alone: the base is frozen.
 

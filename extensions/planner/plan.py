@@ -35,9 +35,9 @@ from extensions.data import (
     rows_of_epoch,
     subsample_evenly,
 )
-from extensions.data.splits import load_demonstrations
-from extensions.model.loading import attention_of, load_config, load_tokenizer, prompt_limit
+from extensions.model.loading import attention_of, load_config
 from extensions.model.policy import LOGITS_AT_ONCE
+from extensions.model.prompt_encoder import load_recipe_encoder
 from extensions.planner.flops import (
     Batch,
     ModelShape,
@@ -262,7 +262,7 @@ def token_statistics(
         one = found[tasks[0].name]
         source = f"{one.prefix} + {one.suffixes[0]} prompt tokens {of}; rows of the official training sets"
     else:
-        encoder = _encoder(recipe, config, tasks, warn)
+        encoder = load_recipe_encoder(recipe, config, tasks, warn)
         found, sizes = {}, {}
         for task in tasks:
             examples = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
@@ -286,13 +286,6 @@ def _assumed(task: Task, options: PlanOptions) -> TaskTokens:
     prefix = PREFIX_TOKENS if options.prefix_tokens is None else options.prefix_tokens
     suffix = SUFFIX_TOKENS if options.suffix_tokens is None else options.suffix_tokens
     return TaskTokens(task.name, 0, prefix, [suffix], [options.response_tokens or ANSWER_TOKENS])
-
-
-def _encoder(recipe: Recipe, config: Any, tasks: Sequence[Task], warn: Callable[[str], None]) -> PromptEncoder:
-    prompt, shots = recipe.prompt, recipe.prompt.shots
-    shown = {task.name: load_demonstrations(recipe, task, [], warn) for task in tasks} if shots else {}
-    tokenizer, limit = load_tokenizer(recipe.model), prompt_limit(recipe, config)
-    return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
 
 
 def _counted(encoder: PromptEncoder, task: Task, examples: Sequence[Any], options: PlanOptions) -> TaskTokens:

@@ -175,7 +175,7 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
         if (folder / "best.json").exists():
             found += _run_folders(folder, warn)
         elif (folder / "recipe.yaml").exists():
-            if _is_finished(folder):
+            if _has_result(folder):
                 found.append(folder)
             else:
                 warn(f"{folder} is left out: the run is not finished")
@@ -187,7 +187,7 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
     return found
 
 
-def _is_finished(folder: Path) -> bool:
+def _has_result(folder: Path) -> bool:
     file = folder / "eval.json"
     return file.exists() and "after" in _parsed(dict[str, Any], file, read_json)
 
@@ -197,7 +197,7 @@ def read_run(folder: Path) -> FinishedRun:
     if not (folder / "recipe.yaml").exists():
         raise UserError(f"{folder} is no run folder: it has no recipe.yaml; give a folder such as runs/NAME")
     recipe = load_recipe(folder / "recipe.yaml")
-    if not _is_finished(folder):
+    if not _has_result(folder):
         raise UserError(
             f"{folder} is not finished: eval.json has no result after training or evaluation. Run the same command "
             "again: it goes on where it stopped"

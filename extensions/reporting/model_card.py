@@ -1,4 +1,4 @@
-"""What people look at after a run: the before/after table and the model card."""
+"""The model card of an adapter."""
 
 from __future__ import annotations
 
@@ -7,61 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from rich.markup import escape
-from rich.table import Table
 
-from extensions.evaluation.metrics import suite_average
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe, adapter_name
-from extensions.reporting.tables import NOT_IN_PERCENT, cell_text, interval_text, metric_text, percent
+from extensions.reporting.scores import cell_text, interval_text, metric_text, percent
 from extensions.reporting.usage import usage
-from extensions.tasks import SUITES, Task
-
-
-def before_after_table(
-    tasks: Sequence[Task], before: dict[str, Any] | None, after: dict[str, Any], split: str
-) -> Table:
-    """One row a task and metric, with format errors and predicted against gold label shares.
-
-    In percent; mae, rmse and r2 as they are.
-
-    Args:
-        before: scores before training; None where there are none, and no column of them.
-    """
-    names = ["before", "after"] if before is not None else ["score"]
-    plain = sorted({m for result in after.values() for m in result["metrics"]} & {*NOT_IN_PERCENT})
-    unit = f"%; {', '.join(plain)} as they are" if plain else "%"
-    table = Table(title=f"{' and '.join(names).capitalize()}, {split} split ({unit})", title_justify="left")
-    for column in ("task", "metric", "majority", *names, "wrong format", "predicted (gold)"):
-        table.add_column(column, justify="left" if column in ("task", "metric", "predicted (gold)") else "right")
-    for task in [task for task in tasks if task.name in after]:
-        new, old = after[task.name], (before or {}).get(task.name)
-        for k, (metric, value) in enumerate(new["metrics"].items()):
-            interval = new["intervals"][metric]
-            ends = ", ".join(f"{end:.2f}" if metric in NOT_IN_PERCENT else f"{100 * end:.0f}" for end in interval)
-            wrong = f"{100 * old['format_error_rate']:.1f} → " if old else ""
-            gold, shares = new.get("gold_shares", {}), new.get("predicted_shares", {})
-            parts = [f"{word} {100 * share:.0f} ({100 * gold.get(word, 0):.0f})" for word, share in shares.items()]
-            table.add_row(
-                escape(f"{task.display_name} ({new['samples']})") if k == 0 else "",
-                metric,
-                percent(new["majority"]) if metric in ("accuracy", "subset_accuracy") else "",
-                *([metric_text(metric, old["metrics"].get(metric)) if old else "-"] if before is not None else []),
-                f"{metric_text(metric, value)} [{ends}]",
-                f"{wrong}{100 * new['format_error_rate']:.1f}" if k == 0 else "",
-                escape("  ".join(parts)) if k == 0 else "",
-            )
-    for name, suite in SUITES.items():
-        moments = [before, after] if before is not None else [after]
-        means = [percent(suite_average(suite, _scores(scores))) for scores in moments]
-        if means[-1] != "-":
-            table.add_row(f"average, {name}", "", "", *means, "", "")
-    return table
-
-
-def _scores(scores: dict[str, Any]) -> dict[str, float]:
-    return {name: result["score"] for name, result in scores.items()}
-
+from extensions.tasks import Task
 
 CARD = """---
 {{ card_data }}

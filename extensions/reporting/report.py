@@ -14,11 +14,11 @@ from extensions.common.errors import UserError
 from extensions.reporting.comparison import FinishedRun, Row, differing_keys, rows_of
 from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import Curve, Panel, Points, accuracy_curves, reward_curves, smoothed_over_a_tenth
+from extensions.reporting.scores import cell_text
 from extensions.reporting.tables import (
     PAPER_TABLES,
     ResultTable,
     bias,
-    cell_text,
     costs,
     csv_text,
     intervals,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,20 @@ from pylatexenc.latexencode import unicode_to_latex
 
 from extensions.evaluation.metrics import WRONG_FORMAT, suite_average
 from extensions.reporting.comparison import FinishedRun, Result, Row
+from extensions.reporting.scores import (
+    NO_VALUE,
+    NOT_IN_PERCENT,
+    cell_text,
+    interval_text,
+    markdown_table,
+    metric_text,
+    percent,
+)
 from extensions.tasks import SUITES, Task
 
 PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))
 METHODS = {"zero-shot": "Zero-shot prompting", "few-shot": "Few-shot prompting"}  # as its tables print them
-NOT_IN_PERCENT = ("mae", "rmse", "r2")
 AVERAGE = "average"
-NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -222,15 +228,6 @@ def _span(numbers: set[int]) -> str:
     return str(min(numbers)) if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
 
 
-def percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f}"
-
-
-def metric_text(metric: str, value: float | None) -> str:
-    """In percent; errors and R2, which are no shares, as they are."""
-    return percent(value) if value is None or metric not in NOT_IN_PERCENT else f"{value:.3f}"
-
-
 def _scaled(metric: str, value: float) -> float:
     return value if metric in NOT_IN_PERCENT else 100 * value
 
@@ -324,7 +321,7 @@ def _printed(
                 styles[marked[i, column, k]].format(number) if (i, column, k) in marked else number
                 for k, number in enumerate(line.cells.get(column, ()))
             ]
-            cells.append("/".join(numbers) or NONE)
+            cells.append("/".join(numbers) or NO_VALUE)
         rows.append((line.label, cells, False, line.model is not None))
     return rows
 
@@ -338,24 +335,7 @@ def csv_text(table: ResultTable) -> str:
     return file.getvalue()
 
 
-def cell_text(text: str) -> str:
-    """Text in a Markdown cell, with what would be markup there taken literally."""
-    return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(text.split()))
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A table whose first `text_columns` are left-aligned, the others right; short rows are filled up."""
-    rule = [":--" if i < text_columns else "--:" for i in range(len(header))]
-    filled = [[*row, *[""] * (len(header) - len(row))] for row in [header, rule, *rows]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in filled) + "\n"
-
-
 # ---------------------------------------------------------------------------------------- behind the numbers
-
-
-def interval_text(metric: str, value: float, interval: Sequence[float]) -> str:
-    low, high = (metric_text(metric, end) for end in interval)
-    return f"{metric_text(metric, value)} [{low}, {high}]"
 
 
 def intervals(rows: Sequence[Row]) -> str:
@@ -401,8 +381,8 @@ def costs(rows: Sequence[Row]) -> str | None:
                 str(run.training.steps),
                 str(samples),
                 f"{seconds:.0f}",
-                f"{seconds / samples:.3f}" if samples else NONE,
-                NONE if best is None else f"{best.seconds:.0f}",
+                f"{seconds / samples:.3f}" if samples else NO_VALUE,
+                NO_VALUE if best is None else f"{best.seconds:.0f}",
             ]
         )
     header = ["Row", "Trained on", "Steps", "Samples", "Seconds", "Seconds a sample", "Seconds to best validation"]
@@ -438,4 +418,4 @@ def _trainings(rows: Sequence[Row]) -> list[tuple[Row, FinishedRun]]:
 
 
 def _ratio(above: float | None, below: float | None) -> str:
-    return NONE if above is None or not below else f"{above / below:.2f}"
+    return NO_VALUE if above is None or not below else f"{above / below:.2f}"

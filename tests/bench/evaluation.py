@@ -33,19 +33,22 @@ OPTIONS = [
 
 def load_ours(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     from extensions.common.environment import prepare_environment
-    from extensions.evaluation.predict import predict
+    from extensions.evaluation.answers import answer_batch, in_batches
     from extensions.recipe import load_recipe
     from extensions.runs.build import prepare
 
     prepare_environment()
     recipe = load_recipe(RECIPE, job["overrides"], "eval")
     evaluation = prepare(recipe)
-    evaluator, size, budget = evaluation.evaluator, recipe.evaluation.batch_size, recipe.rollout.max_new_tokens
+    encoder, sampler, settings = evaluation.evaluator.encoder, evaluation.evaluator.sampler, recipe.evaluation
 
     def iterate(step: int) -> dict[str, Any]:
         start = time.perf_counter()
-        rows = evaluation.data.table
-        answers = predict(rows, evaluator.encoder, evaluator.sampler, size, budget, seed=step)
+        answers = [
+            answer
+            for batch in in_batches(evaluation.data.table, settings.batch_size)
+            for answer in answer_batch(batch, encoder, sampler, recipe.rollout.max_new_tokens, step, "sample")
+        ]
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "rows": len(answers), "right_format": sum(a.answer is not None for a in answers)}
 

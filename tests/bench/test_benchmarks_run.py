@@ -22,16 +22,7 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 
 def run_tiny(script: str, folder: Path, *options: str) -> tuple[str, list[dict[str, str]]]:
     """Output and the table of a benchmark's tiny form."""
-    command = [
-        sys.executable,
-        f"tests/bench/{script}.py",
-        "--tiny",
-        "--folder",
-        str(folder),
-        "--threads",
-        "1",
-        *options,
-    ]
+    shared = ["--tiny", "--folder", str(folder), "--threads", "1"]
     done = run_command([sys.executable, f"tests/bench/{script}.py", *shared, *options])
     assert done.returncode == 0, done.stdout + done.stderr
     (rows,) = tables(done.stdout)

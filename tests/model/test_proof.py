@@ -185,7 +185,7 @@ def test_convolutions_are_not_sharded(tmp_path):
     strategy = Strategy(0, DeepSpeed(zero_stage=3), 0.0)
     strategy.setup_distributed()
     with pytest.raises(UserError, match=r"zero_stage: 3 cannot shard a model .*layers.0.conv.conv"):
-        strategy.wrap(policy, Optimizer(), Schedule(), 1)
+        strategy.wrap(policy, policy.parameter_groups(), Optimizer(), Schedule(), 1)
 
 
 def test_weights_cut_short_are_refused(tmp_path):

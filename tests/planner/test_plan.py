@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from extensions.cli.main import app
 from extensions.common.errors import UserError
-from extensions.distributed.strategy import make_optimizer
+from extensions.distributed.optim import make_optimizer
 from extensions.planner.flops import (
     Batch,
     ModelShape,
@@ -199,7 +199,7 @@ def test_optimizer_state_is_that_of_real_optimizers(tiny_model, tmp_path, name, 
     policy = make_policy(folder)
     if method == "sft":
         policy.value_head = None
-    optimizer = make_optimizer(policy, recipe.trained_with, offload=False)
+    optimizer = make_optimizer(policy.parameter_groups(), recipe.trained_with, offload=False)
     for parameter in policy.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

@@ -21,21 +21,20 @@ from extensions.common.errors import UserError
 from extensions.evaluation.metrics import Prediction, score_all
 from extensions.recipe import dump_recipe, load_recipe
 from extensions.reporting.comparison import differing_keys, find_runs, label_of, printed_name, read_run, rows_of
-from extensions.reporting.model_card import before_after_table, model_card
+from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import loss_curve, reward_curves
 from extensions.reporting.report import best_trained, write_report
+from extensions.reporting.scores import before_after_table, cell_text, markdown_table
 from extensions.reporting.tables import (
     PAPER,
     PAPER_TABLES,
     Line,
     bias,
-    cell_text,
     costs,
     csv_text,
     intervals,
     latex,
     markdown,
-    markdown_table,
     marks,
     other_tasks,
     paper_table,
