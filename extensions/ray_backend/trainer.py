@@ -478,9 +478,6 @@ class RayTrainingRun(TrainingRun):
     def _compare_ranks(self) -> None:
         """All ranks of a group are asked for theirs by OpenRLHF alone."""
 
-    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
-        return list(problems)  # the models are elsewhere; `nlu replay` looks at each sample alone
-
 
 def evaluator(
     recipe: Recipe,

@@ -527,8 +527,9 @@ def test_the_metrics_of_a_batch():
     }
 
 
-def test_a_collapse_of_label_sets_is_noticed():
-    watch = CollapseWatch([TOPICS], window=4)
+def test_a_collapse_of_label_sets_is_noticed(monkeypatch):
+    monkeypatch.setattr(CollapseWatch, "WINDOW", 4)
+    watch = CollapseWatch([TOPICS])
     golds = ["s", "p", "m, s", "none"]
     records = [{"task": "own", "answer": "s, m", "gold": TOPICS.joined(gold.split(", "))} for gold in golds]
     (text,) = watch.step({}, records)
