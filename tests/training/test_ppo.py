@@ -66,7 +66,7 @@ def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_mo
     import numpy as np
     from peft import PeftModel
 
-    from extensions.evaluation.predict import EVALUATION
+    from extensions.evaluation.answers import EVALUATION
     from extensions.rollout.sampler import random_numbers
 
     folder, recipe = finished
