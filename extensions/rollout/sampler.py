@@ -23,9 +23,8 @@ from extensions.model.policy import Policy
 from extensions.prefix.logprobs import sample_tokens, token_logprobs
 from extensions.prefix.tree import Sample, micro_batches, pack
 
-COMPACT_BELOW = (
-    0.9  COMPACT_BELOW = 0.9  # finished rows leave when at most this share of the batch is unfinished: leaving costs a copy
-)
+# Finished rows leave the batch when at most this share of it is unfinished: leaving costs a copy.
+COMPACT_BELOW = 0.9
 
 
 @dataclass(frozen=True)
