@@ -21,8 +21,10 @@ from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster, openrlhf
 from extensions.ray_backend.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import check_reward, load_reward
-from extensions.rollout.vllm import Probe, check_family, engine_dtype, engine_environment, probe_samples, require
+from extensions.rollout.lora_sync import SyncProbe, probe_samples
+from extensions.rollout.reward_check import check_reward
+from extensions.rollout.rewards import load_reward
+from extensions.rollout.vllm_engine import check_vllm_supports, require_installed, set_vllm_environment, vllm_dtype
 from extensions.runs.build import (
     epoch_rows,
     make_encoder,
@@ -57,11 +59,11 @@ def run(recipe: Recipe) -> None:
     reporter = Reporter(active=True)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    engine_environment()
+    set_vllm_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
     check_reward(reward, data.train, reporter.warn)
     config = load_config(recipe.model)
-    check_family(config)
+    check_vllm_supports(config)
     tokenizer = load_tokenizer(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     shape = shape_of(recipe, cluster.join(recipe))
@@ -95,7 +97,7 @@ def run(recipe: Recipe) -> None:
         padded.pad_token = padded.pad_token or padded.eos_token  # what stands in padding changes nothing
 
         def fit() -> None:
-            probe = Probe(engine_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
+            probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
             order = make_order(recipe, data)
             parts = (padded, encoder, reward, order, probe, probed)
@@ -147,7 +149,7 @@ def start_run(recipe: Recipe) -> None:
         UserError: ray or vllm is missing.
         ProcessGone: a worker or an engine is gone.
     """
-    require("ray", "vllm")
+    require_installed("ray", "vllm")
     import ray
 
     try:

@@ -33,9 +33,10 @@ from extensions.prefix.tree import Sample
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.ray_backend.models import RayStrategy
 from extensions.recipe import Recipe
+from extensions.rollout.lora_sync import LoraPayload, LoraSync, SyncProbe
 from extensions.rollout.rewards import Reward
 from extensions.rollout.sampler import GenerationRequest, Response
-from extensions.rollout.vllm import Adapter, Probe, Sync, request_seed
+from extensions.rollout.vllm_sampler import request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.advantages import gae, td_targets, whiten
@@ -115,14 +116,14 @@ class Groups:
         return [responses[0] for responses in wait(references)]
 
 
-class RaySync(Sync):
+class RayLoraSync(LoraSync):
     """Of the actor group and all engines.
 
     Args:
         samples: for the probe.
     """
 
-    def __init__(self, groups: Groups, probe: Probe, samples: Sequence[Sample]) -> None:
+    def __init__(self, groups: Groups, probe: SyncProbe, samples: Sequence[Sample]) -> None:
         super().__init__(probe)
         self.groups, self.samples = groups, list(samples)
         self.changed = True  # whether the weights may be others than those that were sent
@@ -134,20 +135,20 @@ class RaySync(Sync):
             self.changed = False
 
     @contextmanager
-    def canary(self) -> Iterator[None]:
+    def random_adapter(self) -> Iterator[None]:
         before = ray.put(self._actor("weights"))
-        self._actor("put_canary")
+        self._actor("load_random_adapter")
         try:
             yield
         finally:
             self._actor("load_weights", before)
 
-    def adapter(self, version: int) -> Adapter:
-        found: Adapter = self._actor("adapter", version)
+    def payload(self, version: int) -> LoraPayload:
+        found: LoraPayload = self._actor("lora_payload", version)
         return found
 
-    def deliver(self, adapter: Adapter) -> None:
-        self.groups.every_engine("load_adapter", ray.put(adapter))
+    def deliver(self, payload: LoraPayload) -> None:
+        self.groups.every_engine("load_lora", ray.put(payload))
 
     def trainer_logprobs(self) -> list[float]:
         found: list[float] = self._actor("probe", self.samples)
@@ -192,7 +193,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's, with the paper's whitening and value targets, and a look at every number before the update."""
 
     recipe: Recipe
-    probe: Probe
+    probe: SyncProbe
     last: list[Any]  # of the iteration in work
     weights: Tensor  # (B,) of its rows
     mismatch: float  # mean difference of the logprobs of its samples, by engine and trainer
@@ -265,7 +266,7 @@ class RayTrainer(BasePPOTrainer):
         encoder: PromptEncoder,
         reward: Reward,
         order: BatchOrder,
-        probe: Probe,
+        probe: SyncProbe,
         samples: Sequence[Sample],
     ) -> None:
         super().__init__(strategy, groups.actor, critic, None, reference, groups.engines, tokenizer)
@@ -274,7 +275,7 @@ class RayTrainer(BasePPOTrainer):
         self.recipe, self.groups, self.encoder, self.reward, self.order = recipe, groups, encoder, reward, order
         self.experience_maker = ExperienceMaker(groups.actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
         self.experience_maker.recipe, self.experience_maker.probe = recipe, probe
-        self.engines = RaySync(groups, probe, samples)
+        self.engines = RayLoraSync(groups, probe, samples)
         self.batch: list[Example] = []
         self.responses: list[dict[str, Any]] = []
         self.asks: list[RolloutRequest] = []
@@ -321,7 +322,7 @@ class RayTrainer(BasePPOTrainer):
             "lr": status["actor_lr"],
             "response_tokens": tokens / len(records),
             "stale_samples": self.stale,
-            **self.engines.found,
+            **self.engines.metrics,
             "seconds": clock.seconds,
             "samples_per_s": len(records) / seconds,
         }
@@ -476,9 +477,6 @@ class RayTrainingRun(TrainingRun):
 
     def _compare_ranks(self) -> None:
         """All ranks of a group are asked for theirs by OpenRLHF alone."""
-
-    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
-        return list(problems)  # the models are elsewhere; `nlu replay` looks at each sample alone
 
 
 def evaluator(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import Reward, check_reward, load_reward
-from extensions.rollout.vllm import LocalSync, make_sampler, probe_samples, require
+from extensions.rollout.lora_sync import probe_samples
+from extensions.rollout.reward_check import check_reward
+from extensions.rollout.rewards import Reward, load_reward
+from extensions.rollout.sampler import Sampler
+from extensions.rollout.vllm_engine import require_installed
+from extensions.rollout.vllm_sampler import LocalLoraSync, VllmSampler
 from extensions.runs.evaluation_run import EvaluationRun
 from extensions.runs.folder import RunFolder
 from extensions.runs.training_run import TrainingRun
@@ -59,7 +64,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         transformers.utils.logging.disable_progress_bar()
     _check_ranks(recipe, strategy.world_size)
     if recipe.rollout.backend == "vllm":
-        require("vllm")
+        require_installed("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
     if method == "ppo":
@@ -94,11 +99,11 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
         engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
-    sync = None
+    make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        sync = LocalSync(recipe, policy, strategy, probed, reporter.info)
-    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps, sync)
+        make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
+    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
@@ -107,7 +112,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
-        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps, sync)
+        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps)
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
         )

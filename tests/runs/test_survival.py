@@ -565,7 +565,7 @@ def test_replay_names_the_sample_and_the_module(tiny_model, tmp_path, capsys):
     assert "own, row 2" in error and not any(f"own, row {k}" in error for k in (0, 1, 3))
     done = CliRunner().invoke(app, ["replay", str(tmp_path / "run" / "failed" / "step-1")])
     assert done.exit_code == 0, done.output
-    assert "1 of 4 samples give no numbers again" in done.output and "embed_tokens" in done.output
+    assert "1 of 4 samples are non-finite again" in done.output and "embed_tokens" in done.output
 
 
 def test_replay_of_something_else_is_told(tmp_path):
