@@ -15,6 +15,7 @@ from torch import Tensor
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.readers import FaultyRow, text_of
+from extensions.evaluation.answers import Decoding, answer_batch, in_batches
 from extensions.evaluation.likelihood import (
     Candidates,
     Decision,
@@ -24,13 +25,12 @@ from extensions.evaluation.likelihood import (
     decide,
     log_likelihoods,
 )
-from extensions.evaluation.predict import Decoding, answer, in_batches
 from extensions.inference import handover
 from extensions.inference.handover import HandOver
 from extensions.inference.location import Location, base_of, locate
 from extensions.model.loading import load_policy, load_tokenizer
 from extensions.model.policy import Policy
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task
@@ -95,7 +95,7 @@ class Predictor:
             tokenizer, form.max_tokens, form.chat_template, form.shots, shown, form.template_options
         )
         policy = _policy(base, handed, _device(device))
-        return cls(location, handed, encoder, Sampler(policy, tokenizer, Evaluation().micro_batch_size))
+        return cls(location, handed, encoder, Sampler(policy, tokenizer, CLOSE, Evaluation().micro_batch_size))
 
     def predict(
         self,
@@ -186,7 +186,7 @@ class Predictor:
     ) -> list[Answer]:
         """Answers that the model writes, with the confidence that their likelihood gives them."""
         handed = self.handed
-        written = answer(batch, self.encoder, self.sampler, handed.max_new_tokens, handed.seed, decoding)
+        written = answer_batch(batch, self.encoder, self.sampler, handed.max_new_tokens, handed.seed, decoding)
         found = []
         for one, decision, row in zip(written, decisions, chances, strict=True):
             if one.answer is None:

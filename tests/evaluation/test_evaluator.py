@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from support import make_policy
+from support import make_policy, predict
 
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.common.versions import versions
 from extensions.data import Example, by_question, sample_candidate_pair, subsample_evenly
-from extensions.evaluation.predict import predict
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
@@ -283,7 +282,7 @@ def ranked_examples(task):
 
 def real_sampler(tiny_model, micro_batch_size=8, temperature=1.0):
     folder = tiny_model("llama")
-    sampler = Sampler(make_policy(folder), load_tokenizer(Model(path=str(folder))), micro_batch_size)
+    sampler = Sampler(make_policy(folder), load_tokenizer(Model(path=str(folder))), CLOSE, micro_batch_size)
     sampler.policy.temperature = temperature
     return sampler
 

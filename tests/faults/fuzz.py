@@ -45,7 +45,7 @@ import yaml
 from official import official, write_benchmarks
 
 from extensions.common.errors import UserError
-from extensions.data import load_examples, units
+from extensions.data import by_question, load_examples
 from extensions.evaluation.metrics import Prediction, score_all
 from extensions.evaluation.submission import check_archive, make_archive, read_predictions
 from extensions.prompts import CLOSE, pack_label, parse_answer, prompt_text, unpack_label
@@ -477,7 +477,7 @@ def use_examples(task: Task, examples: Sequence[Any]) -> None:
             assert answer is not None, "no answer can equal the label"
             gold = answer if task.is_regression else example.label
             predictions.append(Prediction(task.name, example.index, "", gold, example.label, example.kept))
-    units(examples)
+    by_question(examples)
     if predictions:
         score_all([task], predictions, intervals=False)
 
