@@ -109,7 +109,7 @@ def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float
     any. Of a multi-label task those of one row are counted each, and rows without a label too."""
     counts: Counter[Any] = Counter(answers)
     if task.multi_label:
-        sets = [task.label_set(str(answer)) for answer in answers if answer is not None]
+        sets = [task.split_labels(str(answer)) for answer in answers if answer is not None]
         counts = Counter(label for labels in sets for label in labels or (task.no_label,)) + Counter(
             {None: counts[None]}
         )
@@ -132,7 +132,7 @@ def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, 
     if task.multi_label:
 
         def row(labels: str | float | None) -> list[int]:
-            found = task.label_set(str(labels))
+            found = task.split_labels(str(labels))
             return [-1 if labels is None else int(label in found) for label in task.labels]
 
         return np.array([row(p.gold) for p in predictions]), np.array([row(p.answer) for p in predictions])
