@@ -29,7 +29,7 @@ from extensions.inference.location import Location, base_of, locate
 from extensions.inference.manifest import Manifest
 from extensions.model.loading import load_policy, load_tokenizer
 from extensions.model.policy import Policy
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task
@@ -94,7 +94,7 @@ class Predictor:
             tokenizer, form.max_tokens, form.chat_template, form.shots, shown, form.template_options
         )
         policy = _policy(base, manifest, _device(device))
-        return cls(location, manifest, encoder, Sampler(policy, tokenizer, Evaluation().micro_batch_size))
+        return cls(location, manifest, encoder, Sampler(policy, tokenizer, CLOSE, Evaluation().micro_batch_size))
 
     def predict(
         self,
