@@ -90,14 +90,14 @@ def _report_text(rows: Sequence[Row], tables: Sequence[ResultTable], best: Row |
     parts = [TITLE]
     for table in tables:
         files = ", ".join(f"[{ending}]({table.name}.{ending})" for ending in FORMS)
-        parts += [f"## {table.title}", markdown(table), *table.notes, f"The same as files: {files}."]
+        parts += [f"## {table.title}", markdown(table), *table.notes, f"As files: {files}."]
     supporting = [
         (["## Our rows with intervals"], interval_table(rows),
          ["In percent (mae, rmse and r2 as they are), with 95% bootstrap intervals."]),
-        (["## Bias"], bias_table(rows), ["In percent: shares of the answers, in brackets those of the gold labels."]),
+        (["## Bias"], bias_table(rows), ["In percent: shares of the answers, with those of the gold labels in parentheses."]),
         (["## Costs"], cost_table(rows), []),
         (["Training time of PPO over that of SFT:"], time_ratio_table(rows),
-         ["The paper gives one figure, of trainings to convergence. SFT + PPO counts PPO alone."]),
+         ["The paper gives one ratio, for training to convergence. SFT + PPO counts the PPO phase alone."]),
     ]  # fmt: skip
     for heading, text, note in supporting:
         parts += [*heading, text, *note] if text is not None else []
@@ -107,7 +107,7 @@ def _report_text(rows: Sequence[Row], tables: Sequence[ResultTable], best: Row |
     if best is not None:
         parts.append(
             f"[model_card.md](model_card.md) describes {cell_text(best.name)}, the trained row with the most tasks "
-            "and, among those, the best mean."
+            "and, among those, the best mean score."
         )
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
