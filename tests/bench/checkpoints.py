@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from extensions.recipe import load_recipe  # noqa: E402
 from extensions.runs.build import prepare  # noqa: E402
-from extensions.runs.checkpoint import folders  # noqa: E402
+from extensions.runs.checkpoint import checkpoint_folders  # noqa: E402
 from extensions.runs.training_run import TrainingRun  # noqa: E402
 
 
@@ -52,7 +52,7 @@ def main() -> int:
 
             setattr(run, method, timed)
         run.go()
-        size = sum(path.stat().st_size for path in folders(Path(folder) / "run")[-1].iterdir())
+        size = sum(path.stat().st_size for path in checkpoint_folders(Path(folder) / "run")[-1].iterdir())
     step, checkpoint = (statistics.median(seconds[name][1:]) for name in ("step", "checkpoint"))
     found = {"step_s": round(step, 3), "checkpoint_s": round(checkpoint, 4), "mb": round(size / 1e6, 1)}
     print(json.dumps(found | {"share_of_a_step": round(checkpoint / step, 4), "optimizer": recipe.optimizer.name}))
