@@ -8,10 +8,12 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from extensions.common.errors import UserError
 from extensions.common.files import read_jsonl
 from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.evaluation.answers import answer_batch, in_batches
@@ -182,3 +184,35 @@ def gradients(policy):
     found = {name: p.grad.clone() for name, p in policy.trainable.items()}
     policy.zero_grad()
     return found
+
+
+BASE_RECIPE = """\
+name: trial
+model:
+  path: some/model
+data:
+  tasks: [cola]
+"""
+
+OWN_TASK_RECIPE = """\
+name: trial
+model: {path: some/model}
+data:
+  tasks:
+    - name: mine
+      description: Judge the text.
+      question: 'Judge "{text}".'
+      labels: {good: [Good, fine], bad: [Bad]}
+      metrics: [accuracy, f1_macro]
+      source: {format: jsonl, files: {train: train.jsonl, validation: dev.jsonl}}
+    - sst2
+"""
+
+
+def refused(load, text, *overrides):
+    """The message with which `load` refuses a recipe."""
+    with pytest.raises(UserError) as caught:
+        load(text, *overrides)
+    message = str(caught.value)
+    assert "Traceback" not in message and "pydantic" not in message
+    return message

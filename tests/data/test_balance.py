@@ -286,7 +286,7 @@ LABELS = "labels: [a, b]"
             "encoder",
             "balanced: false",
             f"{LABELS}\n      multi_label: true",
-            ["own has several labels a row", "encoder"],
+            ["own has several labels per row", "encoder"],
         ),
     ],
 )

@@ -320,7 +320,7 @@ def test_what_a_run_reads_must_be_the_same(tiny_model, tmp_path, capsys, untried
     else:
         Path(reward).write_text(Path(reward).read_text() + "# changed\n")
     assert main([str(path)]) == 2
-    assert f"has changed since (sha256): {changed}." in capsys.readouterr().err
+    assert f"have changed since (sha256): {changed}." in capsys.readouterr().err
 
 
 def test_two_runs_do_not_write_into_one_folder(unfinished, tmp_path, capsys):
