@@ -398,7 +398,7 @@ def report(
     out: Annotated[Path, typer.Option(help="folder to write", metavar="DIR")] = Path("report"),
 ) -> None:
     """Compare runs as the paper does: its tables with our rows, intervals, bias, costs, curves, a model card."""
-    from extensions.reporting.comparison import find_runs
+    from extensions.reporting.finished_runs import find_runs
     from extensions.reporting.report import write_report
 
     with _user_errors():
