@@ -176,7 +176,10 @@ class EncoderRun:
                     "task": name,
                     "epoch": epoch["epoch"],
                 }
-                speed = {"seconds": {"train": phase}, "samples_per_s": record["samples"] / recipe.encoder.epochs / phase}
+                speed = {
+                    "seconds": {"train": phase},
+                    "samples_per_s": record["samples"] / recipe.encoder.epochs / phase,
+                }
                 folder.metrics(place | {"elapsed_s": elapsed, **speed, "loss": epoch["loss"]})
                 validations.append(place | {"seconds": elapsed, "mean": result["score"], "tasks": {name: result}})
             total = {key: value + record[key] for key, value in total.items()}
@@ -215,7 +218,7 @@ class Progress(TrainerCallback):
         self._training = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Answers stop at once: a resumed run gives them again. A validation is finished: its epoch is not saved yet."""
+        """Answers stop at once: a resumed run gives them again. A validation ends first: its epoch is not saved."""
         watchdog.heartbeat()
         if not self._training and self.strategy.stopping():
             raise Stopped
