@@ -36,12 +36,8 @@ def test_the_intermediate_task_comes_first_and_is_not_in_the_table(write, benchm
         "wic": None,
         "superglue_rte": "mnli",
     }
-    assert (
-        found["mnli"].data.train
-        and found["mnli"].data.validation
-        and not found["mnli"].data.table
-        and "mnli" not in splits
-    )
+    first = found["mnli"].data
+    assert first.train and first.validation and not first.table and "mnli" not in splits
     both, splits, _ = jobs(write, benchmarks, ["cb", "mnli"], intermediate="mnli")
     assert list(both) == ["mnli", "cb"] and both["mnli"].data.table and both["mnli"].start is None and "mnli" in splits
 
