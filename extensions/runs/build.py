@@ -22,7 +22,7 @@ from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import label_sets_of
-from extensions.inference import handover
+from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
 from extensions.model.loading import load_config, load_policy, load_tokenizer
 from extensions.model.prompt_encoder import recipe_encoder
@@ -124,9 +124,9 @@ def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
     """Multi-label task -> label sets of its training rows; an evaluation run reads them from the model's nlu.json."""
     tasks = {task.name: task for task in recipe.data.tasks if task.multi_label}
     folder = Path(recipe.model.adapter or recipe.model.path)
-    if recipe.method != "eval" or not tasks or not (folder / handover.NAME).is_file():
+    if recipe.method != "eval" or not tasks or not (folder / FILE_NAME).is_file():
         return label_sets_of(data.train)
-    recorded = handover.read(folder).label_sets
+    recorded = Manifest.load(folder).label_sets
     return {name: [one for one in recorded.get(name, []) if task.is_label_set(one)] for name, task in tasks.items()}
 
 

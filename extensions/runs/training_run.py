@@ -25,7 +25,7 @@ from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import mean_score, score_all
-from extensions.inference import handover
+from extensions.inference.manifest import Manifest
 from extensions.recipe import Recipe, load_recipe
 from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import loss_curve, reward_curve
@@ -281,9 +281,7 @@ class TrainingRun(Run):
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # of the ranks' computation
-            handover.write(
-                temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets)
-            )
+            Manifest.of_run(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets).save(temporary)
             move_into(temporary, self.folder.root / "adapter")
 
     def finish(self) -> None:
@@ -308,8 +306,7 @@ class TrainingRun(Run):
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
         encoder, label_sets = self.evaluator.encoder, self.evaluator.label_sets
-        done = (self.samples, self.step, self.seconds)
-        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=label_sets)
+        card = model_card(recipe, self.scores, encoder=encoder, label_sets=label_sets)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: eval.json marks the run as finished
         self.folder.close()
