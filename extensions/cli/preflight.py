@@ -9,7 +9,8 @@ from typing import Any
 from extensions.common.errors import UserError
 from extensions.data.splits import RunData
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import load_reward, reward_faults
+from extensions.rollout.reward_check import reward_faults
+from extensions.rollout.rewards import load_reward
 
 Warn = Callable[[str], None]
 

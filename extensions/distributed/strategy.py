@@ -123,6 +123,15 @@ class Strategy(DeepspeedStrategy):
             dist.all_gather_object(items, item)
         return items
 
+    def gather_to_rank_0(self, item: Any) -> list[Any] | None:
+        """One picklable item per rank, in rank order, on rank 0; None on the others."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.world_size if self.is_rank_0() else None
+        with watchdog.waiting("an exchange between the ranks"):
+            dist.gather_object(item, items)
+        return items
+
     def barrier(self) -> None:
         if self.world_size > 1:
             with watchdog.waiting("a barrier"):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from extensions.common.errors import UserError
 from extensions.data import Example, is_labelled, load_examples
+from extensions.evaluation.answers import in_batches
 from extensions.evaluation.likelihood import Candidates, candidates, label_index
-from extensions.evaluation.predict import in_batches
 from extensions.inference.predictor import Predictor
 from extensions.recipe import Evaluation, load_recipe
 from extensions.tasks import Task

@@ -15,6 +15,7 @@ from torch import Tensor
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.readers import FaultyRow, text_of
+from extensions.evaluation.answers import Decoding, answer_batch, in_batches
 from extensions.evaluation.likelihood import (
     Candidates,
     Decision,
@@ -24,7 +25,6 @@ from extensions.evaluation.likelihood import (
     decide,
     log_likelihoods,
 )
-from extensions.evaluation.predict import Decoding, answer, in_batches
 from extensions.inference import handover
 from extensions.inference.handover import HandOver
 from extensions.inference.location import Location, base_of, locate
@@ -186,7 +186,7 @@ class Predictor:
     ) -> list[Answer]:
         """Answers that the model writes, with the confidence that their likelihood gives them."""
         handed = self.handed
-        written = answer(batch, self.encoder, self.sampler, handed.max_new_tokens, handed.seed, decoding)
+        written = answer_batch(batch, self.encoder, self.sampler, handed.max_new_tokens, handed.seed, decoding)
         found = []
         for one, decision, row in zip(written, decisions, chances, strict=True):
             if one.answer is None:

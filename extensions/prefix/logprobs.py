@@ -1,10 +1,6 @@
-"""The numbers of PPO, as pure functions of tensors.
+"""Logprobs, entropies and sampling from logits, as pure functions of tensors.
 
-Shapes: B samples, T response tokens (the longest of the batch), N response tokens of all samples, V vocabulary.
-Masks are 1 at response tokens and 0 at padding; what stands at padding never changes a result.
-
-The clipped policy and value losses, the token rewards and the KL estimate are OpenRLHF's
-(`extensions.distributed.openrlhf`); here is what it does not offer as functions.
+Shapes: N places whose next token is a target, V vocabulary.
 """
 
 from __future__ import annotations
@@ -143,16 +139,3 @@ def _first_above(cumulative: Tensor, values: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     values = torch.minimum(values.unsqueeze(-1), total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, values, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
-
-
-def pad_rows(flat: Tensor, lengths: list[int], width: int) -> Tensor:
-    """Rows of different lengths, joined in `flat` (N,), as a matrix (B, width) that is 0 beyond each row's end."""
-    padded = flat.new_zeros(len(lengths), width)
-    mask = length_mask(lengths, width, flat.device)
-    padded[mask] = flat
-    return padded
-
-
-def length_mask(lengths: list[int], width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(B, width) bool: true at the first `lengths[i]` places of row i. Masks come from lengths, not token ids."""
-    return torch.arange(width, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)

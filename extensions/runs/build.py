@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,21 @@ from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
-from extensions.evaluation import likelihood
-from extensions.evaluation.predict import Evaluator
+from extensions.evaluation.evaluator import Evaluator
+from extensions.evaluation.likelihood import label_sets_of
+from extensions.inference import handover
 from extensions.model.adapters import adapter_hash
 from extensions.model.loading import load_config, load_policy, load_tokenizer
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import Reward, check_reward, load_reward
-from extensions.rollout.vllm import LocalSync, make_sampler, probe_samples, require
+from extensions.rollout.lora_sync import probe_samples
+from extensions.rollout.reward_check import check_reward
+from extensions.rollout.rewards import Reward, load_reward
+from extensions.rollout.sampler import Sampler
+from extensions.rollout.vllm_engine import require_installed
+from extensions.rollout.vllm_sampler import LocalLoraSync, VllmSampler
 from extensions.runs.evaluation_run import EvaluationRun
 from extensions.runs.folder import RunFolder
 from extensions.runs.training_run import TrainingRun
@@ -58,7 +64,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         transformers.utils.logging.disable_progress_bar()
     _check_ranks(recipe, strategy.world_size)
     if recipe.rollout.backend == "vllm":
-        require("vllm")
+        require_installed("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
     if method == "ppo":
@@ -93,12 +99,12 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
         engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
-    sync = None
+    make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        sync = LocalSync(recipe, policy, strategy, probed, reporter.info)
-    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps, sync)
-    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, seen_sets(data))
+        make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
+    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps)
+    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
     order = make_order(recipe, data)
@@ -106,19 +112,21 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
-        budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
-        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps, sync)
-        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
+        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps)
+        trainer = PpoTrainer(
+            policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
+        )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
-def seen_sets(data: RunData) -> dict[str, list[str]]:
-    """Multi-label task -> label sets of its training rows."""
-    tasks = {example.task.name: example.task for example in data.train if example.task.multi_label}
-    return {
-        name: likelihood.seen_sets(task, [example.label for example in data.train if example.task.name == name])
-        for name, task in tasks.items()
-    }
+def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
+    """Multi-label task -> label sets of its training rows; an evaluation run reads them from the model's nlu.json."""
+    tasks = {task.name: task for task in recipe.data.tasks if task.multi_label}
+    folder = Path(recipe.model.adapter or recipe.model.path)
+    if recipe.method != "eval" or not tasks or not (folder / handover.NAME).is_file():
+        return label_sets_of(data.train)
+    recorded = handover.read(folder).label_sets
+    return {name: [one for one in recorded.get(name, []) if task.is_label_set(one)] for name, task in tasks.items()}
 
 
 def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:

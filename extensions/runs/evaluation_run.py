@@ -10,8 +10,8 @@ from extensions.common.files import write_json
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
+from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import score_all
-from extensions.evaluation.predict import Evaluator
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table
 from extensions.runs.folder import RunFolder
@@ -66,7 +66,7 @@ class EvaluationRun(Run):
             self.evaluate("after", "", AFTER, resumable=True)
             self.answer_test(resumable=True)
         self.write_scores()
-        self.evaluator.forget_parts()
+        self.evaluator.remove_parts()
         if self.folder is not None:
             self.folder.close()
             self.reporter.info(f"{time.monotonic() - start:.0f} seconds")

@@ -15,7 +15,7 @@ import torch
 from extensions.common.errors import ProcessGone, UserError
 from extensions.distributed import signals
 from extensions.recipe import Recipe, load_recipe
-from extensions.rollout.vllm import SyncError
+from extensions.rollout.lora_sync import SyncError
 from extensions.runs.build import run
 from extensions.runs.training_run import NonFiniteBatchError, SaveError
 

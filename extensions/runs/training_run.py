@@ -1,7 +1,7 @@
 """A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
 
 The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the
-evaluator's (`extensions.evaluation.predict`); here is everything around them.
+evaluator's (`extensions.evaluation.evaluator`); here is everything around them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,17 @@ from extensions.common.errors import UserError
 from extensions.common.files import move_into, read_json, read_jsonl, write_text
 from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
-from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor, leave
+from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
+from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import mean_score, score_all
-from extensions.evaluation.predict import Evaluator
 from extensions.inference import handover
 from extensions.recipe import Recipe, load_recipe
 from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.evaluation_run import AFTER, Run
+from extensions.runs.failed_batch import write_and_explain, write_part
 from extensions.runs.folder import RunFolder
 from extensions.runs.health import HealthMonitor
 from extensions.training.trainer import Trainer
@@ -85,7 +85,7 @@ class TrainingRun(Run):
         if self.recipe.evaluation.before and "before" not in self.scores:
             self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
-            self.evaluator.forget_parts()
+            self.evaluator.remove_parts()
         self.train()
         if self.best_state is not None:
             self.trainer.load_weights(self.best_state)
@@ -96,11 +96,11 @@ class TrainingRun(Run):
         # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
         resumable = self.saved == (self.step, self.validated)
         if self.iterated:
-            self.evaluator.forget_parts()
+            self.evaluator.remove_parts()
         self.evaluate("after", "after training, ", AFTER, resumable)
         self.answer_test(resumable)
         self.finish()
-        self.evaluator.forget_parts()
+        self.evaluator.remove_parts()
 
     def train(self) -> None:
         """Iterations, with a validation and a checkpoint where they are due. Told to stop, it ends between two."""
@@ -136,7 +136,8 @@ class TrainingRun(Run):
             raise NonFiniteBatchError(self._explained(bad)) from bad
         except UserError as error:  # a reward that is no number, on this rank alone
             with suppress(OSError):
-                self._leave([NonFiniteTensor(f"reward: {error}", [], "")], None)
+                problem = NonFiniteTensor(f"reward: {error}", [], "")
+                write_part(self._failed, self.strategy.rank, [problem], *self.trainer.debug_snapshot(), None)
             raise
         self.step += 1
         self.seconds += time.monotonic() - start
@@ -180,68 +181,20 @@ class TrainingRun(Run):
         """Samples that were learned from."""
         return self.step * self.recipe.training_batch
 
-    # ------------------------------------------------------------------------------------ numbers that are none
-
-    def _explained(self, bad: NonFiniteError) -> str:
-        """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
-        weights = self.trainer.weights()
-        samples, _ = self.trainer.debug_snapshot()
-        problems, folder, own = bad.problems, self._failed, []
-        try:
-            self._leave(problems, weights)
-            problems = self._blamed(problems)
-            self._leave(problems, weights)
-        except OSError as error:
-            own.append(f"  rank {self.strategy.rank}: its part of the batch could not be written ({error.strerror})")
-        for problem in problems[:3]:  # in the order of the computation, so the cause comes first
-            named = [f"{slot} ({samples[slot]['task']}, row {samples[slot]['index']})" for slot in problem.slots[:4]]
-            more = f" and {len(problem.slots) - 4} more" if len(problem.slots) > 4 else ""
-            own.append(
-                f"  rank {self.strategy.rank}: {problem.found} in {problem.tensor}; sample {', '.join(named)}{more}"
-            )
-        if len(bad.problems) > 3:
-            own.append(f"  rank {self.strategy.rank}: and then in {len(bad.problems) - 3} more tensors")
-        found = "\n".join(line for part in self.strategy.gather(own) for line in part)
-        return (
-            f"step {self.step + 1}: numbers that are none, found before the update, so the weights are as they were:\n"
-            f"{found}\nThe batch is in {folder}; look at it with: nlu replay {folder}\nWhat often helps: a lower "
-            "optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
-        )
-
-    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
-        """A gradient or loss is that of a whole micro-batch; find the samples whose own is not finite either."""
-        of_batch = ("gradient", "loss")
-        suspects = sorted({slot for p in problems if p.tensor.startswith(of_batch) for slot in p.slots})
-        if self.strategy.stage == 3:  # there each forward is one of all ranks
-            return list(problems)
-        guilty = {slot for slot in suspects if self._is_bad(slot)}
-        return [
-            NonFiniteTensor(p.tensor, [s for s in p.slots if s in guilty] or p.slots, p.found)
-            if p.tensor.startswith(of_batch)
-            else p
-            for p in problems
-        ]
-
-    def _is_bad(self, slot: int) -> bool:
-        watchdog.heartbeat()
-        parameters = list(self.trainer.policy.trainable.values())
-        for role, loss in self.trainer.per_sample_losses(slot).items():
-            with self.trainer.policy.role(role):
-                value = loss()
-                found = torch.autograd.grad(value, parameters, allow_unused=True)
-            numbers = [value, *(gradient for gradient in found if gradient is not None)]
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
-                return True
-        return False
+    # ------------------------------------------------------------------------------------------ failed batches
 
     @property
     def _failed(self) -> Path:
         return self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
 
-    def _leave(self, problems: Sequence[NonFiniteTensor], weights: dict[str, Tensor] | None) -> None:
-        samples, tensors = self.trainer.debug_snapshot()
-        own = weights if self.strategy.is_rank_0() else None
-        leave(self._failed, self.strategy.rank, problems, samples, tensors, own)
+    def _explained(self, error: NonFiniteError) -> str:
+        """The message of a failed batch, which is written to the run folder. Call it on every rank."""
+        found = write_and_explain(error.problems, self.trainer, self.strategy, self._failed)
+        return (
+            f"step {self.step + 1}: non-finite values, found before the update, so the weights are unchanged:\n"
+            f"{found}\nThe batch is in {self._failed}; inspect it with: nlu replay {self._failed}\nOften of help: a "
+            "lower optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
+        )
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
@@ -328,7 +281,9 @@ class TrainingRun(Run):
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
-            handover.write(temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.seen))
+            handover.write(
+                temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets)
+            )
             move_into(temporary, self.folder.root / "adapter")
 
     def finish(self) -> None:
@@ -352,9 +307,9 @@ class TrainingRun(Run):
         else:
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
-        encoder, seen = self.evaluator.encoder, self.evaluator.seen
+        encoder, label_sets = self.evaluator.encoder, self.evaluator.label_sets
         done = (self.samples, self.step, self.seconds)
-        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=seen)
+        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=label_sets)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
         self.folder.close()

@@ -1,7 +1,6 @@
 """Answers to new rows: `nlu predict` as a user runs it, `Predictor`, and the equalities that hold between them."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -19,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from support import ROOT, environment, run_command, write_recipe
+from support import environment, run_command, write_recipe
 from typer.testing import CliRunner
 
 from extensions import Predictor
@@ -638,16 +637,3 @@ def test_the_card_names_the_commands(scene, tiny_model):
         f"vllm serve {tiny_model('llama')} --enable-lora --max-lora-rank 8 --lora-modules tiny=.",
         "nlu merge recipe.yaml merged model.adapter=adapter\nhf upload YOUR_NAME/tiny adapter --private",
     ]
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs(tiny_model, tmp_path):
-    """`tests/bench/predict.py`, small: both contestants answer every row, in turns."""
-    spec = importlib.util.spec_from_file_location("bench_predict", ROOT / "tests" / "bench" / "predict.py")
-    bench = importlib.util.module_from_spec(spec)
-    sys.modules["bench_predict"] = bench  # its dataclass looks itself up
-    spec.loader.exec_module(bench)
-    run = bench.train_run(str(tiny_model("llama")), tmp_path, steps=2, budget=8)
-    result = bench.compare(run, samples=12, batch_size=5, rounds=2)
-    assert result.rows == 12 and len(result.ratios) == 2 and all(ratio > 0 for ratio in result.ratios)
-    assert str(result).count("|") == 7

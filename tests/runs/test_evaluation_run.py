@@ -9,14 +9,13 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import launch, make_policy, write_recipe
+from support import launch, make_policy, predict, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from extensions.cli.main import app
 from extensions.common.files import read_json, read_jsonl
 from extensions.data import Example, demonstrations
-from extensions.evaluation.predict import predict
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
 from extensions.recipe import Model

@@ -449,21 +449,21 @@ def test_an_evaluation_of_a_training_is_cut_off_and_goes_on(
     unfinished, tmp_path, monkeypatch, capsys, tiny_model, moment
 ):
     path = three_steps(tmp_path, tiny_model("llama"))
-    from extensions.evaluation import predict as evaluate
+    from extensions.evaluation import evaluator
 
-    answer, stem = evaluate.answer, f"predictions_{moment}"
+    answer_batch, stem = evaluator.answer_batch, f"predictions_{moment}"
 
     def stopping(*args):
-        found = answer(*args)
+        found = answer_batch(*args)
         if list((tmp_path / "run").glob(f"{stem}.part-*")):
             os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    monkeypatch.setattr(evaluate, "answer", stopping)
+    monkeypatch.setattr(evaluator, "answer_batch", stopping)
     options = ["evaluation.batch_size=1"]
     assert main([str(path), *options]) == 0
     assert len(read_jsonl(tmp_path / "run" / f"{stem}.part-0.jsonl")) == 1
-    monkeypatch.setattr(evaluate, "answer", answer)
+    monkeypatch.setattr(evaluator, "answer_batch", answer_batch)
     capsys.readouterr()
     assert main([str(path), *options]) == 0
     assert "2 rows" in (said := capsys.readouterr().out) and "1 are done already" in said
@@ -565,7 +565,7 @@ def test_replay_names_the_sample_and_the_module(tiny_model, tmp_path, capsys):
     assert "own, row 2" in error and not any(f"own, row {k}" in error for k in (0, 1, 3))
     done = CliRunner().invoke(app, ["replay", str(tmp_path / "run" / "failed" / "step-1")])
     assert done.exit_code == 0, done.output
-    assert "1 of 4 samples give no numbers again" in done.output and "embed_tokens" in done.output
+    assert "1 of 4 samples are non-finite again" in done.output and "embed_tokens" in done.output
 
 
 def test_replay_of_something_else_is_told(tmp_path):

@@ -28,10 +28,10 @@ from extensions.evaluation.metrics import Prediction, score
 from extensions.prompts import CLOSE, answer_format, is_label, pack_label, parse_answer, unpack_label
 from extensions.recipe import dump_recipe, load_recipe
 from extensions.reporting.scores import before_after_table, interval_text, metric_text
-from extensions.rollout.rewards import trial_answers
+from extensions.rollout.reward_check import trial_answers
 from extensions.runs.health import CollapseWatch
 from extensions.tasks import TASKS, Task
-from extensions.training.ppo import batch_metrics
+from extensions.training.records import batch_metrics
 from reward_fns.nlu import reward, reward_func
 
 
@@ -527,8 +527,9 @@ def test_the_metrics_of_a_batch():
     }
 
 
-def test_a_collapse_of_label_sets_is_noticed():
-    watch = CollapseWatch([TOPICS], window=4)
+def test_a_collapse_of_label_sets_is_noticed(monkeypatch):
+    monkeypatch.setattr(CollapseWatch, "WINDOW", 4)
+    watch = CollapseWatch([TOPICS])
     golds = ["s", "p", "m, s", "none"]
     records = [{"task": "own", "answer": "s, m", "gold": TOPICS.joined(gold.split(", "))} for gold in golds]
     (text,) = watch.step({}, records)
