@@ -10,9 +10,9 @@ from extensions.common.errors import UserError
 from extensions.data.example import Example
 from extensions.data.generated import GENERATORS
 from extensions.data.locate import files_of
-from extensions.data.partition import hold_out
+from extensions.data.partition import hold_out, stratified_sample
 from extensions.data.reader import SplitReader
-from extensions.data.sampling import sample_candidate_pair, stratified_sample
+from extensions.data.sampling import sample_candidate_pair
 from extensions.tasks import SPLITS, Task
 
 Warn = Callable[[str], None]

@@ -22,7 +22,15 @@ def multirc(row: Row) -> Iterator[Row]:
     else:
         text = row["passage"]["text"]
         found = [
-            (text, question["question"], answer["text"], answer.get("label"), row["idx"], question["idx"], answer["idx"])
+            (
+                text,
+                question["question"],
+                answer["text"],
+                answer.get("label"),
+                row["idx"],
+                question["idx"],
+                answer["idx"],
+            )
             for question in row["passage"]["questions"]
             for answer in question["answers"]
         ]

@@ -147,8 +147,8 @@ def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: 
     trained = task if has_split(task, "train") else find_task(task.train_task) if task.train_task else None
     if trained is None:
         raise UserError(
-            f"prompt.shots: {count}, but task {task.name} has no training rows to show; give source.files.train, or set "
-            "train_task to the built-in task that has its prompt"
+            f"prompt.shots: {count}, but task {task.name} has no training rows to show; give source.files.train, or "
+            "set train_task to the built-in task that has its prompt"
         )
     if (trained.fields, trained.labels, trained.score_range) != (task.fields, task.labels, task.score_range):
         raise UserError(

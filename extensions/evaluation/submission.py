@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from extensions.common.errors import UserError
-from extensions.data import HUB, SURROGATE, Example, is_present, load_examples
+from extensions.data import HUB, Example, is_present, load_examples
+from extensions.data.cells import SURROGATE
 from extensions.evaluation.metrics import Prediction, best_candidate, groups_of
 from extensions.tasks import SUITES, Task
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.common.files import write_bytes
-from extensions.data.faults import Fault
-from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, has_mark, scan, separator_of
+from extensions.data.row_errors import RowError
+from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, has_bom, scan, separator_of
 from extensions.tasks import Source, Task
 
 STDIN = "-"
@@ -74,9 +74,9 @@ def _read(path: Path, task: Task, kind: str | None) -> InputTable:
     rows: list[dict[str, Any]] = []
     faults: dict[int, str] = {}
     for where, row in scan(path, source):
-        if isinstance(row, Fault):
+        if isinstance(row, RowError):
             faults[len(rows)] = f"{where.rpartition(', ')[2]}{row.detail}"
-        cells = row.cells if isinstance(row, Fault) else row
+        cells = row.cells if isinstance(row, RowError) else row
         rows.append({str(name): cell for name, cell in cells.items()})
     if not rows:
         raise UserError(f"{path}: no rows; expected at least one")
@@ -88,7 +88,7 @@ def _read(path: Path, task: Task, kind: str | None) -> InputTable:
     text = found in ("csv", "tsv")
     separator = separator_of(path, source) if text else ","
     return InputTable(
-        str(path), found, columns, rows, faults, table, classes, separator, has_mark(path), source.quoting == "csv"
+        str(path), found, columns, rows, faults, table, classes, separator, has_bom(path), source.quoting == "csv"
     )
 
 
