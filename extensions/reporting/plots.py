@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> N
     for task in tasks if len(tasks) > 1 else []:
         rewards = [(record["step"], record["reward_by_task"].get(task)) for record in metrics]
         xs, ys = zip(*[(step, reward) for step, reward in rewards if reward is not None], strict=True)
-        axes.plot(xs, smoothed(ys, _weight(len(steps))), label=task, linewidth=1.2, zorder=3)
+        axes.plot(xs, smoothed(ys, smoothing_weight(len(steps))), label=task, linewidth=1.2, zorder=3)
     axes.set(xlabel="PPO iteration", ylabel="mean reward", title=title)
     if len(tasks) > 1:
         axes.legend(fontsize="small", ncols=2)
@@ -101,27 +102,19 @@ def accuracy_curves(panels: Sequence[Panel], path: Path) -> None:
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without the pull of its start (TensorBoard's debiased smoothing)."""
-    result: list[float] = []
-    average = 0.0
-    for n, value in enumerate(values, start=1):
-        average = weight * average + (1 - weight) * value
-        result.append(average / (1 - weight**n))
-    return result
+    """Exponential moving average, corrected for its start at 0 (TensorBoard's debiased smoothing)."""
+    averages = accumulate(values, lambda average, value: weight * average + (1 - weight) * value, initial=0.0)
+    return [average / (1 - weight**n) for n, average in enumerate(averages) if n]
 
 
-def smoothed_over_a_tenth(values: Sequence[float]) -> list[float]:
-    """`smoothed` over about a tenth of the run."""
-    return smoothed(values, _weight(len(values)))
-
-
-def _weight(count: int) -> float:
-    return 1 - min(1.0, 10 / count)
+def smoothing_weight(num_steps: int) -> float:
+    """The weight that averages over about a tenth of a run."""
+    return 1 - min(1.0, 10 / num_steps)
 
 
 def _smooth_over_raw(axes: Any, points: Points, label: str, color: Any = None) -> None:
     xs, ys = points
-    (line,) = axes.plot(xs, smoothed_over_a_tenth(ys), label=label, color=color, linewidth=2.2, zorder=3)
+    (line,) = axes.plot(xs, smoothed(ys, smoothing_weight(len(ys))), label=label, color=color, linewidth=2.2, zorder=3)
     axes.plot(xs, ys, color=line.get_color(), alpha=0.25, linewidth=1, zorder=1)
 
 

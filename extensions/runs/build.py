@@ -22,12 +22,12 @@ from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import label_sets_of
-from extensions.inference import handover
+from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
 from extensions.model.loading import load_config, load_policy, load_tokenizer
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
@@ -103,7 +103,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
         make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
-    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps)
+    sampler = make_sampler(policy, tokenizer, CLOSE, recipe.evaluation.micro_batch_size, fixed_decode_steps)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
@@ -112,7 +112,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
-        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps)
+        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps)
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
         )
@@ -123,9 +123,9 @@ def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
     """Multi-label task -> label sets of its training rows; an evaluation run reads them from the model's nlu.json."""
     tasks = {task.name: task for task in recipe.data.tasks if task.multi_label}
     folder = Path(recipe.model.adapter or recipe.model.path)
-    if recipe.method != "eval" or not tasks or not (folder / handover.NAME).is_file():
+    if recipe.method != "eval" or not tasks or not (folder / FILE_NAME).is_file():
         return label_sets_of(data.train)
-    recorded = handover.read(folder).label_sets
+    recorded = Manifest.load(folder).label_sets
     return {name: [one for one in recorded.get(name, []) if task.is_label_set(one)] for name, task in tasks.items()}
 
 

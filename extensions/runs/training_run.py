@@ -25,7 +25,7 @@ from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import mean_score, score_all
-from extensions.inference import handover
+from extensions.inference.manifest import Manifest
 from extensions.recipe import Recipe, load_recipe
 from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import loss_curve, reward_curve
@@ -281,9 +281,7 @@ class TrainingRun(Run):
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
-            handover.write(
-                temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets)
-            )
+            Manifest.of_run(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets).save(temporary)
             move_into(temporary, self.folder.root / "adapter")
 
     def finish(self) -> None:
