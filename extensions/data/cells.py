@@ -93,14 +93,14 @@ def label_of(row: Row, column: LabelColumn, where: str) -> str:
     value = [_named(one, column) for one in value] if isinstance(value, list) else _named(value, column)
     if task.multi_label:
         try:
-            return task.label_set_of(value)
+            return task.parse_label_set(value)
         except ValueError as error:
             raise _unlabelled(column, where, value, str(error)) from error
     text = cell_label(value) if column.own or isinstance(value, bool) else str(value).strip()
     if column.classes is not None and not column.own and isinstance(value, float):
         text = f"{value:g}"  # earlier parquet files of the hub have scores of 32 bits
     if task.score_range is None:
-        if (label := task.label_of(text)) is not None:
+        if (label := task.find_label(text)) is not None:
             return label
     elif isinstance(value, (str, int, float, Decimal)) and not isinstance(value, bool) and is_label(text, task):
         return text
@@ -113,7 +113,7 @@ def _named(value: Any, column: LabelColumn) -> Any:
     if not classes or not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(classes):
         return value
     name = classes[value]
-    return name if not column.own or column.task.label_of(name) is not None else value
+    return name if not column.own or column.task.find_label(name) is not None else value
 
 
 def _unlabelled(column: LabelColumn, where: str, value: Any, text: str) -> UnlabelledRow:

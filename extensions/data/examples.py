@@ -37,7 +37,7 @@ def load_examples(
         return [
             Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)
         ]
-    if task.source.split is not None and (split == "train" or task.source.is_drawn(split)):
+    if task.source.split is not None and (split == "train" or task.source.is_held_out(split)):
         examples = _held_out(task, split, root, warn)
     else:
         examples = SplitReader(task, split, *files_of(task, split, root)).read(warn)
@@ -70,7 +70,7 @@ def _held_out(task: Task, split: str, root: str | None, warn: Warn) -> list[Exam
     if key not in _last:
         warnings: list[str] = []
         examples = reader.read(warnings.append)
-        shares = {name: getattr(task.source.split, name) for name in SPLITS if task.source.is_drawn(name)}
+        shares = {name: getattr(task.source.split, name) for name in SPLITS if task.source.is_held_out(name)}
         assert task.source.split is not None
         chosen = hold_out(examples, shares, task.source.split.seed) if shares else {"train": range(len(examples))}
         _last.clear()

@@ -23,7 +23,7 @@ def has_split(task: Task, split: str) -> bool:
         UserError: the rows of the user's own task are on the hub, and it cannot be read.
     """
     source = task.source
-    if source.generator is not None or split in source.files or source.is_drawn(split):
+    if source.generator is not None or split in source.files or source.is_held_out(split):
         return True
     return task.suite == "own" and source.hub is not None and _own_is_on_hub(task.model_dump_json(), split)
 
@@ -42,7 +42,7 @@ def is_present(task: Task, split: str, root: str | None) -> bool:
         return has_split(task, split)
     if root == HUB and task.suite != "own":
         return _on_hub(task, split)
-    split = "train" if task.source.is_drawn(split) else split
+    split = "train" if task.source.is_held_out(split) else split
     return split not in task.source.files or find_files(task, split, None if root == HUB else root) is not None
 
 

@@ -86,7 +86,7 @@ def stratified_sample(examples: list[Example], limit: int | None, seed: int) -> 
 def labels_of(example: Example) -> tuple[str, ...]:
     """The labels of a row: of a multi-label task those that its label string joins, or that of no label."""
     label = str(example.label)
-    return (example.task.label_set(label) or (label,)) if example.task.multi_label else (label,)
+    return (example.task.split_labels(label) or (label,)) if example.task.multi_label else (label,)
 
 
 def _counts(size: int, shares: Mapping[str, float], carry: dict[str, float]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from extensions.data.example import Example
 from extensions.data.examples import Warn, load_examples, load_training
 from extensions.data.locate import check_trainable, has_split, is_labelled, is_present
 from extensions.data.sampling import demonstrations, subsample_evenly
-from extensions.prompts import Shown
+from extensions.prompts import Demonstration
 from extensions.recipe import Recipe
 from extensions.tasks import Task, find_task
 
@@ -31,7 +31,7 @@ class RunData:
     validation: list[Example] = field(default_factory=list)  # of the validations during training
     test: list[Example] = field(default_factory=list)  # to be answered for the evaluation server
     splits: dict[str, str] = field(default_factory=dict)  # task name -> split of its rows in the table
-    demonstrations: dict[str, list[Shown]] = field(default_factory=dict)  # task name -> what its prompts may show
+    demonstrations: dict[str, list[Demonstration]] = field(default_factory=dict)  # task name -> shown in its prompts
 
     @staticmethod
     def load(recipe: Recipe, warn: Warn) -> RunData:
@@ -134,7 +134,7 @@ def table_split(recipe: Recipe, task: Task) -> str:
     return split
 
 
-def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
+def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Demonstration]:
     """The demonstrations of a task, one more than a prompt shows: a row is not shown before itself.
 
     Args:
