@@ -77,7 +77,7 @@ MISFITS = {
         ["of 8 weights expected", f"8 missing ({Q0}; ", "8 without a layer in the model (base_model.model.lan"],
     ),
     "half of the layers": (half, ["4 missing (base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight; "]),
-    "more layers": (twice, ["4 without a layer in the model (base_model.model.model.layers.2.self_attn.q_proj.lora_A.wei"]),
+    "more layers": (twice, ["4 without a layer in the model (base_model.model.model.layers.2.self_attn.q_proj.lora_A"]),
     "another size": (wider, [f"4 of another shape ({Q0}: [4, 48], expected [4, 32]; "]),
 }
 
