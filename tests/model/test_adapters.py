@@ -300,9 +300,7 @@ def test_the_head_of_a_tied_model_is_not_merged(tmp_path):
 def test_a_merged_model_that_is_another_is_not_written(llama, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "_merge", lambda lm, path: 4)
     before = tree(tmp_path)
-    with pytest.raises(
-        UserError, match=r"merged: not written: the merged model differs from base and adapter: 4"
-    ):
+    with pytest.raises(UserError, match=r"merged: not written: the merged model differs from base and adapter: 4"):
         merge_adapter(Model(path=str(llama), adapter=str(adapter)), tmp_path / "merged")
     assert tree(tmp_path) == before
 
