@@ -317,7 +317,7 @@ def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "decoding"), [(0, "sample"), (3, "sample"), (3, "likelihood")])
 def test_two_ranks_go_on_for_one(tiny_model, tmp_path, stage, decoding):
-    """Killed on one rank, resumed on two: the answers of an uninterrupted run, and a report of dropped demonstrations."""
+    """Killed on one rank, resumed on two: the answers of an uninterrupted run; dropped demonstrations are reported."""
     sections = {
         "prompt": {"shots": 4, "max_tokens": 300},
         "evaluation": {"decoding": decoding, "max_samples": 13},
