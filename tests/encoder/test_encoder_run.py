@@ -149,7 +149,7 @@ def test_a_run_that_stops_on_request_resumes_bit_identical(write, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(encoder.Progress, name, stopping)
         assert main([str(path)], "encoder", encoder.run) == 0
-    assert "go on with: bash launch/encoder.sh" in capsys.readouterr().out
+    assert "resume with: bash launch/encoder.sh" in capsys.readouterr().out
     assert not (tmp_path / "cut" / "eval.json").exists()
     assert main([str(path)], "encoder", encoder.run) == 0
     whole, cut = tmp_path / "whole", tmp_path / "cut"

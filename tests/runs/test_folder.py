@@ -7,7 +7,7 @@ from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.common.versions import versions
 from extensions.recipe import Recipe
-from extensions.runs.checkpoint import folders
+from extensions.runs.checkpoint import checkpoint_folders
 from extensions.runs.folder import RunFolder
 
 
@@ -57,7 +57,7 @@ def test_an_unfinished_run_is_resumed(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of())
     write_json(root / "eval.json", {"before": {}})
     run = RunFolder(root, recipe_of(), {})
-    assert run.set_aside is None and folders(root)[-1].name == "step-4"
+    assert run.set_aside is None and checkpoint_folders(root)[-1].name == "step-4"
     run.cut_back(4, 4)
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")] == [1, 2, 3, 4]
     assert read_jsonl(root / "rollouts.jsonl")[-1] == {"step": 4, "text": "line\u2028 “Yes”"}
@@ -103,5 +103,5 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_checkpoints_are_ordered_by_number(tmp_path):
     for name in ("step-9", "step-10", "step-100", "step-20", "writing-101", "damaged-step-102", "step-x"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert [path.name for path in folders(tmp_path)] == ["step-9", "step-10", "step-20", "step-100"]
-    assert folders(tmp_path / "none") == []
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-9", "step-10", "step-20", "step-100"]
+    assert checkpoint_folders(tmp_path / "none") == []
