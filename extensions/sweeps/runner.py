@@ -26,7 +26,7 @@ from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, write_json, write_text
 from extensions.data import has_split
-from extensions.runs.folder import is_finished
+from extensions.runs.resume import is_finished
 from extensions.sweeps.grid import Cell, Outcome, Sweep, as_yaml, assignments, choose, outcome, script
 from extensions.tasks import SUITES
 
