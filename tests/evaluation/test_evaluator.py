@@ -11,7 +11,8 @@ from support import make_policy, predict
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.common.versions import versions
-from extensions.data import Example, by_question, sample_candidate_pair, subsample_evenly
+from extensions.data import Example, by_question, subsample_evenly
+from extensions.data.sampling import sample_candidate_pair
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
