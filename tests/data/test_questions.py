@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from extensions.data import Example, by_question, sample_candidate_pair, subsample_evenly
+from extensions.data import Example, by_question, subsample_evenly
+from extensions.data.sampling import sample_candidate_pair
 from extensions.tasks import TASKS
 
 COLA, SST2, MULTIRC, RECORD, AXG = (TASKS[name] for name in ("cola", "sst2", "multirc", "record", "axg"))

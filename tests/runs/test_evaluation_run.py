@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from extensions.cli.main import app
 from extensions.common.files import read_json, read_jsonl
-from extensions.data import Example, demonstrations
+from extensions.data import Example
+from extensions.data.sampling import demonstrations
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
 from extensions.recipe import Model
