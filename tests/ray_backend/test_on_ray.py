@@ -257,11 +257,11 @@ def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes, stage
 def test_engines_that_share_a_gpu_are_awake_for_rollouts_alone():
     from types import SimpleNamespace
 
-    from extensions.ray_backend.trainer import Groups
+    from extensions.ray_backend.groups import Groups
 
-    settings = SimpleNamespace(args=SimpleNamespace(vllm=SimpleNamespace(enable_sleep=True)))
-    groups, calls = Groups(None, None, [], settings), []
-    groups.every_engine = calls.append
+    strategy = SimpleNamespace(args=SimpleNamespace(vllm=SimpleNamespace(enable_sleep=True)))
+    groups, calls = Groups(strategy, None, None, None, []), []
+    groups.call_engines = calls.append
     with groups.awake():
         with groups.awake():  # a sync inside
             calls.append("inside")
