@@ -30,7 +30,7 @@ from extensions.inference.handover import HandOver
 from extensions.inference.location import Location, base_of, locate
 from extensions.model.loading import load_policy, load_tokenizer
 from extensions.model.policy import Policy
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task
@@ -95,7 +95,7 @@ class Predictor:
             tokenizer, form.max_tokens, form.chat_template, form.shots, shown, form.template_options
         )
         policy = _policy(base, handed, _device(device))
-        return cls(location, handed, encoder, Sampler(policy, tokenizer, Evaluation().micro_batch_size))
+        return cls(location, handed, encoder, Sampler(policy, tokenizer, CLOSE, Evaluation().micro_batch_size))
 
     def predict(
         self,

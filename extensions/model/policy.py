@@ -201,7 +201,7 @@ class Policy(nn.Module):
         """Hidden states (L, hidden) of a pack's tokens: the forward that everything uses.
 
         Args:
-            attend: of packed attention only; None: one that remembers nothing.
+            attend: of packed attention only; None: one without a cache.
         """
         most = self.anatomy.most_tokens
         if most is not None and pack.input_ids.shape[1] >= most and attend is None:
@@ -252,22 +252,22 @@ class Policy(nn.Module):
         out = self.trunk(input_ids=rows, attention_mask=mask, use_cache=False)
         return states_of(out).flatten(0, 1)[origin]
 
-    def prefill(self, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> Decoder:
+    def prefill(self, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> Decoder:
         """Read prompts, to write after them.
 
         Args:
-            rows_at_once: rows of one forward.
+            max_rows: rows of one forward.
             new_tokens: most tokens that will be written.
         """
         most, longest = self.anatomy.most_tokens, max(map(len, prompts)) + new_tokens
         if self.path.cache == "none" or (most is not None and longest >= most):
-            return UncachedDecoder(self, prompts, rows_at_once)
+            return UncachedDecoder(self, prompts, max_rows)
         if most is not None:
-            rows_at_once = min(rows_at_once, (most - 1) // longest)
+            max_rows = min(max_rows, (most - 1) // longest)
         if self.path.kind == "plain":
-            return OwnDecoder(self, prompts, rows_at_once, new_tokens, self.path.cache == "padded")
+            return OwnDecoder(self, prompts, max_rows, new_tokens, self.path.cache == "padded")
         kind = TreeDecoder if self.path.kind == "packed" else PaddedDecoder
-        return kind(self, prompts, rows_at_once, new_tokens)
+        return kind(self, prompts, max_rows, new_tokens)
 
     def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
         """Logits over the temperature, float32: (..., hidden) -> (..., V). Ask for the places you need, no more."""

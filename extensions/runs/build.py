@@ -27,7 +27,7 @@ from extensions.model.adapters import adapter_hash
 from extensions.model.loading import load_config, load_policy, load_tokenizer
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
@@ -103,7 +103,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
         make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
-    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps)
+    sampler = make_sampler(policy, tokenizer, CLOSE, recipe.evaluation.micro_batch_size, fixed_decode_steps)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
@@ -112,7 +112,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
-        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps)
+        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps)
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
         )

@@ -57,7 +57,7 @@ def check_model(
         training=recipe.method != "eval",
         rows=rows,
     )
-    sampler = Sampler(policy, encoder.tokenizer, recipe.evaluation.micro_batch_size)
+    sampler = Sampler(policy, encoder.tokenizer, CLOSE, recipe.evaluation.micro_batch_size)
     proof, lm, tokenizer = policy.proof, policy.causal_lm, encoder.tokenizer
     parameters = sum(p.numel() for p in lm.parameters() if not p.requires_grad)
     size = sum(p.numel() * p.element_size() for p in lm.parameters()) / GIB

@@ -22,7 +22,7 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     assert isinstance(training, TrainingRun)
     trainer = training.trainer
     if job["method"] == "ppo":  # responses of full length, as the peer's
-        trainer.sampler.eos, trainer.sampler.may_close = set(), set()  # type: ignore[attr-defined]
+        trainer.sampler.eos, trainer.sampler.may_stop = set(), set()  # type: ignore[attr-defined]
     weights = sum(p.nbytes for name, p in trainer.policy.lm.named_parameters() if "lora_" not in name)
     assert weights == sum(p.nbytes for p in trainer.policy.lm.get_base_model().parameters() if not p.requires_grad)
 

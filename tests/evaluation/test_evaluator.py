@@ -282,7 +282,7 @@ def ranked_examples(task):
 
 def real_sampler(tiny_model, micro_batch_size=8, temperature=1.0):
     folder = tiny_model("llama")
-    sampler = Sampler(make_policy(folder), load_tokenizer(Model(path=str(folder))), micro_batch_size)
+    sampler = Sampler(make_policy(folder), load_tokenizer(Model(path=str(folder))), CLOSE, micro_batch_size)
     sampler.policy.temperature = temperature
     return sampler
 

@@ -144,7 +144,9 @@ def test_a_temperature_flattens():
 @pytest.fixture(scope="module")
 def scene(tiny_model):
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
-    return Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, 8), PromptEncoder(tokenizer, 400, False)
+    return Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, CLOSE, 8), PromptEncoder(
+        tokenizer, 400, False
+    )
 
 
 def test_the_words_of_a_label_are_summed(scene):

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 def test_a_path_that_is_wrong_is_not_used(folder, monkeypatch):
     """Packed attention that forgets the window: another path is taken, and the line of the run says why."""
-    monkeypatch.setattr(attention, "_seen", lambda mask, visible: mask)
+    monkeypatch.setattr(attention, "_restricted", lambda mask, repeats, visible: mask)
     policy = load(folder("mistral"))
     assert policy.path.kind == "masked"
     (why,) = policy.proof.rejected

@@ -124,7 +124,7 @@ def test_demonstrations_are_dropped_before_the_text_is_cut():
 def scene(tiny_model):
     """A tiny policy's sampler and encoder, and rows of two tasks."""
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
-    sampler = Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, 8)
+    sampler = Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, CLOSE, 8)
     return sampler, PromptEncoder(tokenizer, 400, False)
 
 
