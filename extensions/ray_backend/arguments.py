@@ -149,8 +149,7 @@ def namespace(recipe: Recipe, shape: ClusterShape) -> SimpleNamespace:
     defaults = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
     flat = {name: value for group in defaults for name, value in group["options"].items()} | options(recipe, shape)
     flat |= {"actor.eps_clip_low_high": (recipe.ppo.clip, recipe.ppo.clip), "reward.remote_url": ["agent"]}
-    nested: SimpleNamespace = hierarchize(SimpleNamespace(**flat))
-    return nested
+    return hierarchize(SimpleNamespace(**flat))
 
 
 def command(recipe: Recipe, shape: ClusterShape) -> str:

@@ -170,15 +170,13 @@ class RayLoraSync(LoraSync):
             self.groups.call_actor("load_weights", before)
 
     def payload(self, version: int) -> LoraPayload:
-        payload: LoraPayload = self.groups.call_actor("lora_payload", version)
-        return payload
+        return self.groups.call_actor("lora_payload", version)
 
     def deliver(self, payload: LoraPayload) -> None:
         self.groups.call_engines("load_lora", ray.put(payload))
 
     def trainer_logprobs(self) -> list[float]:
-        logprobs: list[float] = self.groups.call_actor("response_logprobs", self.samples, 1.0)
-        return logprobs
+        return self.groups.call_actor("response_logprobs", self.samples, 1.0)
 
     def engine_logprobs(self) -> list[list[float]]:
         return self.groups.call_engines("probe", self.samples)

@@ -20,24 +20,22 @@ import torch
 from torch import Tensor
 
 from extensions.common.files import write_bytes
-from extensions.data import BatchOrder, Example
+from extensions.data import BatchOrder
 from extensions.distributed import watchdog
-from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
-from extensions.distributed.openrlhf import compute_reward
+from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.model.loading import load_tokenizer
 from extensions.prefix.tree import Sample
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.ray_backend.groups import GroupCheckpoints, Groups, RayLoraSync, RolloutRequest
-from extensions.ray_backend.models import RayStrategy
-from extensions.recipe import Recipe
+from extensions.ray_backend.models import RayStrategy, scatter
+from extensions.recipe import Ppo, Recipe
 from extensions.rollout.lora_sync import SyncProbe
 from extensions.rollout.rewards import Reward
 from extensions.rollout.vllm_sampler import request_seed
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.training_run import TrainingRun
-from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.experience import TokenIndex
-from extensions.training.ppo import generation_request
+from extensions.training.experience import Experience, TokenIndex
+from extensions.training.ppo import PpoTrainer, generation_request
 from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock
 
@@ -45,69 +43,44 @@ from extensions.training.trainer import Clock
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer  # isort: skip
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # isort: skip
 
-# Name of a tensor in a debug snapshot and in errors -> field of OpenRLHF's Experience.
-FIELDS = {
-    "logprobs": "action_log_probs",
-    "values": "values",
-    "kl": "kl",
-    "advantages": "advantages",
-    "returns": "returns",
-}
-
 
 class ExperienceMaker(RemoteExperienceMaker):
-    """OpenRLHF's, with the paper's whitening and value targets, and checks before the update."""
+    """OpenRLHF's, with the advantages of the DeepSpeed backend and checks before the update."""
 
-    recipe: Recipe
+    ppo: Ppo
     probe: SyncProbe
-    weights: Tensor  # (B,) of the current batch's samples
-    experiences: list[Any]  # of the current iteration
+    experience: Experience  # of the current iteration; complete after `compute_advantages_and_returns`
     mismatch: float  # mean difference of the sampled tokens' logprobs between vLLM and the trainer
 
     def make_experience_batch(self, rollout_samples: list[Any]) -> list[Any]:
         watchdog.heartbeat()
-        self.experiences = super().make_experience_batch(rollout_samples)
-        check_finite(self.experiences)
-        differences = [((e.action_log_probs - e.rollout_log_probs) * e.action_mask).abs() for e in self.experiences]
-        num_tokens = sum(e.action_mask.sum() for e in self.experiences)
-        self.mismatch = float(sum(difference.sum() for difference in differences) / num_tokens)
-        self.probe.check_samples(self.mismatch)
-        return self.experiences
+        return super().make_experience_batch(rollout_samples)
 
     def compute_advantages_and_returns(self, experiences: list[Any]) -> list[Any]:
-        """Replaces OpenRLHF's, which always whitens, without a minimum deviation, and has no TD target (0.11.2)."""
-        ppo = self.recipe.ppo
-        weights = self.weights.split([len(e.rewards) for e in experiences])
-        for e, weight in zip(experiences, weights, strict=True):
-            e.rewards = e.rewards.float()
-            mask = e.action_mask
-            rewards = compute_reward(e.rewards * weight, self.kl_ctl.value, e.kl, mask)
-            e.advantages, e.returns = gae(rewards, e.values, mask, ppo.gamma, ppo.lam)
-            if ppo.value_target == "td":
-                e.returns = td_targets(rewards, e.values, mask, ppo.gamma)
-            e.info["kl_of_response"] = (e.kl * mask).sum(-1)
-        if ppo.whiten:
-            flat = torch.cat([e.advantages.flatten() for e in experiences])
-            masks = torch.cat([e.action_mask.flatten() for e in experiences])
-            parts = whiten(flat, masks, min_std=ppo.whiten_min_std).split([e.advantages.numel() for e in experiences])
-            for e, part in zip(experiences, parts, strict=True):
-                e.advantages = part.view_as(e.advantages)
+        """Replaces OpenRLHF's, which always whitens, without a minimum deviation, and has no TD target (0.11.2).
+
+        Raises:
+            NonFiniteError: a tensor of the rollout holds NaN or Inf.
+            SyncError: the logprobs of the sampled tokens differ too much between vLLM and the trainer.
+        """
+        whole, masks = self.experience, [e.action_mask.bool() for e in experiences]
+
+        def flat(field: str) -> Tensor:  # (N,) over all experiences
+            return torch.cat([getattr(e, field)[mask] for e, mask in zip(experiences, masks, strict=True)])
+
+        whole.scores = torch.cat([e.rewards for e in experiences]).float()
+        whole.logprobs, whole.values, whole.kl = flat("action_log_probs"), flat("values"), flat("kl")
+        PpoTrainer.estimate_advantages(whole, self.ppo, self.kl_ctl.value)
+        nonfinite = NonFiniteCheck({})
+        PpoTrainer.watch_experience(whole, nonfinite)
+        nonfinite.check(lambda total: total)
+        self.mismatch = float((whole.logprobs - flat("rollout_log_probs")).abs().mean())
+        self.probe.check_samples(self.mismatch)
+        sizes = [int(mask.sum()) for mask in masks]
+        split = (whole.advantages.split(sizes), whole.returns.split(sizes))
+        for e, mask, advantages, returns in zip(experiences, masks, *split, strict=True):
+            e.advantages, e.returns = scatter(advantages, mask), scatter(returns, mask)
         return experiences
-
-
-def check_finite(experiences: Sequence[Any]) -> None:
-    """Raises NonFiniteError if an experience holds NaN or Inf."""
-    problems, first = [], 0
-    for e in experiences:
-        for name, field in {"scores": "rewards", **FIELDS}.items():
-            tensor = getattr(e, field)
-            bad = [first + row for row, values in enumerate(tensor) if not bool(torch.isfinite(values).all())]
-            if bad:
-                kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
-                problems.append(NonFiniteTensor(f"{name} of the rollout", bad, kind))
-        first += len(e.rewards)
-    if problems:
-        raise NonFiniteError(problems)
 
 
 class RayTrainer(BasePPOTrainer):
@@ -139,33 +112,29 @@ class RayTrainer(BasePPOTrainer):
             logging.getLogger(module).setLevel(logging.WARNING)  # they log each step, which the run does too
         self.recipe, self.groups, self.encoder, self.reward, self.order = recipe, groups, encoder, reward, order
         self.experience_maker = ExperienceMaker(actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
-        self.experience_maker.recipe, self.experience_maker.probe = recipe, probe
+        self.experience_maker.ppo, self.experience_maker.probe = recipe.ppo, probe
         self.sync = RayLoraSync(groups, probe, probed)
-        # Of the current iteration:
-        self.batch: list[Example] = []
-        self.prompts: list[str] = []
-        self.samples: list[Sample] = []
-        self.responses: list[dict[str, Any]] = []
-
-    def fit(self, global_step: int = 0) -> None:
-        raise NotImplementedError("extensions.runs.training_run.TrainingRun calls iterate")
+        self.experience: Experience | None = None  # of the current iteration
 
     # ------------------------------------------------------------------------------------------------ an iteration
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration: its metrics, and a record of each sample."""
-        ppo, clock = self.recipe.ppo, Clock(torch.device("cpu"))
-        self.experience_maker.experiences, self.batch = [], self.order.batch(step)
-        self.experience_maker.weights = torch.tensor([self.order.weight(example) for example in self.batch])
+        ppo, clock, self.experience = self.recipe.ppo, Clock(torch.device("cpu")), None
         with clock("rollout"), self.groups.awake():
             self.sync.refresh()
-            rollout = self.rollout(step)
+            experience, rollout = self.rollout(step)
+        self.experience = self.experience_maker.experience = experience
         kl_coef = self.kl_ctl.value
         status, _ = self.train_step(rollout, step)
-        records = self.records()
-        mean_kl = sum(r["kl"] for r in records) / len(records)
+        kl = experience.index.sums(experience.kl.double()).tolist()
+        mean_kl = sum(kl) / len(kl)
         if ppo.kl.init > 0:
-            self.kl_ctl.update(mean_kl, len(records))
+            self.kl_ctl.update(mean_kl, len(kl))
+        scores, lengths = experience.scores.tolist(), experience.index.lengths
+        texts = (experience.prompts, experience.texts, experience.answers)
+        fields = zip(experience.examples, *texts, scores, kl, lengths, strict=True)
+        records = [rollout_record(*sample) for sample in fields]
         phases = {"reference": "make_experience", "update": "ppo_train", "sync": "broadcast"}
         clock.seconds |= {phase: status[f"timing/{name}"] for phase, name in phases.items()}
         metrics = {
@@ -182,8 +151,8 @@ class RayTrainer(BasePPOTrainer):
             "grad_norm": status["actor_grad_norm"],
             "critic_grad_norm": status["critic_grad_norm"],
             "lr": status["actor_lr"],
-            "response_tokens": sum(r["tokens"] for r in records) / len(records),
-            "stale_samples": self.stale,
+            "response_tokens": sum(lengths) / len(lengths),
+            "stale_samples": self.num_stale,
             **self.sync.metrics,
             "seconds": clock.seconds,
             "samples_per_s": len(records) / sum(clock.seconds.values()),
@@ -193,21 +162,31 @@ class RayTrainer(BasePPOTrainer):
     def summary_line(self, metrics: dict[str, Any]) -> str:
         return summary_line(metrics)
 
-    def rollout(self, step: int) -> list[Any]:
-        """OpenRLHF's experiences of one sample each, in batch order."""
-        encoded = [self.encoder.encode(example.task, example.fields) for example in self.batch]
-        requests = []
-        for row, (example, (ids, _)) in enumerate(zip(self.batch, encoded, strict=True)):
+    def rollout(self, step: int) -> tuple[Experience, list[Any]]:
+        """The agent's responses to a batch: as an experience, and as OpenRLHF's experiences of one sample each."""
+        batch, requests = self.order.batch(step), []
+        encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
+        for row, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
             request = generation_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
             label = self.reward.label(example)
             requests.append(RolloutRequest(ids, request.budget, request_seed(request), False, label))
-        self.prompts = [text for _, text in encoded]
-        self.responses = self.groups.respond(requests, self.prompts)
-        tokens = [response["observation_tokens"] for response in self.responses]
-        self.samples = [Sample(ids, all_ids[len(ids) :]) for (ids, _), all_ids in zip(encoded, tokens, strict=True)]
-        self.stale = sum(r["extra_logs"]["adapter_version"] != self.sync.version for r in self.responses)
-        process, longest = self.groups.generator._process_response_into_experience, max(map(len, tokens))
-        return [process(response, max_len=longest) for response in self.responses]
+        prompts = [text for _, text in encoded]
+        responses = self.groups.respond(requests, prompts)
+        self.num_stale = sum(r["extra_logs"]["adapter_version"] != self.sync.version for r in responses)
+        samples = [
+            Sample(ids, response["observation_tokens"][len(ids) :])
+            for (ids, _), response in zip(encoded, responses, strict=True)
+        ]
+        texts = [response["text"] for response in responses]
+        answers = [parse_answer(text, example.task) for text, example in zip(texts, batch, strict=True)]
+        index = TokenIndex([len(sample.response) for sample in samples])
+        unknown = torch.zeros(len(index.sample))  # until the groups have computed them
+        weights = torch.tensor([self.order.weight(example) for example in batch])
+        tensors = {"logprobs": unknown, "values": unknown, "kl": unknown, "weights": weights}
+        experience = Experience(list(batch), prompts, samples, texts, answers, index, **tensors)
+        longest = max(len(response["observation_tokens"]) for response in responses)
+        process = self.groups.generator._process_response_into_experience
+        return experience, [process(response, max_len=longest) for response in responses]
 
     def ppo_train(self, global_steps: int) -> dict[str, Any]:
         watchdog.heartbeat()
@@ -220,15 +199,6 @@ class RayTrainer(BasePPOTrainer):
         """OpenRLHF's step calls it after the update."""
         self.sync.outdated = True
         self.sync.refresh()
-
-    def records(self) -> list[dict[str, Any]]:
-        kl = torch.cat([e.info["kl_of_response"] for e in self.experience_maker.experiences]).tolist()
-        found = []
-        for slot, (example, response) in enumerate(zip(self.batch, self.responses, strict=True)):
-            reward, text, num_tokens = response["reward"], response["text"], len(self.samples[slot].response)
-            answer = parse_answer(text, example.task)
-            found.append(rollout_record(example, self.prompts[slot], text, answer, reward, kl[slot], num_tokens))
-        return found
 
     # ----------------------------------------------------------------------------------- state, weights, diagnostics
 
@@ -260,27 +230,17 @@ class RayTrainer(BasePPOTrainer):
         return [(self.groups.actor, actor), (self.groups.critic, critic)]
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        experiences = self.experience_maker.experiences
-        if not experiences:
+        experience = self.experience
+        if experience is None:
             return [], {}
-        texts = [response["text"] for response in self.responses]
-        rows = zip(self.batch, self.prompts, texts, self.samples, strict=True)
-        return [debug_record(*row) for row in rows], padded(experiences, [len(s.response) for s in self.samples])
+        samples = zip(experience.examples, experience.prompts, experience.texts, experience.samples, strict=True)
+        return [debug_record(*sample) for sample in samples], experience.padded()
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         raise NotImplementedError("nlu replay recomputes a failed batch on the DeepSpeed backend")
 
     def per_sample_losses(self, slot: int) -> dict[Any, Callable[[], Tensor]]:
         return {}
-
-
-def padded(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """Tensors of each response, (B, T), as `extensions.training.experience.Experience.padded` returns them."""
-    index = TokenIndex(lengths)
-    tensors = {"scores": torch.cat([e.rewards for e in experiences])}
-    for name, field in FIELDS.items():
-        tensors[name] = index.pad(torch.cat([getattr(e, field)[e.action_mask.bool()] for e in experiences]))
-    return tensors | {"mask": index.mask}
 
 
 class RayTrainingRun(TrainingRun):
