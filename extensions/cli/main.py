@@ -398,7 +398,7 @@ def report(
     out: Annotated[Path, typer.Option(help="folder to write", metavar="DIR")] = Path("report"),
 ) -> None:
     """Compare runs as the paper does: its tables with our rows, intervals, bias, costs, curves, a model card."""
-    from extensions.reporting.comparison import find_runs
+    from extensions.reporting.finished_runs import find_runs
     from extensions.reporting.report import write_report
 
     with _user_errors():
@@ -436,13 +436,13 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Write the recipe's model with its adapter (model.adapter=...) merged in, as a plain model for model.path."""
-    from extensions.inference import handover
+    from extensions.inference.manifest import write_merged_manifest
     from extensions.model.merge import merge_adapter
     from extensions.recipe import load_recipe
 
     with _user_errors():
         model = load_recipe(recipe, overrides or []).model
-        merged = merge_adapter(model, folder, lambda written: handover.carry(str(model.adapter), written, _warn))
+        merged = merge_adapter(model, folder, lambda written: write_merged_manifest(str(model.adapter), written, _warn))
     console.print(f"merged model: {folder}\nchecked as written: {merged}", markup=False)
 
 

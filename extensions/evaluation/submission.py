@@ -16,7 +16,8 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.common.files import write_bytes
-from extensions.data import HUB, SURROGATE, Example
+from extensions.data import HUB, Example
+from extensions.data.cells import SURROGATE
 from extensions.evaluation.metrics import Prediction
 from extensions.evaluation.server_files import check_files, encode, official_rows, row_id, server_rows, submitted_tasks
 from extensions.tasks import SUITES, Task
@@ -101,7 +102,7 @@ def check_archive(path: Path, suite: str, data_root: str | None = None) -> None:
         raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
     if size > MAX_BYTES:
         raise UserError(
-            f"{path}: its files are {size} bytes decompressed, more than the limit of {MAX_BYTES}; no submission is "
+            f"{path}: its files are {size} bytes decompressed, more than the {MAX_BYTES} allowed; no submission is "
             "that large, so give the archive that `nlu submit` wrote"
         )
     files = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
 
+from extensions.prompts import CLOSE
 from extensions.rollout import vllm_engine
 
 
@@ -35,7 +36,7 @@ class AgentExecutor(AgentExecutorBase):
         request = json.loads(label)
         temperature = llm_engine.recipe.rollout.temperature
         params = vllm_engine.sampling_params(
-            request["budget"], request["seed"], temperature, request["greedy"], llm_engine.eos
+            request["budget"], request["seed"], temperature, request["greedy"], CLOSE, llm_engine.eos
         )
         output = await llm_engine.generate(request["prompt_ids"], params)
         tokens, logprobs = vllm_engine.sampled_tokens(output)

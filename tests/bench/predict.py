@@ -44,7 +44,7 @@ OPTIONS = [
 def compare(run: Path, samples: int, batch_size: int, rounds: int) -> list[str]:
     """Answer the first rows of the generated test split of a run's task, after one round to warm up."""
     predictor = Predictor.load(run, device="cpu")
-    examples = load_examples(predictor.handed.task(None), "test", None)[:samples]
+    examples = load_examples(predictor.manifest.task(None), "test", None)[:samples]
     rows = [example.fields for example in examples]
     generate = generator(predictor, batch_size)
     systems: dict[str, Callable[[], list[Any]]] = {
@@ -71,10 +71,10 @@ def compare(run: Path, samples: int, batch_size: int, rounds: int) -> list[str]:
 
 def generator(predictor: Predictor, batch_size: int) -> Callable[[list[dict[str, str]]], list[Any]]:
     """The same prompts by `model.generate`, batched by length."""
-    handed, tokenizer = predictor.handed, predictor.sampler.tokenizer
-    task, folder = handed.task(None), predictor.location.folder
-    path, gguf = resolve_model(handed.base.path)
-    model = AutoModelForCausalLM.from_pretrained(path, gguf_file=gguf, dtype=getattr(torch, handed.base.dtype))
+    manifest, tokenizer = predictor.manifest, predictor.sampler.tokenizer
+    task, folder = manifest.task(None), predictor.location.folder
+    path, gguf = resolve_model(manifest.base.path)
+    model = AutoModelForCausalLM.from_pretrained(path, gguf_file=gguf, dtype=getattr(torch, manifest.base.dtype))
     model = PeftModel.from_pretrained(model, folder).eval()
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ def generator(predictor: Predictor, batch_size: int) -> Callable[[list[dict[str,
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=False,
-                max_new_tokens=handed.max_new_tokens,
+                max_new_tokens=manifest.max_new_tokens,
                 stop_strings=[CLOSE],
                 tokenizer=tokenizer,
                 pad_token_id=tokenizer.eos_token_id,

@@ -50,7 +50,7 @@ from extensions.evaluation.metrics import Prediction, score_all
 from extensions.evaluation.submission import check_archive, make_archive, read_predictions
 from extensions.prompts import CLOSE, pack_label, parse_answer, prompt_text, unpack_label
 from extensions.recipe import all_keys, dump_recipe, load_recipe, value_at
-from extensions.reporting.comparison import find_runs
+from extensions.reporting.finished_runs import find_runs
 from extensions.reporting.report import write_report
 from extensions.tasks import SUITES, TASKS, Task
 from reward_fns.nlu import reward

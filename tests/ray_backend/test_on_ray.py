@@ -181,7 +181,7 @@ def test_a_killed_process_ends_the_run_with_one_message_and_it_resumes(tiny, tmp
     wait_for(lambda: steps_of(run) >= last + 4, process)
     psutil.Process(process.pid).send_signal(signal.SIGTERM)
     output = finish(process)
-    assert f"resuming after step {last}" in output and "bash launch/ppo_ray.sh" in output
+    assert f"resuming after step {last}" in output and "resume with: bash launch/ppo_ray.sh" in output
     assert [m["step"] for m in read_jsonl(run / "metrics.jsonl")] == list(range(1, steps_of(run) + 1))
 
 
@@ -277,7 +277,7 @@ def test_the_probe_finds_a_wrong_adapter(tiny):
     from extensions.data import load_examples
     from extensions.distributed.strategy import load_trainable_state, trainable_state
     from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
-    from extensions.prompts import PromptEncoder
+    from extensions.prompts import CLOSE, PromptEncoder
     from extensions.recipe import Recipe
     from extensions.rollout.lora_sync import (
         LoraPayload,
@@ -312,7 +312,7 @@ def test_the_probe_finds_a_wrong_adapter(tiny):
         probe.check("other", logprobs(), [engine.probe(samples)], "another one")
     # More prompt tokens than one step takes: no prompt is chunked, and each request samples by its own seed.
     prompts = [[7 + row % 300] * 100 + [5, 6] for row in range(60)]
-    params = [sampling_params(4, row, 1.0, False, [0]) for row in range(60)]
+    params = [sampling_params(4, row, 1.0, False, CLOSE, [0]) for row in range(60)]
     together = [sampled_tokens(output)[0] for output in engine.generate(prompts, params)]
     assert together[50:] == [sampled_tokens(output)[0] for output in engine.generate(prompts[50:], params[50:])]
     engine.load(LoraPayload.of(policy, trainable_state(policy), 2))

