@@ -19,7 +19,7 @@ def score(answer: str | float | None, gold: str, task: Task) -> float:
     index of the two label sets (1 if both are empty), -1 wrong format.
     """
     if task.multi_label and answer is not None:
-        found, wanted = set(task.label_set(str(answer))), set(task.label_set(gold))
+        found, wanted = set(task.split_labels(str(answer))), set(task.split_labels(gold))
         return len(found & wanted) / len(found | wanted) if found | wanted else 1.0
     if task.score_range is None:
         return -1.0 if answer is None else float(answer == gold)

@@ -180,6 +180,16 @@ def predict(examples, encoder, sampler, batch_size, max_new_tokens, seed, decodi
     return [by_index[example.index] for example in examples]
 
 
+def toy(name, labels=("good", "bad")):
+    return {
+        "name": name,
+        "description": "Judge.",
+        "question": 'Judge "{text}".',
+        "labels": list(labels),
+        "source": {"files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
+    }
+
+
 def gradients(policy):
     found = {name: p.grad.clone() for name, p in policy.trainable.items()}
     policy.zero_grad()

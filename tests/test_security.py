@@ -17,7 +17,7 @@ from support import CPU, ROOT, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions.common.errors import UserError
-from extensions.encoder.run import load_encoder
+from extensions.encoder.model import load_encoder
 from extensions.evaluation.submission import MAX_BYTES, check_archive
 from extensions.model import loading
 from extensions.model.loading import KNOWN_FILES, load_policy, resolve_model

@@ -32,7 +32,7 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
             return None
 
     if recipe.method == "encoder":
-        from extensions.encoder.run import load_jobs
+        from extensions.encoder.jobs import load_jobs
 
         result_of(partial(load_reward, recipe.reward))
         if not needs_root(recipe):

@@ -62,7 +62,7 @@ def load_examples(
         return [
             Example(task, i, {f: row[f] for f in task.fields}, row["label"], row["pair"]) for i, row in enumerate(rows)
         ]
-    if task.source.split is not None and (split == "train" or task.source.is_drawn(split)):
+    if task.source.split is not None and (split == "train" or task.source.is_held_out(split)):
         examples = _held_out(task, split, open_split(task, "train", root), warn)
     else:
         examples = _read(open_split(task, split, root), warn)
@@ -125,7 +125,7 @@ def _drawn(
         source, warnings = reader.task.source, list[str]()
         assert source.split is not None
         examples = _read(reader, warnings.append)
-        shares = {name: getattr(source.split, name) for name in SPLITS if source.is_drawn(name)}
+        shares = {name: getattr(source.split, name) for name in SPLITS if source.is_held_out(name)}
         chosen = hold_out(examples, shares, source.split.seed) if shares else {"train": range(len(examples))}
         _last.key, _last.found = (task, states), (examples, chosen, warnings)
     return _last.found
@@ -224,7 +224,7 @@ def has_split(task: Task, split: str) -> bool:
     source = task.source
     if source.generator is not None or split in source.files:
         return True
-    return source.is_drawn(split) or on_hub(task, split)
+    return source.is_held_out(split) or on_hub(task, split)
 
 
 def check_trainable(tasks: Sequence[Task]) -> None:
@@ -247,7 +247,7 @@ def is_present(task: Task, split: str, root: str | None) -> bool:
     if not has_split(task, split) or task.source.generator is not None:
         return has_split(task, split)
     if root != HUB or task.suite == "own":
-        split = "train" if task.source.is_drawn(split) else split
+        split = "train" if task.source.is_held_out(split) else split
         return split not in task.source.files or find_files(task, split, None if root == HUB else root) is not None
     try:
         return bool(download(task, split))

@@ -22,7 +22,7 @@ def text_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
 
 def label_set(task: Task, label: str) -> tuple[str, ...]:
     """The labels of a row: of a multi-label task those that its answer joins, or that of no label."""
-    return (task.label_set(label) or (label,)) if task.multi_label else (label,)
+    return (task.split_labels(label) or (label,)) if task.multi_label else (label,)
 
 
 def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:

@@ -94,7 +94,7 @@ def on_hub(task: Task, split: str) -> bool:
         UserError: the hub cannot be read.
     """
     source = task.source
-    if task.suite != "own" or source.hub is None or split in source.files or source.is_drawn(split):
+    if task.suite != "own" or source.hub is None or split in source.files or source.is_held_out(split):
         return False
     return _is_there(task.model_dump_json(), split)
 
@@ -295,14 +295,14 @@ def label_of(row: Row, column: LabelColumn, where: str) -> str:
     value = [named(one) for one in value] if isinstance(value, list) else named(value)
     if task.multi_label:
         try:
-            return task.label_set_of(value)
+            return task.parse_label_set(value)
         except ValueError as error:
             raise _unlabelled(column, where, value, str(error)) from error
     text = cell_label(value) if column.own or isinstance(value, bool) else str(value).strip()
     if column.classes is not None and not column.own and isinstance(value, float):
         text = f"{value:g}"  # scores of the hub were 32-bit numbers once
     if task.score_range is None:
-        label = task.label_of(text)
+        label = task.find_label(text)
         if label is not None:
             return label
     elif isinstance(value, (str, int, float, Decimal)) and not isinstance(value, bool) and is_label(text, task):
@@ -316,7 +316,7 @@ def _named(value: Any, column: LabelColumn) -> Any:
     if not classes or not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(classes):
         return value
     name = classes[value]
-    return name if not column.own or column.task.label_of(name) is not None else value
+    return name if not column.own or column.task.find_label(name) is not None else value
 
 
 def _unlabelled(column: LabelColumn, where: str, value: Any, text: str) -> UnlabelledRow:

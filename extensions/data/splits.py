@@ -21,7 +21,7 @@ from extensions.data import (
     subsample_evenly,
 )
 from extensions.data.checks import check_rows
-from extensions.prompts import Shown
+from extensions.prompts import Demonstration
 from extensions.recipe import Recipe
 from extensions.tasks import Task, find_task
 
@@ -40,14 +40,16 @@ class RunData:
     validation: list[Example] = field(default_factory=list)  # of the validations while training
     test: list[Example] = field(default_factory=list)  # to be answered for the evaluation server
     splits: dict[str, str] = field(default_factory=dict)  # task name -> split of its rows in the table
-    demonstrations: dict[str, list[Shown]] = field(default_factory=dict)  # task name -> what its prompts may show
+    demonstrations: dict[str, list[Demonstration]] = field(
+        default_factory=dict
+    )  # task name -> what its prompts may show
 
     @staticmethod
     def load(recipe: Recipe, warn: Warn) -> RunData:
         """All tasks of a recipe.
 
         Raises:
-            UserError: see `of_task` and `joined`.
+            UserError: see `of_task` and `join_labels`.
         """
         return RunData.joined(recipe, [RunData.of_task(recipe, task, warn) for task in recipe.data.tasks])
 
@@ -147,7 +149,7 @@ def table_split(recipe: Recipe, task: Task) -> str:
     return split
 
 
-def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
+def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Demonstration]:
     """The demonstrations of a task, one more than a prompt shows: a row's own is passed over.
 
     Args:

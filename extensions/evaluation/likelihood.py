@@ -30,7 +30,7 @@ class Candidates:
     """The C candidate answers of a task."""
 
     task: Task
-    forms: dict[str, list[str]]  # label, score or label set (`Task.joined`) -> its written forms, canonical first
+    forms: dict[str, list[str]]  # label, score or label set (`Task.join_labels`) -> its written forms, canonical first
 
     @property
     def keys(self) -> list[str]:
@@ -61,8 +61,8 @@ def candidates(task: Task, label_sets: Iterable[str] = ()) -> Candidates:
         return Candidates(task, dict(task.labels))
     labels = list(task.labels)
     if 2 ** len(labels) <= MAX_LABEL_SETS:
-        label_sets = [task.joined(one) for size in range(2, len(labels) + 1) for one in combinations(labels, size)]
-    return Candidates(task, {one: [task.answer(one)] for one in (task.joined(()), *labels, *label_sets)})
+        label_sets = [task.join_labels(one) for size in range(2, len(labels) + 1) for one in combinations(labels, size)]
+    return Candidates(task, {one: [task.answer(one)] for one in (task.join_labels(()), *labels, *label_sets)})
 
 
 def label_sets_of(examples: Iterable[Example]) -> dict[str, list[str]]:
@@ -158,7 +158,7 @@ def _decide(compared: Candidates, row: Tensor, reported: Tensor) -> Decision:
     else:
         text = task.answer(text)
     if task.multi_label:
-        of_sets = [(probability, task.label_set(one)) for one, probability in probabilities.items()]
+        of_sets = [(probability, task.split_labels(one)) for one, probability in probabilities.items()]
         probabilities = {label: sum(p for p, labels in of_sets if label in labels) for label in task.labels}
     return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, reported, answer), probabilities)
 

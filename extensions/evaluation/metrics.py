@@ -115,7 +115,7 @@ def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float
     counts: Counter[Any] = Counter()
     for answer in answers:
         several = task.multi_label and answer is not None
-        counts.update((task.label_set(str(answer)) or (task.no_label,)) if several else (answer,))
+        counts.update((task.split_labels(str(answer)) or (task.no_label,)) if several else (answer,))
     named: dict[Any, str] = {label: task.answer(label) for label in task.labels}
     named |= {task.no_label: task.no_label} if task.multi_label else {}
     named |= {None: WRONG_FORMAT} if counts[None] else {}
@@ -138,7 +138,7 @@ def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, 
         if task.score_range is not None:
             return sum(task.score_range) / 2 if answer is None else float(answer)
         if task.multi_label:
-            found = () if answer is None else task.label_set(str(answer))
+            found = () if answer is None else task.split_labels(str(answer))
             return [-1 if answer is None else int(label in found) for label in task.labels]
         return -1 if answer is None else index[str(answer)]
 

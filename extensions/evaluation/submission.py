@@ -101,7 +101,7 @@ def check_archive(path: Path, suite: str, data_root: str | None = None) -> None:
         raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
     if size > MAX_BYTES:
         raise UserError(
-            f"{path}: its files are {size} bytes decompressed, more than the limit of {MAX_BYTES}; no submission is "
+            f"{path}: its files are {size} bytes decompressed, more than the {MAX_BYTES} allowed; no submission is "
             "that large, so give the archive that `nlu submit` wrote"
         )
     files = {}

@@ -9,13 +9,16 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.data.splits import load_demonstrations
 from extensions.model.loading import load_tokenizer, prompt_limit
-from extensions.prompts import PromptEncoder, Shown
+from extensions.prompts import Demonstration, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.tasks import Task
 
 
 def recipe_encoder(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any, demonstrations: Mapping[str, Sequence[Shown]]
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Any,
+    demonstrations: Mapping[str, Sequence[Demonstration]],
 ) -> PromptEncoder:
     """The encoder of a recipe's prompts.
 

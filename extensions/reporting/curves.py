@@ -32,7 +32,7 @@ def score_panels(rows: Sequence[Row]) -> list[Panel]:
     names = _run_names(rows)
     by_tasks: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in [run for row in rows for run in row.runs if run.trained_adapter]:
-        by_tasks.setdefault(tuple(sorted(run.trained_tasks)), []).append(run)
+        by_tasks.setdefault(tuple(sorted(run.training.tasks)), []).append(run)
     panels = []
     for runs in by_tasks.values():
         curves = [curve for run in runs if (curve := _score_curve(run, names[run.folder])) is not None]
@@ -60,7 +60,7 @@ def _levels(rows: Sequence[Row], runs: Sequence[FinishedRun], names: Mapping[Pat
 
     Encoders are levels, too: they see whole training sets, so that their curves would leave no room for the others.
     """
-    tasks = {name for run in runs for v in run.validations[-1:] for name in v.tasks} or set(runs[0].trained_tasks)
+    tasks = {name for run in runs for v in run.validations[-1:] for name in v.tasks} or set(runs[0].training.tasks)
     levels = {}
     for row in rows:
         if tasks <= row.results.keys() and not any(run.trained_adapter for run in row.runs):

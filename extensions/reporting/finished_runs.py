@@ -42,10 +42,12 @@ class Score(BaseModel):
 
 
 class Training(BaseModel):
-    tasks: list[str]
-    steps: Count
-    samples: Count
-    seconds: Finite
+    """What a run was trained on, and for how long; empty for an evaluation."""
+
+    tasks: list[str] = []
+    steps: Count = 0
+    samples: Count = 0
+    seconds: Finite = 0.0
     started_from: str | None = None  # method that trained `model.adapter`, if known
 
     @property
@@ -60,7 +62,7 @@ class RunScores(BaseModel):
     splits: dict[str, str] = {}
     before: dict[str, Score] = {}
     after: dict[str, Score]
-    training: Training | None = None
+    training: Training = Training()
 
 
 class Iteration(BaseModel):
@@ -96,18 +98,14 @@ class FinishedRun:
         return self.recipe.method in ("ppo", "sft")
 
     @property
-    def training(self) -> Training | None:
+    def training(self) -> Training:
         return self.scores.training
-
-    @property
-    def trained_tasks(self) -> list[str]:
-        return self.training.tasks if self.training is not None else []
 
     @property
     def trained_titles(self) -> str:
         """The trained tasks by their display names."""
         titles = {task.name: task.display_name for task in self.recipe.data.tasks}
-        return ", ".join(titles.get(name, name) for name in self.trained_tasks)
+        return ", ".join(titles.get(name, name) for name in self.training.tasks)
 
     @property
     def seconds_to_best(self) -> float | None:
@@ -195,7 +193,7 @@ def read_run(folder: Path) -> FinishedRun:
         missing = [metric for metric in tasks[name].metrics if metric not in score.metrics]
         if missing:
             raise _damaged(file, f"it lacks the metric {missing[0]} of {name}")
-    if recipe.method != "eval" and not (scores.training and scores.training.tasks):
+    if recipe.method != "eval" and not scores.training.tasks:
         raise _damaged(file, "it does not list the trained tasks")
     if not scores.after:
         raise _damaged(file, "it has no scores")

@@ -35,25 +35,19 @@ FIRST_MARK = 0xE000  # private use area: no prompt contains these characters, wh
 
 def model_card(
     recipe: Recipe,
-    scores: dict[str, Any],
-    split: str,
-    samples: int,
-    steps: int,
-    seconds: float,
+    scores: Mapping[str, Any],
     adapters: int = 1,
     encoder: PromptEncoder | None = None,
-    seen: Mapping[str, Sequence[str]] | None = None,
+    label_sets: Mapping[str, Sequence[str]] | None = None,
 ) -> ModelCard:
     """The card that is saved with the adapter.
 
     Args:
         recipe: of the training; the card lists its tasks.
-        scores: as in eval.json: "after", and "before" if the base was evaluated too.
-        split: that was evaluated.
-        samples: that the training saw, in `steps` iterations and `seconds`.
+        scores: the content of eval.json; "before" may be missing.
         adapters: number of adapters that the card describes; more than one: one per task.
         encoder: of the run. None: a prompt that needs the tokenizer (chat template, demonstrations) is not shown.
-        seen: multi-label task -> label sets of its training rows.
+        label_sets: multi-label task -> label sets of its training rows.
     """
     tasks, base, adapter = recipe.data.tasks, recipe.model.path, recipe.model.adapter
     package = base.removeprefix("pip:") if base.startswith("pip:") else None
@@ -62,15 +56,15 @@ def model_card(
         base_model=base if package is None and not os.path.exists(base) else None,
         tags=["lora", recipe.method, "text-classification"],
         model_name=recipe.name,
-        eval_results=_eval_results(tasks, scores, split),
+        eval_results=_eval_results(tasks, scores),
     )
     decoding = {
         "sample": f"sampling one answer at temperature {recipe.rollout.temperature}",
         "greedy": "greedy decoding",
         "likelihood": "taking the most probable of the task's answers",
     }
-    first, ppo, temperature = tasks[0], recipe.method == "ppo", recipe.rollout.temperature
-    answers = candidates(first, (seen or {}).get(first.name, ())).forms
+    first, ppo, training, temperature = tasks[0], recipe.method == "ppo", scores["training"], recipe.rollout.temperature
+    answers = candidates(first, (label_sets or {}).get(first.name, ())).forms
     text = _template().render(
         card_data=data.to_yaml(),
         name=recipe.name,
@@ -80,10 +74,10 @@ def model_card(
         method=METHODS[recipe.method],
         start="" if adapter is None else f", started from the adapter `{adapter_name(adapter)}`",
         tasks=", ".join(task.display_name for task in tasks),
-        samples=samples,
-        steps=f"{steps} {'iterations' if ppo else 'optimizer steps'}",
-        minutes=f"{seconds / 60:.1f}",
-        split=split,
+        samples=training["samples"],
+        steps=f"{training['steps']} {'iterations' if ppo else 'optimizer steps'}",
+        minutes=f"{training['seconds'] / 60:.1f}",
+        split=scores["split"],
         decoding=decoding[recipe.evaluation.decoding],
         rows=_score_rows(tasks, scores),
         objective=f"the reward named in the recipe (`{recipe.reward}`)" if ppo else "gold answers",
@@ -115,7 +109,7 @@ def _fenced(language: str, caller: Callable[[], str]) -> str:
     return f"{fence}{language}\n{code}\n{fence}\n"
 
 
-def _score_rows(tasks: Sequence[Task], scores: dict[str, Any]) -> list[list[str]]:
+def _score_rows(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for task in [task for task in tasks if task.name in scores["after"]]:
         new, old = scores["after"][task.name], (scores.get("before") or {}).get(task.name, {})
@@ -130,7 +124,7 @@ def _score_rows(tasks: Sequence[Task], scores: dict[str, Any]) -> list[list[str]
     return rows
 
 
-def _eval_results(tasks: Sequence[Task], scores: dict[str, Any], split: str) -> list[EvalResult]:
+def _eval_results(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[EvalResult]:
     """The card's `model-index`, as fractions."""
     return [
         EvalResult(
@@ -138,7 +132,7 @@ def _eval_results(tasks: Sequence[Task], scores: dict[str, Any], split: str) -> 
             dataset_type=task.source.hub.repo if task.source.hub else task.name,
             dataset_name=task.display_name,
             dataset_config=task.source.hub.config if task.source.hub else None,
-            dataset_split=scores.get("splits", {}).get(task.name, split),
+            dataset_split=scores.get("splits", {}).get(task.name, scores["split"]),
             metric_type=HUB_METRICS.get(metric, metric),
             metric_name=metric,
             metric_value=value,

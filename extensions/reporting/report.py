@@ -140,17 +140,10 @@ def _card_of_row(row: Row) -> ModelCard:
     recipe = recipe.model_copy(update={"name": recipe.name if len(runs) == 1 else row.name, "data": data})
     splits = {name: result.split for name, result in row.results.items()}
     scores = {
+        "split": " and ".join(dict.fromkeys(splits.values())),
         "splits": splits,
         "before": {name: score.model_dump() for run in runs for name, score in run.scores.before.items()},
         "after": {name: result.score.model_dump() for name, result in row.results.items()},
+        "training": {key: sum(getattr(run.training, key) for run in runs) for key in ("samples", "steps", "seconds")},
     }
-    trainings = [run.training for run in runs if run.training is not None]
-    return model_card(
-        recipe,
-        scores,
-        " and ".join(dict.fromkeys(splits.values())),
-        sum(training.samples for training in trainings),
-        sum(training.steps for training in trainings),
-        sum(training.seconds for training in trainings),
-        adapters=len(runs),
-    )
+    return model_card(recipe, scores, adapters=len(runs))

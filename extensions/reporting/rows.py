@@ -75,8 +75,7 @@ def make_rows(runs: Sequence[FinishedRun]) -> list[Row]:
     models = _model_names(runs)
 
     def heading(run: FinishedRun) -> tuple[str | None, str]:
-        started_from = run.training.started_from if run.training else None
-        label = row_label(run.recipe, len(run.trained_tasks), started_from)
+        label = row_label(run.recipe, len(run.training.tasks), run.training.started_from)
         return None if run.recipe.method == "encoder" else models[run.recipe.model.path], label
 
     num_runs = Counter((*heading(run), task) for run in runs for task in run.scores.after)
@@ -84,7 +83,7 @@ def make_rows(runs: Sequence[FinishedRun]) -> list[Row]:
     for run in runs:
         model, label = heading(run)
         ambiguous = any(num_runs[model, label, task] > 1 for task in run.scores.after)
-        alone = ambiguous or (run.trained_adapter and len(run.trained_tasks) > 1)
+        alone = ambiguous or (run.trained_adapter and len(run.training.tasks) > 1)
         key = (model, f"{label} ({run.folder.name})" if ambiguous else label, run.folder if alone else None)
         results.setdefault(key, []).extend(
             Result(task, run.scores.after[task.name], run.scores.splits.get(task.name, run.scores.split), run)

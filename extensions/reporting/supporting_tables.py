@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from extensions.evaluation.metrics import WRONG_FORMAT
-from extensions.reporting.finished_runs import FinishedRun, Training
+from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.rows import Result, Row
 from extensions.reporting.scores import NO_VALUE, cell_text, interval_text, markdown_table, percent
 from extensions.reporting.tables import PAPER
@@ -43,8 +43,8 @@ def bias_table(rows: Sequence[Row]) -> str | None:
 def cost_table(rows: Sequence[Row]) -> str | None:
     """Samples and time per training; None without a training."""
     lines = []
-    for row, run, training in _trainings(rows):
-        best = run.seconds_to_best
+    for row, run in _trainings(rows):
+        training, best = run.training, run.seconds_to_best
         numbers = (
             f"{training.steps}",
             f"{training.samples}",
@@ -60,7 +60,8 @@ def cost_table(rows: Sequence[Row]) -> str | None:
 def time_ratio_table(rows: Sequence[Row]) -> str | None:
     """Training time of PPO over that of SFT, for pairs of one model and the same tasks; None without such a pair."""
     lines = []
-    for (row, ppo, above), (other, sft, below) in product(_trainings(rows), repeat=2):
+    for (row, ppo), (other, sft) in product(_trainings(rows), repeat=2):
+        above, below = ppo.training, sft.training
         same = row.model == other.model and sorted(above.tasks) == sorted(below.tasks)
         if (ppo.recipe.method, sft.recipe.method) == ("ppo", "sft") and same:
             ratios = (
@@ -79,8 +80,8 @@ def _results(rows: Sequence[Row]) -> list[tuple[Row, Result]]:
     return [(row, result) for row in rows for result in row.results.values()]
 
 
-def _trainings(rows: Sequence[Row]) -> list[tuple[Row, FinishedRun, Training]]:
-    return [(row, run, run.training) for row in rows for run in row.runs if run.training is not None]
+def _trainings(rows: Sequence[Row]) -> list[tuple[Row, FinishedRun]]:
+    return [(row, run) for row in rows for run in row.runs if run.training.tasks]
 
 
 def _ratio(above: float | None, below: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from pylatexenc.latexencode import unicode_to_latex
 
 from extensions.evaluation.metrics import suite_average
-from extensions.reporting.rows import PROMPTING, Result, Row
+from extensions.reporting.rows import PROMPTING, Row
 from extensions.reporting.scores import NO_VALUE, NOT_IN_PERCENT, cell_text, markdown_table, metric_text, percent
 from extensions.tasks import SUITES, Task
 
@@ -25,32 +25,14 @@ CSV_COLUMNS = ("block", "row", "task", "metric", "value", "low", "high", "sample
 
 
 @dataclass(frozen=True)
-class Number:
-    """One number of a row, and one line of the CSV file. In percent, except mae, rmse and r2."""
-
-    column: str  # task name or "average"
-    metric: str
-    value: float
-    text: str  # as printed
-    interval: Sequence[float] = ()  # 95%: low, high
-    samples: int | None = None
-    split: str = ""
-    run: str = ""  # folder
-    in_cell: bool = True  # False: in the CSV file only
-
-
-@dataclass(frozen=True)
 class Line:
-    """A row as it is printed."""
+    """A row as it is printed. In percent, except mae, rmse and r2."""
 
     name: str  # in the CSV file
     model: str | None  # the heading above it
     label: str
-    numbers: Sequence[Number]
-
-    def cell(self, column: str) -> list[str]:
-        """One text per metric."""
-        return [number.text for number in self.numbers if number.column == column and number.in_cell]
+    cells: dict[str, list[str]]  # column -> one text per metric; without columns that have no result
+    records: list[tuple[Any, ...]]  # its CSV lines: the values of `CSV_COLUMNS` from "task" on, which may end early
 
 
 @dataclass(frozen=True)
@@ -116,38 +98,37 @@ def other_tasks(rows: Sequence[Row]) -> ResultTable | None:
 
 
 def _paper_line(name: str, entry: dict[str, Any], tasks: Iterable[Task]) -> Line:
-    numbers = []
+    cells: dict[str, list[str]] = {}
+    records: list[tuple[Any, ...]] = []
     for task in tasks:
         value = entry["scores"][task.title]
-        numbers += [
-            Number(task.name, metric, one, f"{one:.1f}", split="test")
-            for metric, one in zip(task.metrics, value if isinstance(value, list) else [value], strict=True)
-            if one is not None
-        ]
+        values = value if isinstance(value, list) else [value] * (value is not None)
+        if values:
+            cells[task.name] = [f"{one:.1f}" for one in values]
+            metrics = zip(task.metrics, values, strict=True)
+            records += [(task.name, metric, one, None, None, None, "test") for metric, one in metrics]
     if entry["average"] is not None:
-        numbers.append(Number(AVERAGE, AVERAGE, entry["average"], str(entry["average"]), split="test"))
+        cells[AVERAGE] = [str(entry["average"])]
+        records.append((AVERAGE, AVERAGE, entry["average"], None, None, None, "test"))
     model, _, method = name.rpartition(" ")
-    return Line(name, model or None, LABELS.get(method, method), numbers)
+    return Line(name, model or None, LABELS.get(method, method), cells, records)
 
 
 def _our_line(row: Row, suite: Sequence[Task]) -> Line:
-    numbers = [number for result in row.results.values() for number in _numbers(result)]
+    cells: dict[str, list[str]] = {}
+    records: list[tuple[Any, ...]] = []
+    for name, result in row.results.items():
+        score, origin = result.score, (result.split, str(result.run.folder))
+        cells[name] = [metric_text(metric, score.metrics[metric]) for metric in result.task.metrics]
+        for metric, value in score.metrics.items():
+            scale = 1 if metric in NOT_IN_PERCENT else 100
+            numbers = (round(scale * number, 6) for number in (value, *score.intervals[metric]))
+            records.append((name, metric, *numbers, score.samples, *origin))
     average = suite_average(suite, {name: result.score.score for name, result in row.results.items()})
     if average is not None:
-        numbers.append(Number(AVERAGE, AVERAGE, 100 * average, percent(average)))
-    return Line(row.name, row.model, row.label, numbers)
-
-
-def _numbers(result: Result) -> list[Number]:
-    task, score = result.task, result.score
-    numbers = []
-    for metric in dict.fromkeys((*task.metrics, *score.metrics)):
-        value, scale = score.metrics[metric], 1 if metric in NOT_IN_PERCENT else 100
-        interval = [scale * end for end in score.intervals[metric]]
-        origin = (score.samples, result.split, str(result.run.folder))
-        text = metric_text(metric, value)
-        numbers.append(Number(task.name, metric, scale * value, text, interval, *origin, metric in task.metrics))
-    return numbers
+        cells[AVERAGE] = [percent(average)]
+        records.append((AVERAGE, AVERAGE, round(100 * average, 6)))
+    return Line(row.name, row.model, row.label, cells, records)
 
 
 def _our_block(ours: Sequence[Row], columns: Mapping[str, str], suite: Sequence[Task]) -> tuple[TableBlock, str, str]:
@@ -189,7 +170,7 @@ def marks(lines: Sequence[Line], columns: Iterable[str]) -> dict[tuple[int, str,
     """
     found = {}
     for column in columns:
-        cells = [line.cell(column) for line in lines]
+        cells = [line.cells.get(column, []) for line in lines]
         for k in range(max(map(len, cells), default=0)):
             numbers = {i: float(cell[k]) for i, cell in enumerate(cells) if k < len(cell)}
             for i, number in numbers.items():
@@ -225,7 +206,7 @@ def _block_rows(table: ResultTable, block: TableBlock, markup: Markup) -> list[l
         heading = line.model
         cells = [(markup.below_heading if heading is not None else "{}").format(markup.escape(line.label))]
         for column in table.columns:
-            texts = enumerate(line.cell(column))
+            texts = enumerate(line.cells.get(column, []))
             forms = (getattr(markup, styles.get((i, column, k), ""), "{}").format(text) for k, text in texts)
             cells.append("/".join(forms) or NO_VALUE)
         rows.append(cells)
@@ -267,12 +248,10 @@ def latex(table: ResultTable) -> str:
 def csv_text(table: ResultTable) -> str:
     """One line per number; low and high are the ends of its 95% interval."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for block in table.blocks:
         for line in block.lines:
-            for n in line.numbers:
-                low, high = (round(end, 6) for end in n.interval) if n.interval else (None, None)
-                numbers = (round(n.value, 6), low, high, n.samples)
-                writer.writerow((block.source, line.name, n.column, n.metric, *numbers, n.split, n.run))
+            records = ((block.source, line.name, *record) for record in line.records)
+            writer.writerows(dict(zip(CSV_COLUMNS, record, strict=False)) for record in records)
     return file.getvalue()

@@ -306,8 +306,7 @@ class TrainingRun(Run):
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
         encoder, label_sets = self.evaluator.encoder, self.evaluator.label_sets
-        done = (self.samples, self.step, self.seconds)
-        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=label_sets)
+        card = model_card(recipe, self.scores, encoder=encoder, label_sets=label_sets)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: with them the run is finished
         self.folder.close()

@@ -12,7 +12,7 @@ from extensions.common.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.schema import PLACEHOLDER, Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
-from extensions.tasks.words import bare, cell_label, fold, is_blank, nfc, number_text
+from extensions.tasks.words import cell_label, fold, is_blank, nfc, normalize_answer, number_text
 
 __all__ = [
     "PLACEHOLDER",
@@ -24,12 +24,12 @@ __all__ = [
     "SplitFormat",
     "Submission",
     "Task",
-    "bare",
     "cell_label",
     "find_task",
     "fold",
     "is_blank",
     "nfc",
+    "normalize_answer",
     "number_text",
 ]
 

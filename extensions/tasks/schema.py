@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from extensions.tasks.source import Source, Submission
-from extensions.tasks.words import bare, cell_label, fold, is_blank, nfc, number_text
+from extensions.tasks.words import cell_label, fold, is_blank, nfc, normalize_answer, number_text
 
 Metric = Literal[
     "accuracy",
@@ -194,7 +194,7 @@ class Task(BaseModel):
                 "question uses no {field}: the model would never see the data; write the name of a column between "
                 "single braces"
             )
-        same = bare if self.is_exact or self.multi_label else fold
+        same = normalize_answer if self.is_exact or self.multi_label else fold
         words = [same(word) for group in self.labels.values() for word in group]
         twice = sorted({word for word in words if words.count(word) > 1})
         if twice:
@@ -262,8 +262,8 @@ class Task(BaseModel):
                         f"label {text!r} holds {',' if ',' in text else separator!r}, which is between the labels of a "
                         "multi_label task; give it another word, or another source.label_separator"
                     )
-        taken = {bare(text) for label, words in self.labels.items() for text in (label, *words)}
-        if "," in self.no_label or bare(self.no_label) in taken:
+        taken = {normalize_answer(text) for label, words in self.labels.items() for text in (label, *words)}
+        if "," in self.no_label or normalize_answer(self.no_label) in taken:
             raise ValueError(f"no_label: {self.no_label!r} is a label, or holds a comma; give another word")
         return self
 
@@ -317,14 +317,14 @@ class Task(BaseModel):
         """What the rows of one question have in common, from the kept columns; empty where each row is one."""
         return tuple(str(kept[name]) for name in self.group_by)
 
-    def label_of(self, text: str) -> str | None:
+    def find_label(self, text: str) -> str | None:
         """The label that a text of the data is, up to its Unicode form (NFC); None if it is none."""
         return text if text in self.labels else next((one for one in self.labels if nfc(one) == nfc(text)), None)
 
     def answer(self, label: str) -> str:
         """The words (or number) that the model should write for `label`."""
         if self.multi_label:
-            return ", ".join(self.labels[one][0] for one in self.label_set(label)) or self.no_label
+            return ", ".join(self.labels[one][0] for one in self.split_labels(label)) or self.no_label
         if not self.is_regression:
             return self.labels[label][0]
         if self.score_decimals is not None:
@@ -338,25 +338,25 @@ class Task(BaseModel):
         """Every label, the ends of a range, or label sets of all sizes that matter: none, one, all."""
         if self.score_range is not None:
             return [f"{score:g}" if float(f"{score:g}") == score else repr(score) for score in self.score_range]
-        return [*self.labels, *((self.no_label, self.joined(self.labels)) if self.multi_label else ())]
+        return [*self.labels, *((self.no_label, self.join_labels(self.labels)) if self.multi_label else ())]
 
     # ------------------------------------------------------------------------------------------ several labels a row
 
-    def joined(self, labels: Iterable[str]) -> str:
+    def join_labels(self, labels: Iterable[str]) -> str:
         """The one string of a set of labels: in the task's order, joined by ", "; `no_label` where there is none."""
         wanted = set(labels)
         return ", ".join(label for label in self.labels if label in wanted) or self.no_label
 
-    def label_set(self, joined: str) -> tuple[str, ...]:
-        """The labels in a string that `joined` made, in the task's order."""
+    def split_labels(self, joined: str) -> tuple[str, ...]:
+        """The labels in a string that `join_labels` made, in the task's order."""
         return () if joined == self.no_label else tuple(joined.split(", "))
 
     def is_label_set(self, text: str) -> bool:
-        """Whether `joined` makes such a string."""
-        return text == self.joined(self.label_set(text))
+        """Whether `join_labels` makes such a string."""
+        return text == self.join_labels(self.split_labels(text))
 
-    def label_set_of(self, cell: Any) -> str:
-        """The label set of a cell of the data, as `joined` gives it.
+    def parse_label_set(self, cell: Any) -> str:
+        """The label set of a cell of the data, as `join_labels` gives it.
 
         Args:
             cell: a list of labels, or text with `source.label_separator` between them; null, NaN, empty text, an empty
@@ -370,10 +370,10 @@ class Task(BaseModel):
             return self.no_label
         parts = cell if isinstance(cell, (list, tuple)) else _filled(str(cell).split(self.source.label_separator))
         texts = [cell_label(part) for part in parts]
-        found = {text: self.label_of(text) for text in texts}
+        found = {text: self.find_label(text) for text in texts}
         unknown = [text for text, label in found.items() if label is None]
         if unknown:
             raise ValueError(
                 f"{', '.join(map(repr, unknown))} not among the labels {', '.join(map(repr, self.labels))}"
             )
-        return self.joined(label for label in found.values() if label is not None)
+        return self.join_labels(label for label in found.values() if label is not None)

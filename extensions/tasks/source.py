@@ -104,7 +104,7 @@ class Source(BaseModel):
                 raise ValueError(f"split.{name}: files.{name} is given already; leave one of them out")
         return self
 
-    def is_drawn(self, split: str) -> bool:
+    def is_held_out(self, split: str) -> bool:
         """Whether the rows of a split are held out of the training file."""
         return self.split is not None and split != "train" and getattr(self.split, split) > 0
 

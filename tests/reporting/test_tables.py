@@ -16,7 +16,6 @@ from extensions.reporting.tables import (
     PAPER,
     PAPER_TABLES,
     Line,
-    Number,
     csv_text,
     latex,
     markdown,
@@ -117,7 +116,7 @@ def test_the_marks_of_the_papers_rows(some_runs, key):
 
 def test_marks_of_ties_and_single_numbers():
     def line(*texts):
-        return Line("", "m", "", [Number("x", str(k), float(text), text) for k, text in enumerate(texts)])
+        return Line("", "m", "", {"x": list(texts)}, [])
 
     lines = [line("9.9", "1.0"), line("10.0", "2.0")]
     assert marks(lines, ["x"]) == {
@@ -174,11 +173,11 @@ def test_our_average(tmp_path):
     counted = [task for task in SUITES["superglue"] if task.in_suite_average]
     scores = {task.name: tuple([0.1 * (i + 1)] * len(task.metrics)) for i, task in enumerate(counted)}
     table = table_of("superglue", runs_of(write_run(tmp_path / "x", "ppo", scores)))
-    assert table.blocks[1].lines[0].cell("average") == ["45.0"]  # (10 + 20 + ... + 80) / 8
-    assert table.blocks[1].lines[0].numbers[-1].value == pytest.approx(45)
+    assert table.blocks[1].lines[0].cells["average"] == ["45.0"]  # (10 + 20 + ... + 80) / 8
+    assert table.blocks[1].lines[0].records[-1][2] == pytest.approx(45)
     rest = {name: score for name, score in scores.items() if name != "wsc"}
     table = table_of("superglue", runs_of(write_run(tmp_path / "y", "ppo", rest)))
-    assert table.blocks[1].lines[0].cell("average") == []
+    assert "average" not in table.blocks[1].lines[0].cells
     assert cells_of(markdown(table).splitlines()[-1])[-1] == "-"
 
 
@@ -231,8 +230,7 @@ def test_the_csv_has_the_same_numbers(some_runs, key):
         for line in block.lines:
             method = {ZERO: "zero-shot", FEW: "few-shot"}.get(line.label, line.label) if name == "paper" else line.label
             row = method if line.model is None else f"{line.model} {method}"
-            cells_of_line = {task: line.cell(task) for task in table.columns}
-            printed |= {(name, row, task): [*map(float, cell)] for task, cell in cells_of_line.items() if cell}
+            printed |= {(name, row, task): [*map(float, cell)] for task, cell in line.cells.items()}
     assert printed.keys() == cells.keys()
     for cell, values in printed.items():
         assert values == pytest.approx(cells[cell], abs=0.0501), cell

@@ -362,7 +362,7 @@ CELLS += [(None, "none"), ("", "none"), ("  ", "none"), ([], "none"), (float("na
 
 @pytest.mark.parametrize("cell, expected", CELLS, ids=lambda x: repr(x))
 def test_cells_of_label_sets(cell, expected):
-    assert TOPICS.label_set_of(cell) == expected and is_label(expected, TOPICS)
+    assert TOPICS.parse_label_set(cell) == expected and is_label(expected, TOPICS)
 
 
 @pytest.mark.parametrize(
@@ -370,14 +370,14 @@ def test_cells_of_label_sets(cell, expected):
 )
 def test_unknown_labels_of_a_cell_are_named(cell, unknown):
     with pytest.raises(ValueError) as caught:
-        TOPICS.label_set_of(cell)
+        TOPICS.parse_label_set(cell)
     assert str(caught.value) == f"{unknown} not among the labels 's', 'p', 'm'"
 
 
 def test_cells_with_another_separator_and_other_types():
     task = own(labels=["true", "1", "é"], multi_label=True, source={"label_separator": "|"})
-    assert task.label_set_of("1|true") == "true, 1" and task.label_set_of([True, 1]) == "true, 1"
-    assert task.label_set_of("e\u0301") == "é"
+    assert task.parse_label_set("1|true") == "true, 1" and task.parse_label_set([True, 1]) == "true, 1"
+    assert task.parse_label_set("e\u0301") == "é"
 
 
 def test_rows_of_a_file(tmp_path):
@@ -531,7 +531,7 @@ def test_a_collapse_of_label_sets_is_noticed(monkeypatch):
     monkeypatch.setattr(CollapseWatch, "WINDOW", 4)
     watch = CollapseWatch([TOPICS])
     golds = ["s", "p", "m, s", "none"]
-    records = [{"task": "own", "answer": "s, m", "gold": TOPICS.joined(gold.split(", "))} for gold in golds]
+    records = [{"task": "own", "answer": "s, m", "gold": TOPICS.join_labels(gold.split(", "))} for gold in golds]
     (text,) = watch.step({}, records)
     assert "'Sports, Money'" in text
 
