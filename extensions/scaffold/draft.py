@@ -51,7 +51,9 @@ def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
     model = Model(path=request.model)
     tokenizer, config = load_tokenizer(model), load_config(model)
     source, target = entry.source, entry.target
-    recipe = Recipe.model_validate({"name": entry.task["name"], "model": {"path": request.model}, "data": {"tasks": [entry.task]}})
+    recipe = Recipe.model_validate(
+        {"name": entry.task["name"], "model": {"path": request.model}, "data": {"tasks": [entry.task]}}
+    )
     task = recipe.data.tasks[0]
     counting = PromptEncoder(tokenizer, 10**9, False)
     counting.check_answers(task)

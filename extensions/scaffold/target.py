@@ -57,7 +57,9 @@ def infer_target(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> 
     if lists:
         if wanted not in (None, "multi-label"):
             raise UserError(f"--kind: {wanted}, but column {str(name)!r} holds lists, which are labels of multi-label")
-        return _label_sets(name, [[cell_label(one) for one in cell] for cell in lists], "cells are lists", None, missing)
+        return _label_sets(
+            name, [[cell_label(one) for one in cell] for cell in lists], "cells are lists", None, missing
+        )
     texts = [cell_label(cell) for cell in cells]
     numeric = all(map(NUMBER.fullmatch, texts))
     _check_format(name, texts, wanted)

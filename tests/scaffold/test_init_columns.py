@@ -301,7 +301,7 @@ def test_label_words_are_distinct_and_can_be_written(labels, multi_label):
 def test_settings(parameters, rows):
     found = settings.choose(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
     regime = next(one for one in settings.REGIMES if parameters <= one.parameters)
-    assert regime.fewest_rows <= found.sft_steps * found.batch <= regime.most_rows + found.batch
+    assert regime.min_rows <= found.sft_steps * found.batch_size <= regime.max_rows + found.batch_size
     assert 7 < found.response_budget[0] < found.response_budget[1]
     assert found.max_tokens == 152  # the 95th percentile, in eights
     assert found.validate_every >= 1 and found.max_tokens + found.response_budget[1] <= 2048
