@@ -16,7 +16,8 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.common.files import write_bytes
-from extensions.data import HUB, SURROGATE, Example
+from extensions.data import HUB, Example
+from extensions.data.cells import SURROGATE
 from extensions.evaluation.metrics import Prediction
 from extensions.evaluation.server_files import check_files, encode, official_rows, row_id, server_rows, submitted_tasks
 from extensions.tasks import SUITES, Task

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from extensions.common.environment import keep_freed_memory
 from extensions.common.errors import UserError
-from extensions.data.readers import LabelColumn, label_of
+from extensions.data.cells import LabelColumn, label_of
 from extensions.evaluation.answers import Decoding
 from extensions.evaluation.likelihood import candidates
 from extensions.evaluation.metrics import Prediction, score_all

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from extensions.common.errors import UserError
 from extensions.data import Example
-from extensions.data.readers import FaultyRow, text_of
+from extensions.data.cells import text_of
+from extensions.data.row_errors import RowError
 from extensions.evaluation.answers import Decoding, answer_batch, in_batches
 from extensions.evaluation.likelihood import (
     Candidates,
@@ -134,7 +135,7 @@ class Predictor:
             try:
                 examples.append(self.example(chosen, index, row))
             except UserError as error:
-                detail = error.fault.detail.lstrip(":, ") if isinstance(error, FaultyRow) else str(error)
+                detail = error.detail.lstrip(":, ") if isinstance(error, RowError) else str(error)
                 answers[index] = Answer(error=detail)
         progress(len(answers))
         for batch in in_batches(examples, batch_size or Evaluation().batch_size):

@@ -18,7 +18,7 @@ from typing import Any
 from extensions.common.errors import UserError
 from extensions.common.files import write_bytes
 from extensions.data.load_table import Table, load_table
-from extensions.data.tables import SUFFIXES, class_names, format_of, has_mark, separator_of
+from extensions.data.tables import SUFFIXES, class_names, format_of, has_bom, separator_of
 from extensions.tasks import Source, Task
 
 STDIN = "-"
@@ -79,7 +79,7 @@ def _read(path: Path, task: Task, kind: str | None) -> InputTable:
         parquet=parquet,
         classes=classes,
         separator=separator_of(path, source) if found in ("csv", "tsv") else ",",
-        byte_order_mark=has_mark(path),
+        byte_order_mark=has_bom(path),
         quoted=source.quoting == "csv",
     )
 

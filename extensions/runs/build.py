@@ -1,4 +1,4 @@
-"""From a recipe to the parts of a run: data, prompts, model, DeepSpeed engine, evaluator, trainer, run folder."""
+"""Builds a run from a recipe: data, prompt encoder, model, DeepSpeed engine, evaluator, trainer, run folder."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ from extensions.training.trainer import Trainer
 
 
 def run(recipe: Recipe) -> None:
-    """Do what a recipe's method says under DeepSpeed and write its run folder, on this rank."""
+    """Run a recipe under DeepSpeed on this rank."""
     prepare(recipe).go()
 
 
 def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
-    """Everything of a run but the work itself: data, model, engine, run folder.
+    """The run of a recipe, ready to `go`.
 
-    What can be wrong in the recipe's data, prompts, reward or folder is found before the model is loaded.
+    Raises:
+        UserError: invalid data, prompts, reward or folder, found before the model is loaded; or the model.
     """
     method, ppo = recipe.method, recipe.ppo
     strategy = Strategy(
@@ -75,7 +76,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     folder = None
     if strategy.is_rank_0():
         folder = open_folder(recipe, reward, data, reporter)
-    strategy.barrier()  # the folder is there
+    strategy.barrier()  # the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
     policy = load_policy(
@@ -130,24 +131,26 @@ def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
 
 
 def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
-    """Say how the model is computed, and leave what was measured in the run folder."""
+    """Print how the model is computed, and write the measured differences to the run folder."""
     reporter.info(str(proof))
     if folder is not None:
         write_json(folder.root / "model.json", proof.as_json())
 
 
 def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
-    """Hashes of what the run reads besides the base model: a run that is resumed must read the same."""
+    """Hashes of what the run reads besides the base model; a resumed run must read the same."""
     return {
         "model.adapter": adapter_hash(recipe.model.adapter),
-        "reward": None if reward.packed_labels else sha256(reward.path),  # files of the project have its version
+        "reward": None
+        if reward.packed_labels
+        else sha256(reward.path),  # built-in rewards have the version of the project
         "data": data.fingerprint(),
         "deepspeed.config": _hash_of(recipe.deepspeed.config),
     }
 
 
 def _hash_of(path: str | None) -> str | None:
-    """None where there is no such file: who reads it says so."""
+    """None if there is no such file; its reader raises the error."""
     return sha256(Path(path)) if path is not None and Path(path).is_file() else None
 
 
@@ -164,18 +167,18 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
 
 
 def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callable[[str], None]) -> None:
-    """Warn where a right answer is longer than what may be sampled: it would be cut, a wrong format each time."""
+    """Warn where a correct answer exceeds the response budget: cut off, it always has a wrong format."""
     tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
     longest = max(tokens, key=lambda word: tokens[word])
     if tokens[longest] > budget:
         warn(
             f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
-            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be right"
+            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be correct"
         )
 
 
 def num_updates(recipe: Recipe, steps: int) -> int:
-    """Optimizer steps of the whole run, of `steps` iterations."""
+    """Optimizer steps of a run of `steps` iterations."""
     if recipe.method == "sft":
         return steps
     ppo = recipe.ppo
@@ -183,7 +186,7 @@ def num_updates(recipe: Recipe, steps: int) -> int:
 
 
 def epoch_rows(recipe: Recipe, data: RunData) -> int:
-    """TrainingRun rows of a pass over all tasks, repeated ones counted each time."""
+    """Training rows per epoch over all tasks; repeated rows count each time."""
     return sum(epoch_sizes(data.train, recipe.data.oversample).values())
 
 
@@ -200,13 +203,13 @@ def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
 def make_encoder(
     recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, warn: Callable[[str], None]
 ) -> PromptEncoder:
-    """The prompts of a run.
+    """The prompt encoder of a run, checked on all its rows.
 
     Args:
         config: of the model.
 
     Raises:
-        UserError: a prompt cannot fit, or the tokenizer cannot write an answer.
+        UserError: a prompt does not fit, or the tokenizer cannot write an answer.
     """
     encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
@@ -221,7 +224,7 @@ def make_encoder(
 
 
 def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
-    """The run folder; by one process."""
+    """Open the run folder; call it in one process."""
     folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
     if folder.set_aside is not None:
         reporter.info(f"an earlier run was moved to {folder.set_aside}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.data.load_table import Table, load_table
-from extensions.data.readers import AbsentSplit, download
+from extensions.data.locate import AbsentSplit, download
 from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
 from extensions.scaffold.cells import misread
 from extensions.scaffold.columns import Row

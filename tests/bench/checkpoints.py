@@ -25,7 +25,7 @@ from worker import table  # noqa: E402
 
 from extensions.recipe import load_recipe  # noqa: E402
 from extensions.runs.build import prepare  # noqa: E402
-from extensions.runs.checkpoint import folders  # noqa: E402
+from extensions.runs.checkpoint import checkpoint_folders  # noqa: E402
 from extensions.runs.training_run import TrainingRun  # noqa: E402
 
 OPTIONS = [
@@ -59,7 +59,7 @@ def main() -> None:
         run.trainer.iterate = timed(run.trainer.iterate, steps)  # type: ignore[method-assign]
         run.save_checkpoint = timed(run.save_checkpoint, checkpoints)  # type: ignore[method-assign]
         run.go()
-        size = sum(path.stat().st_size for path in folders(Path(folder) / "run")[-1].iterdir())
+        size = sum(path.stat().st_size for path in checkpoint_folders(Path(folder) / "run")[-1].iterdir())
     step, checkpoint = statistics.median(steps[1:]), statistics.median(checkpoints[1:])
     columns = ["optimizer", "s/step", "s/checkpoint", "checkpoint / step", "MB per checkpoint"]
     figures = [f"{step:.3f}", f"{checkpoint:.4f}", f"{checkpoint / step:.4f}", f"{size / 1e6:.1f}"]

@@ -149,7 +149,7 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(write, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(encoder.Progress, name, stopping)
         assert main([str(path)], "encoder", encoder.run) == 0
-    assert "go on with: bash launch/encoder.sh" in capsys.readouterr().out
+    assert "resume with: bash launch/encoder.sh" in capsys.readouterr().out
     assert not (tmp_path / "cut" / "eval.json").exists()
     assert main([str(path)], "encoder", encoder.run) == 0
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -11,12 +11,13 @@ from support import make_policy, predict
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.common.versions import versions
-from extensions.data import Example, by_question, sample_candidate_pair, subsample_evenly
+from extensions.data import Example, by_question, subsample_evenly
+from extensions.data.sampling import sample_candidate_pair
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
 from extensions.recipe import Model, Recipe
 from extensions.rollout.sampler import Response, Sampler
-from extensions.runs.checkpoint import folders
+from extensions.runs.checkpoint import checkpoint_folders
 from extensions.runs.folder import RunFolder
 from extensions.tasks import TASKS, Task
 
@@ -392,7 +393,7 @@ def test_an_unfinished_run_goes_on(tmp_path):
     root = unfinished(tmp_path / "run", recipe_of())
     write_json(root / "eval.json", {"before": {}})
     run = RunFolder(root, recipe_of(), {})
-    assert run.set_aside is None and folders(root)[-1].name == "step-4"
+    assert run.set_aside is None and checkpoint_folders(root)[-1].name == "step-4"
     run.cut_back(4, 4)
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")] == [1, 2, 3, 4]
     assert read_jsonl(root / "rollouts.jsonl")[-1] == {"step": 4, "text": "line\u2028 “Yes”"}
@@ -438,5 +439,5 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_checkpoints_are_ordered_by_number(tmp_path):
     for name in ("step-9", "step-10", "step-100", "step-20", "writing-101", "damaged-step-102", "step-x"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert [path.name for path in folders(tmp_path)] == ["step-9", "step-10", "step-20", "step-100"]
-    assert folders(tmp_path / "none") == []
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-9", "step-10", "step-20", "step-100"]
+    assert checkpoint_folders(tmp_path / "none") == []

@@ -181,7 +181,7 @@ def test_a_killed_process_ends_the_run_clearly_and_it_resumes(tiny, tmp_path, wo
     wait_for(lambda: steps_of(run) >= last + 4, process)
     psutil.Process(process.pid).send_signal(signal.SIGTERM)
     output = finish(process)
-    assert f"resuming after step {last}" in output and "go on with: bash launch/ppo_ray.sh" in output
+    assert f"resuming after step {last}" in output and "resume with: bash launch/ppo_ray.sh" in output
     assert [m["step"] for m in read_jsonl(run / "metrics.jsonl")] == list(range(1, steps_of(run) + 1))
 
 

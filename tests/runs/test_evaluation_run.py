@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from extensions.cli.main import app
 from extensions.common.files import read_json, read_jsonl
-from extensions.data import Example, demonstrations
+from extensions.data import Example
+from extensions.data.sampling import demonstrations
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
 from extensions.recipe import Model
@@ -311,7 +312,7 @@ def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path,
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
     assert main([str(path), f"model.adapter={adapter}"], "eval") == 2
-    assert "has changed since (sha256): model.adapter" in capsys.readouterr().err
+    assert "have changed since (sha256): model.adapter" in capsys.readouterr().err
 
 
 @pytest.mark.slow
