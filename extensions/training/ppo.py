@@ -357,7 +357,7 @@ class PpoTrainer(LocalPolicyMixin):
     # ------------------------------------------------------------------------------------ non-finite values
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """The samples of the current iteration, and what is known of them: (B, ...)."""
+        """The samples of the current iteration, and their tensors so far: (B, ...)."""
         experience = self._experience
         if experience is None:
             return [], {}
@@ -365,7 +365,7 @@ class PpoTrainer(LocalPolicyMixin):
         return [debug_record(*part) for part in parts], experience.padded()
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Take what `debug_snapshot` gave as the current iteration."""
+        """Make what `debug_snapshot` returned the current iteration."""
         self._micro_batches.clear()
         index = TokenIndex([len(r["response_ids"]) for r in records], self.policy.device)
         flat = {name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"}
