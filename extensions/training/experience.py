@@ -81,7 +81,8 @@ class Experience:
     weights: Tensor = field(default_factory=lambda: torch.ones(1))  # (B,) weight of each sample, or (1,) for all
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) whitened if the recipe says so
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) targets of the values
-    _micro_batches: dict[tuple[int, ...], list[MicroBatch]] = field(default_factory=dict)  # by the slots they cover
+    # By the slots that they cover.
+    _micro_batches: dict[tuple[int, ...], list[MicroBatch]] = field(default_factory=dict, init=False)
 
     def micro_batches(self, slots: Sequence[int], size: int) -> list[MicroBatch]:
         """Samples at `slots` in packs of at most `size`; made once, for the reference and every epoch."""
