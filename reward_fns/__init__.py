@@ -1,1 +1,1 @@
-"""Reward files: plain functions of (text, label), named in a recipe by `reward:`."""
+"""Reward functions of (text, label), named in a recipe by `reward:`."""

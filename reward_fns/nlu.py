@@ -1,7 +1,7 @@
 """The paper's rule-based reward (section 4.3), for every task that declares its answers.
 
-`label` is the string of `extensions.prompts.pack_label`: it carries the task and the gold answer.
-The same file serves OpenRLHF unchanged: `openrlhf.cli.train_ppo_ray --reward.remote_url reward_fns/nlu.py`.
+`label` is the string of `extensions.prompts.pack_label`: it holds the task and the gold label.
+The same file works in OpenRLHF unchanged: `openrlhf.cli.train_ppo_ray --reward.remote_url reward_fns/nlu.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from extensions.tasks import Task
 def score(answer: str | float | None, gold: str, task: Task) -> float:
     """Classification: 1 right, 0 wrong, -1 wrong format. Regression: 2.5 - |answer - gold|, -2.5 wrong format.
 
-    The 2.5 is half the width of STS-B's range; other ranges keep that proportion. Several labels a row: the overlap of
-    the two sets, labels in both over labels in either (1 where both are empty), -1 wrong format.
+    The 2.5 is half the width of STS-B's range; other ranges use half their width. Several labels per row: the Jaccard
+    index of the two label sets (1 if both are empty), -1 wrong format.
     """
     if task.multi_label and answer is not None:
-        found, wanted = set(task.label_set(str(answer))), set(task.label_set(gold))
+        found, wanted = set(task.split_labels(str(answer))), set(task.split_labels(gold))
         return len(found & wanted) / len(found | wanted) if found | wanted else 1.0
     if task.score_range is None:
         return -1.0 if answer is None else float(answer == gold)

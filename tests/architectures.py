@@ -31,6 +31,7 @@ from extensions.distributed.strategy import trainable_state
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy
 from extensions.prefix.tree import Sample, pack
+from extensions.prompts import CLOSE
 from extensions.recipe import Lora, Model
 from extensions.rollout.sampler import GenerationRequest, Sampler
 
@@ -116,8 +117,8 @@ def _logprobs(model: PeftModel, sample: Sample) -> torch.Tensor:
 @torch.no_grad()
 def _check_greedy(policy: Policy, alone: PeftModel, samples: list[Sample]) -> None:
     """Answers of different budgets, so that rows leave the batch on the way."""
-    sampler = Sampler(policy, tiny_tokenizer(), 8)
-    sampler.eos, sampler.may_close = set(), set()
+    sampler = Sampler(policy, tiny_tokenizer(), CLOSE, 8)
+    sampler.eos, sampler.may_stop = set(), set()
     settings = alone.get_base_model().generation_config = GenerationConfig(
         max_new_tokens=WRITTEN, do_sample=False, pad_token_id=0
     )

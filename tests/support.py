@@ -8,12 +8,15 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from extensions.common.errors import UserError
 from extensions.common.files import read_jsonl
 from extensions.distributed.nonfinite import NonFiniteCheck
+from extensions.evaluation.answers import answer_batch, in_batches
 from extensions.model.loading import load_policy
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model
@@ -169,7 +172,57 @@ class PlainEngine:
         return values
 
 
+def predict(examples, encoder, sampler, batch_size, max_new_tokens, seed, decoding="sample"):
+    """One prediction per example of one task, in order, on one rank."""
+    batches = in_batches(examples, batch_size)
+    answered = [p for b in batches for p in answer_batch(b, encoder, sampler, max_new_tokens, seed, decoding)]
+    by_index = {prediction.index: prediction for prediction in answered}
+    return [by_index[example.index] for example in examples]
+
+
+def toy(name, labels=("good", "bad")):
+    return {
+        "name": name,
+        "description": "Judge.",
+        "question": 'Judge "{text}".',
+        "labels": list(labels),
+        "source": {"files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
+    }
+
+
 def gradients(policy):
     found = {name: p.grad.clone() for name, p in policy.trainable.items()}
     policy.zero_grad()
     return found
+
+
+BASE_RECIPE = """\
+name: trial
+model:
+  path: some/model
+data:
+  tasks: [cola]
+"""
+
+OWN_TASK_RECIPE = """\
+name: trial
+model: {path: some/model}
+data:
+  tasks:
+    - name: mine
+      description: Judge the text.
+      question: 'Judge "{text}".'
+      labels: {good: [Good, fine], bad: [Bad]}
+      metrics: [accuracy, f1_macro]
+      source: {format: jsonl, files: {train: train.jsonl, validation: dev.jsonl}}
+    - sst2
+"""
+
+
+def refused(load, text, *overrides):
+    """The message with which `load` refuses a recipe."""
+    with pytest.raises(UserError) as caught:
+        load(text, *overrides)
+    message = str(caught.value)
+    assert "Traceback" not in message and "pydantic" not in message
+    return message

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from extensions.cli.main import app
 from extensions.common.files import read_json
 from extensions.data import load_examples
-from extensions.distributed.nonfinite import NonFiniteTensor, leave
+from extensions.distributed.nonfinite import NonFiniteTensor
 from extensions.encoder import run as encoder
 from extensions.evaluation.submission import make_archive
+from extensions.runs.failed_batch import write_part
 from extensions.runs.main import main
 from extensions.tasks import SUITES, TASKS, Task
 from extensions.tasks.shared import THREE_WAY_ENTAILMENT
@@ -70,7 +71,7 @@ def scene(tiny_model, tmp_path_factory):
             assert main([str(ROOT / "recipes/smollm2.yaml"), *model, *SMALL, *overrides], method) == 0
     sample = {"task": "sst2", "index": 3, "prompt": "a", "response": "b", "prompt_ids": [1, 2], "response_ids": [3]}
     problem = NonFiniteTensor("logprobs of the rollout", [0], "NaN")
-    leave(folder / "runs" / "smollm2" / "failed" / "step-12", 0, [problem], [sample], {}, None)
+    write_part(folder / "runs" / "smollm2" / "failed" / "step-12", 0, [problem], [sample], {}, None)
     return folder
 
 

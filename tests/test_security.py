@@ -17,8 +17,8 @@ from support import CPU, ROOT, write_recipe
 from transformers import AutoModelForCausalLM
 
 from extensions.common.errors import UserError
-from extensions.encoder.run import load_encoder
-from extensions.evaluation.submission import LARGEST, check_archive
+from extensions.encoder.model import load_encoder
+from extensions.evaluation.submission import MAX_BYTES, check_archive
 from extensions.model import loading
 from extensions.model.loading import KNOWN_FILES, load_policy, resolve_model
 from extensions.model.merge import merge_adapter
@@ -301,7 +301,7 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
         struct.pack_into("<I", data, at + 24, 600_000_000)
     path.write_bytes(data)
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("the archive was read"))
-    with pytest.raises(UserError, match=rf"bomb\.zip: its files are 1200000000 bytes .* than the {LARGEST}"):
+    with pytest.raises(UserError, match=rf"bomb\.zip: its files are 1200000000 bytes .* than the {MAX_BYTES}"):
         check_archive(path, "glue")
 
 

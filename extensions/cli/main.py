@@ -128,7 +128,8 @@ def preview(
     from extensions.prefix.tree import Sample, pack
     from extensions.prompts import CLOSE
     from extensions.recipe import load_recipe
-    from extensions.rollout.rewards import load_reward, trial_answers, written
+    from extensions.rollout.reward_check import trial_answers, trial_response
+    from extensions.rollout.rewards import load_reward
 
     with _user_errors():
         resolved = load_recipe(recipe, overrides or [])
@@ -163,7 +164,7 @@ def preview(
                 console.print(" ".join(map(repr, tokens)), markup=False)
                 table = Table("answer", "text", "reward")
                 for kind, answer in answers[k]:
-                    response = written(kind, answer)
+                    response = trial_response(kind, answer)
                     value = reward([response], [text], [example])[0]
                     table.add_row(kind, _escaped(repr(response)), f"{value:+.2f}")
                 console.print(table)
@@ -177,14 +178,10 @@ def _encoder(recipe: Any) -> Any:
     """
     if recipe.method == "encoder":
         raise UserError("this recipe is for launch/encoder.sh, and encoders get no prompts; name a recipe of an LLM")
-    from extensions.data.splits import load_demonstrations
-    from extensions.model.loading import load_config, load_tokenizer, prompt_limit
-    from extensions.prompts import PromptEncoder
+    from extensions.model.loading import load_config
+    from extensions.model.prompt_encoder import load_recipe_encoder
 
-    shots, limit = recipe.prompt.shots, prompt_limit(recipe, load_config(recipe.model))
-    shown = {task.name: load_demonstrations(recipe, task, [], _warn) for task in recipe.data.tasks} if shots else {}
-    prompt, tokenizer = recipe.prompt, load_tokenizer(recipe.model)
-    return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
+    return load_recipe_encoder(recipe, load_config(recipe.model), recipe.data.tasks, _warn)
 
 
 def _escaped(text: str) -> str:
@@ -401,7 +398,7 @@ def report(
     out: Annotated[Path, typer.Option(help="folder to write", metavar="DIR")] = Path("report"),
 ) -> None:
     """Compare runs as the paper does: its tables with our rows, intervals, bias, costs, curves, a model card."""
-    from extensions.reporting.comparison import find_runs
+    from extensions.reporting.finished_runs import find_runs
     from extensions.reporting.report import write_report
 
     with _user_errors():
@@ -414,22 +411,21 @@ def replay(
     folder: Annotated[Path, typer.Argument(help="RUN/failed/step-N, which a stopped run left", metavar="FOLDER")],
     overrides: Overrides = None,
 ) -> None:
-    """Compute a batch that stopped a run again, sample by sample: which sample, which module gives no numbers."""
-    from extensions.runs.replay import replay as again
-    from extensions.runs.replay import table
+    """Compute a batch that stopped a run again, sample by sample: which sample, which module is not finite."""
+    from extensions.runs.replay import replay_batch, replay_table
 
     with _user_errors():
-        said, samples = again(folder, overrides or [])
-    console.print("\n".join(["in the run:", *(f"  {line}" for line in said or ["nothing was noted"])]), markup=False)
-    console.print(table(samples))
-    bad = sum(sample.bad for sample in samples)
-    if not all(sample.losses for sample in samples):
+        problems, samples = replay_batch(folder, overrides or [])
+    console.print("\n".join(["in the run:", *(f"  {line}" for line in problems or ["none recorded"])]), markup=False)
+    console.print(replay_table(samples))
+    bad = sum(sample.is_bad for sample in samples)
+    if not all(sample.check.losses for sample in samples):
         console.print("the run stopped before it had losses, so nothing was computed again")
         return
     console.print(
-        f"{bad} of {len(samples)} samples give no numbers again"
+        f"{bad} of {len(samples)} samples are non-finite again"
         if bad
-        else "all samples give finite numbers now: it was the dropout of that moment, the precision, or the device"
+        else "all samples are finite now: the cause was that step's dropout masks, the precision, or the device"
     )
 
 
@@ -440,13 +436,13 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Write the recipe's model with its adapter (model.adapter=...) merged in, as a plain model for model.path."""
-    from extensions.inference import handover
+    from extensions.inference.manifest import write_merged_manifest
     from extensions.model.merge import merge_adapter
     from extensions.recipe import load_recipe
 
     with _user_errors():
         model = load_recipe(recipe, overrides or []).model
-        merged = merge_adapter(model, folder, lambda written: handover.carry(str(model.adapter), written, _warn))
+        merged = merge_adapter(model, folder, lambda written: write_merged_manifest(str(model.adapter), written, _warn))
     console.print(f"merged model: {folder}\nchecked as written: {merged}", markup=False)
 
 

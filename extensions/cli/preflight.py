@@ -9,7 +9,8 @@ from typing import Any
 from extensions.common.errors import UserError
 from extensions.data.splits import RunData
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import load_reward, reward_faults
+from extensions.rollout.reward_check import reward_faults
+from extensions.rollout.rewards import load_reward
 
 Warn = Callable[[str], None]
 
@@ -31,7 +32,7 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
             return None
 
     if recipe.method == "encoder":
-        from extensions.encoder.run import load_jobs
+        from extensions.encoder.jobs import load_jobs
 
         result_of(partial(load_reward, recipe.reward))
         if not needs_root(recipe):

@@ -189,6 +189,15 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def unused_path(path: Path, mark: str) -> Path:
+    """`path`, or if it exists, the first of `path` + mark + 1, 2, ... that does not."""
+    number, free = 0, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}{mark}{number}")
+    return free
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,38 +1,31 @@
-"""From files to checked examples, and their order. `splits` reads what a run needs."""
+"""From files to checked examples, and their order. `RunData.load` reads all that a run needs."""
 
-from extensions.data.balance import check_classes, class_weights, epoch_sizes
+from extensions.data.balance import class_weights, epoch_sizes
+from extensions.data.checks import check_lengths
 from extensions.data.example import Example, by_question
-from extensions.data.examples import (
-    check_trainable,
-    demonstrations,
-    has_split,
-    is_labelled,
-    is_present,
-    load_examples,
-    load_training,
-    sample_candidate_pair,
-    subsample_evenly,
-)
+from extensions.data.examples import load_examples, load_training
+from extensions.data.locate import HUB, check_trainable, has_split, is_labelled, is_present
 from extensions.data.order import BatchOrder, rows_of_epoch
-from extensions.data.readers import HUB, SURROGATE
+from extensions.data.sampling import subsample_evenly
+from extensions.data.splits import RunData, load_demonstrations, table_split
 
 __all__ = [
     "HUB",
-    "SURROGATE",
     "BatchOrder",
     "Example",
+    "RunData",
     "by_question",
-    "check_classes",
+    "check_lengths",
     "check_trainable",
     "class_weights",
-    "demonstrations",
     "epoch_sizes",
     "has_split",
     "is_labelled",
     "is_present",
+    "load_demonstrations",
     "load_examples",
     "load_training",
     "rows_of_epoch",
-    "sample_candidate_pair",
     "subsample_evenly",
+    "table_split",
 ]

@@ -1,4 +1,4 @@
-"""Rare labels in training: rows that are repeated, and weights of rows. Of tasks with one label a row."""
+"""Rare labels in training: repeated rows, and weights of rows. For tasks with one label per row."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from extensions.data.example import Example
 
 
 def check_classes(examples: Sequence[Example]) -> None:
-    """UserError if a task has rows of one label alone, so that there is nothing to balance."""
-    for task, counts in _counts(examples).items():
+    """UserError if all rows of a task have the same label, so that there is nothing to balance."""
+    for task, counts in _label_counts(examples).items():
         if len(counts) == 1:
             raise UserError(
                 f"data.oversample and data.class_weights balance labels, but all {counts.total()} training rows of "
@@ -24,25 +24,25 @@ def check_classes(examples: Sequence[Example]) -> None:
 def class_weights(examples: Sequence[Example]) -> dict[tuple[str, str], float]:
     """(task name, label) -> weight of such a row: n / (k * n_label) for the n rows of a task with k labels.
 
-    This is scikit-learn's "balanced": the rows of each label weigh the same in all, and a row weighs 1 on average.
+    This is scikit-learn's "balanced": the total weight of each label is the same, and the mean weight of a row is 1.
     """
     return {
         (task, label): counts.total() / (len(counts) * count)
-        for task, counts in _counts(examples).items()
+        for task, counts in _label_counts(examples).items()
         for label, count in counts.items()
     }
 
 
 def epoch_sizes(examples: Sequence[Example], oversample: bool) -> dict[str, int]:
-    """Task name -> its rows, with `oversample` those that are repeated counted each time."""
-    counts = _counts(examples)
+    """Task name -> its rows, with `oversample` including copies."""
+    counts = _label_counts(examples)
     return {task: len(c) * max(c.values()) if oversample else c.total() for task, c in counts.items()}
 
 
 def oversampled(examples: Sequence[Example], groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    """The groups of a task and copies of some, so that each label has as many rows as the commonest.
+    """The groups of a task and copies of some, so that each label has as many rows as the most frequent one.
 
-    Each row of a label is repeated as often as the others, but for a rest that `rng` draws. Pairs are not repeated.
+    All rows of a label are repeated equally often, but for a remainder that `rng` draws. Pairs are not repeated.
 
     Args:
         groups: row numbers that stay together, one or a pair.
@@ -60,7 +60,7 @@ def oversampled(examples: Sequence[Example], groups: list[list[int]], rng: np.ra
 
 
 def spread_copies(groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    """A random order in which the copies of a group stand apart.
+    """A random order in which the copies of a group are far apart.
 
     The k-th of n copies gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
     """
@@ -72,7 +72,7 @@ def spread_copies(groups: list[list[int]], rng: np.random.Generator) -> list[lis
     return [groups[i] for i in np.argsort(places, kind="stable")]
 
 
-def _counts(examples: Sequence[Example]) -> Mapping[str, Counter[str]]:
+def _label_counts(examples: Sequence[Example]) -> Mapping[str, Counter[str]]:
     """Task name -> label -> rows."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for example in examples:

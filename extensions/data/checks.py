@@ -1,4 +1,4 @@
-"""What is odd about data that load: rows on both sides of a split, doubled rows, classes without rows, texts cut."""
+"""Warnings about data that load: equal rows in two splits, repeated rows, classes without rows, truncated texts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from extensions.data.example import Example
-from extensions.data.partition import label_set
+from extensions.data.partition import labels_of
+from extensions.data.sampling import evenly
 from extensions.prompts import SPECIAL_TOKENS, PromptEncoder
 from extensions.tasks import PLACEHOLDER, Task, fold
 
-COUNTED = 2000  # rows of a task that are tokenized at most, to say how many are cut
+MAX_TOKENIZED = 2000  # rows of a task that are tokenized to estimate how many are truncated
 
 
 def check_rows(
     task: Task, train: Sequence[Example], others: Mapping[str, Sequence[Example]], warn: Callable[[str], None]
 ) -> None:
-    """Warn of what makes a score too good or a training poor, counted, a line for each kind.
+    """Warn of what inflates scores or weakens training, with counts, one line per kind.
 
     Args:
         train: the rows that are trained on.
@@ -26,33 +27,25 @@ def check_rows(
     if not train or task.source.generator is not None:
         return
     name, keys = task.display_name, [_key(example) for example in train]
-    labels: dict[int, set[str]] = {}  # of each row, by the hash of its texts
-    doubled = 0
+    labels: dict[int, set[str]] = {}  # of the rows with the same texts
+    repeated = 0
     for key, example in zip(keys, train, strict=True):
         known = labels.setdefault(key, set())
-        doubled += str(example.label) in known
+        repeated += str(example.label) in known
         known.add(str(example.label))
     conflicting = sum(len(labels[key]) > 1 for key in keys)
     for split, rows in others.items():
-        there = {_key(example) for example in rows}
-        shared = sum(key in there for key in keys)
+        in_split = {_key(example) for example in rows}
+        shared = sum(key in in_split for key in keys)
         if shared:
-            remedy = "; take them out of one, or let source.split draw the split" if task.suite == "own" else ""
-            warn(f"{name}: {shared} of {len(train)} training rows also stand in {split} (equal texts){remedy}")
-    if doubled:
-        warn(f"{name}: {doubled} of {len(train)} training rows repeat another one, with its label")
+            remedy = "; remove them from one, or let source.split draw the split" if task.suite == "own" else ""
+            warn(f"{name}: {shared} of {len(train)} training rows are also in {split} (equal texts){remedy}")
+    if repeated:
+        warn(f"{name}: {repeated} of {len(train)} training rows repeat another one, with its label")
     if conflicting:
         warn(f"{name}: {conflicting} of {len(train)} training rows have the texts of another one and another label")
-    if not task.is_regression:
-        _check_classes(task, train, others, warn)
-
-
-def _check_classes(
-    task: Task, train: Sequence[Example], others: Mapping[str, Sequence[Example]], warn: Callable[[str], None]
-) -> None:
-    name = task.display_name
-    for split, rows in {"train": train, **others}.items():
-        counts = Counter(label for row in rows if row.label is not None for label in label_set(task, row.label))
+    for split, rows in {} if task.is_regression else {"train": train, **others}.items():
+        counts = Counter(label for row in rows if row.label is not None for label in labels_of(row))
         lacking = [label for label in task.labels if not counts[label]]
         if len(counts) == 1:
             warn(f"{name}: all {len(rows)} rows of {split} have the label {next(iter(counts))!r}")
@@ -61,22 +54,22 @@ def _check_classes(
 
 
 def _key(example: Example) -> int:
-    """Equal for equal texts; of one's own tasks case, the width of spaces and the Unicode form do not count."""
+    """Equal for equal texts; of the user's own tasks case, the width of spaces and the Unicode form are ignored."""
     texts = example.fields.values()
     return hash(tuple(map(fold, texts) if example.task.suite == "own" else texts))
 
 
 def check_lengths(encoder: PromptEncoder, examples: Sequence[Example], what: str, warn: Callable[[str], None]) -> None:
-    """Warn of how many rows lose the end of a text, since their prompt is too long.
+    """Warn of how many rows lose the end of a text because their prompt is too long.
 
     Args:
         examples: rows of one or more tasks, those of a task after each other.
-        what: they are, such as "training rows".
+        what: the name of these rows in the warning, such as "training rows".
     """
     for _, group in groupby(examples, key=lambda example: example.task.name):
         rows = list(group)
         task = rows[0].task
-        # A token holds at least a byte: most rows need no tokenizer.
+        # A token holds at least one byte, so short rows need no tokenizer.
         frame = len(encoder.text(task, dict.fromkeys(task.fields, "")).encode()) + SPECIAL_TOKENS
         uses = Counter(match[1] for match in PLACEHOLDER.finditer(task.question) if match[1])
         long = [
@@ -84,17 +77,14 @@ def check_lengths(encoder: PromptEncoder, examples: Sequence[Example], what: str
             for row in rows
             if frame + sum(uses[name] * len(text.encode()) for name, text in row.fields.items()) > encoder.max_tokens
         ]
-        looked_at = _some(long)
-        cut = sum(encoder.is_cut(task, row.fields) for row in looked_at)
+        tokenized = evenly(long, MAX_TOKENIZED)
+        cut = sum(encoder.is_cut(task, row.fields) for row in tokenized)
         if cut:
-            count = f"{cut}" if len(looked_at) == len(long) else f"about {round(cut * len(long) / len(looked_at))}"
+            exact = len(tokenized) == len(long)
+            count = f"{cut}" if exact else f"about {round(cut * len(long) / len(tokenized))}"
             texts = task.truncate or task.fields
             which = f"the longest text ({', '.join(texts)})" if len(texts) > 1 else texts[0]
             warn(
                 f"{task.display_name}: {count} of {len(rows)} {what} are cut to {encoder.max_tokens} tokens "
                 f"(prompt.max_tokens, the model's context): the end of {which} is lost"
             )
-
-
-def _some(rows: Sequence[Example]) -> Sequence[Example]:
-    return rows if len(rows) <= COUNTED else [rows[i * len(rows) // COUNTED] for i in range(COUNTED)]

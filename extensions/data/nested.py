@@ -1,6 +1,6 @@
-"""From an object of a benchmark's file to the rows of its task, where that is more than reading columns.
+"""From the nested objects of SuperGLUE's files to flat rows.
 
-Each function takes one object, of the official file or of the hub's flat form, and yields flat rows; a task names its
+Each function takes one object, of the official file or of the hub's flat form, and yields rows; a task names its
 function in `source.rows`. A malformed object raises KeyError, TypeError, ValueError, IndexError,
 AttributeError or OverflowError.
 """
@@ -15,49 +15,45 @@ Row = dict[str, Any]
 
 
 def multirc(row: Row) -> Iterator[Row]:
-    """One row an answer. Official: passages hold questions hold answers; hub: flat already."""
+    """One row per answer. Official: passages hold questions, which hold answers; hub: flat already."""
     if "paragraph" in row:
-        idx = row["idx"]
-        yield {
-            "passage": row["paragraph"],
-            "question": row["question"],
-            "answer": row["answer"],
-            "label": row.get("label"),
-            "paragraph_idx": idx["paragraph"],
-            "question_idx": idx["question"],
-            "answer_idx": idx["answer"],
-        }
-        return
-    for question in row["passage"]["questions"]:
-        for answer in question["answers"]:
-            yield {
-                "passage": row["passage"]["text"],
-                "question": question["question"],
-                "answer": answer["text"],
-                "label": answer.get("label"),
-                "paragraph_idx": row["idx"],
-                "question_idx": question["idx"],
-                "answer_idx": answer["idx"],
-            }
+        idx = (row["idx"][name] for name in ("paragraph", "question", "answer"))
+        found = [(row["paragraph"], row["question"], row["answer"], row.get("label"), *idx)]
+    else:
+        text = row["passage"]["text"]
+        found = [
+            (
+                text,
+                question["question"],
+                answer["text"],
+                answer.get("label"),
+                row["idx"],
+                question["idx"],
+                answer["idx"],
+            )
+            for question in row["passage"]["questions"]
+            for answer in question["answers"]
+        ]
+    names = ("passage", "question", "answer", "label", "paragraph_idx", "question_idx", "answer_idx")
+    for values in found:
+        yield dict(zip(names, values, strict=True))
 
 
 def record(row: Row) -> Iterator[Row]:
-    """One row a query and distinct entity, in order of first mention, with the entity filled in at the placeholder.
+    """One row per query and distinct entity, in order of first mention, with the entity filled in at the placeholder.
 
-    An entity is right if it equals an answer after SQuAD's normalisation, by which the metric compares too. The ends
-    of the official character spans are inclusive.
+    An entity is right if it equals an answer after SQuAD's normalisation, which the metric uses too. The ends of the
+    official character spans are inclusive.
     """
-    from transformers.data.metrics.squad_metrics import normalize_answer  # here, since it imports torch: seconds
+    from transformers.data.metrics.squad_metrics import normalize_answer  # here: it imports torch, which takes seconds
 
     if "entities" in row:
         passage, entities, passage_idx = row["passage"], row["entities"], row["idx"]["passage"]
         queries = [(row["query"], row["idx"]["query"], row.get("answers"))]
     else:
         passage, passage_idx = row["passage"]["text"], row["idx"]
-        entities = [
-            passage[span["start"] : span["end"] + 1]
-            for span in sorted(row["passage"]["entities"], key=lambda span: span["start"])
-        ]
+        spans = sorted(row["passage"]["entities"], key=lambda span: span["start"])
+        entities = [passage[span["start"] : span["end"] + 1] for span in spans]
         queries = [(qa["query"], qa["idx"], [a["text"] for a in qa.get("answers", [])]) for qa in row["qas"]]
     text = highlights(passage)
     for query, query_idx, answers in queries:
@@ -87,9 +83,9 @@ def highlights(passage: str) -> str:
 
 
 def wsc(row: Row) -> Iterator[Row]:
-    """The pronoun stands between asterisks in the text, since it may occur more than once.
+    """The pronoun is put between asterisks in the text, since it may occur more than once.
 
-    `span2_index` counts words. In a few official rows it is off by some, so the nearest occurrence is taken.
+    `span2_index` counts words. In a few official rows it is off by some, so the nearest occurrence is used.
     """
     target = row.get("target", row)
     text, pronoun, index = " ".join(row["text"].split()), target["span2_text"].strip(), target["span2_index"]
@@ -105,7 +101,7 @@ def wsc(row: Row) -> Iterator[Row]:
 
 
 def winogender(row: Row) -> Iterator[Row]:
-    """The two rows of a pair follow each other; the hub's form does not number the pairs."""
+    """The hub's form does not number the pairs, whose two rows follow each other."""
     yield row if "pair_id" in row else row | {"pair_id": int(row["idx"]) // 2}
 
 

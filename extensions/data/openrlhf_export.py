@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from extensions.common.errors import UserError
-from extensions.data import Example, is_labelled, is_present, load_examples, load_training
+from extensions.data.example import Example
+from extensions.data.examples import load_examples, load_training
+from extensions.data.locate import is_labelled, is_present
 from extensions.prompts import PromptEncoder, pack_label
 from extensions.recipe import Recipe
 from extensions.tasks import SPLITS
@@ -17,8 +19,8 @@ from extensions.tasks import SPLITS
 def export(recipe: Recipe, encoder: PromptEncoder, folder: Path, warn: Callable[[str], None]) -> dict[Path, int]:
     """Write `folder/TASK/SPLIT.jsonl` for each labelled split of each task.
 
-    A line has `input` (the prompt text, truncated as in training), `label` (a string that carries task and gold answer,
-    for reward_fns/nlu.py) and `datasource` (the task's name): what `openrlhf.datasets` reads with
+    A line has `input` (the prompt text, truncated as in training), `label` (a string with task and gold answer, for
+    reward_fns/nlu.py) and `datasource` (the task's name): what `openrlhf.datasets` reads with
     `--data.input_key input --data.label_key label`.
 
     Returns:

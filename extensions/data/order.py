@@ -21,8 +21,8 @@ def rows_of_epoch(
 ) -> dict[str, int]:
     """Rows of each task in an epoch of multi-task training.
 
-    proportional: all of them; capped: at most `cap`; temperature: in proportion to size ** (1 / temperature), and
-    uniform: the same of each, both of as many rows in all as there are, so that small tasks repeat and large ones wait.
+    proportional: all; capped: at most `cap`; temperature: in proportion to size ** (1 / temperature); uniform: equally
+    many. The last two keep the total, so that small tasks repeat and large ones take several epochs.
     """
     if mixing == "proportional":
         return dict(sizes)
@@ -40,11 +40,11 @@ class BatchOrder:
     An epoch is one random order of the examples: tasks are mixed in proportion to their size, or as `rows` says.
     Minimal pairs stay next to each other. With `balanced`, the labels of each task take turns in that order, so that
     every batch holds about as many of each: a constant answer then earns the same in every batch, and no gradient.
-    With `oversample`, rows of rare labels are repeated (`balance.oversampled`), and the copies of a row stand apart.
+    With `oversample`, rows of rare labels are repeated (`balance.oversampled`), and the copies of a row are spread.
 
     Args:
-        rows: task name -> its rows in an epoch (`rows_of_epoch`); None: all. A task that gives fewer than it has goes
-            on in the next epoch where it stopped, so each of its rows is seen before one is seen again.
+        rows: task name -> its rows in an epoch (`rows_of_epoch`); None: all. A task with fewer than it has continues in
+            the next epoch where it stopped, so each of its rows is seen before one is seen again.
         weights: (task name, label) -> weight of such a row (`balance.class_weights`); None: 1.
     """
 
@@ -63,20 +63,20 @@ class BatchOrder:
         groups: dict[str, list[int]] = {}
         for i, example in enumerate(examples):
             groups.setdefault(f"pair {example.task.name} {example.pair}" if example.pair else f"row {i}", []).append(i)
-        self._units: dict[str, list[list[int]]] = {}
+        self._groups: dict[str, list[list[int]]] = {}  # task name -> rows that stay together, one or a pair
         for group in groups.values():
-            self._units.setdefault(examples[group[0]].task.name, []).append(group)
+            self._groups.setdefault(examples[group[0]].task.name, []).append(group)
         sizes = epoch_sizes(examples, oversample)
         self._shares = {name: rows[name] / size for name, size in sizes.items()} if rows is not None else {}
         self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch is of one epoch, or of two or three
-        self._ends: list[int] = []  # number of positions up to the end of each epoch that was looked at
+        self._ends: list[int] = []  # positions before the end of each epoch so far
 
     def batch(self, step: int) -> list[Example]:
         """The `batch_size` examples of step `step` (from 0)."""
         return [self._at(p) for p in range(step * self.batch_size, (step + 1) * self.batch_size)]
 
     def weight(self, example: Example) -> float:
-        """What a row counts in the loss, or its reward is multiplied by."""
+        """The factor of a row's loss (SFT) or reward (PPO)."""
         return 1.0 if self.weights is None else self.weights[example.task.name, str(example.label)]
 
     def _at(self, position: int) -> Example:
@@ -88,24 +88,21 @@ class BatchOrder:
 
     def _shuffled(self, epoch: int) -> list[int]:
         rng = np.random.default_rng([self.seed, epoch])
-        groups = [group for name in self._units for group in self._drawn(name, epoch)]
+        groups = [group for name in self._groups for group in self._of_epoch(name, epoch)]
         if self.oversample:
             groups = spread_copies(groups, rng)
-            return (
-                _interleave(self.examples, groups, rng, False)
-                if self.balanced
-                else [i for group in groups for i in group]
-            )
-        if not self.balanced:
-            return [i for group in rng.permutation(len(groups)) for i in groups[group]]
-        return _interleave(self.examples, groups, rng)
+        if self.balanced:
+            groups = _interleave(self.examples, groups, rng, shuffle=not self.oversample)
+        elif not self.oversample:
+            groups = [groups[i] for i in rng.permutation(len(groups))]
+        return [i for group in groups for i in group]
 
-    def _drawn(self, name: str, epoch: int) -> list[list[int]]:
+    def _of_epoch(self, name: str, epoch: int) -> list[list[int]]:
         """The groups of a task in an epoch."""
         share = self._shares.get(name, 1)
         if share == 1:
             return self._pass(name, epoch)
-        number, size = list(self._units).index(name), len(self._pass(name, 0))
+        number, size = list(self._groups).index(name), len(self._pass(name, 0))
         count = max(1, round(share * size))
 
         @cache
@@ -118,14 +115,14 @@ class BatchOrder:
     def _pass(self, name: str, n: int) -> list[list[int]]:
         """The groups of the n-th pass over a task."""
         if not self.oversample:
-            return self._units[name]
-        rng = np.random.default_rng([self.seed, list(self._units).index(name), n, 2])
-        return oversampled(self.examples, self._units[name], rng)
+            return self._groups[name]
+        rng = np.random.default_rng([self.seed, list(self._groups).index(name), n, 2])
+        return oversampled(self.examples, self._groups[name], rng)
 
 
 def _interleave(
-    examples: list[Example], groups: list[list[int]], rng: np.random.Generator, shuffle: bool = True
-) -> list[int]:
+    examples: list[Example], groups: list[list[int]], rng: np.random.Generator, shuffle: bool
+) -> list[list[int]]:
     """A random order in which each class of groups is spread evenly.
 
     The k-th of n groups of a class gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
@@ -135,12 +132,11 @@ def _interleave(
     """
     classes: dict[tuple[str, ...], list[list[int]]] = {}
     for group in groups:
-        first = examples[group[0]]
-        labels = () if first.task.is_regression else sorted(str(examples[i].label) for i in group)
-        classes.setdefault((first.task.name, *labels), []).append(group)
+        task = examples[group[0]].task
+        labels = () if task.is_regression else sorted(str(examples[i].label) for i in group)
+        classes.setdefault((task.name, *labels), []).append(group)
     placed: list[tuple[float, list[int]]] = []
     for members in classes.values():
-        for rank, group in enumerate(rng.permutation(len(members)) if shuffle else range(len(members))):
-            placed.append(((rank + rng.random()) / len(members), members[group]))
-    placed.sort(key=lambda pair: pair[0])
-    return [i for _, group in placed for i in group]
+        for rank, i in enumerate(rng.permutation(len(members)) if shuffle else range(len(members))):
+            placed.append(((rank + rng.random()) / len(members), members[i]))
+    return [group for _, group in sorted(placed, key=lambda pair: pair[0])]

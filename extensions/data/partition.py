@@ -1,150 +1,75 @@
-"""Seeded, stratified parts of the rows of a task: splits held out of its training file, and samples of it."""
+"""Seeded, stratified parts of a task's rows: splits held out of its training file, and samples of it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from extensions.data.example import Example
 from extensions.prompts import dedup_key
-from extensions.tasks import Task, fold
+from extensions.tasks import fold
 
-_BINS = 10  # of the scores of a regression, with as many rows in each
-_COMMON = 3  # groups of rows that a set of labels needs to form a stratum
+Key = TypeVar("Key", bound=Hashable)
 
-
-def text_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
-    """What is equal for rows of equal texts: Unicode form, case and the width of spaces do not count."""
-    return tuple(map(fold, dedup_key(task, fields)))
-
-
-def label_set(task: Task, label: str) -> tuple[str, ...]:
-    """The labels of a row: of a multi-label task those that its answer joins, or that of no label."""
-    return (task.label_set(label) or (label,)) if task.multi_label else (label,)
+_SCORE_BINS = 10  # quantiles of a regression's scores, each a stratum
+_MIN_STRATUM = 3  # rows of a score bin, and of a set of labels that forms a stratum
 
 
 def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
     """Positions of the rows of each split, in order: "train", and the splits that `shares` holds out of it.
 
-    Rows of equal texts, or of one question, are on one side. Each split has its share of the different texts of every
-    class (a regression: of every tenth of its scores), and at least one text of a class that has as many as there are
-    splits, unless such a text also has a rarer label. A text with several labels counts for each of them.
+    Rows of equal texts (but for Unicode form, case and the width of spaces), of one question or of one pair are in one
+    split. Each split has its share of the different texts of every class (a regression: of every tenth of its scores),
+    and at least one text of a class that has as many as there are splits, unless such a text also has a rarer label. A
+    text with several labels counts for each of them.
 
     Args:
         shares: split -> share of the rows, above 0; together below 1.
     """
-    groups = _groups(examples)
-    strata = _strata(examples, groups)
+    groups = _connected_rows(examples)
+    names = _strata(examples)
+    strata = _grouped((name, group) for group, rows in enumerate(groups) for name in _distinct(names, rows))
     rng = np.random.default_rng(seed)
-    place: dict[int, str] = {}
+    split_of: dict[int, str] = {}  # by group
     carry = dict.fromkeys(shares, 0.0)
-    for members in strata:
-        taken = Counter(place[group] for group in members if group in place)
-        free = [members[i] for i in rng.permutation(len(members)) if members[i] not in place]
+    for members in sorted(strata.values(), key=len):  # a rare class first: a common one would take its groups
+        taken = Counter(split_of[group] for group in members if group in split_of)
+        free = [members[i] for i in rng.permutation(len(members)) if members[i] not in split_of]
         for split, count in _counts(len(members), shares, carry).items():
             wanted = max(0, count - taken[split])
-            place |= dict.fromkeys(free[:wanted], split)
+            split_of |= dict.fromkeys(free[:wanted], split)
             free = free[wanted:]
-        place |= dict.fromkeys(free, "train")
+        split_of |= dict.fromkeys(free, "train")
     found: dict[str, list[int]] = {"train": [], **{split: [] for split in shares}}
     for group, rows in enumerate(groups):
-        found[place.get(group, "train")] += rows
+        found[split_of.get(group, "train")] += rows
     return {split: sorted(rows) for split, rows in found.items()}
 
 
-def _counts(size: int, shares: Mapping[str, float], carry: dict[str, float]) -> dict[str, int]:
-    """How many of `size` groups each split takes; `carry` is what rounding owes it from the strata before."""
-    if size <= len(shares):  # too few for each split to have one
-        return dict.fromkeys(shares, 0)
-    counts = {}
-    for split, share in shares.items():
-        exact = share * size + carry[split]
-        counts[split] = max(1, round(exact))
-        carry[split] = min(0.5, max(-0.5, exact - counts[split]))
-    while sum(counts.values()) >= size:  # one stays for training
-        most = max(counts, key=lambda split: counts[split])
-        counts[most] -= 1
-    return counts
-
-
-def _groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Positions of the rows that belong together: of equal texts, of one question, of one pair; chains of them too."""
-    first: dict[tuple[str, ...], int] = {}
-    parent = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, example in enumerate(examples):
-        keys = [("text", *text_key(example.task, example.fields))]
-        if group := example.task.group_of(example.kept):
-            keys.append(("group", *group))
-        if example.pair is not None:
-            keys.append(("pair", example.pair))
-        for key in keys:
-            a, b = sorted((root(first.setdefault(key, i)), root(i)))
-            parent[b] = a
-    groups: dict[int, list[int]] = {}
-    for i in range(len(examples)):
-        groups.setdefault(root(i), []).append(i)
-    return list(groups.values())
-
-
-def _strata(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Groups of each class, the rarest class first, so that it has its share before a common one takes its groups.
-
-    A group is in the stratum of each of its labels. Of a multi-label task common sets of labels are strata too.
-    """
-    names = _stratum_names(examples)
-    found: dict[str, list[int]] = {}
-    for group, rows in enumerate(groups):
-        for name in dict.fromkeys(name for i in rows for name in names[i]):
-            found.setdefault(name, []).append(group)
-    return sorted(found.values(), key=len)
-
-
-def _stratum_names(examples: Sequence[Example]) -> list[tuple[str, ...]]:
-    """The strata of each row, by name: its labels, the quantile of its score."""
-    task = examples[0].task
-    labels = [str(example.label) for example in examples]
-    if task.is_regression:
-        scores = np.array(labels, dtype=float)
-        bins = max(1, min(_BINS, len(scores) // _COMMON))
-        edges = np.quantile(scores, np.arange(1, bins) / bins)
-        return [(str(place),) for place in np.searchsorted(edges, scores)]
-    sets = [label_set(task, label) for label in labels]
-    common = Counter(sets)
-    return [(*one, f"set {', '.join(one)}") if len(one) > 1 and common[one] >= _COMMON else one for one in sets]
-
-
-def sample(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
+def stratified_sample(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
     """At most `limit` rows of one task in the order of their file: a stratified sample by `seed`.
 
-    Pairs and questions stay whole: as many are taken as fit in `limit`, at least one. No class is lost where there is
-    room for one row of each.
+    Pairs and questions stay whole: as many are taken as fit in `limit`, at least one. No class is lost if there is room
+    for one row of each.
     """
     if limit is None or limit >= len(examples):
         return examples
-    found: dict[tuple[str, ...], list[int]] = {}
-    for i, example in enumerate(examples):
-        group = (example.pair,) if example.pair is not None else example.task.group_of(example.kept)
-        found.setdefault(group or ("row", str(i)), []).append(i)
-    whole = list(found.values())
-    of_rows = _stratum_names(examples)
-    names = [tuple(sorted({name for i in rows for name in of_rows[i]})) for rows in whole]
-    strata: dict[tuple[str, ...], list[int]] = {}
-    for number, name in enumerate(names):
-        strata.setdefault(name, []).append(number)
-    # The k-th of n groups of a stratum has the place (k + u) / n, u uniform in [0, 1), so that the first places hold of
-    # each stratum its share.
+
+    def group_of(i: int, example: Example) -> tuple[str, ...]:
+        pair = (example.pair,) if example.pair is not None else example.task.group_of(example.kept)
+        return pair or ("row", str(i))
+
+    groups = list(_grouped((group_of(i, example), i) for i, example in enumerate(examples)).values())
+    of_rows = _strata(examples)
+    names = [tuple(sorted(_distinct(of_rows, rows))) for rows in groups]
+    # The k-th of n groups of a stratum has the place (k + u) / n, u uniform in [0, 1), so that the first places have
+    # the share of each stratum.
     rng = np.random.default_rng(seed)
-    places = np.empty(len(whole))
-    for members in strata.values():
+    places = np.empty(len(groups))
+    for members in _grouped((name, number) for number, name in enumerate(names)).values():
         places[members] = (rng.permutation(len(members)) + rng.random(len(members))) / len(members)
     order = np.argsort(places, kind="stable").tolist()
     counts = Counter(name for one in names for name in one)
@@ -152,7 +77,70 @@ def sample(examples: list[Example], limit: int | None, seed: int) -> list[Exampl
     needed = [first[name] for name in sorted(counts, key=lambda name: -counts[name])]
     chosen: list[int] = []
     for number in dict.fromkeys([*needed, *order]):
-        if not chosen or limit >= len(whole[number]):
-            chosen += whole[number]
-            limit -= len(whole[number])
+        if not chosen or limit >= len(groups[number]):
+            chosen += groups[number]
+            limit -= len(groups[number])
     return [examples[i] for i in sorted(chosen)]
+
+
+def labels_of(example: Example) -> tuple[str, ...]:
+    """The labels of a row: of a multi-label task those that its label string joins, or that of no label."""
+    label = str(example.label)
+    return (example.task.split_labels(label) or (label,)) if example.task.multi_label else (label,)
+
+
+def _counts(size: int, shares: Mapping[str, float], carry: dict[str, float]) -> dict[str, int]:
+    """How many of `size` groups each split takes; `carry` is the rounding error of the strata before."""
+    if size <= len(shares):  # too few for each split to have one
+        return dict.fromkeys(shares, 0)
+    counts = {}
+    for split, share in shares.items():
+        exact = share * size + carry[split]
+        counts[split] = max(1, round(exact))
+        carry[split] = min(0.5, max(-0.5, exact - counts[split]))
+    while sum(counts.values()) >= size:  # at least one stays for training
+        counts[max(counts, key=lambda split: counts[split])] -= 1
+    return counts
+
+
+def _connected_rows(examples: Sequence[Example]) -> list[list[int]]:
+    """Positions of the rows that belong together, also by a chain of equal texts, questions and pairs."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    first: dict[tuple[str, ...], int] = {}
+    edges: list[tuple[int, int]] = []
+    for i, example in enumerate(examples):
+        keys = [("text", *map(fold, dedup_key(example.task, example.fields)))]
+        if group := example.task.group_of(example.kept):
+            keys.append(("group", *group))
+        if example.pair is not None:
+            keys.append(("pair", example.pair))
+        edges += [(i, first.setdefault(key, i)) for key in keys]
+    graph = coo_matrix((np.ones(len(edges)), tuple(zip(*edges, strict=True))), (len(examples), len(examples)))
+    _, components = connected_components(graph, directed=False)
+    return list(_grouped((component, i) for i, component in enumerate(components.tolist())).values())
+
+
+def _strata(examples: Sequence[Example]) -> list[tuple[str, ...]]:
+    """The strata of each row, by name: its labels, and its set of labels if that is common; the quantile of its
+    score."""
+    if examples[0].task.is_regression:
+        scores = np.array([str(example.label) for example in examples], dtype=float)
+        bins = max(1, min(_SCORE_BINS, len(scores) // _MIN_STRATUM))
+        edges = np.quantile(scores, np.arange(1, bins) / bins)
+        return [(str(place),) for place in np.searchsorted(edges, scores)]
+    sets = [labels_of(example) for example in examples]
+    common = Counter(sets)
+    return [(*one, f"set {', '.join(one)}") if len(one) > 1 and common[one] >= _MIN_STRATUM else one for one in sets]
+
+
+def _distinct(names: Sequence[tuple[str, ...]], rows: Iterable[int]) -> list[str]:
+    return list(dict.fromkeys(name for i in rows for name in names[i]))
+
+
+def _grouped(pairs: Iterable[tuple[Key, int]]) -> dict[Key, list[int]]:
+    found: dict[Key, list[int]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found

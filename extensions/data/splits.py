@@ -1,46 +1,37 @@
-"""The examples of a run: which splits of which tasks a recipe trains on, evaluates and answers."""
+"""The examples of a run: the splits of its tasks that a recipe trains on, evaluates and answers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 from extensions.common.errors import UserError
-from extensions.data import (
-    Example,
-    check_classes,
-    check_trainable,
-    demonstrations,
-    has_split,
-    is_labelled,
-    is_present,
-    load_examples,
-    load_training,
-    subsample_evenly,
-)
+from extensions.data.balance import check_classes
 from extensions.data.checks import check_rows
-from extensions.prompts import Shown
+from extensions.data.example import Example
+from extensions.data.examples import Warn, load_examples, load_training
+from extensions.data.locate import check_trainable, has_split, is_labelled, is_present
+from extensions.data.sampling import demonstrations, subsample_evenly
+from extensions.prompts import Demonstration
 from extensions.recipe import Recipe
 from extensions.tasks import Task, find_task
-
-Warn = Callable[[str], None]
 
 
 @dataclass
 class RunData:
     """The examples of a run. A task without a training split (MNLI-mm, AX, AX-b, AX-g) is evaluated only.
 
-    Where the run trains nothing, training rows are read for demonstrations alone.
+    A run that does not train reads training rows for demonstrations only.
     """
 
     train: list[Example] = field(default_factory=list)
     table: list[Example] = field(default_factory=list)  # of the before/after table
-    validation: list[Example] = field(default_factory=list)  # of the validations while training
+    validation: list[Example] = field(default_factory=list)  # of the validations during training
     test: list[Example] = field(default_factory=list)  # to be answered for the evaluation server
     splits: dict[str, str] = field(default_factory=dict)  # task name -> split of its rows in the table
-    demonstrations: dict[str, list[Shown]] = field(default_factory=dict)  # task name -> what its prompts may show
+    demonstrations: dict[str, list[Demonstration]] = field(default_factory=dict)  # task name -> shown in its prompts
 
     @staticmethod
     def load(recipe: Recipe, warn: Warn) -> RunData:
@@ -56,7 +47,7 @@ class RunData:
         """The examples of all tasks of a recipe from those of each.
 
         Raises:
-            UserError: the run trains, and no task has a training split; or it balances rows of one label alone.
+            UserError: the run trains, and no task has a training split; or it balances rows of a single label.
         """
         data = RunData()
         for part in parts:
@@ -81,7 +72,7 @@ class RunData:
         """
         root, trained = recipe.data.root, has_split(task, "train")
         data = RunData()
-        warn = cache(warn)  # the splits of one file have the same faults
+        warn = cache(warn)  # the splits of one file have the same warnings
 
         @cache
         def rows(split: str) -> list[Example]:
@@ -102,15 +93,15 @@ class RunData:
             table = rows(split)
             data.table, data.splits = subsample_evenly(table, recipe.evaluation.max_samples), {task.name: split}
         else:
-            warn(f"{task.display_name} is not in the table: {task.source.files.get(split, split)} is not there")
+            warn(f"{task.display_name} is not in the table: {task.source.files.get(split, split)} does not exist")
         if data.train and recipe.evaluation.every_steps:
             data.validation = subsample_evenly(rows("validation"), recipe.evaluation.validation_samples)
         if recipe.evaluation.predict_test and has_split(task, "test"):
             data.test = rows("test")
-        seen: dict[str, list[Example]] = {split: table, "validation": data.validation}
+        others = {split: table, "validation": data.validation}
         if task.suite == "own" and data.train:
-            seen = {name: rows(name) for name in ("validation", "test") if _is_there(task, name, root)}
-        check_rows(task, data.train, {name: part for name, part in seen.items() if part}, warn)
+            others = {name: rows(name) for name in ("validation", "test") if is_present(task, name, root)}
+        check_rows(task, data.train, {name: part for name, part in others.items() if part}, warn)
         return data
 
     def fingerprint(self) -> str:
@@ -135,41 +126,37 @@ class RunData:
         return f"{training}{len(self.table)} {self.split} rows"
 
 
-def _is_there(task: Task, split: str, root: str | None) -> bool:
-    return has_split(task, split) and is_present(task, split, root)
-
-
 def table_split(recipe: Recipe, task: Task) -> str:
-    """The split of a task's rows in the table: what `evaluation.split` says, where the task has it."""
+    """The split of a task's rows in the table: `evaluation.split`, if the task has it."""
     split = recipe.evaluation.split
     if split == "auto" or not (has_split(task, "train") or is_labelled(task, split)):
         return "test" if is_labelled(task, "test") else "validation"
     return split
 
 
-def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Shown]:
-    """The demonstrations of a task, one more than a prompt shows: a row's own is passed over.
+def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Demonstration]:
+    """The demonstrations of a task, one more than a prompt shows: a row is not shown before itself.
 
     Args:
-        train: training rows of the task; empty: they are read, from the task that teaches this one if need be.
+        train: training rows of the task; empty: they are read, of its `train_task` if it has none itself.
 
     Raises:
-        UserError: the task has no training split, nor one that teaches it.
+        UserError: neither the task nor its `train_task` has a training split.
     """
     count = recipe.prompt.shots
-    teacher = task if has_split(task, "train") else find_task(task.train_task) if task.train_task else None
-    if teacher is None:
+    trained = task if has_split(task, "train") else find_task(task.train_task) if task.train_task else None
+    if trained is None:
         raise UserError(
             f"prompt.shots: {count}, but task {task.name} has no training rows to show; give source.files.train, or "
-            "name in train_task the built-in task that has its prompt"
+            "set train_task to the built-in task that has its prompt"
         )
-    if (teacher.fields, teacher.labels, teacher.score_range) != (task.fields, task.labels, task.score_range):
+    if (trained.fields, trained.labels, trained.score_range) != (task.fields, task.labels, task.score_range):
         raise UserError(
-            f"task {task.name}: train_task: {teacher.name} has other fields or labels; name a task of the same prompt"
+            f"task {task.name}: train_task: {trained.name} has other fields or labels; name a task of the same prompt"
         )
     if not train:
-        train = load_training(teacher, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
-    rows = demonstrations(teacher, train, count + 1, recipe.prompt.demonstrations, recipe.seed)
+        train = load_training(trained, recipe.data.root, recipe.data.max_train_samples, recipe.seed)
+    rows = demonstrations(trained, train, count + 1, recipe.prompt.demonstrations, recipe.seed)
     if len(rows) <= count:
         warn(f"{task.display_name}: only {len(rows)} different training rows for {count} demonstrations")
-    return [(row.fields, teacher.answer(str(row.label))) for row in rows]
+    return [(row.fields, trained.answer(str(row.label))) for row in rows]

@@ -1,4 +1,4 @@
-"""What a folder of benchmark files holds, and how long its prompts are: the tables of `nlu tasks`."""
+"""The tables of `nlu tasks`: rows and labels of the benchmark files in a folder, and the lengths of their prompts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from extensions.common.errors import UserError
-from extensions.data import is_labelled, is_present, load_examples, subsample_evenly
+from extensions.data.examples import load_examples
+from extensions.data.locate import is_labelled, is_present
+from extensions.data.sampling import subsample_evenly
 from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.tasks import SPLITS, Task
 
-SAMPLE = 500  # rows whose prompts are counted in tokens
+SAMPLE = 500  # rows whose prompts are tokenized
 
 
 @dataclass(frozen=True)
 class SplitSurvey:
-    """One split of one task, as it was found."""
+    """One split of one task."""
 
     task: Task
     split: str
     rows: int | None  # None: could not be read
-    labels: dict[str, int]  # of a classification task, by the word that the model should write
+    labels: dict[str, int]  # of a classification task: answer -> rows
     problems: list[str]
 
 
@@ -34,11 +36,11 @@ class Lengths:
 
     mean: float
     p95: float
-    prefix_share: float  # of the mean prompt, that all prompts begin with
+    prefix_share: float  # common prefix of all prompts / mean prompt
 
 
 def survey(task: Task, root: str | None) -> list[SplitSurvey]:
-    """Every split of `task` that is there; a split that cannot be read has its error as its problem."""
+    """Every split of `task` whose files exist; if one cannot be read, its problem is the error."""
     found = []
     for split in SPLITS:
         if not is_present(task, split, root):
@@ -58,7 +60,7 @@ def survey(task: Task, root: str | None) -> list[SplitSurvey]:
 
 
 def lengths(task: Task, root: str | None, encoders: Sequence[PromptEncoder]) -> list[Lengths] | None:
-    """Prompt lengths by each encoder, of the training split if it is there, else of the first that is; None if none."""
+    """Prompt lengths by each encoder, of the first split that exists (training, validation, test); None if none."""
     split = next((split for split in SPLITS if is_present(task, split, root)), None)
     if split is None:
         return None

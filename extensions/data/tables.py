@@ -1,7 +1,7 @@
-"""Files of rows: CSV, TSV, JSONL and parquet, each cell exactly as it is written.
+"""Rows of CSV, TSV, JSONL and parquet files, each cell exactly as it is written.
 
-`read_rows` gives the rows of a file that is right. `scan` gives the faulty ones in their places, so that all can be
-reported at once, or each beside the answers to the others.
+`read_rows` gives the rows of a valid file. `scan` gives a `RowError` in the place of each malformed row, so that all
+can be reported together, or each beside the answers to the other rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,64 +18,65 @@ from typing import Any
 import numpy as np
 
 from extensions.common.errors import UserError
-from extensions.data.faults import Fault, Faults
+from extensions.data.row_errors import RowError, RowErrors
 from extensions.tasks import Source
 
 Row = dict[str | int, Any]
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 SEPARATORS = {",": "comma", ";": "semicolon", "|": "bar", "\t": "tab"}
-_WHOLE_LINE = "\x1f"  # separator of a file of one column: no text holds it
-_SAMPLE = 50  # records that are looked at for the separator
-_MARKS = {  # the longest first: UTF-32's begins with UTF-16's
+RAGGED = "rows with too many or too few cells"
+_ONE_COLUMN = "\x1f"  # separator of a file of one column: no text holds it
+_SNIFFED_RECORDS = 50
+_BOMS = {  # UTF-32 before UTF-16, whose mark is the beginning of UTF-32's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-RAGGED = "rows with too many or too few cells"
+_LONE_CR = re.compile("\r(?!\n)")
 _CR = "\ud800"  # in place of a CR that ends no line: half of a surrogate pair, which no decoded text holds
-_QUOTES = "rows with quotes that do not pair"
-_NO_QUOTES = "Where a quote is a character like any other, set source.quoting: none"
-csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131072 characters that csv takes
+_UNQUOTED = "If quotes are plain characters in this file, set source.quoting: none"
+_NO_NUL = "Remove it; in a file of UTF-16 without a byte order mark, set source.encoding: utf-16-le"
+csv.field_size_limit(2**31 - 1)  # the default limit of 131072 characters is too low for texts
 
 
 def format_of(path: Path, source: Source) -> str:
-    """csv, tsv, jsonl or parquet: `source.format`, or what the suffix says.
+    """csv, tsv, jsonl or parquet: `source.format`, or by the suffix.
 
     Raises:
-        UserError: the suffix says nothing.
+        UserError: unknown suffix.
     """
     if source.format != "auto":
         return source.format
     found = SUFFIXES.get(path.suffix.lower())
     if found is None:
         raise UserError(
-            f"{path}: its suffix {path.suffix!r} does not say how it is to be read; allowed: {', '.join(SUFFIXES)}. "
-            "Rename it, or set source.format to csv, tsv, jsonl or parquet"
+            f"{path}: the suffix {path.suffix!r} is not a known format; allowed: {', '.join(SUFFIXES)}. Rename the "
+            "file, or set source.format to csv, tsv, jsonl or parquet"
         )
     return found
 
 
 def read_rows(path: Path, source: Source) -> Iterator[tuple[str, Row]]:
-    """(file and line, row) of each row. Cells of CSV and TSV are text as it is written, "" where there is none.
+    """(file and line, row) of each row. Cells of CSV and TSV are text as it is written, "" if empty.
 
     Raises:
-        UserError: the file cannot be read, has no rows, or a row is malformed. All such rows are named at once, after
-            the others were given.
+        UserError: the file cannot be read, has no rows, or rows are malformed. These are reported together, after all
+            valid rows.
     """
-    faults = Faults(path)
+    errors = RowErrors(path)
     for where, row in scan(path, source):
-        if isinstance(row, Fault):
-            faults.add(row)
+        if isinstance(row, RowError):
+            errors.add(row)
         else:
             yield where, row
-    faults.check()
+    errors.check()
 
 
-def scan(path: Path, source: Source) -> Iterator[tuple[str, Row | Fault]]:
-    """As `read_rows`, with a fault in the place of a malformed row.
+def scan(path: Path, source: Source) -> Iterator[tuple[str, Row | RowError]]:
+    """As `read_rows`, with an error in the place of a malformed row.
 
     Raises:
         UserError: the file cannot be read, or has no rows.
@@ -84,18 +85,14 @@ def scan(path: Path, source: Source) -> Iterator[tuple[str, Row | Fault]]:
     try:
         if kind == "parquet":
             yield from _parquet(path)
-        elif kind == "jsonl":
-            yield from _jsonl(path, source)
-        elif source.quoting == "none":
-            yield from _unquoted(path, source, "\t" if kind == "tsv" else None)
         else:
-            yield from _quoted(path, source, "\t" if kind == "tsv" else None)
+            yield from _jsonl(path, source) if kind == "jsonl" else _delimited(path, source)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def columns_of(path: Path, source: Source) -> list[str]:
-    """Names of the columns, in order: of JSONL all keys of all objects; numbers where a table has no header.
+    """Names of the columns, in order: of JSONL all keys of all objects; numbers if a table has no header.
 
     Raises:
         UserError: the file cannot be read.
@@ -104,32 +101,27 @@ def columns_of(path: Path, source: Source) -> list[str]:
     if kind == "parquet":
         return list(_open_parquet(path).schema_arrow.names)
     if kind == "jsonl" or not source.header:
-        names = {str(name): None for _, row in scan(path, source) if not isinstance(row, Fault) for name in row}
-        return list(names)
-    separator = "\t" if kind == "tsv" else None
+        return list({str(name): None for _, row in scan(path, source) if isinstance(row, dict) for name in row})
     try:
-        if source.quoting == "none":
-            line = next((text for _, text in _lines(path, source)), None)
-            return line.split(_separator(path, source, separator)) if line is not None else []
-        return _header(path, next(_records(path, source, _separator(path, source, separator)), None))
+        return _header(path, source, next(_records(path, source, _separator(path, source)), None))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def separator_of(path: Path, source: Source) -> str:
-    """The separator of a CSV or TSV file; a comma where it has one column."""
-    found = _separator(path, source, "\t" if format_of(path, source) == "tsv" else None)
-    return "," if found == _WHOLE_LINE else found
+    """The separator of a CSV or TSV file; a comma if it has one column."""
+    found = _separator(path, source)
+    return "," if found == _ONE_COLUMN else found
 
 
-def has_mark(path: Path) -> bool:
-    """Whether a file begins with the byte order mark of UTF-8, by which Excel knows it."""
+def has_bom(path: Path) -> bool:
+    """Whether a file begins with the byte order mark of UTF-8, by which Excel detects the encoding."""
     with path.open("rb") as file:
         return file.read(3) == codecs.BOM_UTF8
 
 
 def class_names(path: Path, column: str) -> list[str]:
-    """Names of the class numbers of a parquet column, as `datasets` writes them beside the schema; [] where none."""
+    """Class names of a parquet column of class numbers, from the metadata that `datasets` writes; [] without them."""
     metadata = _open_parquet(path).schema_arrow.metadata or {}
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
@@ -141,159 +133,131 @@ def class_names(path: Path, column: str) -> list[str]:
         return []
 
 
-def _separator(path: Path, source: Source, given: str | None) -> str:
-    """The separator of a table: the one under which the first records have as many cells as the header, and most."""
-    if source.separator or given:
-        return source.separator or given or ""
-    with _Text(path, source, newline="") as lines:
-        stated = re.fullmatch(r"sep=(.)\s*", next(lines, ""))
-    if stated:
-        return stated[1]
-    best, best_score = _WHOLE_LINE, (0.0, 1)
-    for separator in SEPARATORS:
-        quoted = source.quoting == "csv"
-        records = _records(path, source, separator) if quoted else _split(path, source, separator)
-        sample = list(islice(records, _SAMPLE))
-        header = sample[0][1] if sample else None
-        if not isinstance(header, list) or len(header) < 2:
-            continue
-        even = sum(isinstance(cells, list) and len(cells) == len(header) for _, cells in sample)
-        score = (even / len(sample), len(header))
-        if score > best_score:
-            best, best_score = separator, score
-    return best
+# ------------------------------------------------------------------------------------------------------ CSV and TSV
 
 
-def _split(path: Path, source: Source, separator: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _lines(path, source):
-        yield number, line.split(separator)
-
-
-def _quoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple[str, Row | Fault]]:
-    separator = _separator(path, source, separator)
+def _delimited(path: Path, source: Source) -> Iterator[tuple[str, Row | RowError]]:
+    separator, quoted = _separator(path, source), source.quoting == "csv"
     records = _records(path, source, separator)
-    header: list[str] | None = None
-    expected = source.num_columns
-    if source.header:
-        header = _header(path, next(records, None))
-        expected = len(header)
+    header = _header(path, source, next(records, None)) if source.header else None
+    expected = len(header) if header is not None else source.num_columns
     number = None
     for number, cells in records:
         where = f"{path}, line {number}"
-        if not isinstance(cells, list):
-            yield where, Fault(where, _QUOTES, f": {cells}", _NO_QUOTES)
+        if isinstance(cells, str):
+            yield where, RowError(where, "rows with quotes that do not pair", f": {cells}", _UNQUOTED)
             continue
-        expected = expected or len(cells)
-        if len(cells) != expected:
-            named = f" ({', '.join(header)})" if header else ""
-            name = SEPARATORS.get(separator, repr(separator)) if separator != _WHOLE_LINE else "none"
-            remedy = f"A text that holds the separator (here: {name}) stands in quotes; source.separator sets another"
-            detail = f": {len(cells)} columns, expected {expected}{named}; it begins {separator.join(cells)[:60]!r}"
-            yield where, Fault(where, RAGGED, detail, remedy, cells=_as_far(header, cells))
-        elif any("\0" in cell for cell in cells):
-            remedy = "Remove it; in a file of UTF-16 without a byte order mark, set source.encoding: utf-16-le"
-            yield where, Fault(where, "rows with a NUL character", ": a NUL character, which is not text", remedy)
+        if quoted and expected is None:
+            expected = len(cells)
+        names: Sequence[str | int] = header if header is not None else range(len(cells))
+        if expected is not None and len(cells) != expected:
+            detail = f": {len(cells)} columns, expected {expected}" + (f" ({', '.join(header)})" if header else "")
+            detail += f"; the row begins {separator.join(cells)[:60]!r}"
+            name = "none" if separator == _ONE_COLUMN else SEPARATORS.get(separator, repr(separator))
+            remedy = f"Put a text that holds the separator (here: {name}) in quotes; source.separator sets another"
+            row = dict(zip(names, cells, strict=False))
+            yield where, RowError(where, RAGGED, detail, remedy if quoted else "", cells=row)
+        elif quoted and any("\0" in cell for cell in cells):
+            yield where, RowError(where, "rows with a NUL character", ": a NUL character, which is not text", _NO_NUL)
         else:
-            yield where, dict(zip(header, cells, strict=True)) if header else dict(enumerate(cells))
+            yield where, dict(zip(names, cells, strict=True))
     if number is None:
         raise UserError(f"{path}: no rows" + (" after the header" if header else "") + "; expected at least one")
 
 
-def _as_far(header: list[str] | None, cells: list[str]) -> Row:
-    """The cells of a row with too many or too few, as far as there are columns for them."""
-    names: list[str | int] = [*header] if header else [*range(len(cells))]
-    return dict(zip(names, cells, strict=False))
-
-
-def _header(path: Path, record: tuple[int, list[str] | str] | None) -> list[str]:
+def _header(path: Path, source: Source, record: tuple[int, list[str] | str] | None) -> list[str]:
     if record is None:
-        raise UserError(f"{path}: the file is empty; expected a header that names the columns, and rows")
+        raise UserError(f"{path}: no rows: the file is empty; expected a header that names the columns, and rows")
     number, cells = record
-    if not isinstance(cells, list):
-        raise UserError(f"{path}, line {number}: the header: {cells}. {_NO_QUOTES}")
+    where = f"{path}, line {number}"
+    if isinstance(cells, str):
+        raise UserError(f"{where}: the header: {cells}. {_UNQUOTED}")
+    if source.quoting == "none":
+        return cells
     names = [cell.strip() for cell in cells]
-    twice = sorted({repr(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(
-            f"{path}, line {number}: two columns have the same name: {', '.join(twice)}; give each column a name of "
-            "its own (spaces around names do not count)"
-        )
+    _check_distinct(where, names)
     if any("\0" in name for name in names):
-        raise UserError(
-            f"{path}, line {number}: the header holds a NUL character; is this a text file? In a file of UTF-16 "
-            "without a byte order mark, set source.encoding: utf-16-le"
-        )
+        raise UserError(f"{where}: the header holds a NUL character; is this a text file? {_NO_NUL}")
     return names
 
 
+def _check_distinct(where: str, names: Sequence[str]) -> None:
+    twice = sorted({repr(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"{where}: two columns have the same name: {', '.join(twice)}; give each column a distinct name (spaces "
+            "around names are ignored)"
+        )
+
+
+def _separator(path: Path, source: Source) -> str:
+    """The separator of a table: the one by which most of the first records have as many cells as the header."""
+    if source.separator or format_of(path, source) == "tsv":
+        return source.separator or "\t"
+    if stated := re.fullmatch(r"sep=(.)\s*", next(_text(path, source, any_line_end=True), "")):
+        return stated[1]
+    best, best_score = _ONE_COLUMN, (0.0, 1)
+    for separator in SEPARATORS:
+        first = [cells for _, cells in islice(_records(path, source, separator), _SNIFFED_RECORDS)]
+        if first and isinstance(first[0], list) and len(first[0]) > 1:
+            even = sum(isinstance(cells, list) and len(cells) == len(first[0]) for cells in first)
+            score = (even / len(first), len(first[0]))
+            if score > best_score:
+                best, best_score = separator, score
+    return best
+
+
 def _records(path: Path, source: Source, separator: str) -> Iterator[tuple[int, list[str] | str]]:
-    """(line where it starts, cells) of each CSV record; in place of the cells what is wrong with its quotes.
+    """(line of its beginning, cells) of each record; instead of the cells a message if its quotes are malformed.
 
-    CR, LF or CR LF end a line. Where they are LF, a CR alone is a character, which pandas and Excel leave unquoted.
+    Without quoting (the files of GLUE) a line is a record. With it CR, LF or CR LF end a line; in a file whose lines
+    end with LF, a CR alone is a character, which pandas and Excel write without quotes.
     """
-    with _Text(path, source, newline="") as lines:
-        reader = csv.reader(lines, delimiter=separator, strict=True)
-        while True:
-            start = reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
+    if source.quoting == "none":
+        yield from ((number, line.split(separator)) for number, line in _lines(path, source))
+        return
+    reader = csv.reader(_text(path, source, any_line_end=True), delimiter=separator, strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "end of data" in str(error):
+                yield start, "a quote opens a text in this row and no quote closes it"
                 return
-            except csv.Error as error:
-                if "end of data" in str(error):
-                    yield start, "a quote opens a text in this row and none closes it"
-                    return
-                yield start, f"the quote that ends a text is followed by more of it, in line {reader.line_num}"
-                continue
-            if cells and not (start == 1 and cells == ["sep=", ""]):  # none in a blank line; Excel's own first line
-                yield (
-                    start,
-                    [cell.replace(_CR, "\r") for cell in cells] if any(_CR in cell for cell in cells) else cells,
-                )
-
-
-def _unquoted(path: Path, source: Source, separator: str | None) -> Iterator[tuple[str, Row | Fault]]:
-    """A line is a row, and a quote is a character: as the files of GLUE are written."""
-    separator = _separator(path, source, separator)
-    header: list[str] | None = None
-    expected = source.num_columns
-    for number, line in _lines(path, source):
-        cells = line.split(separator)
-        if header is None and source.header:
-            header, expected = cells, len(cells)
+            yield start, f"the quote that ends a text is followed by more of it, in line {reader.line_num}"
             continue
-        where = f"{path}, line {number}"
-        if expected is not None and len(cells) != expected:
-            named = f" ({', '.join(header)})" if header else ""
-            detail = f": {len(cells)} columns, expected {expected}{named}; the line begins {line[:60]!r}"
-            yield where, Fault(where, RAGGED, detail, cells=_as_far(header, cells))
-        else:
-            yield where, dict(zip(header, cells, strict=True)) if header else dict(enumerate(cells))
+        if cells and not (start == 1 and cells == ["sep=", ""]):  # [] is a blank line; sep= is Excel's own first line
+            yield start, [cell.replace(_CR, "\r") for cell in cells]
 
 
-def _jsonl(path: Path, source: Source) -> Iterator[tuple[str, Row | Fault]]:
+# ------------------------------------------------------------------------------------------------- JSONL and parquet
+
+
+def _jsonl(path: Path, source: Source) -> Iterator[tuple[str, Row | RowError]]:
     for number, line in _lines(path, source):
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             detail = f": not valid JSON ({error}); expected one object per line"
-            yield where, Fault(where, "lines that are not valid JSON", detail)
+            yield where, RowError(where, "lines that are not valid JSON", detail)
             continue
-        if isinstance(row, dict):
-            yield where, row
-        else:
+        if not isinstance(row, dict):
             detail = f": expected a JSON object, got {type(row).__name__}"
-            yield where, Fault(where, "lines that are no JSON objects", detail)
+            row = RowError(where, "lines that are not JSON objects", detail)
+        yield where, row
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row | Fault]]:
+def _parquet(path: Path) -> Iterator[tuple[str, Row | RowError]]:
     import pyarrow
 
     file = _open_parquet(path)
     number = 0
     try:
-        short = [name for name, kind in zip(*_schema(file), strict=True) if pyarrow.types.is_float32(kind)]
+        short = [column.name for column in file.schema_arrow if pyarrow.types.is_float32(column.type)]
         for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
@@ -304,10 +268,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | Fault]]:
         raise UserError(f"{path}: cannot be read after row {number} ({error}); download it again") from error
 
 
-def _schema(file: Any) -> tuple[list[str], list[Any]]:
-    return file.schema_arrow.names, file.schema_arrow.types
-
-
 def _open_parquet(path: Path) -> Any:
     import pyarrow.parquet
 
@@ -315,91 +275,61 @@ def _open_parquet(path: Path) -> Any:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error}); download it again") from error
-    names = file.schema_arrow.names
-    twice = sorted({repr(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: two columns have the same name: {', '.join(twice)}; give each a distinct name")
+    _check_distinct(str(path), file.schema_arrow.names)
     return file
 
 
+# -------------------------------------------------------------------------------------------------------------- text
+
+
 def _lines(path: Path, source: Source) -> Iterator[tuple[int, str]]:
-    """Numbered lines, split at line feeds alone: the texts hold other characters that str.splitlines would split at."""
-    with _Text(path, source, newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            text = line.rstrip("\r\n")
-            if text:
-                yield number, text
+    """Numbered lines without blank ones, split at line feeds only: texts hold characters that splitlines splits at."""
+    for number, line in enumerate(_text(path, source, any_line_end=False), start=1):
+        if text := line.rstrip("\r\n"):
+            yield number, text
 
 
-class _Text:
-    """The lines of a text file, in the encoding that its byte order mark says, else `source.encoding`."""
+def _text(path: Path, source: Source, any_line_end: bool) -> Iterator[str]:
+    """The lines of a text file, in the encoding of its byte order mark, else in `source.encoding`.
 
-    def __init__(self, path: Path, source: Source, newline: str) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            start = file.read(4)
-        marked = next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), None)
-        if source.quoting == "none" and marked != "utf-8-sig":
-            marked = None  # GLUE's are UTF-8, and what is not is damaged
-        self.encoding = marked or source.encoding
-        try:
-            self.file = path.open(encoding=self.encoding, newline=newline)
-            self.newline = newline
-        except LookupError as error:
-            raise UserError(
-                f"{path}: source.encoding: {self.encoding!r} is no text encoding; for example utf-8, utf-16, cp1252"
-            ) from error
+    Args:
+        any_line_end: lines end with CR alone if the first one does; else with LF, and `_CR` replaces other CRs.
+    """
+    with path.open("rb") as raw:
+        start = raw.read(4)
+    encoding = next((name for bom, name in _BOMS.items() if start.startswith(bom)), source.encoding)
+    if source.quoting == "none" and encoding != "utf-8-sig":
+        encoding = source.encoding  # files of GLUE are UTF-8: another mark is damage
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            cr_ends = any_line_end and next(file, "").endswith("\r")
+        with path.open(encoding=encoding, newline="" if cr_ends else "\n") as file:
+            for line in file:
+                yield _LONE_CR.sub(_CR, line) if any_line_end and not cr_ends else line
+    except LookupError as error:
+        raise UserError(
+            f"{path}: source.encoding: {encoding!r} is not a text encoding; for example utf-8, utf-16, cp1252"
+        ) from error
+    except UnicodeError as error:
+        raise UserError(_undecodable(path, encoding.removesuffix("-sig"), any_line_end)) from error
 
-    def __enter__(self) -> Iterator[str]:
-        return self._lines()
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def _lines(self) -> Iterator[str]:
-        try:
-            if self.newline == "":
-                yield from self._universal()
-            else:
-                yield from self.file
-        except UnicodeError as error:
-            raise UserError(self._undecodable()) from error
-
-    def _universal(self) -> Iterator[str]:
-        first = next(self.file, "")
-        if first.endswith("\r"):
-            yield first
-            yield from self.file
-            return
-        yield first
-        rest = ""
-        for part in self.file:  # ends at a CR alone, too
-            if part.endswith("\r"):
-                rest += part[:-1] + _CR
-            else:
-                yield rest + part
-                rest = ""
-        if rest:
-            yield rest
-
-    def _undecodable(self) -> str:
-        """Where the first byte is that is not of the encoding: line and byte of the line, from 1."""
-        data, encoding = self.path.read_bytes(), self.encoding.removesuffix("-sig")
-        start, end = 0, 1
-        try:
-            data.decode(encoding)
-        except UnicodeDecodeError as error:
-            start, end = error.start, error.end
-        except UnicodeError:  # UTF-16 of an odd beginning
-            pass
-        before = data[:start].decode(encoding, errors="ignore")
-        if self.newline == "" and b"\n" not in data:
-            before = before.replace("\r\n", "\n").replace("\r", "\n")
-        name = "UTF-8" if encoding == "utf-8" else encoding
-        wide = encoding.startswith(("utf-16", "utf-32"))
-        line_start = 0 if wide else data.rfind(b"\n", 0, start) + 1
-        return (
-            f"{self.path}, line {before.count(chr(10)) + 1}: not valid {name} at byte {start - line_start + 1} of the "
-            f"{'file' if wide else 'line'} ({data[start:end].hex(' ')}); set "
-            "source.encoding to the file's (cp1252 for most files of Windows and Excel), or convert the file to UTF-8"
-        )
+def _undecodable(path: Path, encoding: str, any_line_end: bool) -> str:
+    """The place of the first invalid byte: its line, and its number in the line or file, from 1."""
+    data = path.read_bytes()
+    start, end = 0, 1
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        start, end = error.start, error.end
+    except UnicodeError:  # UTF-16 with an invalid beginning
+        pass
+    before = data[:start].decode(encoding, errors="ignore")
+    line_end = "\r" if any_line_end and b"\n" not in data else "\n"
+    wide = encoding.startswith(("utf-16", "utf-32"))
+    line_start = 0 if wide else data.rfind(b"\n", 0, start) + 1
+    return (
+        f"{path}, line {before.count(line_end) + 1}: not valid {'UTF-8' if encoding == 'utf-8' else encoding} at byte "
+        f"{start - line_start + 1} of the {'file' if wide else 'line'} ({data[start:end].hex(' ')}); set "
+        "source.encoding to the file's (cp1252 for most files of Windows and Excel), or convert the file to UTF-8"
+    )

@@ -1,7 +1,6 @@
-"""The one door to OpenRLHF, and the one place for what exists only because a dependency assumes CUDA or has a quirk.
+"""The only module that imports openrlhf, beside `extensions.ray_backend`; and workarounds for dependencies.
 
-Each workaround names its reason and the versions that it was checked with. Nothing else imports `openrlhf` but
-`extensions.ray_backend`, which extends its Ray classes.
+Each workaround gives its reason and the versions that it was checked with.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def _flash_attn_modules() -> dict[str, types.ModuleType]:
     """Stand-ins for the five flash-attn functions that OpenRLHF 0.11 imports at module level.
 
     Only its sequence-packing and ring-attention paths call them, and this project uses neither; the padding functions
-    are transformers' own equivalents all the same.
+    are transformers' equivalents nevertheless.
     """
     from einops import rearrange
     from torch.distributed.nn.functional import all_gather
@@ -52,15 +51,15 @@ def _flash_attn_modules() -> dict[str, types.ModuleType]:
 
 @contextmanager
 def openrlhf_importable() -> Iterator[None]:
-    """Lets `import openrlhf...` succeed where flash-attn is not installed (OpenRLHF 0.11.2 requires it).
+    """Let `import openrlhf...` succeed where flash-attn is not installed (OpenRLHF 0.11.2 requires it).
 
-    The stand-ins are gone afterwards, since transformers detects flash-attn by its module. A real flash-attn is never
-    hidden: if one is installed but broken, its own error comes up.
+    The stand-ins are removed afterwards, since transformers detects flash-attn by its module. An installed flash-attn
+    is never hidden: if it is broken, its own error is raised.
     """
     if importlib.util.find_spec("flash_attn") is not None:
         yield
         return
-    # Its answer is cached, and must come before the stand-ins are there to be found.
+    # Caches the answer before the stand-ins exist.
     transformers.modeling_flash_attention_utils.flash_attn_supports_top_left_mask()
     modules = _flash_attn_modules()
     sys.modules.update(modules)
@@ -71,11 +70,11 @@ def openrlhf_importable() -> Iterator[None]:
             del sys.modules[name]
 
 
-# DeepSpeed warns when it finds no accelerator unless it is told (0.19.6).
+# DeepSpeed (0.19.6) warns about a missing accelerator unless this is set.
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# torch 2.13 deprecates a collective that DeepSpeed 0.19.6 calls, once a rank and a run.
+# torch 2.13 deprecates a collective that DeepSpeed 0.19.6 calls once per rank and run.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 import deepspeed  # noqa: E402
@@ -92,8 +91,8 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
 from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
 from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
-# What DeepSpeed's checkpoints hold besides tensors, numbers and text (0.19.6, ZeRO): an enum, a static loss scale and a
-# place in a flat buffer. Their code sets attributes, no more.
+# Classes in DeepSpeed's checkpoints (0.19.6, ZeRO) besides tensors, numbers and text: an enum, a static loss scale and
+# a place in a flat buffer. Their constructors only set attributes.
 CHECKPOINT_GLOBALS: list[Any] = [ZeroStageEnum, LossScaler, fragment_address]
 
 __all__ = [
@@ -110,21 +109,21 @@ __all__ = [
     "compute_approx_kl",
     "compute_reward",
     "deepspeed",
-    "forget_shared_memory",
     "load_op",
     "openrlhf_importable",
+    "remove_shared_memory",
     "without_cuda",
 ]
 
 
 def load_op(builder_name: str) -> None:
-    """Compile (once) and load one of DeepSpeed's C++ ops for this accelerator; nothing where it has none.
+    """Compile (once) and load one of DeepSpeed's C++ ops for this accelerator; do nothing if it has no such op.
 
-    torch (2.13) guards the building, and each later loading, by a file `lock` that a killed process leaves behind, and
-    then every later run would wait for ever. Here a lock that dies with its process stands before it, so whoever holds
-    that may remove the other. DeepSpeed keeps the loaded op and does not come to torch's lock any more.
+    torch (2.13) guards the build and each later load by a file `lock`. A killed process leaves it behind, and every
+    later run would wait forever. Here a file lock that ends with its process is taken first; its holder may remove
+    torch's. DeepSpeed keeps the loaded op, so torch's lock is not taken again.
     """
-    # The ninja of this environment, not another one on PATH: each version takes what the other built for stale.
+    # The ninja of this environment, not another one on PATH: each version takes the other's build for stale.
     programs = os.path.dirname(sys.executable)
     if not os.environ.get("PATH", "").startswith(programs):
         os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
@@ -135,21 +134,22 @@ def load_op(builder_name: str) -> None:
     try:
         lock = folder.with_name(f"{folder.name}.run.lock").open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX)
-    except OSError:  # a folder that may not be written, a file system without locks
+    except OSError:  # a read-only folder, or a file system without locks
         builder.load(verbose=False)
         return
     with lock:
-        torchs = folder / "lock"
-        # In a folder that other programs use too, a young one may be theirs; a build takes a minute.
-        if torchs.exists() and (folder.is_relative_to(sys.prefix) or time.time() - torchs.stat().st_mtime > 600):
-            torchs.unlink(missing_ok=True)
+        torch_lock = folder / "lock"
+        # In a folder shared with other programs a recent lock may be theirs; a build takes a minute.
+        own = folder.is_relative_to(sys.prefix)
+        if torch_lock.exists() and (own or time.time() - torch_lock.stat().st_mtime > 600):
+            torch_lock.unlink(missing_ok=True)
         builder.load(verbose=False)
 
 
-def forget_shared_memory() -> None:
-    """Remove what DeepSpeed 0.19.6 leaves of this rank in shared memory on a CPU: 66 MB, until the machine restarts.
+def remove_shared_memory() -> None:
+    """Remove the shared-memory file that DeepSpeed 0.19.6 leaves per rank on a CPU: 66 MB, until the machine restarts.
 
-    Its name is made of user, address, port and rank (csrc/cpu/comm/shm.cpp).
+    Its name consists of user, address, port and rank (csrc/cpu/comm/shm.cpp).
     """
     parts = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK"))
     if hasattr(os, "getuid"):
@@ -159,11 +159,11 @@ def forget_shared_memory() -> None:
 
 @contextmanager
 def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[None]:
-    """Makes an ALiBi model (MPT) take its biases from `position_ids` of shape (1, L) for one forward.
+    """Make an ALiBi model (MPT) take its biases from `position_ids` of shape (1, L) for one forward.
 
-    transformers' MPT (checked with 5.15) ignores `position_ids` and counts key indices, which are not positions in a
-    packed row. Its bias is a row of slope * position, one for each key, so picking the entries by position is exact.
-    Models without ALiBi are left alone.
+    transformers' MPT (checked with 5.15) ignores `position_ids` and uses key indices, which are not positions in a
+    packed row. Its bias is a row of slope * position per key, so selecting the entries by position is exact. Models
+    without ALiBi are unchanged.
     """
     if not hasattr(decoder, "build_mpt_alibi_tensor"):
         yield
@@ -182,17 +182,17 @@ def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[
 
 
 class _Cpu(str):
-    """What `torch.cuda.current_device` gives on a CPU: a device that tensors go to, and a number in "cuda:N"."""
+    """Result of `torch.cuda.current_device` on a CPU: a device for tensors, and a number in f"cuda:{...}"."""
 
     def __format__(self, spec: str) -> str:
         return "0"
 
 
 def without_cuda() -> None:
-    """On a machine without a GPU: make the calls of torch.cuda that OpenRLHF's Ray classes do (0.11.2) do nothing.
+    """Without a GPU: replace the torch.cuda functions that OpenRLHF's Ray classes call (0.11.2) by no-ops.
 
-    They name CUDA where they mean the device: `torch.cuda.current_device()` as the target of tensors,
-    `f"cuda:{...}"` as that of a replay buffer that is never asked for it, and waits and caches.
+    They use CUDA for any device: `torch.cuda.current_device()` as the target of tensors, `f"cuda:{...}"` as that of a
+    replay buffer that never uses it, synchronisation and caches.
     """
     if torch.cuda.is_available():
         return

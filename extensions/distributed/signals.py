@@ -1,7 +1,7 @@
-"""Asking a run to stop: SIGTERM, SIGINT and SIGHUP are noted, and the run stops where it can go on from.
+"""Stop requests: SIGTERM, SIGINT and SIGHUP are recorded, and the run stops where it can resume from.
 
-A cluster's scheduler sends SIGTERM before it kills, DeepSpeed's launcher too; a terminal sends SIGINT for Ctrl-C and
-SIGHUP when it goes. A second SIGINT ends the process as ever.
+A cluster's scheduler and DeepSpeed's launcher send SIGTERM before SIGKILL; a terminal sends SIGINT for Ctrl-C and
+SIGHUP when it closes. A second SIGINT raises KeyboardInterrupt as usual.
 """
 
 from __future__ import annotations
@@ -18,37 +18,36 @@ from typing import Any
 import psutil
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_reason: str | None = None  # a process has one
+_reason: str | None = None  # of the first request in this process
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has kept what it needs to go on."""
+    """The run stopped on request; what it needs to resume is saved."""
 
 
 def request(reason: str) -> None:
-    """Ask this process's run to stop."""
+    """Request that the run of this process stops."""
     global _reason
     _reason = _reason or reason
 
 
 def requested() -> str | None:
-    """Why this process's run is to stop; None where it is not."""
+    """The reason of the stop request; None if there is none."""
     return _reason
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Note these signals instead of dying by them; those that are ignored (nohup) stay so."""
+    """Record these signals instead of ending the process; ignored ones (nohup) stay ignored."""
     global _reason
     _reason = None
-    if threading.current_thread() is not threading.main_thread():  # Python allows it there alone
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
         yield
         return
     before: dict[signal.Signals, Any] = {}
-
     interrupts = 0
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if number == signal.SIGINT and interrupts > 1:
@@ -57,7 +56,7 @@ def caught() -> Iterator[None]:
 
     for one in _SIGNALS:
         if signal.getsignal(one) is not signal.SIG_IGN:
-            before[one] = signal.signal(one, note)
+            before[one] = signal.signal(one, handle)
     try:
         yield
     finally:
@@ -66,7 +65,7 @@ def caught() -> Iterator[None]:
 
 
 def launcher() -> psutil.Process | None:
-    """The `deepspeed` command above DeepSpeed's process for this machine, which does not notice when that one dies."""
+    """The `deepspeed` command, a parent of DeepSpeed's process on this machine, which does not notice its death."""
     with suppress(psutil.Error):
         for process in psutil.Process().parents():
             if any(os.path.basename(part) == "deepspeed" for part in process.cmdline()[:2]):
@@ -75,7 +74,7 @@ def launcher() -> psutil.Process | None:
 
 
 def command_line(method: str, arguments: Sequence[str]) -> str:
-    """The command that started this process's run, as one would type it: the launcher's, with its options."""
+    """The command that started the run, as a user types it: the launcher's, with its options."""
     script = f"{method}.sh"
     with suppress(psutil.Error):
         command = found.cmdline() if (found := launcher()) is not None else []

@@ -1,35 +1,32 @@
-"""OpenRLHF's DeepSpeed strategy, made device-agnostic: CPU with gloo, CUDA with NCCL.
-
-Also the optimizers and schedules of the paper, and the few collectives that a run needs.
-"""
+"""OpenRLHF's DeepSpeed strategy, made device-agnostic (CPU with gloo, CUDA with NCCL), and the collectives of a run."""
 
 from __future__ import annotations
 
 import atexit
 import json
-import math
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from transformers.optimization import Adafactor, get_scheduler
 
 from extensions.common.errors import UserError
 from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteCheck
-from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, forget_shared_memory, load_op
+from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, load_op, remove_shared_memory
+from extensions.distributed.optim import make_optimizer, make_scheduler
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
-# What the recipe decides and a user's own DeepSpeed JSON may therefore not.
+# Keys that the recipe sets; they must not appear in a user's own DeepSpeed JSON.
 OWNED_BY_RECIPE = (
     "optimizer",
     "scheduler",
@@ -40,17 +37,8 @@ OWNED_BY_RECIPE = (
 )
 
 
-class TrainedModule(Protocol):
-    """What DeepSpeed wraps: a module whose trained parameters are known by name, those of a value head first."""
-
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]: ...
-
-    def named_modules(self) -> Any: ...
-
-
 class Strategy(DeepspeedStrategy):
-    """DeepSpeed engine, ranks and collectives of a run.
+    """DeepSpeed engine, ranks and collectives of a run. It works on modules and parameter groups, not on the policy.
 
     Args:
         seed: of torch's generators on every rank.
@@ -59,8 +47,8 @@ class Strategy(DeepspeedStrategy):
     """
 
     def __init__(self, seed: int, settings: DeepSpeed, max_grad_norm: float) -> None:
-        # DeepSpeed's bf16 section would cast the float32 adapters; the base keeps its own dtype without it. With
-        # dynamic batches OpenRLHF leaves gradient accumulation to the caller, who marks the boundaries.
+        # "fp32": DeepSpeed's bf16 section would cast the float32 adapters; the base keeps its own dtype without it.
+        # With dynamic batches OpenRLHF leaves gradient accumulation to the caller, which marks the boundaries.
         args = SimpleNamespace(
             local_rank=-1,
             ds=SimpleNamespace(
@@ -78,7 +66,7 @@ class Strategy(DeepspeedStrategy):
     # ----------------------------------------------------------------------------------------------- processes
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        """Join the process group; alone in one of its own when no launcher set it up.
+        """Join the process group; without a launcher, create one of a single rank.
 
         Replaces OpenRLHF's method, whose `torch.cuda.set_device` and "cuda" mesh are its only CUDA-bound steps before
         training (0.11.2).
@@ -94,10 +82,10 @@ class Strategy(DeepspeedStrategy):
             load_op("ShareMemCommBuilder")
         else:
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-        if not dist.is_initialized():  # DeepSpeed keeps groups for the life of the process: join once, leave at exit
+        if not dist.is_initialized():  # DeepSpeed keeps groups until the process ends: join once, leave at exit
             deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)
-            atexit.register(forget_shared_memory)
+            atexit.register(remove_shared_memory)
         self.world_size = dist.get_world_size()
         self.ds_device_mesh = init_device_mesh(
             accelerator.device_name(), (self.world_size, 1, 1), mesh_dim_names=("dp", "sp", "tp")
@@ -114,7 +102,7 @@ class Strategy(DeepspeedStrategy):
         return self.get_rank()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the ranks; the same result on each."""
+        """Sum over the ranks; the same result on every rank."""
         if self.world_size == 1:
             return values
         on_device = values.to(self.device)
@@ -124,12 +112,21 @@ class Strategy(DeepspeedStrategy):
         return on_device.to(values.device)
 
     def gather(self, item: Any) -> list[Any]:
-        """One picklable item of each rank, in rank order, on every rank."""
+        """One picklable item per rank, in rank order, on every rank."""
         if self.world_size == 1:
             return [item]
         items: list[Any] = [None] * self.world_size
         with watchdog.waiting("an exchange between the ranks"):
             dist.all_gather_object(items, item)
+        return items
+
+    def gather_to_rank_0(self, item: Any) -> list[Any] | None:
+        """One picklable item per rank, in rank order, on rank 0; None on the others."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.world_size if self.is_rank_0() else None
+        with watchdog.waiting("an exchange between the ranks"):
+            dist.gather_object(item, items)
         return items
 
     def barrier(self) -> None:
@@ -139,37 +136,45 @@ class Strategy(DeepspeedStrategy):
                 self._settle()
 
     def _settle(self) -> None:
-        """Wait for the device here: its collectives return at once, and the waiting would come elsewhere."""
+        """Wait for the device here: its collectives return at once, and the wait would be measured elsewhere."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def stopping(self) -> bool:
-        """Whether any rank was asked to stop (`extensions.distributed.signals`); the same answer on each."""
+        """Whether any rank has a stop request (`extensions.distributed.signals`); the same answer on every rank."""
         return any(self.gather(signals.requested() is not None))
 
     # ------------------------------------------------------------------------------------------------ training
 
     def wrap(
-        self, policy: TrainedModule, optimizer: Optimizer, schedule: Schedule, num_updates: int
+        self,
+        module: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        optimizer: Optimizer,
+        schedule: Schedule,
+        num_updates: int,
     ) -> deepspeed.DeepSpeedEngine:
-        """DeepSpeed engine over the policy, with the recipe's optimizer and schedule over `num_updates` updates."""
-        convolution = next((name for name, m in policy.named_modules() if isinstance(m, nn.Conv1d)), None)
+        """A DeepSpeed engine around a module.
+
+        Args:
+            groups: the module's trained parameters, as groups of a torch optimizer.
+            num_updates: optimizer steps that the schedule spans.
+
+        Raises:
+            UserError: ZeRO 3 cannot shard the module.
+        """
+        convolution = next((name for name, m in module.named_modules() if isinstance(m, nn.Conv1d)), None)
         if self.stage == 3 and convolution is not None:
             # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
             raise UserError(
                 f"deepspeed.zero_stage: 3 cannot shard a model that has convolutions ({convolution}); set it to 2"
             )
-        config = self.engine_config()
-        optim = make_optimizer(policy, optimizer, offload=self.settings.offload)
+        config, optim = self.engine_config(), make_optimizer(groups, optimizer, offload=self.settings.offload)
         scheduler = make_scheduler(optim, schedule, num_updates)
         engine, *_ = deepspeed.initialize(
-            model=policy,
-            optimizer=optim,
-            lr_scheduler=scheduler,
-            config=config,
-            dist_init_required=False,
+            model=module, optimizer=optim, lr_scheduler=scheduler, config=config, dist_init_required=False
         )
-        self.nonfinite = NonFiniteCheck(policy.trainable)
+        self.nonfinite = NonFiniteCheck(trainable(module))
         return engine
 
     def engine_config(self) -> dict[str, Any]:
@@ -186,36 +191,37 @@ class Strategy(DeepspeedStrategy):
         return config
 
     def update(self, engine: deepspeed.DeepSpeedEngine, loss: Tensor, last: bool) -> None:
-        """Backward of one micro-batch; with `last`, also the gradient exchange, the optimizer and the schedule.
+        """Backward of one micro-batch; with `last`, also gradient reduction, optimizer step and schedule step.
 
-        `loss` must already be normalised by the whole batch and multiplied by the number of ranks, as OpenRLHF's
-        losses do with `dp_size`: DeepSpeed averages gradients over ranks.
+        Args:
+            loss: normalised by the whole batch and multiplied by the number of ranks, as OpenRLHF's losses are with
+                `dp_size`, since DeepSpeed averages gradients over ranks.
 
         Raises:
-            NonFiniteError: on every rank, before the optimizer's step, if a gradient or another watched tensor of the
+            NonFiniteError: on every rank, before the optimizer step, if a gradient or another watched tensor of the
                 batch is not finite.
         """
         self.nonfinite.watch("loss", loss)
         engine.set_gradient_accumulation_boundary(last)
         shared = self.world_size > 1 and (last or self.stage == 3)
-        with watchdog.waiting("the exchange of gradients") if shared else nullcontext():
+        with watchdog.waiting("the reduction of gradients") if shared else nullcontext():
             engine.backward(loss, scale_wrt_gas=False)
             if shared:
                 self._settle()
         if last:
             self.before_step(engine)
-            with watchdog.waiting("the optimizer's step") if shared else nullcontext():
+            with watchdog.waiting("the optimizer step") if shared else nullcontext():
                 engine.step()
 
     def before_step(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        """Look at the gradients of all ranks, whole by now.
+        """Check the reduced gradients.
 
         Raises:
-            NonFiniteError: on every rank, if what the guard has noted is not finite.
+            NonFiniteError: on every rank, if a watched tensor is not finite.
         """
         self.nonfinite.check(self.sum)
-        if self.stage == 0:  # DeepSpeed keeps the norm only where ZeRO computes it (0.19.6)
-            gradients = [p.grad for p in engine.module.trainable.values() if p.grad is not None]
+        if self.stage == 0:  # DeepSpeed (0.19.6) keeps the norm only under ZeRO
+            gradients = [p.grad for p in trainable(engine.module).values() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def get_grad_norm(self, model: nn.Module) -> float:
@@ -223,61 +229,21 @@ class Strategy(DeepspeedStrategy):
         return self._grad_norm if self.stage == 0 else super().get_grad_norm(model)
 
 
-def make_optimizer(policy: TrainedModule, settings: Optimizer, offload: bool) -> torch.optim.Optimizer:
-    """Adafactor as section 5.1 of the paper has it (fixed learning rate, no parameter scaling), or AdamW."""
-    named = policy.trainable
-    adapters = [p for name, p in named.items() if not name.startswith("value_head.")]
-    head = [p for name, p in named.items() if name.startswith("value_head.")]
-    groups: list[dict[str, Any]] = [
-        {"params": adapters},
-    ]
-    if head:  # SFT has none
-        groups.append({"params": head, "lr": settings.lr if settings.value_lr is None else settings.value_lr})
-    if settings.name == "adafactor":
-        return Adafactor(
-            groups,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            scale_parameter=False,
-            relative_step=False,
-            warmup_init=False,
-        )
-    options: dict[str, Any] = {
-        "lr": settings.lr,
-        "betas": tuple(settings.betas),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-    if offload:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        load_op("CPUAdamBuilder")
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, **options)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_updates: int) -> Any:
-    """Warmup, then the recipe's shape (section 5.1: cosine down to a tenth), over `num_updates` optimizer steps."""
-    names = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    return get_scheduler(
-        names[settings.name],
-        optimizer,
-        num_warmup_steps=math.ceil(num_updates * settings.warmup_ratio),
-        num_training_steps=num_updates,
-        scheduler_specific_kwargs={"min_lr_rate": settings.min_lr_ratio} if settings.name == "cosine" else None,
-    )
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that is trained."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all trained parameters on CPU, whole even where ZeRO 3 shards them. Call it on every rank."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """Copies of all trained parameters on CPU, gathered where ZeRO 3 shards them. Call it on every rank."""
+    named = trainable(module)
     with deepspeed.zero.GatheredParameters(_sharded(named)):
         return {name: p.detach().cpu().clone() for name, p in named.items()}
 
 
 def load_trainable_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what `trainable_state` copied. Call it on every rank; under ZeRO 3 rank 0's copy counts."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """Restore what `trainable_state` copied. Call it on every rank; under ZeRO 3 rank 0's copy is used."""
+    named = trainable(module)
     sharded = _sharded(named)
     with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0), torch.no_grad():
         if not sharded or dist.get_rank() == 0:

@@ -1,8 +1,8 @@
-"""A rank that hangs ends, and says where it hung; so does one that waits for it.
+"""Watchdog: a rank that hangs is ended, with the line where it hangs.
 
-While it is watched a rank must show progress, at least once in the given seconds: a phase of an iteration, a
-batch of an evaluation. One that computes and does not is the one that hangs: its stack is printed. One that waits in a
-collective for another gets `GRACE` seconds more, so that the guilty one speaks first; the launcher ends the rest.
+A watched rank must call `heartbeat` at least once in the given seconds: in each phase of an iteration, each batch of
+an evaluation. A rank that computes and does not call it hangs: its stack is printed and its process ends. A rank that
+waits in a collective gets `GRACE` seconds more, so that the hung rank reports first; the launcher ends the others.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from extensions.distributed import signals
 
 GRACE = 30.0
 HUNG = 5  # exit status
-STDERR = 2  # the descriptor: sys.stderr may be something without one
+STDERR = 2  # the descriptor: sys.stderr may lack one
 
-_seconds: float | None = None  # without progress; None: nobody watches
-_last = 0.0
-_armed = 0.0  # when `progress` last set the alarm of faulthandler
-_waiting: str | None = None  # in which collective
+_seconds: float | None = None  # limit without a heartbeat; None: not watched
+_last = 0.0  # time of the last heartbeat
+_armed = 0.0  # when `heartbeat` last set the alarm of faulthandler
+_waiting: str | None = None  # name of the collective
 
 
 def heartbeat() -> None:
-    """The run goes on."""
+    """Report progress of this rank."""
     global _last, _armed
     _last = time.monotonic()
     if _seconds is not None and _last - _armed > min(1.0, _seconds / 10):
         _armed = _last
-        # The thread below needs Python's lock, which a regular expression that never ends does not give away.
+        # The thread of `watching` needs the GIL, which a regular expression that backtracks forever never releases.
         faulthandler.dump_traceback_later(_seconds + 2 * GRACE, exit=True, file=STDERR)
 
 
 @contextmanager
 def watching(rank: int, seconds: float) -> Iterator[None]:
-    """Watch this process meanwhile."""
+    """End this process with status 5 if it shows no progress for `seconds` inside the block."""
     global _seconds, _armed
     _seconds, _armed = seconds, 0.0
     heartbeat()
@@ -53,7 +53,7 @@ def watching(rank: int, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def waiting(collective: str) -> Iterator[None]:
-    """What is done here may have to wait for other ranks."""
+    """Mark a block that may wait for other ranks."""
     global _waiting
     outer, _waiting = _waiting, collective
     heartbeat()
@@ -74,13 +74,13 @@ def _watch(rank: int) -> None:
         if _seconds is None or idle < seconds + (GRACE if collective else 0):
             continue
         if collective:
-            _say(f"error: rank {rank}: waited {idle:.0f} s in {collective} for another rank, which hangs or is gone.")
+            _print(f"error: rank {rank}: waited {idle:.0f} s in {collective} for another rank, which hangs or is gone.")
         else:
-            _say(f"error: rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}).")
-        _say("It is in the topmost line of the main thread, the last thread printed here:")
+            _print(f"error: rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}).")
+        _print("It is at the topmost line of the main thread, the last thread printed here:")
         faulthandler.dump_traceback(STDERR, all_threads=True)
         os._exit(HUNG)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

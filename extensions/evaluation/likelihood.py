@@ -1,7 +1,7 @@
-"""Answers by likelihood: which answers of a task are compared, their log-probabilities, and the most probable one.
+"""Answers by likelihood: the candidate answers of a task, their log-probabilities, and the most probable one.
 
-The candidates of a classification are its labels, of a regression numbers at equal distances, of a multi-label task
-sets of labels. An answer may be written in several ways (the words of a label), which are summed.
+The candidates of a classification are its labels, of a regression equidistant scores, of a multi-label task label sets.
+An answer with several written forms (the words of a label) gets the sum of their probabilities.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ import torch
 from torch import Tensor
 
 from extensions.common.errors import UserError
+from extensions.data import Example
 from extensions.prefix.tree import Sample
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task, number_text
 
-SCORES = 11  # numbers of a regression's range that are compared, at equal distances
-MOST_SETS = 64  # label sets of a multi-label task that are all compared; beyond, those that the training rows have
-NEAR = 0.1  # share of a regression's range that counts as the answer, for its confidence
+GRID_POINTS = 11  # candidates of a regression: equidistant scores over its range
+MAX_LABEL_SETS = 64  # a multi-label task with more label sets compares only those of its training rows
+CONFIDENCE_RADIUS = 0.1  # of a regression: share of the range around the answer whose probability is its confidence
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The C answers of a task that are compared."""
+    """The C candidate answers of a task."""
 
     task: Task
-    forms: dict[str, list[str]]  # label, number or label set (`Task.joined`) -> texts that mean it, canonical first
+    forms: dict[str, list[str]]  # label, score or label set (`Task.join_labels`) -> its written forms, canonical first
 
     @property
     def keys(self) -> list[str]:
@@ -41,69 +42,64 @@ class Decision:
     """The answer to one row."""
 
     text: str  # as the model would write it, with the closing tag
-    answer: str | float  # as `parse_answer` gives it: a label, a score, or a label set joined by ", "
+    answer: str | float  # as `parse_answer` returns it: a label, a score, or a label set joined by ", "
     confidence: float  # see `confidence_of`
-    probabilities: dict[str, float]  # by label or number; of a multi-label task the marginal probability of each label
+    probabilities: dict[str, float]  # per label or score; of a multi-label task the marginal probability per label
 
 
-def candidates(task: Task, seen: Iterable[str] = ()) -> Candidates:
-    """The answers of a task.
+def candidates(task: Task, label_sets: Iterable[str] = ()) -> Candidates:
+    """The candidate answers of a task.
 
     Args:
-        seen: label sets of the training rows, which a multi-label task of more than `MOST_SETS` sets needs: compared
-            are these, each label by itself, and none.
+        label_sets: of the training rows. A multi-label task with more than `MAX_LABEL_SETS` label sets compares these,
+            each label alone, and the empty set.
     """
     if task.score_range is not None:
-        return Candidates(task, {number: [number] for number in _grid(task)})
+        scores, decimals = _grid(task)
+        return Candidates(task, {text: [text] for text in (number_text(score, decimals) for score in scores)})
     if not task.multi_label:
         return Candidates(task, dict(task.labels))
-    return Candidates(task, {one: [task.answer(one)] for one in label_sets(task, seen)})
-
-
-def label_sets(task: Task, seen: Iterable[str] = ()) -> list[str]:
-    """The label sets of a multi-label task that are compared, each once; see `candidates`."""
     labels = list(task.labels)
-    if 2 ** len(labels) <= MOST_SETS:
-        return [task.joined(one) for size in range(len(labels) + 1) for one in combinations(labels, size)]
-    return list(dict.fromkeys((task.joined(()), *labels, *seen)))
+    if 2 ** len(labels) <= MAX_LABEL_SETS:
+        label_sets = [task.join_labels(one) for size in range(2, len(labels) + 1) for one in combinations(labels, size)]
+    return Candidates(task, {one: [task.answer(one)] for one in (task.join_labels(()), *labels, *label_sets)})
 
 
-def seen_sets(task: Task, labels: Iterable[str | None]) -> list[str]:
-    """The different label sets of a multi-label task's rows, in order of first appearance; of other tasks none."""
-    return list(dict.fromkeys(label for label in labels if label is not None)) if task.multi_label else []
+def label_sets_of(examples: Iterable[Example]) -> dict[str, list[str]]:
+    """Multi-label task -> the distinct label sets of its rows, in order of first appearance."""
+    found: dict[str, dict[str, None]] = {}
+    for example in examples:
+        if example.task.multi_label and example.label is not None:
+            found.setdefault(example.task.name, {})[example.label] = None
+    return {name: list(label_sets) for name, label_sets in found.items()}
 
 
-def _grid(task: Task) -> list[str]:
-    """Numbers of a regression's range as the task writes them; fewer than `SCORES` where its decimals allow no more."""
+def _grid(task: Task) -> tuple[list[float], int]:
+    """Equidistant scores over a regression's range, and the decimals to write them with.
+
+    The decimals are the task's; where it sets none, as few as keep the scores distinct, at least one.
+    """
     assert task.score_range is not None
     low, high = task.score_range
-    values = [low + (high - low) * k / (SCORES - 1) for k in range(SCORES)]
-    decimals = grid_decimals(task)
-    return list(dict.fromkeys(number_text(value, decimals) for value in values))
-
-
-def grid_decimals(task: Task) -> int:
-    """Decimals of the compared numbers: the task's; where it names none, as many as tell them apart, at least one."""
-    assert task.score_range is not None
+    scores = [low + (high - low) * k / (GRID_POINTS - 1) for k in range(GRID_POINTS)]
     if task.score_decimals is not None:
-        return task.score_decimals
-    low, high = task.score_range
-    values = [low + (high - low) * k / (SCORES - 1) for k in range(SCORES)]
-    return next((d for d in range(1, 6) if len({f"{value:.{d}f}" for value in values}) == SCORES), 6)
+        return scores, task.score_decimals
+    distinct = (d for d in range(1, 6) if len({f"{score:.{d}f}" for score in scores}) == GRID_POINTS)
+    return scores, next(distinct, 6)
 
 
 def log_likelihoods(
     compared: Candidates, prompts: Sequence[tuple[list[int], str]], encoder: PromptEncoder, sampler: Sampler
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each answer after each prompt, as text with the closing tag.
+    """Log-probability of each candidate after each prompt, as text with the closing tag.
 
-    The forms of all answers to one prompt are in one pack, so that the prompt is computed once.
+    All forms after one prompt are in one pack, so the prompt is computed once.
 
     Args:
         prompts: token ids and text of each, from `encoder`.
 
     Returns:
-        (rows, C) float32 summed over the forms of each answer, and (rows, C) of the canonical forms alone.
+        (rows, C) float32 summed over the forms of each candidate, and (rows, C) of the canonical forms alone.
 
     Raises:
         UserError: a log-probability is NaN or infinite.
@@ -111,75 +107,81 @@ def log_likelihoods(
     forms = [form for forms in compared.forms.values() for form in forms]
     samples = [Sample(ids, encoder.answer_ids(list(ids), text, form)) for ids, text in prompts for form in forms]
     found = sampler.logprobs(samples, together=len(forms)).view(len(prompts), len(forms))
-    if not bool(torch.isfinite(found).all()):
-        raise UserError(
-            f"{compared.task.name}: the model's logits are NaN or infinite, so its answers mean nothing. Its file is "
-            "broken, its adapter has diverged, or its dtype overflows: try model.dtype=float32"
-        )
+    check_finite(found, compared.task.name)
     parts = found.split([len(forms) for forms in compared.forms.values()], dim=1)
     return torch.stack([part.logsumexp(1) for part in parts], 1), torch.stack([part[:, 0] for part in parts], 1)
+
+
+def check_finite(logprobs: Tensor, where: str) -> None:
+    """Raises UserError, naming `where`, if a log-probability is NaN or infinite."""
+    if not bool(torch.isfinite(logprobs).all()):
+        raise UserError(
+            f"{where}: the model's logits are NaN or infinite, so its answers are meaningless. The weights are "
+            "damaged, the adapter has diverged, or the dtype overflows: try model.dtype=float32"
+        )
 
 
 def answer_probabilities(logprobs: Tensor, temperature: float = 1.0) -> Tensor:
     """(rows, C) log-probabilities of `log_likelihoods` as probabilities in float64, on the CPU.
 
     Args:
-        temperature: that divides them (calibration).
+        temperature: divides the log-probabilities (calibration).
     """
     return (logprobs.double() / temperature).softmax(-1).cpu()
 
 
-def decide(compared: Candidates, chances: Tensor, shown: Tensor | None = None) -> list[Decision]:
-    """The answer to each row.
+def decide(compared: Candidates, probabilities: Tensor, calibrated: Tensor | None = None) -> list[Decision]:
+    """The answer to each row: the most probable candidate.
 
-    The most probable candidate; of a regression of one's own the probability-weighted mean of the numbers, rounded to
-    the task's decimals, one more than its numbers have where it names none. STS-B keeps the most probable number.
-
-    Args:
-        chances: (rows, C) of `answer_probabilities`, which decide.
-        shown: the same after calibration, for confidence and probabilities, so that it changes no answer.
-    """
-    return [_decide(compared, row, own) for row, own in zip(chances, chances if shown is None else shown, strict=True)]
-
-
-def confidence_of(compared: Candidates, chances: Tensor, answer: str | float) -> float:
-    """Probability of an answer as `parse_answer` gives it; of a score, of the numbers within `NEAR` of the range of it.
+    A user's own regression task gets the probability-weighted mean of the scores instead, rounded to the task's
+    decimals, or to one more than the candidates have where it sets none. STS-B keeps the most probable score.
 
     Args:
-        chances: (C,) of one row.
+        probabilities: (rows, C) of `answer_probabilities`, which decide.
+        calibrated: the same after calibration, for confidence and reported probabilities; it changes no answer.
     """
-    task = compared.task
-    if task.score_range is not None:
-        grid = torch.tensor([float(key) for key in compared.keys], dtype=torch.float64)
-        near = (grid - float(answer)).abs() <= NEAR * (task.score_range[1] - task.score_range[0]) * (1 + 1e-9)
-        return float(chances[near].sum())
-    place = label_index(compared, str(answer))
-    return 0.0 if place is None else float(chances[place])  # None: a label set that no training row has
+    reported = probabilities if calibrated is None else calibrated
+    return [_decide(compared, row, shown) for row, shown in zip(probabilities, reported, strict=True)]
 
 
-def label_index(compared: Candidates, label: str) -> int | None:
-    """Place of a gold label among the compared answers: of a regression the nearest number; None if it is none."""
-    task = compared.task
-    if task.score_range is not None:
-        return min(range(len(compared.keys)), key=lambda k: abs(float(compared.keys[k]) - float(label)))
-    return compared.keys.index(label) if label in compared.forms else None
-
-
-def _decide(compared: Candidates, chances: Tensor, shown: Tensor) -> Decision:
+def _decide(compared: Candidates, row: Tensor, reported: Tensor) -> Decision:
     task, keys = compared.task, compared.keys
-    best = int(chances.argmax())
-    text: str = keys[best]
+    text = keys[int(row.argmax())]
     answer: str | float = text
-    probabilities = dict(zip(keys, shown.tolist(), strict=True))
+    probabilities = dict(zip(keys, reported.tolist(), strict=True))
     if task.score_range is not None:
         if task.suite == "own":
-            decimals = grid_decimals(task) + 1 if task.score_decimals is None else task.score_decimals
-            mean = sum(chance * float(key) for key, chance in zip(keys, chances.tolist(), strict=True))
+            decimals = _grid(task)[1] + 1 if task.score_decimals is None else task.score_decimals
+            mean = sum(probability * float(key) for key, probability in zip(keys, row.tolist(), strict=True))
             text = number_text(mean, decimals)
         answer = float(text)
     else:
         text = task.answer(text)
     if task.multi_label:
-        of_sets = [(chance, task.label_set(one)) for one, chance in probabilities.items()]
-        probabilities = {label: sum(chance for chance, one in of_sets if label in one) for label in task.labels}
-    return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, shown, answer), probabilities)
+        of_sets = [(probability, task.split_labels(one)) for one, probability in probabilities.items()]
+        probabilities = {label: sum(p for p, labels in of_sets if label in labels) for label in task.labels}
+    return Decision(f"{text}{CLOSE}", answer, confidence_of(compared, reported, answer), probabilities)
+
+
+def confidence_of(compared: Candidates, probabilities: Tensor, answer: str | float) -> float:
+    """Probability of an answer as `parse_answer` returns it.
+
+    Of a score: of all candidates within `CONFIDENCE_RADIUS` of it. Of a label set that is no candidate: 0.
+
+    Args:
+        probabilities: (C,) of one row.
+    """
+    task = compared.task
+    if task.score_range is not None:
+        grid = torch.tensor([float(key) for key in compared.keys], dtype=torch.float64)
+        radius = CONFIDENCE_RADIUS * (task.score_range[1] - task.score_range[0]) * (1 + 1e-9)
+        return float(probabilities[(grid - float(answer)).abs() <= radius].sum())
+    index = label_index(compared, str(answer))
+    return 0.0 if index is None else float(probabilities[index])
+
+
+def label_index(compared: Candidates, label: str) -> int | None:
+    """Index of a gold label among the candidates, of a regression that of the nearest score; None if it is none."""
+    if compared.task.score_range is not None:
+        return min(range(len(compared.keys)), key=lambda k: abs(float(compared.keys[k]) - float(label)))
+    return compared.keys.index(label) if label in compared.forms else None

@@ -1,12 +1,12 @@
-"""Scores of predictions: the benchmarks' metrics, their intervals, and what one needs to see through them."""
+"""Scores of predictions: the benchmarks' metrics, bootstrap intervals, label shares and format errors."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,58 +29,61 @@ RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model answered to one row."""
+    """The model's answer to one row."""
 
     task: str
     index: int
     text: str
     answer: str | float | None  # parsed; None for a wrong format
     gold: str | None
-    kept: dict[str, Any] = field(default_factory=dict)  # columns of the row that its task keeps (`source.keep`)
-    positive_probability: float | None = None  # probability of the positive answer, of the candidates of a ranked task
-    probabilities: dict[str, float] | None = None  # by label or number, where answers were compared by likelihood
+    kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
+    positive_probability: float | None = None  # of the positive label; of ranked tasks, or by likelihood
+    probabilities: dict[str, float] | None = None  # per label or score, of likelihood decoding
 
 
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:
-    """Metrics of labelled predictions.
+    """Metrics of labelled predictions; `score` is the mean of `task.metrics`.
 
-    A wrong format is its own class, always wrong. In a regression it counts as the middle of the range; of a
-    multi-label task it holds no label, and is never the right set. `score` is the mean of the task's metrics.
-    `intervals` are 95% bootstrap intervals: questions are resampled where several rows make one, else rows;
-    `intervals=False` saves their time. `majority` is the accuracy of always giving the commonest label, or label set.
+    A wrong format is a class of its own and always wrong. In a regression it counts as the middle of the range; of a
+    multi-label task as the empty set in F1, and as wrong in subset accuracy. `majority` is the accuracy of always
+    giving the most frequent label, or label set.
+
+    Args:
+        intervals: also compute 95% bootstrap intervals, resampling questions (`task.group_by`), else rows.
     """
-    wanted: list[str] = list(dict.fromkeys((*task.metrics, *task.extra_metrics)))
-    right = "subset_accuracy" if task.multi_label else "accuracy"
-    if not task.is_regression and right not in wanted:
-        wanted.append(right)
-    rows_of = [np.array(rows) for rows in _rows_of_units(task, predictions)]
-    groups = [[predictions[i] for i in rows] for rows in rows_of]
+    wanted: list[str] = [*task.metrics, *task.extra_metrics]
+    if not task.is_regression:
+        wanted.append("subset_accuracy" if task.multi_label else "accuracy")
+    wanted = list(dict.fromkeys(wanted))
+    rows_of = _group_rows(task, predictions)
+    groups = groups_of(task, predictions)
     golds, answers = _arrays(task, predictions)
-    by_unit = {
+    by_group = {
         name: np.array([GROUP_METRICS[name](task, group) for group in groups])
         for name in wanted
         if name in GROUP_METRICS
     }
 
     def compute(picked: np.ndarray) -> dict[str, float]:
-        """The metrics of the groups at `picked`."""
+        """The metrics of the groups at the indices `picked`."""
         rows = picked if len(groups) == len(predictions) else np.concatenate([rows_of[i] for i in picked])
-        with warnings.catch_warnings():  # of a single label: sklearn warns, and 0 is what is meant
+        with warnings.catch_warnings():  # where only one label occurs scikit-learn warns and returns 0, as intended
             warnings.simplefilter("ignore", UserWarning)
             return {
-                name: float(by_unit[name][picked].mean())
-                if name in by_unit
-                else float(_row_metric(name, task, golds[rows], answers[rows]))
+                name: float(
+                    by_group[name][picked].mean()
+                    if name in by_group
+                    else _row_metric(name, task, golds[rows], answers[rows])
+                )
                 for name in wanted
             }
 
     metrics = compute(np.arange(len(groups)))
-    wrong = sum(p.answer is None for p in predictions)
     result: dict[str, Any] = {
         "score": sum(metrics[name] for name in task.metrics) / len(task.metrics),
         "metrics": metrics,
         "samples": len(predictions),
-        "format_error_rate": wrong / len(predictions),
+        "format_error_rate": sum(p.answer is None for p in predictions) / len(predictions),
     }
     if intervals:
         result["intervals"] = _bootstrap(compute, len(groups))
@@ -93,11 +96,11 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
 
 
 def groups_of(task: Task, predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """The predictions by question (`task.group_by`), in order of first appearance; single ones without groups."""
-    return [[predictions[i] for i in rows] for rows in _rows_of_units(task, predictions)]
+    """The predictions by question (`task.group_by`), in order of first appearance; else each prediction alone."""
+    return [[predictions[i] for i in rows] for rows in _group_rows(task, predictions)]
 
 
-def _rows_of_units(task: Task, predictions: Sequence[Prediction]) -> list[list[int]]:
+def _group_rows(task: Task, predictions: Sequence[Prediction]) -> list[list[int]]:
     found: dict[Any, list[int]] = {}
     for i, prediction in enumerate(predictions):
         found.setdefault(task.group_of(prediction.kept) or i, []).append(i)
@@ -105,67 +108,70 @@ def _rows_of_units(task: Task, predictions: Sequence[Prediction]) -> list[list[i
 
 
 def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float]:
-    """Share of the rows with each label, by the word that the model should write, and of wrong formats where there are
-    any. Of a multi-label task those of one row are counted each, and rows without a label too."""
-    counts: Counter[Any] = Counter(answers)
-    if task.multi_label:
-        sets = [task.label_set(str(answer)) for answer in answers if answer is not None]
-        counts = Counter(label for labels in sets for label in labels or (task.no_label,)) + Counter(
-            {None: counts[None]}
-        )
-    named = {task.answer(label): counts[label] / len(answers) for label in task.labels}
-    if task.multi_label:
-        named[task.no_label] = counts[task.no_label] / len(answers)
-    return named | ({WRONG_FORMAT: counts[None] / len(answers)} if counts[None] else {})
+    """Share of the rows per label, keyed by the label's canonical word, and of wrong formats if there are any.
+
+    A multi-label row counts for each of its labels; a row without labels counts for `task.no_label`.
+    """
+    counts: Counter[Any] = Counter()
+    for answer in answers:
+        several = task.multi_label and answer is not None
+        counts.update((task.split_labels(str(answer)) or (task.no_label,)) if several else (answer,))
+    named: dict[Any, str] = {label: task.answer(label) for label in task.labels}
+    named |= {task.no_label: task.no_label} if task.multi_label else {}
+    named |= {None: WRONG_FORMAT} if counts[None] else {}
+    return {word: counts[label] / len(answers) for label, word in named.items()}
 
 
 # ---------------------------------------------------------------------------------------------- metrics of rows
 
 
 def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    """Golds and answers as numbers: scores; class numbers with -1 for a wrong format, (n,); or of a multi-label task 1
-    for each label of a row, (n, labels), with -1 in the whole row for a wrong format."""
-    if task.score_range is not None:
-        middle = sum(task.score_range) / 2
-        answers = [middle if p.answer is None else float(p.answer) for p in predictions]
-        return np.array([float(str(p.gold)) for p in predictions]), np.array(answers)
-    if task.multi_label:
+    """Golds and answers as numbers.
 
-        def row(labels: str | float | None) -> list[int]:
-            found = task.label_set(str(labels))
-            return [-1 if labels is None else int(label in found) for label in task.labels]
+    Returns:
+        Of a regression (n,) scores; of a classification (n,) label indices, -1 for a wrong format; of a multi-label
+        task (n, labels) indicators, a row of -1 for a wrong format.
+    """
+    golds, answers = [p.gold for p in predictions], [p.answer for p in predictions]
 
-        return np.array([row(p.gold) for p in predictions]), np.array([row(p.answer) for p in predictions])
-    number = {label: i for i, label in enumerate(task.labels)}
-    return (
-        np.array([number[str(p.gold)] for p in predictions]),
-        np.array([-1 if p.answer is None else number[str(p.answer)] for p in predictions]),
-    )
+    def number(answer: str | float | None) -> Any:
+        if task.score_range is not None:
+            return sum(task.score_range) / 2 if answer is None else float(answer)
+        if task.multi_label:
+            found = () if answer is None else task.split_labels(str(answer))
+            return [-1 if answer is None else int(label in found) for label in task.labels]
+        return -1 if answer is None else index[str(answer)]
+
+    index = {label: i for i, label in enumerate(task.labels)}
+    return np.array([number(str(gold)) for gold in golds]), np.array([number(answer) for answer in answers])
 
 
-ERRORS = {"mae": mean_absolute_error, "rmse": root_mean_squared_error}
+def _correlation(measure: Callable[..., Any], golds: np.ndarray, answers: np.ndarray) -> float:
+    """Pearson's or Spearman's; 0 where it is undefined."""
+    if len(golds) < 2 or np.ptp(golds) == 0 or np.ptp(answers) == 0:
+        return 0.0
+    return measure(golds, answers).statistic
+
+
+ROW_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy_score,
+    "balanced_accuracy": balanced_accuracy_score,
+    "matthews": matthews_corrcoef,
+    "pearson": partial(_correlation, pearsonr),
+    "spearman": partial(_correlation, spearmanr),
+    "mae": mean_absolute_error,
+    "rmse": root_mean_squared_error,
+    "r2": lambda golds, answers: r2_score(golds, answers) if len(golds) > 1 else 0.0,
+    "subset_accuracy": lambda golds, answers: (golds == answers).all(1).mean(),
+}
 
 
 def _row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -> float:
-    if name in ("pearson", "spearman"):
-        if len(golds) < 2 or np.ptp(golds) == 0 or np.ptp(answers) == 0:  # undefined; no relation
-            return 0.0
-        return (pearsonr if name == "pearson" else spearmanr)(golds, answers).statistic
-    if name == "r2":
-        return r2_score(golds, answers) if len(golds) > 1 else 0.0
-    if name in ERRORS:
-        return ERRORS[name](golds, answers)
+    if name in ROW_METRICS:
+        return ROW_METRICS[name](golds, answers)
     if task.multi_label:
-        if name == "subset_accuracy":
-            return float((golds == answers).all(1).mean())
         return f1_score(golds, answers.clip(0), average=name.removeprefix("f1_"), zero_division=0)
-    if name == "accuracy":
-        return accuracy_score(golds, answers)
-    if name == "balanced_accuracy":
-        return balanced_accuracy_score(golds, answers)
-    if name == "matthews":
-        return matthews_corrcoef(golds, answers)
-    if name == "f1_macro":  # over the labels that occur, as sklearn's own; a wrong format is no label
+    if name == "f1_macro":  # over the labels that occur, as scikit-learn's own; a wrong format is no label
         classes = sorted({*golds.tolist(), *answers.tolist()} - {-1})
     else:
         classes = [list(task.labels).index(str(task.positive))]
@@ -175,38 +181,30 @@ def _row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -
 # ----------------------------------------------------------------------------------------- metrics of questions
 
 
-def exact_match(task: Task, group: Sequence[Prediction]) -> float:
-    """MultiRC's EM: 1 if every answer to the question was judged right."""
+def _exact_match(task: Task, group: Sequence[Prediction]) -> float:
+    """MultiRC's EM: 1 if every answer option of the question is judged correctly."""
     return float(all(p.answer == p.gold for p in group))
 
 
-def gender_parity(task: Task, group: Sequence[Prediction]) -> float:
+def _gender_parity(task: Task, group: Sequence[Prediction]) -> float:
     """AX-g: 1 if both members of a pair got the same answer, right or wrong; a wrong format is no answer."""
     return float(group[0].answer is not None and len({p.answer for p in group}) == 1)
 
 
-def squad_f1(task: Task, group: Sequence[Prediction]) -> float:
-    """ReCoRD: token F1 of the chosen entity with the answer that fits best, after SQuAD's normalisation."""
-    from transformers.data.metrics.squad_metrics import compute_f1  # here, since it imports torch: seconds
+def _squad(metric: str, task: Task, group: Sequence[Prediction]) -> float:
+    """ReCoRD: token F1 or exact match of the chosen entity with the closest answer, after SQuAD's normalisation."""
+    from transformers.data.metrics.squad_metrics import compute_exact, compute_f1  # lazily: it imports torch
 
-    chosen = best_candidate(task, group)
-    return float(max(compute_f1(answer, chosen.kept["entity"]) for answer in chosen.kept["answers"]))
-
-
-def squad_em(task: Task, group: Sequence[Prediction]) -> float:
-    """ReCoRD: 1 if the chosen entity is an answer, after SQuAD's normalisation."""
-    from transformers.data.metrics.squad_metrics import compute_exact
-
-    chosen = best_candidate(task, group)
-    return float(max(compute_exact(answer, chosen.kept["entity"]) for answer in chosen.kept["answers"]))
+    compare, chosen = {"f1": compute_f1, "em": compute_exact}[metric], best_candidate(task, group)
+    return float(max(compare(answer, chosen.kept["entity"]) for answer in chosen.kept["answers"]))
 
 
 def best_candidate(task: Task, group: Sequence[Prediction]) -> Prediction:
-    """The candidate that a question's prediction is.
+    """The candidate that is a question's prediction: the one with the most probable positive answer.
 
-    The one whose positive answer is most probable, whatever was sampled: so there is always one, also where no
-    candidate got a "Yes". Without probabilities: one with the positive answer before one with a wrong format before one
-    with the negative answer. Of equals the first in the text.
+    What was sampled does not matter, so a question whose candidates are all answered "No" has a prediction too. Without
+    probabilities a positive answer precedes a wrong format, which precedes a negative answer. Ties go to the first
+    candidate in the text.
     """
     if all(p.positive_probability is not None for p in group):
         return max(group, key=lambda p: (p.positive_probability, -p.index))
@@ -215,10 +213,10 @@ def best_candidate(task: Task, group: Sequence[Prediction]) -> Prediction:
 
 
 GROUP_METRICS: dict[str, Callable[[Task, Sequence[Prediction]], float]] = {
-    "exact_match": exact_match,
-    "gender_parity": gender_parity,
-    "squad_f1": squad_f1,
-    "squad_em": squad_em,
+    "exact_match": _exact_match,
+    "gender_parity": _gender_parity,
+    "squad_f1": partial(_squad, "f1"),
+    "squad_em": partial(_squad, "em"),
 }
 
 
@@ -229,12 +227,7 @@ def _bootstrap(compute: Callable[[np.ndarray], dict[str, float]], count: int) ->
     """95% percentile intervals from seeded resamples of `count` groups."""
     rng = np.random.default_rng(0)
     samples = [compute(rng.integers(count, size=count)) for _ in range(RESAMPLES)]
-    intervals = {}
-    for name in samples[0]:
-        finite = [sample[name] for sample in samples if math.isfinite(sample[name])] or [math.nan]
-        low, high = np.percentile(finite, [2.5, 97.5])
-        intervals[name] = [float(low), float(high)]
-    return intervals
+    return {name: np.nanpercentile([s[name] for s in samples], [2.5, 97.5]).tolist() for name in samples[0]}
 
 
 def score_all(
@@ -248,22 +241,22 @@ def score_all(
 
 
 def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float:
-    """Mean over the tasks: what early stopping compares."""
+    """Mean over the tasks, which early stopping compares."""
     return sum(s["score"] for s in scores.values()) / len(scores)
 
 
 def suite_average(tasks: Sequence[Task], scores: Mapping[str, float]) -> float | None:
-    """A suite's average by the paper's rule: over its averaged tasks, of which each counts once.
+    """A suite's average by the paper's rule: the mean over the tasks with `in_suite_average`.
 
-    A task with two metrics counts with their mean. GLUE: nine columns, MNLI-m and MNLI-mm apart, without WNLI and AX;
-    SuperGLUE: eight tasks, without AX-b and AX-g.
+    A task with two metrics enters with their mean. GLUE: nine columns, MNLI-m and MNLI-mm separately, without WNLI and
+    AX; SuperGLUE: eight tasks, without AX-b and AX-g.
 
     Args:
         tasks: of one suite (`extensions.tasks.SUITES`).
         scores: task name -> score.
 
     Returns:
-        None if a task that counts has no score.
+        None if one of these tasks has no score.
     """
     counted = [task.name for task in tasks if task.in_suite_average]
     if not counted or any(name not in scores for name in counted):

@@ -13,72 +13,68 @@ from torch import Tensor
 
 from extensions.common.errors import UserError
 from extensions.data import Example, is_labelled, load_examples
-from extensions.evaluation.likelihood import Candidates, candidates, label_index
-from extensions.evaluation.predict import in_batches
+from extensions.evaluation.answers import in_batches
+from extensions.evaluation.likelihood import candidates, label_index
 from extensions.inference.predictor import Predictor
 from extensions.recipe import Evaluation, load_recipe
 from extensions.tasks import Task
 
-BINS = 15  # of the expected calibration error, of equal width
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are tried
+NUM_BINS = 15  # of the expected calibration error, of equal width
+LOWEST, HIGHEST = 0.05, 20.0  # bounds of the temperature
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted temperature, with negative log-likelihood (nats) and expected calibration error at 1 and at it."""
+    """A fitted temperature; negative log-likelihood (nats) and expected calibration error before and after."""
 
     temperature: float
-    rows: int
-    wrong: int  # of these rows' most probable answers
+    num_rows: int
+    num_wrong: int  # rows whose most probable answer is wrong
     nll: tuple[float, float]
     ece: tuple[float, float]
 
     def __str__(self) -> str:
-        if not self.wrong:
-            return (
-                f"temperature 1: all {self.rows} validation rows are answered right, so there is nothing to fit it by"
-            )
-        edge = "" if LOWEST * 1.01 < self.temperature < HIGHEST * 0.99 else ", at the edge of what is tried"
+        if not self.num_wrong:
+            return f"temperature 1: all {self.num_rows} validation rows are answered right, so there is nothing to fit"
+        edge = "" if LOWEST * 1.01 < self.temperature < HIGHEST * 0.99 else ", at the bound of the search"
         return (
-            f"temperature {self.temperature:.3f}{edge}, fitted on {self.rows} validation rows: "
+            f"temperature {self.temperature:.3f}{edge}, fitted on {self.num_rows} validation rows: "
             f"NLL {self.nll[0]:.4f} -> {self.nll[1]:.4f} nats, ECE {self.ece[0]:.4f} -> {self.ece[1]:.4f}"
         )
 
 
 def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
-    """The temperature of least negative log-likelihood; 1 where every answer is right, for then the least would make
-    every answer certain.
+    """The temperature of least negative log-likelihood; 1 if all answers are right, since the least is then at 0.
 
     Args:
         logprobs: (rows, C) of `likelihood.log_likelihoods`.
-        golds: place of each row's gold answer among the C.
+        golds: index of each row's gold answer among the C candidates.
     """
-    scores, right = logprobs.double().cpu(), torch.tensor(golds)
+    scores, targets = logprobs.double().cpu(), torch.tensor(golds)
 
     def nll(temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(scores / temperature, right))
+        return float(torch.nn.functional.cross_entropy(scores / temperature, targets))
 
-    # In the logarithm the loss has one minimum (it is convex in the inverse temperature).
+    # The loss is convex in the inverse temperature, so it has one minimum in the logarithm.
     bounds = (float(np.log(LOWEST)), float(np.log(HIGHEST)))
     found = minimize_scalar(lambda log: nll(float(np.exp(log))), bounds=bounds, method="bounded")
-    wrong = int((scores.argmax(-1) != right).sum())
+    wrong = int((scores.argmax(-1) != targets).sum())
     temperature = float(np.exp(found.x)) if wrong else 1.0
-    eces = [expected_calibration_error((scores / t).softmax(-1), right) for t in (1.0, temperature)]
-    return Fit(temperature, len(golds), wrong, (nll(1.0), nll(temperature)), (eces[0], eces[1]))
+    before, after = (expected_calibration_error((scores / t).softmax(-1), targets) for t in (1.0, temperature))
+    return Fit(temperature, len(golds), wrong, (nll(1.0), nll(temperature)), (before, after))
 
 
-def expected_calibration_error(chances: Tensor, golds: Tensor) -> float:
-    """Mean distance of confidence and accuracy over `BINS` bins of the confidence, weighted by their rows.
+def expected_calibration_error(probabilities: Tensor, golds: Tensor) -> float:
+    """Mean distance of confidence and accuracy over `NUM_BINS` bins of the confidence, weighted by their rows.
 
     Args:
-        chances: (rows, C); golds: (rows,).
+        probabilities: (rows, C); golds: (rows,).
     """
-    confidences, answers = chances.max(-1)
+    confidences, answers = probabilities.max(-1)
     right = (answers == golds).double()
-    bins = (confidences * BINS).long().clamp(max=BINS - 1)
+    bins = (confidences * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     total = 0.0
-    for k in bins.unique():
-        inside = bins == k
+    for inside in (bins == k for k in bins.unique()):
         total += float((confidences[inside].mean() - right[inside].mean()).abs() * inside.sum())
     return total / len(golds)
 
@@ -86,21 +82,22 @@ def expected_calibration_error(chances: Tensor, golds: Tensor) -> float:
 def fit_on_validation(
     predictor: Predictor, task: Task, warn: Callable[[str], None], progress: Callable[[int], None]
 ) -> Fit:
-    """Fit on the validation rows that the run's recipe names.
+    """Fit on the validation rows of the run's recipe.
 
     Raises:
-        UserError: they are not there, or none has a gold answer among those that are compared.
+        UserError: there are none, or none has a gold answer among the candidates.
     """
+    compared = candidates(task, predictor.manifest.label_sets.get(task.name, ()))
     examples = validation_rows(predictor.location.recipe, task, warn)
-    compared = candidates(task, predictor.handed.label_sets.get(task.name, ()))
-    kept, parts = _with_gold(compared, examples), []
+    indices = {example.index: label_index(compared, str(example.label)) for example in examples}
+    kept = [example for example in examples if indices[example.index] is not None]
     if not kept:
-        raise UserError(f"--temperature auto: no validation row of task {task.name} has a gold answer to compare with")
-    golds = []
-    for batch in in_batches([example for example, _ in kept], Evaluation().batch_size):
-        place = {example.index: gold for example, gold in kept}
+        raise UserError(f"--temperature auto: no validation row of task {task.name} has one of its answers as label")
+    parts: list[Tensor] = []
+    golds: list[int] = []
+    for batch in in_batches(kept, Evaluation().batch_size):
         parts.append(predictor.log_likelihoods(compared, batch).cpu())
-        golds += [place[example.index] for example in batch]
+        golds += [index for example in batch if (index := indices[example.index]) is not None]
         progress(len(batch))
     return fit(torch.cat(parts), golds)
 
@@ -109,7 +106,7 @@ def validation_rows(recipe: Path | None, task: Task, warn: Callable[[str], None]
     """The labelled validation rows of a run's recipe.
 
     Raises:
-        UserError: there is no recipe, or the rows are not there.
+        UserError: there is no recipe, or the rows cannot be read.
     """
     why = "--temperature auto fits on the validation rows of the run"
     if recipe is None:
@@ -128,12 +125,3 @@ def validation_rows(recipe: Path | None, task: Task, warn: Callable[[str], None]
         return load_examples(own, "validation", found.data.root, found.seed, warn)
     except UserError as error:
         raise UserError(f"{why}, and these cannot be read ({recipe}): {error}") from error
-
-
-def _with_gold(compared: Candidates, examples: Sequence[Example]) -> list[tuple[Example, int]]:
-    found = []
-    for example in examples:
-        place = label_index(compared, str(example.label))
-        if place is not None:
-            found.append((example, place))
-    return found

@@ -16,22 +16,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from extensions.common.environment import keep_freed_memory
 from extensions.common.errors import UserError
-from extensions.data.readers import LabelColumn, label_of
+from extensions.data.cells import LabelColumn, label_of
+from extensions.evaluation.answers import Decoding
 from extensions.evaluation.likelihood import candidates
 from extensions.evaluation.metrics import Prediction, score_all
-from extensions.evaluation.predict import Decoding
-from extensions.inference import handover
 from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
-from extensions.inference.predictor import Answer, Predictor
-from extensions.inference.tables import STDIN, InputTable, output_format, read_table, render, write_table
-from extensions.reporting.model_card import before_after_table
+from extensions.inference.manifest import FILE_NAME, Manifest
+from extensions.inference.predictor import Answer, Predictor, check_columns
+from extensions.inference.tables import STDIN, InputTable, output_format, read_input, render, write_output
+from extensions.reporting.scores import before_after_table
 from extensions.tasks import Task, is_blank
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What `nlu predict` was asked for."""
+    """The options of `nlu predict`."""
 
     run: str
     input: str | None
@@ -45,31 +45,32 @@ class PredictOptions:
     batch_size: int | None
     device: str | None
     format: str | None  # of standard input and output
-    prefix: str  # of the added columns' names
+    prefix: str  # of the names of added columns
     trust_remote_code: bool
 
 
 def predict(options: PredictOptions) -> None:
-    """Do it. What is for people goes to standard error, unless the answers go to a file.
+    """Run the command. Messages go to standard error; with --out the score table goes to standard output.
 
     Raises:
-        UserError: the model, the input or an option is wrong. A row that cannot be answered is none.
+        UserError: the model, the input or an option is invalid. Rows that cannot be answered raise nothing.
     """
-    talk = _console(stderr=True)
-    # All that can be wrong is found before the model is loaded.
+    messages = _console(stderr=True)
+    # All checks that need no model come before it is loaded.
     location = locate(options.run)
     if location.note:
-        talk.print(location.note, markup=False)
-    task = handover.read(location.folder).task(options.task)
-    temperature = _number(options.temperature)
+        messages.print(location.note, markup=False)
+    task = Manifest.load(location.folder).task(options.task)
+    temperature = _temperature(options.temperature)
     source = _input(options)
     row = _texts(task, options.texts) if options.texts else None
     kind = output_format(options.out, options.format)
-    table = read_table(source, task, options.format) if source is not None else None
+    table = read_input(source, task, options.format) if source is not None else None
     if table is not None:
-        _check_columns(table, task)
-        _check_names(table, task, options)
-    if options.out is not None and source is not None and source != STDIN and _same(options.out, source):
+        check_columns(task, table.columns, table.name)
+        _check_added_names(table, task, options)
+    read_from_file = source is not None and source != STDIN
+    if read_from_file and options.out is not None and options.out.exists() and options.out.samefile(str(source)):
         raise UserError(f"--out: {str(options.out)!r} is the input itself; name another file")
 
     keep_freed_memory()
@@ -78,32 +79,35 @@ def predict(options: PredictOptions) -> None:
     predictor = Predictor.load(location.folder, options.model, options.device, options.trust_remote_code)
     predictor.location = location
     if options.temperature == "auto":
-        _calibrate(predictor, task, talk)
-    elif temperature is None and predictor.handed.calibration.get(task.name) is not None:
-        talk.print(f"probabilities at temperature {predictor.temperature_of(task):.3f}, fitted on validation rows")
+        _calibrate(predictor, task, messages)
+    elif temperature is None and predictor.manifest.calibration.get(task.name) is not None:
+        messages.print(f"probabilities at temperature {predictor.temperature_of(task):.3f}, fitted on validation rows")
     if row is not None:
-        _answer_one(predictor, task, row, options, temperature)
-        return
+        (one,) = predictor.predict([row], True, options.decoding, task.name, temperature)
+        _print_answer(one)
     if table is None:
         return
     start = time.monotonic()
-    with _bar(talk, len(table.rows)) as progress:
-        answers = _answers(predictor, table, task, options, temperature, progress)
+    with _bar(messages, len(table.rows)) as progress:
+        rows: Sequence[Any] = table.rows
+        answers = predictor.predict(
+            rows, options.probabilities, options.decoding, task.name, temperature, options.batch_size, progress
+        )
+    answers = [Answer(error=table.errors[k]) if k in table.errors else one for k, one in enumerate(answers)]
     seconds = time.monotonic() - start
-    added = _columns(task, answers, options, kind)
-    write_table(options.out, render(table, added, kind))
-    talk.print(f"{len(answers)} rows in {seconds:.1f} s ({len(answers) / seconds:.1f} rows/s)")
+    write_output(options.out, render(table, _added_columns(task, answers, options, kind), kind))
+    messages.print(f"{len(answers)} rows in {seconds:.1f} s ({len(answers) / seconds:.1f} rows/s)")
     unanswered = sum(one.error is not None for one in answers)
     if unanswered:
         column = f"{options.prefix}error"
-        talk.print(f"{unanswered} of {len(answers)} rows have no answer; the column {column!r} says why", markup=False)
-    _score(task, table, answers, talk if options.out is None else _console())
+        messages.print(f"{unanswered} of {len(answers)} rows have no answer; see the column {column!r}", markup=False)
+    _score(task, table, answers, messages if options.out is None else _console())
 
 
-# ----------------------------------------------------------------------------------------------- what was asked for
+# ------------------------------------------------------------------------------------------------------------- options
 
 
-def _number(text: str | None) -> float | None:
+def _temperature(text: str | None) -> float | None:
     if text is None or text == "auto":
         return None
     try:
@@ -111,12 +115,12 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise UserError(f"--temperature: got {text!r}; allowed: auto, or a number above 0 (1: as the model has it)")
+        raise UserError(f"--temperature: got {text!r}; allowed: auto, or a number above 0 (1: uncalibrated)")
     return value
 
 
 def _input(options: PredictOptions) -> str | None:
-    """The file to read; None: there is none, and none is needed."""
+    """The file to read; None if none is needed."""
     if options.texts:
         if options.input is not None or options.out is not None:
             raise UserError("--text answers one row and prints it; leave INPUT and --out out")
@@ -128,10 +132,6 @@ def _input(options: PredictOptions) -> str | None:
             "nothing to answer: name a file (CSV, TSV, JSONL, parquet), pipe rows in, or use --text KEY=VALUE"
         )
     return STDIN if options.input is None else options.input
-
-
-def _same(out: Path, source: str) -> bool:
-    return out.exists() and out.samefile(source)
 
 
 def _texts(task: Task, texts: Sequence[str]) -> dict[str, str]:
@@ -152,17 +152,7 @@ def _texts(task: Task, texts: Sequence[str]) -> dict[str, str]:
     return row
 
 
-def _check_columns(table: InputTable, task: Task) -> None:
-    needed = list(task.text_columns.values())
-    missing = [column for column in needed if column not in table.columns]
-    if missing:
-        raise UserError(
-            f"{table.name}: no column {', '.join(map(repr, missing))}. Task {task.name} needs: "
-            f"{', '.join(map(repr, needed))}; the file has: {', '.join(map(repr, table.columns))[:1000]}"
-        )
-
-
-def _check_names(table: InputTable, task: Task, options: PredictOptions) -> None:
+def _check_added_names(table: InputTable, task: Task, options: PredictOptions) -> None:
     names = ["answer", "confidence", "error"] + (["raw"] if options.decoding != "likelihood" else [])
     names += list(_probability_names(task).values()) if options.probabilities else []
     clash = [name for name in (f"{options.prefix}{name}" for name in names) if name in table.columns]
@@ -178,32 +168,14 @@ def _probability_names(task: Task) -> dict[str, str]:
     return {label: f"p({label})" for label in labels}
 
 
-# ------------------------------------------------------------------------------------------------------------ answers
+# ------------------------------------------------------------------------------------------------------------- answers
 
 
-def _answers(
-    predictor: Predictor,
-    table: InputTable,
-    task: Task,
-    options: PredictOptions,
-    temperature: float | None,
-    progress: Callable[[int], None],
-) -> list[Answer]:
-    """One for each row of the table, malformed ones included."""
-    found = predictor.predict(
-        table.rows, options.probabilities, options.decoding, task.name, temperature, options.batch_size, progress
-    )
-    return [
-        Answer(None, None, None, None, table.faults[k]) if k in table.faults else one for k, one in enumerate(found)
-    ]
-
-
-def _columns(task: Task, answers: Sequence[Answer], options: PredictOptions, kind: str) -> dict[str, list[Any]]:
+def _added_columns(task: Task, answers: Sequence[Answer], options: PredictOptions, kind: str) -> dict[str, list[Any]]:
     """Name -> values of the added columns."""
-    decimals = kind in ("csv", "tsv")
 
     def number(value: float | None) -> Any:
-        return value if value is None or not decimals else f"{value:.6f}"
+        return f"{value:.6f}" if value is not None and kind in ("csv", "tsv") else value
 
     columns: dict[str, list[Any]] = {
         "answer": [one.answer for one in answers],
@@ -219,19 +191,15 @@ def _columns(task: Task, answers: Sequence[Answer], options: PredictOptions, kin
     return {f"{options.prefix}{name}": values for name, values in columns.items()}
 
 
-def _answer_one(
-    predictor: Predictor, task: Task, row: dict[str, str], options: PredictOptions, temperature: float | None
-) -> None:
-    (one,) = predictor.predict([row], True, options.decoding, task.name, temperature)
+def _print_answer(one: Answer) -> None:
     if one.answer is None:
         raise UserError(f"no answer: {one.error}")
     print(f"answer      {one.answer}")
     print(f"confidence  {one.confidence:.3f}")
     if one.raw is not None:
         print(f"raw         {one.raw!r}")
-    ordered = sorted((one.probabilities or {}).items(), key=lambda item: -item[1])
-    for k, (label, chance) in enumerate(ordered):
-        print(f"{'' if k else 'p':<12}{chance:.3f}  {label}")
+    for k, (label, probability) in enumerate(sorted((one.probabilities or {}).items(), key=lambda item: -item[1])):
+        print(f"{'' if k else 'p':<12}{probability:.3f}  {label}")
 
 
 def _console(stderr: bool = False) -> Console:
@@ -247,25 +215,27 @@ def _bar(console: Console, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.advance(shown, done)
 
 
-def _calibrate(predictor: Predictor, task: Task, talk: Console) -> None:
-    """Fit, say what it changes, and store it with the model."""
-    with _bar(talk, 0) as progress:
-        found = fit_on_validation(predictor, task, lambda text: talk.print(f"warning: {text}", markup=False), progress)
-    calibration = predictor.handed.calibration | {task.name: found.temperature}
-    predictor.handed = predictor.handed.model_copy(update={"calibration": calibration})
+def _calibrate(predictor: Predictor, task: Task, messages: Console) -> None:
+    """Fit the temperature, report it, and store it in the manifest."""
+    with _bar(messages, 0) as progress:
+        found = fit_on_validation(
+            predictor, task, lambda text: messages.print(f"warning: {text}", markup=False), progress
+        )
+    calibration = predictor.manifest.calibration | {task.name: found.temperature}
+    predictor.manifest = predictor.manifest.model_copy(update={"calibration": calibration})
     folder = predictor.location.folder
     try:
-        handover.write(folder, predictor.handed)
-        talk.print(f"{found}; stored in {folder / handover.NAME}", markup=False)
+        predictor.manifest.save(folder)
+        messages.print(f"{found}; stored in {folder / FILE_NAME}", markup=False)
     except OSError as error:
-        talk.print(f"{found}; not stored: {folder} cannot be written ({error.strerror})", markup=False)
+        messages.print(f"{found}; not stored: {folder} cannot be written ({error.strerror})", markup=False)
 
 
-# -------------------------------------------------------------------------------------------------------------- score
+# -------------------------------------------------------------------------------------------------------------- scores
 
 
 def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Console) -> None:
-    """The score table, where the input has the task's label column."""
+    """Print the score table if the input has the task's label column."""
     column = task.source.label
     if not isinstance(column, str) or column not in table.columns:
         return
@@ -273,13 +243,15 @@ def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Co
         console.print(f"not scored: the column {column!r} is empty", markup=False)
         return
     if task.group_by:
-        console.print(f"not scored: the metrics of {task.display_name} are over questions, of several rows each")
+        console.print(f"not scored: the metrics of {task.display_name} are per question, over several rows")
         return
-    predictions = []
+    labels, predictions = LabelColumn(task, column, table.classes), []
     for index, (row, one) in enumerate(zip(table.rows, answers, strict=True)):
-        gold = gold_of(task, row, table.classes)
-        if gold is not None:
-            predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold))
+        try:
+            gold = label_of(row, labels, "")
+        except UserError:
+            continue
+        predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold))
     if not predictions:
         console.print(f"not scored: no row of column {column!r} has a label of the task", markup=False)
         return
@@ -287,15 +259,3 @@ def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Co
     if left:
         console.print(f"{left} rows without a label of the task are not in the scores")
     console.print(before_after_table([task], None, score_all([task], predictions), "given"))
-
-
-def gold_of(task: Task, row: dict[str, Any], classes: list[str] | None) -> str | None:
-    """The label of a row, as training rows have it; None if it has none.
-
-    Args:
-        classes: names of the numbers in the label column.
-    """
-    try:
-        return label_of(dict(row.items()), LabelColumn(task, task.source.label, classes), "")
-    except UserError:
-        return None

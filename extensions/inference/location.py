@@ -1,4 +1,4 @@
-"""Where a trained model is: a run folder, an adapter's folder, or a merged model."""
+"""Where a trained model is: a run folder, an adapter folder, or a merged model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extensions.common.errors import UserError
-from extensions.inference import handover
-from extensions.inference.handover import HandOver
+from extensions.inference.manifest import HERE, Manifest
 from extensions.model.hub import is_hub_name
 from extensions.recipe import Model
 
@@ -16,29 +15,29 @@ from extensions.recipe import Model
 class Location:
     """A trained model on the disk."""
 
-    folder: Path  # with nlu.json and the tokenizer
-    merged: bool  # a whole model, not an adapter
-    recipe: Path | None  # of its run, where that stands beside it
-    note: str | None  # what was found instead of what was named
+    folder: Path  # with the manifest and the tokenizer
+    merged: bool = False  # a whole model, not an adapter
+    recipe: Path | None = None  # of its run, if known
+    note: str | None = None  # that another folder than the named one was taken
 
 
 def locate(path: str | Path) -> Location:
-    """The model that a user names.
+    """The model in a folder. For a missing `runs/NAME`, that of `runs/NAME-sft`.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds no model.
     """
     named = Path(path)
     sft = named.with_name(f"{named.name}-sft")
     if not named.exists() and _is_adapter(sft / "adapter"):
         note = f"{named} is not there; answering with {sft}, the supervised run of the same name"
-        return Location(sft / "adapter", False, _beside(sft), note)
+        return Location(sft / "adapter", recipe=_recipe_in(sft), note=note)
     if _is_adapter(named / "adapter"):
-        return Location(named / "adapter", False, _beside(named), None)
+        return Location(named / "adapter", recipe=_recipe_in(named))
     if _is_adapter(named):
-        return Location(named, False, _beside(named.resolve().parent), None)
+        return Location(named, recipe=_recipe_in(named.resolve().parent))
     if (named / "config.json").is_file():
-        return Location(named, True, None, None)
+        return Location(named, merged=True)
     if not named.exists():
         raise UserError(f"{named}: no such folder; name a run (runs/NAME), an adapter or a merged model")
     more = f"; {sft} has one" if _is_adapter(sft / "adapter") else ""
@@ -49,31 +48,29 @@ def locate(path: str | Path) -> Location:
     raise UserError(f"{named}: neither a run folder, nor an adapter, nor a merged model{more}")
 
 
-def base_of(location: Location, handed: HandOver, model: str | None, trust_remote_code: bool = False) -> Model:
+def base_of(location: Location, manifest: Manifest, model: str | None, trust_remote_code: bool = False) -> Model:
     """The base model with the adapter, as section `model` of a recipe.
 
     Args:
-        model: in place of the path in the hand-over file, for another machine.
+        model: replaces the path in the manifest, on another machine.
 
     Raises:
-        UserError: the base is not there, or it is another one.
+        UserError: the base is missing, or is not the one of the training.
     """
     if location.merged and model is not None:
         raise UserError(f"--model: {location.folder} is a merged model, which needs no base; leave it out")
-    here = location.merged or handed.base.path == handover.HERE
-    path = str(location.folder) if here else model or handed.base.path
+    here = location.merged or manifest.base.path == HERE
+    path = str(location.folder) if here else model or manifest.base.path
     if not here and not path.startswith("pip:") and not Path(path).exists() and not is_hub_name(path):
         option = "--model" if model is not None else "the base model of the adapter"
         raise UserError(f"{option}: {path!r} is not there; name its folder or hub name with --model")
     base = Model(
+        **manifest.base.model_dump(include={"dtype", "attn_implementation", "load_in_4bit"}),
         path=path,
-        dtype=handed.base.dtype,
-        attn_implementation=handed.base.attn_implementation,
-        load_in_4bit=handed.base.load_in_4bit,
         trust_remote_code=trust_remote_code,
         adapter=None if location.merged else str(location.folder),
     )
-    handover.check_base(handed, base, location.folder)
+    manifest.check_base(base, location.folder)
     return base
 
 
@@ -81,5 +78,5 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _beside(run: Path) -> Path | None:
+def _recipe_in(run: Path) -> Path | None:
     return run / "recipe.yaml" if (run / "recipe.yaml").is_file() else None

@@ -1,10 +1,10 @@
-"""The model of a run, loaded once, and its answers to rows."""
+"""`Predictor`: a trained model that answers rows."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from extensions.common.errors import UserError
 from extensions.data import Example
-from extensions.data.readers import FaultyRow, text_of
+from extensions.data.cells import text_of
+from extensions.data.row_errors import RowError
+from extensions.evaluation.answers import Decoding, answer_batch, in_batches
 from extensions.evaluation.likelihood import (
     Candidates,
     Decision,
@@ -24,13 +26,11 @@ from extensions.evaluation.likelihood import (
     decide,
     log_likelihoods,
 )
-from extensions.evaluation.predict import Decoding, answer, in_batches
-from extensions.inference import handover
-from extensions.inference.handover import HandOver
 from extensions.inference.location import Location, base_of, locate
+from extensions.inference.manifest import Manifest
 from extensions.model.loading import load_policy, load_tokenizer
 from extensions.model.policy import Policy
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task
@@ -40,11 +40,11 @@ from extensions.tasks import Task
 class Answer:
     """The answer to one row."""
 
-    answer: str | float | None  # label as in the training data, several joined by ", ", or score; None: see `error`
-    confidence: float | None  # probability of the answer among the task's; None where there is no answer
-    probabilities: dict[str, float] | None  # by label (regression: by number); where they were asked for
-    raw: str | None  # what the model wrote, by decoding sample or greedy
-    error: str | None  # why there is no answer
+    answer: str | float | None = None  # a label as in the training data, labels joined by ", ", or a score
+    confidence: float | None = None  # probability of the answer among the task's; None without an answer
+    probabilities: dict[str, float] | None = None  # per label (regression: per score), if requested
+    raw: str | None = None  # the generated text, by decoding sample or greedy
+    error: str | None = None  # why there is no answer
 
 
 class Predictor:
@@ -56,11 +56,11 @@ class Predictor:
 
     Attributes:
         location: where the model is.
-        handed: what its run left for answering: tasks, prompt form, decoding, calibration.
+        manifest: its tasks, prompt format, decoding and calibration.
     """
 
-    def __init__(self, location: Location, handed: HandOver, encoder: PromptEncoder, sampler: Sampler) -> None:
-        self.location, self.handed, self.encoder, self.sampler = location, handed, encoder, sampler
+    def __init__(self, location: Location, manifest: Manifest, encoder: PromptEncoder, sampler: Sampler) -> None:
+        self.location, self.manifest, self.encoder, self.sampler = location, manifest, encoder, sampler
         self._lock = threading.Lock()  # a policy computes in one role at a time
 
     @classmethod
@@ -71,31 +71,31 @@ class Predictor:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> Predictor:
-        """Load the model of a run folder, an adapter's folder or a merged model.
+        """Load the model of a run folder, an adapter folder or a merged model.
 
         Args:
-            path: the folder; where `runs/NAME` is not there, `runs/NAME-sft` is taken.
-            model: folder or hub name of the base model, where it is elsewhere than it was in the training.
+            path: the folder; if `runs/NAME` is missing, `runs/NAME-sft` is taken.
+            model: folder or hub name of the base model, if it has moved since the training.
             device: cpu, cuda, cuda:1, ...; None: the GPU if there is one.
             trust_remote_code: run Python code that comes with the base model.
 
         Raises:
-            UserError: there is no such model, its files are damaged, or the base is another one.
+            UserError: there is no such model, its files are damaged, or the base is not the one of the training.
         """
         location = locate(path)
-        handed = handover.read(location.folder)
-        base = base_of(location, handed, model, trust_remote_code)
+        manifest = Manifest.load(location.folder)
+        base = base_of(location, manifest, model, trust_remote_code)
         if not (location.folder / "tokenizer_config.json").is_file():
             raise UserError(f"{location.folder}: has no tokenizer (tokenizer_config.json); copy the whole folder")
-        # The training's own: the base's may lack the tokens that end an answer.
+        # The training's own tokenizer: the base's may lack the tokens that end an answer.
         tokenizer = load_tokenizer(Model(path=str(location.folder), trust_remote_code=trust_remote_code))
-        form = handed.prompt
+        form = manifest.prompt
         shown = {name: list(rows) for name, rows in form.demonstrations.items()}
         encoder = PromptEncoder(
             tokenizer, form.max_tokens, form.chat_template, form.shots, shown, form.template_options
         )
-        policy = _policy(base, handed, _device(device))
-        return cls(location, handed, encoder, Sampler(policy, tokenizer, Evaluation().micro_batch_size))
+        policy = _policy(base, manifest, _device(device))
+        return cls(location, manifest, encoder, Sampler(policy, tokenizer, CLOSE, Evaluation().micro_batch_size))
 
     def predict(
         self,
@@ -107,52 +107,54 @@ class Predictor:
         batch_size: int | None = None,
         progress: Callable[[int], None] = lambda answered: None,
     ) -> list[Answer]:
-        """One answer for each row, in their order. A row that cannot be answered has an error and stops no other.
+        """One answer per row, in order. A row that cannot be answered gets an error; the others are answered.
 
         Args:
             rows: column name, as in the training data -> text. Other columns are ignored.
-            probabilities: also give the probability of each label.
-            decoding: "likelihood" takes the most probable of the task's answers; "sample" and "greedy" have the model
-                write one, as the paper does.
-            task: name; needed where the model knows several.
-            temperature: of the probabilities; None: that which was fitted (`nlu predict --temperature auto`), else 1.
-            batch_size: rows that are answered together; None: as an evaluation does.
-            progress: is called with the number of rows that have been answered since the last call.
+            probabilities: also return the probability of each label.
+            decoding: "likelihood" takes the most probable of the task's answers; "sample" and "greedy" generate one,
+                as the paper does.
+            task: name; required if the model has several tasks.
+            temperature: of the probabilities; None: the fitted one (`nlu predict --temperature auto`), else 1.
+            batch_size: rows per batch; None: the default of an evaluation.
+            progress: called with the number of rows answered since the last call.
 
         Raises:
-            UserError: an argument is wrong, the task is not known, or the model gives non-finite output.
+            UserError: an argument is invalid, the model has no such task, or its output is non-finite.
         """
         _check_arguments(rows, decoding, temperature, batch_size)
-        known = self.handed.task(task)
-        _check_columns(rows, known)
-        compared = candidates(known, self.handed.label_sets.get(known.name, ()))
-        scale = self.temperature_of(known) if temperature is None else temperature
-        answers: list[Answer | None] = [None] * len(rows)
+        chosen = self.manifest.task(task)
+        names = dict.fromkeys(str(name) for row in rows if isinstance(row, Mapping) for name in row)
+        if names:
+            check_columns(chosen, names, "rows")
+        compared = candidates(chosen, self.manifest.label_sets.get(chosen.name, ()))
+        scale = self.temperature_of(chosen) if temperature is None else temperature
+        answers: dict[int, Answer] = {}
         examples = []
         for index, row in enumerate(rows):
             try:
-                examples.append(self.example(known, index, row))
+                examples.append(self.example(chosen, index, row))
             except UserError as error:
-                said = error.fault.detail.lstrip(":, ") if isinstance(error, FaultyRow) else str(error)
-                answers[index] = Answer(None, None, None, None, said)
-        progress(len(rows) - len(examples))
+                detail = error.detail.lstrip(":, ") if isinstance(error, RowError) else str(error)
+                answers[index] = Answer(error=detail)
+        progress(len(answers))
         for batch in in_batches(examples, batch_size or Evaluation().batch_size):
             with self._lock:
                 logprobs = self.log_likelihoods(compared, batch)
-                chances = answer_probabilities(logprobs, scale)
-                decisions = decide(compared, answer_probabilities(logprobs), chances)
-                found = [Answer(d.answer, d.confidence, d.probabilities, None, None) for d in decisions]
-                if decoding != "likelihood":
-                    found = self._written(compared, batch, decoding, decisions, chances)
+                calibrated = answer_probabilities(logprobs, scale)
+                decisions = decide(compared, answer_probabilities(logprobs), calibrated)
+                if decoding == "likelihood":
+                    found = [Answer(d.answer, d.confidence, d.probabilities) for d in decisions]
+                else:
+                    found = self._generated(compared, batch, decoding, decisions, calibrated)
             for example, one in zip(batch, found, strict=True):
-                answers[example.index] = one if probabilities else _without_probabilities(one)
+                answers[example.index] = one if probabilities else replace(one, probabilities=None)
             progress(len(batch))
-        assert None not in answers, "each row has been answered, or has an error"
-        return [one for one in answers if one is not None]
+        return [answers[index] for index in range(len(rows))]
 
     def temperature_of(self, task: Task) -> float:
-        """The calibration temperature of a task; 1 where none was fitted."""
-        return self.handed.calibration.get(task.name) or 1.0
+        """The calibration temperature of a task; 1 if none was fitted."""
+        return self.manifest.calibration.get(task.name) or 1.0
 
     def example(self, task: Task, index: int, row: Mapping[str, Any]) -> Example:
         """A row as an example without a label.
@@ -160,11 +162,10 @@ class Predictor:
         Raises:
             UserError: a column or a text is missing, or the prompt cannot fit.
         """
-        where, own = f"row {index + 1}", task.suite == "own"
         if not isinstance(row, Mapping):
             raise UserError(f"expected a dictionary of column and text, got {type(row).__name__}")
-        may_lack = task.source.incomplete != "error"
-        cells: dict[str | int, Any] = {name: value for name, value in row.items()}
+        where, own, may_lack = f"row {index + 1}", task.suite == "own", task.source.incomplete != "error"
+        cells: dict[str | int, Any] = dict(row.items())
         fields = {name: text_of(cells, column, where, may_lack, own) for name, column in task.text_columns.items()}
         if own and not any(fields.values()):
             raise UserError("all texts are empty")
@@ -172,30 +173,42 @@ class Predictor:
         return Example(task, index, fields, None)
 
     def log_likelihoods(self, compared: Candidates, batch: Sequence[Example]) -> Tensor:
-        """(rows, C) log-probabilities of the answers, summed over their forms."""
+        """(rows, C) log-probabilities of the candidate answers, summed over their forms."""
         encoded = [self.encoder.encode(compared.task, row.fields) for row in batch]
         return log_likelihoods(compared, encoded, self.encoder, self.sampler)[0]
 
-    def _written(
+    def _generated(
         self,
         compared: Candidates,
         batch: Sequence[Example],
         decoding: Decoding,
         decisions: Sequence[Decision],
-        chances: Tensor,
+        calibrated: Tensor,
     ) -> list[Answer]:
-        """Answers that the model writes, with the confidence that their likelihood gives them."""
-        handed = self.handed
-        written = answer(batch, self.encoder, self.sampler, handed.max_new_tokens, handed.seed, decoding)
-        found = []
-        for one, decision, row in zip(written, decisions, chances, strict=True):
+        """Generated answers, with the confidence by their likelihood."""
+        budget, seed = self.manifest.max_new_tokens, self.manifest.seed
+        answers = []
+        for one, decision, row in zip(
+            answer_batch(batch, self.encoder, self.sampler, budget, seed, decoding), decisions, calibrated, strict=True
+        ):
+            found = Answer(probabilities=decision.probabilities, raw=one.text)
             if one.answer is None:
-                wrong = f"wrong format: {one.text[:60]!r} is no answer of the task"
-                found.append(Answer(None, None, decision.probabilities, one.text, wrong))
-                continue
-            confidence = confidence_of(compared, row, one.answer)
-            found.append(Answer(one.answer, confidence, decision.probabilities, one.text, None))
-        return found
+                answers.append(replace(found, error=f"wrong format: {one.text[:60]!r} is not an answer of the task"))
+            else:
+                answers.append(replace(found, answer=one.answer, confidence=confidence_of(compared, row, one.answer)))
+        return answers
+
+
+def check_columns(task: Task, columns: Iterable[str], where: str) -> None:
+    """Raise UserError if a column of the prompt is missing from `columns`, which `where` has: a misspelt name."""
+    needed, present = list(task.text_columns.values()), list(columns)
+    missing = [column for column in needed if column not in present]
+    if missing:
+        raise UserError(
+            f"{where}: no column {', '.join(map(repr, missing))}. Task {task.name} needs: "
+            f"{', '.join(map(repr, needed))}; found: {', '.join(map(repr, present))[:1000]}. If rows have no such "
+            "text, add the column with empty texts"
+        )
 
 
 def _check_arguments(rows: Any, decoding: str, temperature: float | None, batch_size: int | None) -> None:
@@ -212,26 +225,11 @@ def _check_arguments(rows: Any, decoding: str, temperature: float | None, batch_
         raise UserError(f"batch_size: got {batch_size!r}; allowed: a whole number from 1")
 
 
-def _check_columns(rows: Sequence[Any], task: Task) -> None:
-    """Raises UserError where a column that the prompt shows stands in none of the rows: a name that is misspelt."""
-    names = dict.fromkeys(str(name) for row in rows if isinstance(row, Mapping) for name in row)
-    missing = [column for column in task.text_columns.values() if column not in names]
-    if missing and names:
-        raise UserError(
-            f"rows: none has the column {', '.join(map(repr, missing))} of task {task.name}; they have: "
-            f"{', '.join(map(repr, names))[:1000]}. Where there is no such text, give an empty one"
-        )
-
-
-def _without_probabilities(one: Answer) -> Answer:
-    return replace(one, probabilities=None)
-
-
-def _policy(base: Model, handed: HandOver, device: torch.device) -> Policy:
+def _policy(base: Model, manifest: Manifest, device: torch.device) -> Policy:
     def load(modules: Literal["auto", "all-linear"]) -> Policy:
-        # Of a merged model the fresh adapter, which changes nothing, needs some layers that can have one.
+        # A merged model gets a fresh adapter, which changes nothing but needs layers that can have one.
         lora = Lora(rank=1, target_modules=modules)
-        temperature, seed = handed.sampling_temperature, handed.seed
+        temperature, seed = manifest.sampling_temperature, manifest.seed
         return load_policy(base, lora, "none", temperature, device, seed, "base", training=False)
 
     try:
@@ -250,6 +248,6 @@ def _device(name: str | None) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device: {name!r} is not here ({' '.join(str(error).split())[:100]}); allowed: cpu, cuda, cuda:N"
+            f"--device: {name!r} is not available ({' '.join(str(error).split())[:100]}); allowed: cpu, cuda, cuda:N"
         ) from error
     return device

@@ -1,4 +1,4 @@
-"""Tables of rows to be answered, read and written with every cell as it was."""
+"""Tables of rows to answer: read as the training files are, written with every input cell unchanged."""
 
 from __future__ import annotations
 
@@ -17,39 +17,36 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.common.files import write_bytes
-from extensions.data.faults import Fault
-from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, has_mark, scan, separator_of
+from extensions.data.load_table import Table, load_table
+from extensions.data.tables import SUFFIXES, class_names, format_of, has_bom, separator_of
 from extensions.tasks import Source, Task
 
 STDIN = "-"
 
 
 @dataclass(frozen=True)
-class InputTable:
-    """The rows of a file."""
+class InputTable(Table):
+    """The rows to answer, and how their file is written."""
 
-    name: str  # as messages call the file
+    name: str  # in messages
     format: str  # csv, tsv, jsonl or parquet
-    columns: list[str]
-    rows: list[dict[str, Any]]  # in order; empty in the place of a malformed row
-    faults: dict[int, str]  # row -> what is wrong with it
-    source: Any = None  # parquet: the pyarrow table, whose types are kept
-    classes: list[str] | None = None  # parquet: names of the numbers in the task's label column
+    parquet: Any = None  # the pyarrow table, which keeps the types
+    classes: list[str] | None = None  # parquet: names of the class numbers in the task's label column
     separator: str = ","  # of CSV
-    marked: bool = False  # whether a byte order mark begins it, by which Excel knows UTF-8
-    quoted: bool = True  # of TSV: whether a quote is no character like any other
+    byte_order_mark: bool = False  # by which Excel recognises UTF-8
+    quoted: bool = True  # of TSV: whether quotes enclose texts
 
 
-def read_table(path: str, task: Task, kind: str | None) -> InputTable:
+def read_input(path: str, task: Task, kind: str | None) -> InputTable:
     """The rows of a file, or of standard input.
 
     Args:
-        path: the file; "-": standard input, CSV where `kind` does not say otherwise.
-        task: whose training files say encoding and quoting.
-        kind: of standard input, and of a file whose suffix says nothing.
+        path: the file; "-": standard input, CSV unless `kind` is given.
+        task: encoding and quoting are those of its training files.
+        kind: format of standard input, and of a file with another suffix.
 
     Raises:
-        UserError: the file cannot be read, its suffix says nothing, or it has no rows.
+        UserError: the file cannot be read, its format is unknown, or it has no rows.
     """
     if path == STDIN:
         with tempfile.TemporaryDirectory() as folder:
@@ -65,44 +62,39 @@ def read_table(path: str, task: Task, kind: str | None) -> InputTable:
 
 
 def _read(path: Path, task: Task, kind: str | None) -> InputTable:
-    given = task.source
-    source = Source.model_validate({"format": kind or "auto", "encoding": given.encoding})
+    training = task.source
+    source = Source.model_validate({"format": kind or "auto", "encoding": training.encoding})
     found = format_of(path, source)
-    if found in _formats(given):  # written as the training's files are
-        source = source.model_copy(update={"quoting": given.quoting, "separator": given.separator})
-    columns = columns_of(path, source)
-    rows: list[dict[str, Any]] = []
-    faults: dict[int, str] = {}
-    for where, row in scan(path, source):
-        if isinstance(row, Fault):
-            faults[len(rows)] = f"{where.rpartition(', ')[2]}{row.detail}"
-        cells = row.cells if isinstance(row, Fault) else row
-        rows.append({str(name): cell for name, cell in cells.items()})
-    if not rows:
-        raise UserError(f"{path}: no rows; expected at least one")
-    table, classes = None, None
+    if found in _formats(training):
+        source = source.model_copy(update={"quoting": training.quoting, "separator": training.separator})
+    table, parquet, classes = load_table(path, source, keep_malformed=True), None, None
     if found == "parquet":
         import pyarrow.parquet
 
-        table, classes = pyarrow.parquet.read_table(path), class_names(path, str(given.label))
-    text = found in ("csv", "tsv")
-    separator = separator_of(path, source) if text else ","
+        parquet, classes = pyarrow.parquet.read_table(path), class_names(path, str(training.label))
     return InputTable(
-        str(path), found, columns, rows, faults, table, classes, separator, has_mark(path), source.quoting == "csv"
+        **vars(table),
+        name=str(path),
+        format=found,
+        parquet=parquet,
+        classes=classes,
+        separator=separator_of(path, source) if found in ("csv", "tsv") else ",",
+        byte_order_mark=has_bom(path),
+        quoted=source.quoting == "csv",
     )
 
 
 def _formats(source: Source) -> set[str]:
-    """Those of the training's files."""
+    """Formats of the training files."""
     paths = [Path(name) for name in source.files.values()]
     return {format_of(path, source) for path in paths if source.format != "auto" or path.suffix.lower() in SUFFIXES}
 
 
 def output_format(out: Path | None, kind: str | None) -> str:
-    """Of the answers: by the suffix of the file; on standard output `kind`, else CSV.
+    """Format of the answers: by the suffix of `out`; on standard output `kind`, else CSV.
 
     Raises:
-        UserError: the suffix says nothing, the folder is not there, or parquet is to go to standard output.
+        UserError: unknown suffix, missing folder, or parquet on standard output.
     """
     if out is None:
         if kind == "parquet":
@@ -110,65 +102,61 @@ def output_format(out: Path | None, kind: str | None) -> str:
         return kind or "csv"
     found = SUFFIXES.get(out.suffix.lower())
     if found is None:
-        raise UserError(f"--out: {str(out)!r}: its suffix says no format; allowed: {', '.join(SUFFIXES)}")
+        raise UserError(f"--out: {str(out)!r}: its suffix is not a known format; allowed: {', '.join(SUFFIXES)}")
     if not out.parent.is_dir():
         raise UserError(f"--out: {str(out)!r}: its folder is not there; make it, or name another file")
     return found
 
 
 def render(table: InputTable, added: Mapping[str, Sequence[Any]], kind: str) -> bytes:
-    """The table with columns after its own, as the content of a file.
+    """Content of a file with the table and further columns after its own.
 
     Args:
-        added: name -> values, one for each row; None where there is none.
+        added: name -> values, one per row; None for an empty cell.
 
     Raises:
-        UserError: parquet cannot hold a column whose values are of several types.
+        UserError: parquet cannot hold a column with values of several types.
     """
     if kind == "parquet":
         return _parquet(table, added)
     if kind == "jsonl":
-        lines = []
-        for k, row in enumerate(table.rows):
-            line = json.dumps(
-                row | {name: values[k] for name, values in added.items()}, ensure_ascii=False, default=str
-            )
-            with suppress(UnicodeEncodeError):
-                lines.append(line.encode())
-                continue
-            lines.append(json.dumps(json.loads(line)).encode())  # half of a surrogate pair, which JSON alone can spell
-        return b"".join(line + b"\n" for line in lines)
+        rows = (row | {name: values[k] for name, values in added.items()} for k, row in enumerate(table.rows))
+        return b"".join(map(_json_line, rows))
     line_of = _line_of(table, kind)
-    text = [line_of([*table.columns, *added])]
+    lines = [line_of([*table.columns, *added])]
     for k, row in enumerate(table.rows):
-        cells = [cell_text(row.get(name)) for name in table.columns]
-        text.append(line_of([*cells, *(cell_text(values[k]) for values in added.values())]))
-    mark = codecs.BOM_UTF8 if table.marked else b""
-    return mark + "".join(text).encode("utf-8", "backslashreplace")
+        cells = [*(row.get(name) for name in table.columns), *(values[k] for values in added.values())]
+        lines.append(line_of(list(map(_cell_text, cells))))
+    mark = codecs.BOM_UTF8 if table.byte_order_mark else b""
+    return mark + "".join(lines).encode("utf-8", "backslashreplace")
+
+
+def _json_line(row: Mapping[Any, Any]) -> bytes:
+    with suppress(UnicodeEncodeError):
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    return json.dumps(row, default=str).encode() + b"\n"  # half of a surrogate pair, which only JSON can escape
 
 
 def _line_of(table: InputTable, kind: str) -> Callable[[list[str]], str]:
-    """What writes the cells of a row: as the input is written, where it is of the same format."""
+    """The writer of one line of CSV or TSV: in the dialect of the input if it has the same format."""
     same = kind == table.format
     if same and kind == "tsv" and not table.quoted:
         return lambda cells: "\t".join(" ".join(cell.splitlines()).replace("\t", " ") for cell in cells) + "\n"
     separator = "\t" if kind == "tsv" else table.separator if same else ","
 
     def line(cells: list[str]) -> str:
-        text = io.StringIO()  # a CR in a cell is quoted only where lines end with one
+        text = io.StringIO()  # csv quotes a cell with a CR only if lines end with one
         csv.writer(text, delimiter=separator, lineterminator="\r\n").writerow(cells)
         return text.getvalue().removesuffix("\r\n") + "\n"
 
     return line
 
 
-def cell_text(value: Any) -> str:
-    """A value as a cell of CSV: text as it is, nothing for none, JSON for what is neither text nor a number."""
-    if value is None:
-        return ""
+def _cell_text(value: Any) -> str:
+    """A value as a cell of CSV: text unchanged, JSON for booleans, lists and objects."""
     if isinstance(value, (bool, dict, list)):
         return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def _parquet(table: InputTable, added: Mapping[str, Sequence[Any]]) -> bytes:
@@ -180,10 +168,10 @@ def _parquet(table: InputTable, added: Mapping[str, Sequence[Any]]) -> bytes:
             return pyarrow.array(values)
         except (pyarrow.ArrowException, ValueError, TypeError) as error:
             raise UserError(
-                f"--out: column {name!r} cannot stand in parquet ({str(error)[:100]}); write .jsonl instead"
+                f"--out: parquet cannot hold the column {name!r} ({str(error)[:100]}); write .jsonl instead"
             ) from error
 
-    whole = table.source
+    whole = table.parquet
     if whole is None:
         whole = pyarrow.table({name: column(name, [row.get(name) for row in table.rows]) for name in table.columns})
     for name, values in added.items():
@@ -193,8 +181,8 @@ def _parquet(table: InputTable, added: Mapping[str, Sequence[Any]]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def write_table(out: Path | None, content: bytes) -> None:
-    """Whole to a file, or to standard output.
+def write_output(out: Path | None, content: bytes) -> None:
+    """Write to a file atomically, or to standard output.
 
     Raises:
         UserError: the file cannot be written.
@@ -203,7 +191,7 @@ def write_table(out: Path | None, content: bytes) -> None:
         try:
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:  # the reader has what it wants (head)
+        except BrokenPipeError:  # the reader, such as head, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:

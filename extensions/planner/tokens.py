@@ -18,8 +18,7 @@ from extensions.data import (
     rows_of_epoch,
     subsample_evenly,
 )
-from extensions.data.splits import load_demonstrations
-from extensions.model.loading import load_tokenizer, prompt_limit
+from extensions.model.prompt_encoder import load_recipe_encoder
 from extensions.planner.devices import PlanOptions
 from extensions.planner.flops import SampleTokens
 from extensions.prefix.tree import common_prefix
@@ -68,7 +67,7 @@ def count_tokens(
         origin = "as stated" if stated else "assumed, data.root is not set"
         source = f"{prefix} + {suffix} prompt tokens {origin}; rows of the official training sets"
     else:
-        encoder = _load_encoder(recipe, config, tasks, warn)
+        encoder = load_recipe_encoder(recipe, config, tasks, warn)
         for task in tasks:
             examples = load_training(task, data.root, data.max_train_samples, recipe.seed)
             sizes |= epoch_sizes(examples, data.oversample)
@@ -78,13 +77,6 @@ def count_tokens(
         source = f"tokens counted on {counted} training rows with the model's tokenizer"
     mixed = rows_of_epoch(sizes, data.mixing, data.mixing_cap, data.mixing_temperature)
     return [TaskTokens(name, mixed[name], *count) for name, count in counts.items()], source
-
-
-def _load_encoder(recipe: Recipe, config: Any, tasks: Sequence[Task], warn: Callable[[str], None]) -> PromptEncoder:
-    prompt, shots = recipe.prompt, recipe.prompt.shots
-    shown = {task.name: load_demonstrations(recipe, task, [], warn) for task in tasks} if shots else {}
-    tokenizer, limit = load_tokenizer(recipe.model), prompt_limit(recipe, config)
-    return PromptEncoder(tokenizer, limit, prompt.chat_template, shots, shown, prompt.template_options)
 
 
 def _count_rows(

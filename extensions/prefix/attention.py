@@ -1,11 +1,11 @@
-"""Attention of packed rows: each block of a pack by itself, so that nothing is computed that a mask would hide.
+"""Attention over the prefix tree, group by group, so that no masked pair is computed.
 
-In a pack of 16 short prompts a dense mask hides seven of eight pairs. Here the rows of a block are padded to their
-longest, for the attention alone, and attend to the spans that they share and to themselves.
+In a pack of 16 short prompts a dense mask hides seven of eight pairs. Here the spans of a group are padded to their
+longest, in the attention only, and attend to their context and to themselves.
 
-Models take it by transformers' own interface for attention functions, as `attn_implementation` "packed"; called without
-`attend=...` it is transformers' sdpa. Which pairs of positions a layer's attention holds (a sliding window, chunks) is
-the model's own statement: transformers hands each kind of mask over as a function of two positions.
+Models use it through transformers' attention interface, as `attn_implementation` "packed"; without `attend=...` it is
+transformers' sdpa. Which pairs of positions a layer attends to (sliding window, chunks) comes from the model:
+transformers passes each kind of mask as a function of two positions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from extensions.prefix.tree import Pack
 
 NAME = "packed"
-# Arguments of an attention function that change its result. What is not honoured here must not be ignored.
+# Arguments of an attention function that change its result and that the packed form does not implement.
 FOREIGN = ("position_bias", "sinks", "head_mask")
 
 
 class CannotPack(Exception):
-    """The model's attention does what the packed form does not; the message says what."""
+    """The model's attention needs something that the packed form does not implement; the message says what."""
 
 
 class Visible:
     """Which positions of a sample a layer attends to.
 
     Args:
-        function: of transformers' masks: (batch, head, query position, key position) -> bool, on broadcast tensors.
+        function: transformers' mask function (batch, head, query position, key position) -> bool, on broadcast tensors.
     """
 
     def __init__(self, function: Callable[..., Tensor] = causal_mask_function) -> None:
@@ -46,11 +46,11 @@ class Visible:
         self._kept: dict[Any, Any] = {}
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
-        """Bool, for positions that broadcast."""
+        """Bool, for broadcastable positions."""
         return self.function(0, 0, query, key)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once for all layers with this mask in one forward."""
+        """The result of `make`, computed once for all layers with this mask in one forward."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
@@ -58,11 +58,11 @@ class Visible:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a layer does to q k^T before it weighs values by their softmax."""
+    """From q k^T to attention weights, as a layer computes them."""
 
     scaling: float
     softcap: float | None = None  # scores are softcap * tanh(score / softcap)
-    sinks: Tensor | None = None  # (heads,) scores that take part in the softmax, and weigh nothing
+    sinks: Tensor | None = None  # (heads,) scores that enter the softmax without a value
 
     @property
     def plain(self) -> bool:
@@ -72,7 +72,7 @@ class Scores:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def weights(self, scores: Tensor, key_heads: int) -> Tensor:
-        """Softmax of (..., key heads, S * groups, K), masked: the query heads of one key head are its groups."""
+        """Softmax of masked scores (..., key heads, S * groups, K); `groups` query heads share one key head."""
         if self.sinks is None:
             return scores.softmax(-1)
         sinks = self.sinks.float().view(key_heads, 1, -1)
@@ -103,19 +103,19 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if attend is None:
         if softcap is not None or s_aux is not None:
-            raise CannotPack("transformers' sdpa (5.15) leaves out capped scores and sinks")
+            raise CannotPack("transformers' sdpa (5.15) ignores capped scores and sinks")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise CannotPack(f"its attention has {' and '.join(foreign)}")
     if attention_mask is not None and not isinstance(attention_mask, Visible):
-        raise CannotPack("it makes attention masks of its own")
+        raise CannotPack("it builds its own attention masks")
     visible = attention_mask or Visible()
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
     return attend(int(module.layer_idx), query, key, value, scores, visible), None  # type: ignore[arg-type]
 
 
-_as_functions = False  # whether masks are handed to the attention as functions of positions
+_as_functions = False  # whether masks reach the attention as functions of positions
 
 
 def _mask(*args: Any, mask_function: Callable[..., Tensor] = causal_mask_function, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ def tree_masks(pack: Pack, implementation: str) -> Iterator[None]:
     """Around a forward of a pack through the model's own attention: its masks become dense masks of the tree.
 
     Args:
-        implementation: "sdpa" or "eager", what the model runs with.
+        implementation: the model's, "sdpa" or "eager".
     """
 
     def tree_mask(
@@ -157,7 +157,7 @@ def tree_masks(pack: Pack, implementation: str) -> Iterator[None]:
             ~visible, torch.finfo(dtype).min
         )
 
-    ALL_MASK_ATTENTION_FUNCTIONS[implementation] = tree_mask  # of this mapping alone, until it is deleted
+    ALL_MASK_ATTENTION_FUNCTIONS[implementation] = tree_mask  # shadows the global entry until it is deleted
     try:
         yield
     finally:
@@ -172,71 +172,83 @@ class PackAttention:
     """Attention within a pack.
 
     Args:
-        remember: keep keys and values, (L, key heads, size) of each layer, for the decoding that follows.
+        keep_cache: keep keys and values, (L, key heads, size) per layer, for decoding.
     """
 
-    def __init__(self, pack: Pack, remember: bool = False) -> None:
+    def __init__(self, pack: Pack, keep_cache: bool = False) -> None:
         self.layout = pack.layout
-        self.remembered: dict[int, tuple[Tensor, Tensor]] | None = {} if remember else None
+        self.cache: dict[int, tuple[Tensor, Tensor]] | None = {} if keep_cache else None
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores, visible: Visible
     ) -> Tensor:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, size)
-        if self.remembered is not None:
-            self.remembered[layer] = k, v
+        if self.cache is not None:
+            self.cache[layer] = k, v
         layout = self.layout
-        own = [_Spread.apply(x, layout.spread, layout.collect) for x in (q, k, v)]
+        own = [_ToRows.apply(x, layout.source, layout.target) for x in (q, k, v)]
+        repeats = query.shape[1] // key.shape[1]
+        # The CPU path adds its mask by broadcasting; the others need one row per query head, in the scores' dtype.
+        expanded = (1, torch.float32) if q.device.type == "cpu" and scores.plain else (repeats, _dtype(q, scores))
         outputs, first = [], 0
-        for number, (block, mask) in enumerate(layout.blocks):
+        for number, group in enumerate(layout.groups):
+            mask = layout.mask(number, *expanded)
             if not visible.causal:
-                mask = visible.once(number, partial(_seen, mask, visible))
-            rows, width = len(block.rows), block.rows[0].length
-            bq, bk, bv = (x[first : first + rows * width].unflatten(0, (rows, width)) for x in own)
-            if block.seen:
-                bk, bv = (
-                    torch.cat([*(x[s.first : s.first + s.length].expand(rows, -1, -1, -1) for s in block.seen), y], 1)
-                    for x, y in ((k, bk), (v, bv))
+                mask = visible.once((number, *expanded), partial(_restricted, mask, expanded[0], visible))
+            rows, width = len(group.spans), group.spans[0].length
+            gq, gk, gv = (x[first : first + rows * width].unflatten(0, (rows, width)) for x in own)
+            if group.context:
+                gk, gv = (
+                    torch.cat(
+                        [*(x[s.first : s.first + s.length].expand(rows, -1, -1, -1) for s in group.context), y], 1
+                    )
+                    for x, y in ((k, gk), (v, gv))
                 )
-            outputs.append(_grouped(bq, bk, bv, mask, scores).flatten(0, 1))
+            outputs.append(_attended(gq, gk, gv, mask, scores).flatten(0, 1))
             first += rows * width
         joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-        return _Collect.apply(joined, layout.spread, layout.collect, layout.padding)[None]
+        return _FromRows.apply(joined, layout.source, layout.target, layout.padding)[None]
 
 
-def _seen(mask: Tensor, visible: Visible) -> Tensor:
-    """A block's mask (width, keys) without the pairs that a layer does not attend to."""
+def _dtype(query: Tensor, scores: Scores) -> torch.dtype:
+    return query.dtype if scores.plain else torch.float32
+
+
+def _restricted(mask: Tensor, repeats: int, visible: Visible) -> Tensor:
+    """A group's mask (width * repeats, keys) without the pairs that a layer does not attend to."""
     keys = torch.arange(mask.shape[1], device=mask.device)  # a chain holds the positions 0, 1, ...
-    queries = keys[-mask.shape[0] :]
+    queries = keys[-(mask.shape[0] // repeats) :].repeat_interleave(repeats)
     return mask.masked_fill(~visible(queries[:, None], keys[None, :]), torch.finfo(mask.dtype).min)
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
-    """Attention of (rows, S, heads, size) to (rows, K, key heads, size), masked by (S, K): (rows, S, heads, size).
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
+    """Attention of (rows, S, heads, size) to (rows, K, key heads, size): (rows, S, heads, size).
 
     The query heads of one key head are taken as further queries of it, so keys are not repeated.
+
+    Args:
+        mask: (S, K) on the CPU path, else (S * query heads per key head, K).
     """
     width, heads = query.shape[1:3]
-    groups = heads // key.shape[2]
-    q = query.unflatten(2, (-1, groups)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # (rows, key heads, S * groups, size)
+    repeats = heads // key.shape[2]
+    q = query.unflatten(2, (-1, repeats)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # (rows, key heads, S * repeats, size)
     k, v = key.transpose(1, 2), value.transpose(1, 2)
     if not scores.plain:
         product = scores.capped((q.float() * scores.scaling) @ k.float().transpose(-1, -2))
-        weights = scores.weights(product + mask.repeat_interleave(groups, 0), k.shape[1])
+        weights = scores.weights(product + mask, k.shape[1])
         out = weights.to(q.dtype) @ v
     elif q.device.type == "cpu":
         out = _CpuAttention.apply(q, k, v, mask, scores.scaling)
     else:
-        full = mask.to(q.dtype).repeat_interleave(groups, 0)
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=full, scale=scores.scaling)
-    return out.unflatten(2, (width, groups)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scaling)
+    return out.unflatten(2, (width, repeats)).permute(0, 2, 1, 3, 4).flatten(2, 3)
 
 
 class _CpuAttention(torch.autograd.Function):
-    """softmax(q k^T) v by plain matrix products, with the probabilities kept for the backward pass.
+    """softmax(q k^T) v by matrix products, with the probabilities kept for the backward pass.
 
-    At these sizes twice as fast as torch's kernel for CPU in bfloat16, and not slower in float32. Scores and softmax
-    are in float32.
+    At these sizes twice as fast as torch's CPU kernel in bfloat16, and not slower in float32. Scores and softmax are in
+    float32.
     """
 
     @staticmethod
@@ -260,30 +272,30 @@ class _CpuAttention(torch.autograd.Function):
         return grad_scores @ k, grad_scores.transpose(-1, -2) @ q, grad_v, None, None
 
 
-class _Spread(torch.autograd.Function):
-    """x[spread]. Each place is taken once, but for padding; so the backward pass is a lookup too, not a sum."""
+class _ToRows(torch.autograd.Function):
+    """x[source]: (L, ...) -> (M, ...). Only padding repeats a place, so backward is a lookup too, not a sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spread: Tensor, collect: Tensor) -> Tensor:
-        ctx.collect = collect
-        return x.index_select(0, spread)
+    def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        ctx.target = target
+        return x.index_select(0, source)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0].index_select(0, ctx.collect), None, None  # padding gets no gradient
+        return grads[0].index_select(0, ctx.target), None, None  # padding gets no gradient
 
 
-class _Collect(torch.autograd.Function):
-    """x[collect], the way back of `_Spread`."""
+class _FromRows(torch.autograd.Function):
+    """x[target]: (M, ...) -> (L, ...), the inverse of `_ToRows`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spread: Tensor, collect: Tensor, padding: Tensor | None) -> Tensor:
-        ctx.spread, ctx.padding = spread, padding
-        return x.index_select(0, collect)
+    def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor, padding: Tensor | None) -> Tensor:
+        ctx.source, ctx.padding = source, padding
+        return x.index_select(0, target)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grads[0].index_select(0, ctx.spread)
+        grad = grads[0].index_select(0, ctx.source)
         if ctx.padding is not None:
             grad.index_fill_(0, ctx.padding, 0.0)
         return grad, None, None, None

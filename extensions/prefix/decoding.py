@@ -1,7 +1,7 @@
 """Prefill and KV-cache decoding, in the forms that models allow.
 
-`TreeDecoder` for packed attention, `PaddedDecoder` for packed prompts and the model's own attention, `OwnDecoder` for
-what `generate` alone can drive: recurrent and hybrid layers, caches of a model's own. `UncachedDecoder` for the rest.
+`TreeDecoder` for packed attention, `PaddedDecoder` for packed prompts with the model's own attention, `OwnDecoder` for
+models whose cache only `generate` can prepare (recurrent and hybrid layers), `UncachedDecoder` for the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from extensions.prefix.tree import Pack, Sample, Span, micro_batches, pack
 
 
 class Forwards(Protocol):
-    """What the decoders need of a model (`extensions.model.policy.Policy`)."""
+    """The forwards that decoders call; `extensions.model.policy.Policy` implements them."""
 
     @property
     def device(self) -> torch.device: ...
@@ -42,71 +42,76 @@ class Forwards(Protocol):
 
 
 class Decoder(Protocol):
-    """Prefilled sequences, in an order of the decoder's choice."""
+    """Prefilled sequences, in an order that the decoder chooses."""
 
-    order: list[int]  # number of each sequence among the prompts that were given
+    order: list[int]  # index of each row's prompt among those given
     states: Tensor  # (rows, hidden) of each last prompt token
 
     def step(self, tokens: Tensor) -> Tensor:
         """Hidden states (rows, hidden) after one more token (rows,) of each row."""
 
     def keep(self, rows: Tensor) -> Tensor:
-        """Keep only these rows, given by their places in rising order. Returns the places that stay: these, and what
-        cannot be dropped."""
+        """Keep only these rows, given in rising order. Returns those that stay: these, and any that cannot leave."""
 
 
 @dataclass
-class _Group:
-    """Neighbouring rows with a prefix in common."""
+class PrefixGroup:
+    """Neighbouring rows with a common prefix."""
 
     rows: int
     shared: dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values (key heads, shared tokens, size)
 
 
 class TreeDecoder:
-    """Keeps what rows share once, and the rest of each row in place for all that it will write.
+    """Keeps the keys and values of a shared prefix once, and preallocates each row's own.
 
-    A query meets the shared keys in one matrix product for all rows of a prefix group, its own keys in one per row; the
-    softmax is over both.
+    Scores for shared keys are one matrix product per prefix group, those for own keys one per row; the softmax is over
+    both.
+
+    Args:
+        max_rows: rows per forward in prefill.
+        new_tokens: most tokens that will be written per row.
     """
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> None:
         self.policy, device = policy, policy.device
         self.order: list[int] = []
-        self.groups: list[_Group] = []
+        self.groups: list[PrefixGroup] = []
         states: list[Tensor] = []
         own: list[int] = []  # tokens of each row that are not shared
-        found: list[tuple[dict[int, tuple[Tensor, Tensor]], list[Span]]] = []  # of each forward
+        found: list[tuple[dict[int, tuple[Tensor, Tensor]], list[Span]]] = []  # per forward: its cache, the rows' spans
         samples = [Sample(prompt, []) for prompt in prompts]
-        for members in micro_batches(samples, range(len(samples)), rows_at_once):
+        for members in micro_batches(samples, range(len(samples)), max_rows):
             packed = pack([samples[i] for i in members], device)
-            attend = PackAttention(packed, remember=True)
+            attend = PackAttention(packed, keep_cache=True)
             hidden = policy.packed_states(packed, attend)
-            assert attend.remembered is not None
+            assert attend.cache is not None
             by_group = sorted(range(len(members)), key=lambda k: [span.first for span in packed.chains[k][:-1]])
-            for seen, group in groupby(by_group, key=lambda k: packed.chains[k][:-1]):
-                self.groups.append(_Group(len(list(group)), _shared(attend.remembered, seen)))
+            for context, group in groupby(by_group, key=lambda k: packed.chains[k][:-1]):
+                self.groups.append(PrefixGroup(len(list(group)), _shared(attend.cache, context)))
             self.order += [members[k] for k in by_group]
             states.append(hidden[packed.predicting[by_group]])
             spans = [packed.chains[k][-1] for k in by_group]
             own += [span.length for span in spans]
-            found.append((attend.remembered, spans))
+            found.append((attend.cache, spans))
         self.states = torch.cat(states)
         places = max(own) + new_tokens
         self.own: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values (rows, key heads, places, size)
         for layer in list(found[0][0]):
-            both = [layers.pop(layer) for layers, _ in found]  # so that no two copies of all layers stand in memory
+            both = [layers.pop(layer) for layers, _ in found]  # frees each layer before the next is copied
             self.own[layer] = tuple(  # type: ignore[assignment]
                 _in_place([(x[which], spans) for x, (_, spans) in zip(both, found, strict=True)], places)
                 for which in (0, 1)
             )
-        self.written = torch.tensor(own, device=device)  # (rows,) places of `own` in use
+        self.used = own  # per row: places of `own` in use; on the host, so that no step waits for the device
+        self.written = torch.tensor(own, device=device)  # (rows,) the same
         self.position = torch.tensor([len(prompts[i]) for i in self.order], device=device)  # of the next token
 
     def step(self, tokens: Tensor) -> Tensor:
         self._row = torch.arange(len(tokens), device=tokens.device)
-        self._used = int(self.written.max()) + 1
-        hidden = torch.arange(self._used, device=tokens.device) > self.written[:, None]
+        self.used = [places + 1 for places in self.used]
+        self._width = max(self.used)
+        hidden = torch.arange(self._width, device=tokens.device) > self.written[:, None]
         self._mask = torch.zeros(hidden.shape, device=tokens.device).masked_fill_(hidden, float("-inf"))
         states = self.policy.token_states(tokens[None], self.position[None], self._attend)
         self.written, self.position = self.written + 1, self.position + 1
@@ -119,10 +124,9 @@ class TreeDecoder:
         rows, heads, size = key.shape[2], key.shape[1], key.shape[3]
         keys[self._row, :, self.written] = key[0].transpose(0, 1)
         values[self._row, :, self.written] = value[0].transpose(0, 1)
-        keys, values = keys[:, :, : self._used], values[:, :, : self._used]
-        q = (query[0].transpose(0, 1) * scores.scaling).reshape(
-            rows, heads, -1, size
-        )  # (rows, key heads, groups, size)
+        keys, values = keys[:, :, : self._width], values[:, :, : self._width]
+        # (rows, key heads, query heads per key head, size)
+        q = (query[0].transpose(0, 1) * scores.scaling).reshape(rows, heads, -1, size)
         own_mask = self._mask if visible.causal else visible.once("own", partial(self._own_mask, visible))
         own = scores.capped((q @ keys.transpose(-1, -2)).float()) + own_mask[:, None, None]
         outputs, first = [], 0
@@ -139,14 +143,16 @@ class TreeDecoder:
 
     def _own_mask(self, visible: Visible) -> Tensor:
         """(rows, places in use) float32, for a layer that does not attend to all earlier positions."""
-        shared = self.position - self.written  # (rows,) tokens before a row's own
-        seen = visible(self.position[:, None], shared[:, None] + torch.arange(self._used, device=shared.device))
-        return self._mask.masked_fill(~seen, float("-inf"))
+        shared = self.position - self.written  # (rows,) tokens of the shared prefix
+        visible_keys = visible(
+            self.position[:, None], shared[:, None] + torch.arange(self._width, device=shared.device)
+        )
+        return self._mask.masked_fill(~visible_keys, float("-inf"))
 
     def _shared_mask(self, visible: Visible, members: slice, shared: int) -> Tensor:
         """(rows of a group, shared tokens) float32, for such a layer."""
-        seen = visible(self.position[members, None], torch.arange(shared, device=self.position.device))
-        return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+        visible_keys = visible(self.position[members, None], torch.arange(shared, device=self.position.device))
+        return torch.zeros(visible_keys.shape, device=visible_keys.device).masked_fill_(~visible_keys, float("-inf"))
 
     def keep(self, rows: Tensor) -> Tensor:
         kept, first = rows.tolist(), 0
@@ -155,24 +161,24 @@ class TreeDecoder:
             group.rows = sum(first <= row < end for row in kept)
             first = end
         self.groups = [group for group in self.groups if group.rows]
-        self.order = [self.order[row] for row in kept]
+        self.order, self.used = [self.order[row] for row in kept], [self.used[row] for row in kept]
         self.written, self.position = self.written[rows], self.position[rows]
         self.own = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.own.items()}
         return rows
 
 
-def _shared(layers: dict[int, tuple[Tensor, Tensor]], seen: Sequence[Span]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values (key heads, tokens, size) of what a prefix group shares, from those of a pack."""
+def _shared(layers: dict[int, tuple[Tensor, Tensor]], context: Sequence[Span]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys and values (key heads, tokens, size) of a shared prefix, from those of a pack."""
 
     def joined(x: Tensor) -> Tensor:
-        parts = [x[span.first : span.first + span.length] for span in seen]
+        parts = [x[span.first : span.first + span.length] for span in context]
         return torch.cat([x[:0], *parts]).transpose(0, 1).contiguous()
 
     return {layer: (joined(keys), joined(values)) for layer, (keys, values) in layers.items()}
 
 
 def _in_place(found: Sequence[tuple[Tensor, Sequence[Span]]], places: int) -> Tensor:
-    """(rows, key heads, places, size) with what each row has of its own from place 0, from (L, key heads, size)."""
+    """(rows, key heads, places, size): each row's own keys or values from place 0 on, from (L, key heads, size)."""
     like = found[0][0]
     result = like.new_zeros(sum(len(spans) for _, spans in found), like.shape[1], places, like.shape[2])
     row = 0
@@ -192,13 +198,13 @@ def _attended(
     mask: Tensor | None,
     scores: Scores,
 ) -> Tensor:
-    """One group's outputs (rows, key heads, groups, value size) of queries over its shared and its rows' own keys.
+    """Outputs (rows, key heads, groups, value size) of one prefix group over its shared and its rows' own keys.
 
     Args:
         q: (rows, key heads, groups, size), scaled.
         own, own_values: scores (rows, key heads, groups, places) float32, values (rows, key heads, places, value size).
         keys, values: (key heads, shared tokens, size or value size).
-        mask: (rows, shared tokens) float32, added to the scores; None: all are seen.
+        mask: (rows, shared tokens) float32, added to the scores; None: nothing is masked.
     """
     rows, heads, groups, size = q.shape
     shared = keys.shape[1]
@@ -218,22 +224,22 @@ def _attended(
 class PaddedDecoder:
     """Packed prompts, then transformers' cache, all rows padded on the left to the longest prompt.
 
-    Keys already carry their rotary positions, so they can be copied to any place; padding lies left of a whole prompt,
-    where ALiBi and sliding windows, which look at distances, are exact.
+    Keys carry their rotary positions, so they can be copied to any place. Padding is left of whole prompts, where ALiBi
+    and sliding windows, which depend on distances, are exact.
     """
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int) -> None:
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> None:
         self.policy, device, lengths = policy, policy.device, [len(prompt) for prompt in prompts]
         longest = max(lengths)
         self.order: list[int] = []
         samples = [Sample(prompt, []) for prompt in prompts]
         states: list[Tensor] = []
         layers: list[list[tuple[Tensor, Tensor]]] = []  # keys and values (rows, heads, longest, size), forward by layer
-        for members in micro_batches(samples, range(len(samples)), rows_at_once):
+        for members in micro_batches(samples, range(len(samples)), max_rows):
             self.order += members
             packed = pack([samples[i] for i in members], device)
             hidden, cache = policy.packed_states_and_cache(packed)
-            index = torch.zeros(len(members), longest, dtype=torch.long, device=device)  # padding: place 0, unseen
+            index = torch.zeros(len(members), longest, dtype=torch.long, device=device)  # padding: place 0, masked
             for k, places in enumerate(packed.places):
                 index[k, longest - len(places) :] = places
             layers.append(
@@ -269,21 +275,21 @@ class PaddedDecoder:
 
 
 class OwnDecoder:
-    """The model's own forward and cache, driven as `generate` drives them; nothing is shared.
+    """The model's own forward and cache, driven as `generate` drives them; no prefix is shared.
 
     Args:
-        padded: rows of any lengths are one batch, padded on the left. Where a model's cache is not exact under
-            padding, rows of one length are a batch of their own.
+        padded: rows of all lengths are one batch, padded on the left; else, where the cache is not exact under padding,
+            one batch per length.
     """
 
     def __init__(
-        self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int, new_tokens: int, padded: bool
+        self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int, padded: bool
     ) -> None:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         batches: list[list[int]] = []
         for _, found in groupby(by_length, key=lambda i: 0 if padded else len(prompts[i])):
             members = list(found)
-            batches += [members[first : first + rows_at_once] for first in range(0, len(members), rows_at_once)]
+            batches += [members[first : first + max_rows] for first in range(0, len(members), max_rows)]
         self.batches = [_OwnBatch(policy, [prompts[i] for i in members], new_tokens) for members in batches]
         self.order = [i for members in batches for i in members]
         self.states = torch.cat([batch.states for batch in self.batches])
@@ -293,7 +299,7 @@ class OwnDecoder:
         return torch.cat([batch.step(part) for batch, part in zip(self.batches, parts, strict=True)])
 
     def keep(self, rows: Tensor) -> Tensor:
-        """Whole batches leave: not every cache can drop some of its rows."""
+        """Only whole batches leave: not every cache can drop rows."""
         wanted, first = set(rows.tolist()), 0
         batches: list[_OwnBatch] = []
         places: list[int] = []
@@ -308,10 +314,10 @@ class OwnDecoder:
 
 
 class UncachedDecoder:
-    """A forward over the whole rows for each token: for models whose cache is not exact, or not a batch's own."""
+    """A forward over whole rows for every token: for models whose cache is not exact."""
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], rows_at_once: int) -> None:
-        self.policy, self.rows_at_once = policy, rows_at_once
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int) -> None:
+        self.policy, self.max_rows = policy, max_rows
         self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.rows = [list(prompts[i]) for i in self.order]
         self.states = self._forward()
@@ -322,7 +328,7 @@ class UncachedDecoder:
         return self._forward()
 
     def _forward(self) -> Tensor:
-        chunks = [self.rows[i : i + self.rows_at_once] for i in range(0, len(self.rows), self.rows_at_once)]
+        chunks = [self.rows[i : i + self.max_rows] for i in range(0, len(self.rows), self.max_rows)]
         packs = [pack([Sample(row, []) for row in chunk], self.policy.device) for chunk in chunks]
         return torch.cat([self.policy.packed_states(packed)[packed.predicting] for packed in packs])
 
@@ -340,7 +346,7 @@ class _OwnBatch:
         longest = max(map(len, prompts))
         ids = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        # `generate` makes positions and cache as each model wants them, and hands them to our "decoding method".
+        # `generate` prepares positions and cache as each model needs them, and passes them to `_arguments`.
         self.arguments: dict[str, Any] = self.lm.generate(
             ids.to(policy.device),
             attention_mask=mask.to(policy.device),
@@ -362,7 +368,7 @@ class _OwnBatch:
 
 
 def _arguments(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> dict[str, Any]:
-    """What `generate` (transformers 5.15) has prepared for the forwards."""
+    """The arguments that `generate` (transformers 5.15) prepared for the forwards."""
     for name in ("logits_processor", "stopping_criteria", "generation_config"):
         arguments.pop(name)
     return arguments | {"input_ids": input_ids}

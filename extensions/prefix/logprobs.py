@@ -1,10 +1,6 @@
-"""The numbers of PPO, as pure functions of tensors.
+"""Logprobs, entropies and sampling from logits, as pure functions of tensors.
 
-Shapes: B samples, T response tokens (the longest of the batch), N response tokens of all samples, V vocabulary.
-Masks are 1 at response tokens and 0 at padding; what stands at padding never changes a result.
-
-The clipped policy and value losses, the token rewards and the KL estimate are OpenRLHF's
-(`extensions.distributed.openrlhf`); here is what it does not offer as functions.
+Shapes: N places whose next token is a target, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,12 +29,12 @@ def token_entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-Entropy = Literal["none", "number", "differentiable"]  # what is asked of it; "number": nothing learns from it
+Entropy = Literal["none", "number", "differentiable"]  # "number": computed without a gradient
 
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to the output of its linear head: cap * tanh(scale * x / cap), or scale * x without a cap."""
+    """Transform of a linear head's output: cap * tanh(scale * x / cap), or scale * x without a cap."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -48,7 +44,7 @@ class LogitTransform:
         return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
 
     def chain(self, grad: Tensor, logits: Tensor | None) -> Tensor:
-        """Gradient for x, in place, from that for the transformed logits, which a cap needs."""
+        """Gradient with respect to x, in place, from that of the transformed logits; `logits` only with a cap."""
         if self.cap is not None:
             assert logits is not None
             grad = grad.mul_(1 - (logits / self.cap).square_())
@@ -56,10 +52,10 @@ class LogitTransform:
 
 
 class FusedLinearLogprob(torch.autograd.Function):
-    """`token_logprobs` and `token_entropy` of a linear head, without logits that wait for the backward pass.
+    """`token_logprobs` and `token_entropy` of a linear head, without keeping logits for the backward pass.
 
-    The gradient of a row's logprob for its state is known in the forward pass but for the one number that comes from
-    the loss, so it is taken there, chunk by chunk, and only (N, hidden) is kept.
+    The gradient of a logprob with respect to its state is known in the forward pass up to one factor from the loss, so
+    it is computed there, chunk by chunk, and only (N, hidden) is kept.
     """
 
     @staticmethod
@@ -74,21 +70,21 @@ class FusedLinearLogprob(torch.autograd.Function):
         entropy: Entropy,
         transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies, each (N,) float32; entropies are 0 where they are not asked for.
+        """Logprobs and entropies, each (N,) float32; entropies are 0 with entropy "none".
 
         Args:
             states, targets: (N, hidden), (N,).
             weight, bias: of the head, frozen: (V, hidden), (V,).
             temperature: logits are divided by it, after the transform.
-            rows: most of a chunk.
-            entropy: "differentiable": gradients pass through the entropies too.
+            rows: most rows per chunk of logits.
+            entropy: "differentiable": gradients flow through the entropies too.
             transform: of the head's output.
         """
         learns = ctx.needs_input_grad[0]
         entropy_learns = learns and entropy == "differentiable"
         logprobs, entropies = torch.zeros(2, len(targets), device=states.device)
         grads = [torch.empty_like(states) for _ in range(learns + entropy_learns)]
-        rows = -(-len(targets) // -(-len(targets) // rows))  # chunks of like size
+        rows = -(-len(targets) // -(-len(targets) // rows))  # chunks of similar size
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
             target = targets[part].unsqueeze(-1)
@@ -121,11 +117,11 @@ class FusedLinearLogprob(torch.autograd.Function):
 
 
 def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One draw a row from softmax(logits) by inverting its distribution function: (B, V), (B,) in [0, 1) -> (B,).
+    """One draw per row from softmax(logits) by its inverse CDF: (B, V), (B,) in [0, 1) -> (B,).
 
-    The draw depends on the row's own uniform number alone, so it is the same in any batch and on any rank. Sums are in
-    float64: in float32 the tail of a large vocabulary would be lost. They are taken over chunks of the vocabulary
-    first, then within the chunk that holds the draw. Logits that are no numbers give some token, whose logprob is none.
+    A draw depends only on the row's own uniform number, so it is the same in any batch and on any rank. Sums are in
+    float64 (in float32 the tail of a large vocabulary would be lost), first over chunks of the vocabulary, then within
+    the chunk of the draw. NaN logits give some token, whose logprob is NaN.
     """
     size = 256
     p = logits.softmax(-1)
@@ -139,20 +135,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, values: Tensor) -> Tensor:
-    """First place (B,) where a rising row (B, n) exceeds its value; its last rise where rounding puts it beyond."""
+    """First place (B,) where a rising row (B, n) exceeds its value, or its last rise where rounding overshoots."""
     total = cumulative[:, -1:]
     values = torch.minimum(values.unsqueeze(-1), total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, values, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
-
-
-def pad_rows(flat: Tensor, lengths: list[int], width: int) -> Tensor:
-    """Rows of different lengths, joined in `flat` (N,), as a matrix (B, width) that is 0 beyond each row's end."""
-    padded = flat.new_zeros(len(lengths), width)
-    mask = length_mask(lengths, width, flat.device)
-    padded[mask] = flat
-    return padded
-
-
-def length_mask(lengths: list[int], width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(B, width) bool: true at the first `lengths[i]` places of row i. Masks come from lengths, not token ids."""
-    return torch.arange(width, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)

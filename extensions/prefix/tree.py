@@ -1,10 +1,14 @@
-"""The shared-prefix form of a batch: one row, no padding.
+"""The prefix tree: a batch as one packed row, shared prefixes once, no padding.
 
-All prompts of a task begin with the same tokens, and some go on alike: demonstrations, a passage with several
-questions, a prompt with several answers. A pack holds what samples share once, as a tree: the tokens that all share,
-then those that some share, then the rest of each sample. Each token sees what lies on its own way from the root, and
-its position is that in its own sample. One ordinary forward then computes what a forward over each whole sample would.
-Samples of several tasks may stand in one pack; a batch that shares nothing is a pack of whole samples.
+All prompts of a task begin with the same tokens, and some share more: demonstrations, a passage with several questions,
+a prompt with several responses. A pack lays these tokens out as a tree: first what all samples share, then what some
+share, then the rest of each sample. A token attends to its ancestors in the tree, and its position id is its position
+in its own sample. One forward over the pack equals a forward over each sample. Samples of several tasks may share a
+pack; a batch without common prefixes is a pack of whole samples.
+
+    [task description][demonstrations] +-- [passage A] +-- [question 1][response]
+                                       |               +-- [question 2][response]
+                                       +-- [passage B] ---- [question 3][response]
 """
 
 from __future__ import annotations
@@ -12,22 +16,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-# Shared tokens are worth a place of their own in the tree where they save at least so many: each place costs some
-# kernel launches a layer.
+# Tokens that a node of the tree must save: each node costs some kernel launches per layer.
 MIN_SAVED = 32
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids of one sample: a prompt and what was (or should be) written after it."""
+    """Token ids of one sample: a prompt and its response, sampled or gold."""
 
     prompt: Sequence[int]
     response: Sequence[int]
-    weight: float = 1.0  # of its targets in a loss over the whole pack (SFT)
+    weight: float = 1.0  # of its targets in SFT's loss
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,10 @@ class Span:
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Spans of a pack that attend alike: each sees all of `seen`, and itself causally."""
+    """Spans with the same attention context: each attends to all of `context`, and to itself causally."""
 
-    seen: tuple[Span, ...]
-    rows: tuple[Span, ...]
+    context: tuple[Span, ...]
+    spans: tuple[Span, ...]  # the longest first
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,18 @@ class Pack:
     """One packed row of L tokens holding B samples with N response tokens."""
 
     input_ids: Tensor  # (1, L)
-    position_ids: Tensor  # (1, L) place of each token in its own sample
-    blocks: list[AttentionGroup]  # who sees whom; each token stands in one row of one block
+    position_ids: Tensor  # (1, L) position of each token in its own sample
+    groups: list[AttentionGroup]  # the attention pattern; each token is in one span of one group
     predicting: Tensor  # (N,) places in the pack whose next token is a target: a response token, sample by sample
     targets: Tensor  # (N,) those tokens
-    weights: Tensor  # (N,) float32, how many samples each target stands for: their weights, mostly 1
-    lengths: list[int]  # B numbers of response tokens; of the targets these come first, and mostly they are all
-    chains: list[tuple[Span, ...]]  # B: the spans of each sample's tokens in their order, the last its own, maybe empty
-    prefix_tokens: int  # tokens that stand once for several samples
+    weights: Tensor  # (N,) float32: summed weight of the samples that share a target
+    lengths: list[int]  # B: response tokens per sample; these targets come first, and are all of them but in SFT
+    chains: list[tuple[Span, ...]]  # B: the spans from the root to each sample's own, which is last and may be empty
+    prefix_tokens: int  # tokens that several samples share
 
     @cached_property
     def places(self) -> list[Tensor]:
-        """B tensors: the places in the pack of each sample's tokens, shared ones included."""
+        """B tensors: places in the pack of each sample's tokens, shared ones included."""
         device = self.input_ids.device
         return [
             torch.cat([torch.arange(span.first, span.first + span.length, device=device) for span in chain])
@@ -71,64 +75,72 @@ class Pack:
 
     @cached_property
     def layout(self) -> Layout:
-        """The blocks with their rows padded to the longest; made once, for every pass over the pack."""
+        """The groups with their spans padded to the longest; made once per pack."""
         return Layout(self)
 
     @cached_property
     def mask(self) -> Tensor:
-        """(1, 1, L, L) bool, true where a query (row) may see a key (column): for models that need it dense."""
+        """(1, 1, L, L) bool, true where a query (row) attends to a key (column), for attention that needs it dense."""
         size = self.input_ids.shape[1]
         mask = torch.zeros(size, size, dtype=torch.bool)
-        for block in self.blocks:
-            for row in block.rows:
-                own = slice(row.first, row.first + row.length)
-                for span in block.seen:
-                    mask[own, span.first : span.first + span.length] = True
-                mask[own, own] = torch.ones(row.length, row.length, dtype=torch.bool).tril()
+        for group in self.groups:
+            for span in group.spans:
+                own = slice(span.first, span.first + span.length)
+                for ancestor in group.context:
+                    mask[own, ancestor.first : ancestor.first + ancestor.length] = True
+                mask[own, own] = torch.ones(span.length, span.length, dtype=torch.bool).tril()
         return mask[None, None].to(self.input_ids.device)
 
 
 class Layout:
-    """Where the tokens of a pack stand among the padded rows of its blocks: M places in all, block by block."""
+    """The spans of each group as rows of equal length, padded: M places in all, group by group."""
 
     def __init__(self, pack: Pack) -> None:
         device = pack.input_ids.device
-        spread: list[int] = []  # (M,) place in the pack; that of the row's first token at padding
-        padded: list[int] = []  # padding among the M
-        collect = [0] * pack.input_ids.shape[1]  # (L,) place among the M
-        self.blocks: list[tuple[AttentionGroup, Tensor]] = []
-        for block in pack.blocks:
-            width = block.rows[0].length  # the longest
-            for row in block.rows:
-                for offset in range(row.length):
-                    collect[row.first + offset] = len(spread) + offset
-                spread += range(row.first, row.first + row.length)
-                padded += range(len(spread), len(spread) + width - row.length)
-                spread += [row.first] * (width - row.length)
-            self.blocks.append((block, _mask(block, device)))
-        self.spread, self.collect = torch.tensor(spread, device=device), torch.tensor(collect, device=device)
-        self.padding = torch.tensor(padded, device=device) if padded else None
+        source: list[int] = []  # (M,) place in the pack; at padding that of the span's first token
+        padding: list[int] = []  # those of the M places that are padding
+        target = [0] * pack.input_ids.shape[1]  # (L,) place among the M
+        for group in pack.groups:
+            for span in group.spans:
+                target[span.first : span.first + span.length] = range(len(source), len(source) + span.length)
+                source += range(span.first, span.first + span.length)
+                fill = group.spans[0].length - span.length
+                padding += range(len(source), len(source) + fill)
+                source += [span.first] * fill
+        self.groups = pack.groups
+        self.source, self.target = torch.tensor(source, device=device), torch.tensor(target, device=device)
+        self.padding = torch.tensor(padding, device=device) if padding else None
+        self._masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
+    def mask(self, number: int, repeats: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(width * repeats, keys), added to the scores of each row of a group; made once for all layers.
 
-def _mask(block: AttentionGroup, device: torch.device) -> Tensor:
-    """(width, keys) float32 to be added to the scores of each row of a block; padding sees the row before it."""
-    seen, width = sum(span.length for span in block.seen), block.rows[0].length
-    own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    visible = torch.cat([torch.ones(width, seen, dtype=torch.bool, device=device), own], 1)
-    return torch.zeros(visible.shape, device=device).masked_fill_(~visible, torch.finfo(torch.float32).min)
+        Args:
+            number: of the group.
+            repeats: query heads per key head; each query's row stands so many times.
+        """
+        key = (number, repeats, dtype)
+        if key not in self._masks:
+            group, device = self.groups[number], self.source.device
+            context, width = sum(span.length for span in group.context), group.spans[0].length
+            own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+            visible = torch.cat([torch.ones(width, context, dtype=torch.bool, device=device), own], 1)
+            mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, torch.finfo(torch.float32).min)
+            self._masks[key] = mask.to(dtype).repeat_interleave(repeats, 0)
+        return self._masks[key]
 
 
 @dataclass
 class _Tree:
-    """The tokens of a pack as they are laid out."""
+    """The tokens of a pack while they are laid out."""
 
     samples: Sequence[Sample]
     min_saved: int
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    blocks: list[AttentionGroup] = field(default_factory=list)
+    groups: list[AttentionGroup] = field(default_factory=list)
     chains: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # of each sample, its own span last
-    shared: int = 0
+    shared: int = 0  # tokens
 
     def add(self, tokens: Sequence[int], position: int) -> Span:
         span = Span(len(self.tokens), len(tokens))
@@ -136,81 +148,73 @@ class _Tree:
         self.positions += range(position, position + len(tokens))
         return span
 
-    def grow(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> list[int]:
-        """Lay out what samples share whose prompts agree in the first `depth` tokens, which `seen` holds.
+    def grow(self, members: list[int], depth: int, context: tuple[Span, ...]) -> list[int]:
+        """Lay out the prefixes that samples share beyond `context`, their first `depth` prompt tokens.
 
         Args:
-            members: in the lexicographic order of their prompts, so that alike ones stand together.
+            members: in the lexicographic order of their prompts, so that common prefixes are neighbours.
 
         Returns:
-            those that share no more than `seen`, and are still to be placed.
+            the samples that share nothing more and are still to be placed.
         """
         prompts = [self.samples[i].prompt for i in members]
         end = common_prefix([prompts[0], prompts[-1]])
         worth = (len(members) - 1) * (end - depth) >= self.min_saved
         if worth:
             span = self.add(prompts[0][depth:end], depth)
-            self.blocks.append(AttentionGroup(seen, (span,)))
+            self.groups.append(AttentionGroup(context, (span,)))
             self.shared += span.length
-            seen, depth = (*seen, span), end
+            context, depth = (*context, span), end
         rest: list[int] = []
-        for alike in _by_token(members, prompts, end):
-            goes_on = len(alike) > 1 and len(self.samples[alike[0]].prompt) > end
-            rest += self.grow(alike, depth, seen) if goes_on else alike
+        for branch in _by_token(members, prompts, end):
+            shares_more = len(branch) > 1 and len(self.samples[branch[0]].prompt) > end
+            rest += self.grow(branch, depth, context) if shares_more else branch
         if worth:
-            self.place(rest, depth, seen)
+            self.place(rest, depth, context)
             return []
         return rest
 
-    def place(self, members: list[int], depth: int, seen: tuple[Span, ...]) -> None:
-        """Lay out what samples have of their own, in blocks of rows of like length."""
-        rows: list[Span] = []
+    def place(self, members: list[int], depth: int, context: tuple[Span, ...]) -> None:
+        """Lay out the leaves of samples, in groups of spans of similar length."""
+        spans: list[Span] = []
         own = {i: [*self.samples[i].prompt[depth:], *self.samples[i].response[:-1]] for i in members}
         for i in sorted(members, key=lambda i: -len(own[i])):
             span = self.add(own[i], depth)
-            self.chains[i] = (*seen, span)
-            if rows and 2 * span.length < rows[0].length:  # padded to the longest, it would mostly be padding
-                self.blocks.append(AttentionGroup(seen, tuple(rows)))
-                rows = []
+            self.chains[i] = (*context, span)
+            if spans and 2 * span.length < spans[0].length:  # padded to the longest, it would be mostly padding
+                self.groups.append(AttentionGroup(context, tuple(spans)))
+                spans = []
             if span.length:
-                rows.append(span)
-        if rows:
-            self.blocks.append(AttentionGroup(seen, tuple(rows)))
+                spans.append(span)
+        if spans:
+            self.groups.append(AttentionGroup(context, tuple(spans)))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Number of tokens with which all rows begin."""
-    first, last = min(map(list, rows)), max(map(list, rows))  # the two that differ most
-    shared, limit = 0, min(len(first), len(last))
-    while shared < limit and first[shared] == last[shared]:
-        shared += 1
-    return shared
+    first, last = min(map(list, rows)), max(map(list, rows))  # the two that differ first
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
 def _by_token(members: list[int], prompts: list[Sequence[int]], at: int) -> Iterator[list[int]]:
     """Neighbours whose prompts have the same token at place `at`, or all end before it."""
-    last: int | None = -1
-    alike: list[int] = []
-    for i, prompt in zip(members, prompts, strict=True):
-        token = prompt[at] if len(prompt) > at else None
-        if alike and token != last:
-            yield alike
-            alike = []
-        alike.append(i)
-        last = token
-    yield alike
+
+    def token(pair: tuple[int, Sequence[int]]) -> int | None:
+        return pair[1][at] if len(pair[1]) > at else None
+
+    for _, branch in groupby(zip(members, prompts, strict=True), key=token):
+        yield [i for i, _ in branch]
 
 
 def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_saved: int = MIN_SAVED) -> Pack:
-    """Pack samples, in any order: what is shared is found.
+    """Pack samples, in any order; common prefixes are found by token ids, so tokenization is that of whole prompts.
 
-    The last response token predicts nothing that is wanted, so it is a target but no input. With empty responses each
-    sample's last prompt token is its one predicting place, and its target is 0.
-
-    Sharing ids, not text, keeps the tokenization that of the whole prompt.
+    The last response token is a target but no input: nothing after it is predicted. A sample with an empty response has
+    one predicting place, its last prompt token, with the target 0.
 
     Args:
-        min_saved: tokens that sharing must save.
+        min_saved: tokens that a node of the tree must save.
     """
     tree = _Tree(samples, min_saved)
     tree.place(tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ()), 0, ())
@@ -225,7 +229,7 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
     return Pack(
         input_ids=torch.tensor([tree.tokens], device=device),
         position_ids=torch.tensor([tree.positions], device=device),
-        blocks=tree.blocks,
+        groups=tree.groups,
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor(targets, device=device),
         weights=torch.tensor(weights, dtype=torch.float32, device=device),
@@ -236,7 +240,7 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
 
 
 def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Slots in chunks of at most `size`, those with like prompts together so that they share what they begin with."""
+    """Slots in chunks of at most `size`, in the order of their prompts, so that a chunk shares its prefixes."""
     ordered = sorted(slots, key=lambda slot: list(samples[slot].prompt))
     return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
 
@@ -244,10 +248,9 @@ def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) ->
 def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:
     """The same pack with every token of each sample but its first as a target, for the loss on whole sequences.
 
-    A shared token stands once in the pack but in several samples, so its weight is the sum of theirs, mostly their
-    number: the weighted sum over the targets is that over all samples' own tokens. After the last prefix token each
-    sample goes its own way; there the targets are one for each different continuation. The response tokens stay the
-    first targets.
+    A shared token is one target whose weight is the sum of its samples' weights, so the weighted sum over the targets
+    is the sum over all tokens of all samples. Where samples part, there is one target per different next token. The
+    response tokens stay the first targets.
 
     Args:
         samples: those that were packed, in that order.

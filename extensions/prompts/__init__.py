@@ -10,7 +10,7 @@ from extensions.prompts.parser import is_label, parse_answer
 from extensions.prompts.template import (
     CLOSE,
     OPEN,
-    Shown,
+    Demonstration,
     answer_format,
     chat_turns,
     dedup_key,
@@ -22,8 +22,8 @@ __all__ = [
     "CLOSE",
     "OPEN",
     "SPECIAL_TOKENS",
+    "Demonstration",
     "PromptEncoder",
-    "Shown",
     "answer_format",
     "chat_turns",
     "dedup_key",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from extensions.common.errors import UserError
 from extensions.prompts.chat_template import ChatTemplate, ControlTokens
-from extensions.prompts.template import CLOSE, OPEN, Shown, chat_turns, dedup_key, prompt_text
+from extensions.prompts.template import CLOSE, OPEN, Demonstration, chat_turns, dedup_key, prompt_text
 from extensions.tasks import Task, nfc
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class PromptEncoder:
         max_tokens: int,
         chat_template: bool,
         shots: int = 0,
-        demonstrations: Mapping[str, Sequence[Shown]] | None = None,
+        demonstrations: Mapping[str, Sequence[Demonstration]] | None = None,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
         if chat_template and not tokenizer.chat_template:
@@ -75,7 +75,7 @@ class PromptEncoder:
         self._fitting: set[tuple[Any, ...]] = set()  # limit, task name, texts that no row may lose: prompts that fit
         self._ends = self._num_ends()
 
-    def text(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
+    def text(self, task: Task, fields: Mapping[str, str], shown: Sequence[Demonstration] = ()) -> str:
         """The whole prompt; in the chat form the assistant's turn begins with the opening tag."""
         if self.template is None:
             return prompt_text(task, fields, shown)
@@ -180,7 +180,9 @@ class PromptEncoder:
                     f"make {written!r}; give the label a word that it can write, or take another model.path"
                 )
 
-    def _encoded(self, task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> tuple[list[int], str]:
+    def _encoded(
+        self, task: Task, fields: Mapping[str, str], shown: Sequence[Demonstration] = ()
+    ) -> tuple[list[int], str]:
         """Token ids and text of a prompt of any length."""
         if self.template is not None:
             ids, text = self.template.encode(*chat_turns(task, fields, shown), OPEN)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from extensions.prompts.template import CLOSE
-from extensions.tasks import Task, bare, fold, nfc
+from extensions.tasks import Task, fold, nfc, normalize_answer
 
 # A letter or digit beside a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
 # ("yes-man", "no's"). Marks and invisible characters, which Unicode has many of, are looked up by category.
@@ -68,17 +68,17 @@ def parse_answer(text: str, task: Task) -> str | float | None:
 
 @lru_cache(maxsize=256)
 def _bare_words(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, str]:
-    return {bare(word): label for label, words in labels for word in words}
+    return {normalize_answer(word): label for label, words in labels for word in words}
 
 
 def _parse_word(head: str, labels: Mapping[str, list[str]]) -> str | None:
     """The label of which the whole answer is a word; spaces, quotes and a full stop around it do not count."""
-    return _bare_words(tuple((label, tuple(words)) for label, words in labels.items())).get(bare(head))
+    return _bare_words(tuple((label, tuple(words)) for label, words in labels.items())).get(normalize_answer(head))
 
 
 def _parse_label_set(head: str, task: Task) -> str | None:
-    """The label set, as `Task.joined` gives it, of a list of labels with commas, each once in any order; or none."""
-    if bare(head) == bare(task.no_label):
+    """The label set (`Task.join_labels`) of comma-separated labels, each once, in any order; None if it is not one."""
+    if normalize_answer(head) == normalize_answer(task.no_label):
         return task.no_label
     found: list[str] = []
     for part in head.split(",", len(task.labels)):
@@ -86,7 +86,7 @@ def _parse_label_set(head: str, task: Task) -> str | None:
         if label is None or label in found:
             return None
         found.append(label)
-    return task.joined(found)
+    return task.join_labels(found)
 
 
 def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
@@ -130,7 +130,7 @@ def _parse_score(head: str, low: float, high: float) -> float | None:
 
 def is_label(label: str, task: Task) -> bool:
     """Whether a label of the data is one that an answer can be equal to: a label of the task, a label set as
-    `Task.joined` gives it, or a number in its range: a plain decimal, in one's own data any finite one."""
+    `Task.join_labels` gives it, or a number in its range: a plain decimal, in one's own data any finite one."""
     if task.score_range is None:
         return task.is_label_set(label) if task.multi_label else label in task.labels
     low, high = task.score_range

@@ -40,7 +40,9 @@ def _literal(text: str) -> str:
     return text.replace("{{", "{").replace("}}", "}")
 
 
-Shown = tuple[Mapping[str, str], str]  # a demonstration: the fields of a training row, and its answer as it is written
+Demonstration = tuple[
+    Mapping[str, str], str
+]  # a demonstration: the fields of a training row, and its answer as it is written
 
 
 def dedup_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
@@ -49,14 +51,14 @@ def dedup_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
     return (fields[task.long_field],) if task.group_by else tuple(fields[name] for name in task.fields)
 
 
-def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> str:
+def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Demonstration] = ()) -> str:
     """The whole prompt as plain text (section 4.1); `shown` are answered queries before it (section 5.2, few-shot)."""
     system, question = render(task, fields)
     answered = [f"{render(task, other)[1]}Assistant:\n{OPEN}{answer}{CLOSE}\n" for other, answer in shown]
     return "".join((system, *answered, question, f"Assistant:\n{OPEN}"))
 
 
-def chat_turns(task: Task, fields: Mapping[str, str], shown: Sequence[Shown] = ()) -> tuple[str, list[str]]:
+def chat_turns(task: Task, fields: Mapping[str, str], shown: Sequence[Demonstration] = ()) -> tuple[str, list[str]]:
     """The same parts as the messages of a conversation: the system's, and those of user and assistant in turn."""
 
     def query(fields: Mapping[str, str]) -> str:

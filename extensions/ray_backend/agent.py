@@ -11,7 +11,8 @@ from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
 
-from extensions.rollout import vllm as vllm_engine
+from extensions.rollout.vllm_engine import sampled_tokens
+from extensions.rollout.vllm_engine import sampling_params as sampling_params_of
 
 
 class AgentExecutor(AgentExecutorBase):
@@ -35,9 +36,9 @@ class AgentExecutor(AgentExecutorBase):
         """
         ask = json.loads(label)
         temperature = llm_engine.recipe.rollout.temperature
-        params = vllm_engine.sampling_params(ask["budget"], ask["seed"], temperature, ask["greedy"], llm_engine.eos)
+        params = sampling_params_of(ask["budget"], ask["seed"], temperature, ask["greedy"], llm_engine.eos)
         output = await llm_engine.generate(ask["prompt_ids"], params)
-        tokens, logprobs = vllm_engine.sampled(output)
+        tokens, logprobs = sampled_tokens(output)
         text = llm_engine.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         reward = 0.0
         if ask["label"] is not None:
@@ -54,6 +55,6 @@ class AgentExecutor(AgentExecutorBase):
             "truncated": output.outputs[0].finish_reason == "length",
             "reward": reward,
             "scores": reward,
-            "extra_logs": {"adapter_version": float(llm_engine.adapters.version)},
+            "extra_logs": {"adapter_version": float(llm_engine.lora.version)},
             "text": text,
         }

@@ -15,13 +15,16 @@ from extensions.common.console import Reporter
 from extensions.common.errors import ProcessGone, UserError
 from extensions.data.splits import RunData
 from extensions.distributed import signals
+from extensions.evaluation.likelihood import label_sets_of
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster, openrlhf
 from extensions.ray_backend.arguments import arguments, command, differences, refused, shape_of, where
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import check_reward, load_reward
-from extensions.rollout.vllm import Probe, check_family, engine_dtype, engine_environment, probe_samples, require
+from extensions.rollout.lora_sync import SyncProbe, probe_samples
+from extensions.rollout.reward_check import check_reward
+from extensions.rollout.rewards import load_reward
+from extensions.rollout.vllm_engine import check_vllm_supports, require_installed, set_vllm_environment, vllm_dtype
 from extensions.runs.build import (
     epoch_rows,
     make_encoder,
@@ -29,7 +32,6 @@ from extensions.runs.build import (
     num_updates,
     open_folder,
     record_proof,
-    seen_sets,
 )
 
 FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above
@@ -57,11 +59,11 @@ def run(recipe: Recipe) -> None:
     reporter = Reporter(active=True)
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    engine_environment()
+    set_vllm_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
     check_reward(reward, data.train, reporter.warn)
     config = load_config(recipe.model)
-    check_family(config)
+    check_vllm_supports(config)
     tokenizer = load_tokenizer(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     shape = shape_of(recipe, cluster.join(recipe))
@@ -95,13 +97,13 @@ def run(recipe: Recipe) -> None:
         padded.pad_token = padded.pad_token or padded.eos_token  # what stands in padding changes nothing
 
         def fit() -> None:
-            probe = Probe(engine_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
+            probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
             order = make_order(recipe, data)
             parts = (padded, encoder, reward, order, probe, probed)
             record_proof(groups.proof(), folder, reporter)
             trainer = own.RayTrainer(recipe, strategy, groups, critic, reference, *parts)
-            evaluator = own.evaluator(recipe, strategy, reporter, trainer, seen_sets(data))
+            evaluator = own.evaluator(recipe, strategy, reporter, trainer, label_sets_of(data.train))
             own.RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
 
         return SimpleNamespace(fit=fit, get_max_steps=lambda: updates)
@@ -147,7 +149,7 @@ def start_run(recipe: Recipe) -> None:
         UserError: ray or vllm is missing.
         ProcessGone: a worker or an engine is gone.
     """
-    require("ray", "vllm")
+    require_installed("ray", "vllm")
     import ray
 
     try:

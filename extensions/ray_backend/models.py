@@ -90,10 +90,6 @@ class PackedCritic(nn.Module):
         self._for_life = ExitStack()
         self._for_life.enter_context(policy.role("critic"))
 
-    @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return self.policy.trainable
-
     def forward(
         self,
         sequences: Tensor,
@@ -157,7 +153,9 @@ class RayStrategy(Strategy):
         """OpenRLHF makes Adam or Muon here; `cfg` has the number of updates."""
         recipe = self.recipe
         module = model.model if isinstance(model, Actor) else model
-        engine = self.wrap(module, recipe.optimizer, recipe.schedule, cfg["scheduler_steps"])
+        policy = module.policy if isinstance(module, PackedCritic) else module
+        groups = policy.parameter_groups(recipe.optimizer.value_lr)
+        engine = self.wrap(module, groups, recipe.optimizer, recipe.schedule, cfg["scheduler_steps"])
         if isinstance(model, Actor):
             model.model = engine
         else:

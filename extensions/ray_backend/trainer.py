@@ -27,20 +27,22 @@ from extensions.data import BatchOrder, Example
 from extensions.distributed import watchdog
 from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.openrlhf import compute_reward
-from extensions.evaluation.predict import Evaluator
+from extensions.evaluation.evaluator import Evaluator
 from extensions.model.proof import Proof
-from extensions.prefix.logprobs import pad_rows
 from extensions.prefix.tree import Sample
-from extensions.prompts import PromptEncoder
+from extensions.prompts import PromptEncoder, parse_answer
 from extensions.ray_backend.models import RayStrategy
 from extensions.recipe import Recipe
+from extensions.rollout.lora_sync import LoraPayload, LoraSync, SyncProbe
 from extensions.rollout.rewards import Reward
 from extensions.rollout.sampler import GenerationRequest, Response
-from extensions.rollout.vllm import Adapter, Probe, Sync, request_seed
+from extensions.rollout.vllm_sampler import request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.ppo import batch_metrics, debug_record, rollout_record, summary_line, training_request
+from extensions.training.experience import TokenIndex
+from extensions.training.ppo import generation_request
+from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock
 
 # After `extensions`, which lets it be imported without flash-attn.
@@ -114,14 +116,14 @@ class Groups:
         return [responses[0] for responses in wait(references)]
 
 
-class RaySync(Sync):
+class RayLoraSync(LoraSync):
     """Of the actor group and all engines.
 
     Args:
         samples: for the probe.
     """
 
-    def __init__(self, groups: Groups, probe: Probe, samples: Sequence[Sample]) -> None:
+    def __init__(self, groups: Groups, probe: SyncProbe, samples: Sequence[Sample]) -> None:
         super().__init__(probe)
         self.groups, self.samples = groups, list(samples)
         self.changed = True  # whether the weights may be others than those that were sent
@@ -133,20 +135,20 @@ class RaySync(Sync):
             self.changed = False
 
     @contextmanager
-    def canary(self) -> Iterator[None]:
+    def random_adapter(self) -> Iterator[None]:
         before = ray.put(self._actor("weights"))
-        self._actor("put_canary")
+        self._actor("load_random_adapter")
         try:
             yield
         finally:
             self._actor("load_weights", before)
 
-    def adapter(self, version: int) -> Adapter:
-        found: Adapter = self._actor("adapter", version)
+    def payload(self, version: int) -> LoraPayload:
+        found: LoraPayload = self._actor("lora_payload", version)
         return found
 
-    def deliver(self, adapter: Adapter) -> None:
-        self.groups.every_engine("load_adapter", ray.put(adapter))
+    def deliver(self, payload: LoraPayload) -> None:
+        self.groups.every_engine("load_lora", ray.put(payload))
 
     def trainer_logprobs(self) -> list[float]:
         found: list[float] = self._actor("probe", self.samples)
@@ -191,7 +193,7 @@ class ExperienceMaker(RemoteExperienceMaker):
     """OpenRLHF's, with the paper's whitening and value targets, and a look at every number before the update."""
 
     recipe: Recipe
-    probe: Probe
+    probe: SyncProbe
     last: list[Any]  # of the iteration in work
     weights: Tensor  # (B,) of its rows
     mismatch: float  # mean difference of the logprobs of its samples, by engine and trainer
@@ -231,7 +233,7 @@ def check_finite(experiences: Sequence[Any]) -> None:
     problems, first = [], 0
     for e in experiences:
         named = {"scores": e.rewards, "logprobs": e.action_log_probs, "values": e.values, "kl": e.kl}
-        named |= {"advantages": e.advantages, "targets": e.returns}
+        named |= {"advantages": e.advantages, "returns": e.returns}
         for name, tensor in named.items():
             bad = [first + row for row, values in enumerate(tensor) if not bool(torch.isfinite(values).all())]
             if bad:
@@ -264,7 +266,7 @@ class RayTrainer(BasePPOTrainer):
         encoder: PromptEncoder,
         reward: Reward,
         order: BatchOrder,
-        probe: Probe,
+        probe: SyncProbe,
         samples: Sequence[Sample],
     ) -> None:
         super().__init__(strategy, groups.actor, critic, None, reference, groups.engines, tokenizer)
@@ -273,7 +275,7 @@ class RayTrainer(BasePPOTrainer):
         self.recipe, self.groups, self.encoder, self.reward, self.order = recipe, groups, encoder, reward, order
         self.experience_maker = ExperienceMaker(groups.actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
         self.experience_maker.recipe, self.experience_maker.probe = recipe, probe
-        self.engines = RaySync(groups, probe, samples)
+        self.engines = RayLoraSync(groups, probe, samples)
         self.batch: list[Example] = []
         self.responses: list[dict[str, Any]] = []
         self.asks: list[RolloutRequest] = []
@@ -320,7 +322,7 @@ class RayTrainer(BasePPOTrainer):
             "lr": status["actor_lr"],
             "response_tokens": tokens / len(records),
             "stale_samples": self.stale,
-            **self.engines.found,
+            **self.engines.metrics,
             "seconds": clock.seconds,
             "samples_per_s": len(records) / seconds,
         }
@@ -331,11 +333,10 @@ class RayTrainer(BasePPOTrainer):
 
     def sample(self, step: int) -> list[Any]:
         """OpenRLHF's experiences of one sample each, in batch order."""
-        low, high = self.recipe.rollout.min_new_tokens, self.recipe.rollout.max_new_tokens
         encoded = [self.encoder.encode(example.task, example.fields) for example in self.batch]
         self.prompts, self.asks = [text for _, text in encoded], []
         for row, (example, (ids, _)) in enumerate(zip(self.batch, encoded, strict=True)):
-            request = training_request(ids, self.recipe.seed, step, row, low, high)
+            request = generation_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
             self.asks.append(
                 RolloutRequest(ids, request.budget, request_seed(request), False, self.reward.label(example))
             )
@@ -394,7 +395,8 @@ class RayTrainer(BasePPOTrainer):
         for slot, (example, response) in enumerate(zip(self.batch, self.responses, strict=True)):
             tokens = len(self.response_ids(slot))
             reward, text = response["reward"], response["text"]
-            found.append(rollout_record(example, self.prompts[slot], text, reward, kl[slot], tokens))
+            answer = parse_answer(text, example.task)
+            found.append(rollout_record(example, self.prompts[slot], text, answer, reward, kl[slot], tokens))
         return found
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -421,20 +423,20 @@ class RayTrainer(BasePPOTrainer):
 
 
 def tensors_of(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """What is known of each response, (B, T) from its first token on, as in `extensions.training.ppo.Experience`."""
-    width = max(lengths)
+    """Tensors of each response, (B, T), as `extensions.training.experience.Experience.padded` gives them."""
+    index = TokenIndex(lengths)
     named = {
         "logprobs": "action_log_probs",
         "values": "values",
         "kl": "kl",
         "advantages": "advantages",
-        "targets": "returns",
+        "returns": "returns",
     }
     found = {"scores": torch.cat([e.rewards for e in experiences])}
     for name, field in named.items():
         flat = torch.cat([getattr(e, field)[e.action_mask.bool()] for e in experiences])
-        found[name] = pad_rows(flat, lengths, width)
-    found["mask"] = pad_rows(torch.ones(sum(lengths), dtype=torch.bool), lengths, width)
+        found[name] = index.pad(flat)
+    found["mask"] = index.mask
     return found
 
 
@@ -476,16 +478,13 @@ class RayTrainingRun(TrainingRun):
     def _compare_ranks(self) -> None:
         """All ranks of a group are asked for theirs by OpenRLHF alone."""
 
-    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
-        return list(problems)  # the models are elsewhere; `nlu replay` looks at each sample alone
-
 
 def evaluator(
     recipe: Recipe,
     strategy: RayStrategy,
     reporter: Any,
     trainer: RayTrainer,
-    seen: Mapping[str, Sequence[str]],
+    label_sets: Mapping[str, Sequence[str]],
 ) -> Evaluator:
     sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
-    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, seen)
+    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, label_sets)

@@ -25,23 +25,20 @@ from extensions.prefix.tree import Sample
 from extensions.ray_backend.models import PackedActor, PackedCritic, RayStrategy
 from extensions.ray_backend.openrlhf import replaced
 from extensions.recipe import Recipe
+from extensions.rollout.lora_sync import LoraPayload, SyncError, random_lora_state, response_logprobs
 from extensions.rollout.rewards import load_reward
 from extensions.rollout.sampler import eos_ids
-from extensions.rollout.vllm import (
-    Adapter,
-    Adapters,
-    SyncError,
-    canary_state,
-    engine_environment,
-    engine_options,
+from extensions.rollout.vllm_engine import (
+    LoraSlot,
     probe_params,
-    probed,
-    trainer_logprobs,
+    prompt_logprobs,
+    set_vllm_environment,
+    vllm_arguments,
 )
 from extensions.runs.checkpoint import file_entry, files_of, read_rank, write_rank
 
 without_cuda()
-engine_environment()
+set_vllm_environment()
 
 from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine  # noqa: E402
 
@@ -58,7 +55,7 @@ class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
 
     async def __init__(self, *args: Any, recipe: Recipe, on_cpu: bool, **settings: Any) -> None:  # type: ignore[misc]
         self.recipe = recipe
-        options = engine_options(recipe, on_cpu, recipe.lora.rank)
+        options = vllm_arguments(recipe, on_cpu, recipe.lora.rank)
         del settings["worker_extension_cls"]  # of OpenRLHF's weight sync
         await super().__init__(*args, **(settings | options | {"seed": settings["seed"]}))
         self.tokenizer = load_tokenizer(recipe.model)
@@ -68,7 +65,7 @@ class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
             config = None
         self.eos = sorted(eos_ids(config, self.tokenizer))
         self.reward = load_reward(recipe.reward)
-        self.adapters = Adapters()
+        self.lora = LoraSlot()
 
     def _configure_vllm_env(self, *args: Any) -> None:
         super()._configure_vllm_env(*args)
@@ -81,26 +78,26 @@ class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
         """One request under the newest adapter."""
         self._count = getattr(self, "_count", 0) + 1
         prompt = {"prompt_token_ids": list(prompt_token_ids)}
-        name, adapter = f"request-{self._count}", self.adapters.request
+        name, adapter = f"request-{self._count}", self.lora.request
         outputs = [
             one async for one in self.llm.generate(prompt, sampling_params, request_id=name, lora_request=adapter)
         ]
         return outputs[-1]
 
-    async def load_adapter(self, adapter: Adapter) -> None:
+    async def load_lora(self, payload: LoraPayload) -> None:
         """Use a new version from now on. No request may be in work."""
-        request, old = self.adapters.next(adapter)
+        request, old = self.lora.replace(payload)
         if old is not None:
             await self.llm.remove_lora(old)
         if not await self.llm.add_lora(request):
-            raise SyncError(f"vLLM refused version {adapter.version} of the adapter")
+            raise SyncError(f"vLLM refused version {payload.version} of the adapter")
         await self.llm.reset_prefix_cache()
 
     async def probe(self, samples: Sequence[Sample]) -> list[float]:
         found: list[float] = []
-        for sample in samples:  # one at a time, see `vllm_engine.Engine.probe`
+        for sample in samples:  # one at a time, see `VllmEngine.probe`
             output = await self.generate([*sample.prompt, *sample.response], probe_params())
-            found += probed(output, len(sample.response))
+            found += prompt_logprobs(output, len(sample.response))
         return found
 
 
@@ -204,18 +201,18 @@ class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[
     def proof(self) -> Proof:
         return self.policy.proof
 
-    def put_canary(self) -> None:
+    def load_random_adapter(self) -> None:
         """A random adapter in the place of the policy's, until `load_weights`."""
-        load_trainable_state(self.policy, canary_state(trainable_state(self.policy), self.strategy.recipe.seed))
+        load_trainable_state(self.policy, random_lora_state(trainable_state(self.policy), self.strategy.recipe.seed))
 
-    def adapter(self, version: int) -> Adapter | None:
+    def lora_payload(self, version: int) -> LoraPayload | None:
         """The adapter as it travels; from rank 0 alone."""
         state = trainable_state(self.policy)
-        return Adapter.of(self.policy, state, version) if self.strategy.is_rank_0() else None
+        return LoraPayload.of(self.policy, state, version) if self.strategy.is_rank_0() else None
 
     def probe(self, samples: Sequence[Sample]) -> list[float]:
         self.actor.eval()
-        found = trainer_logprobs(self.policy, samples, self.strategy.recipe.evaluation.micro_batch_size)
+        found = response_logprobs(self.policy, samples, self.strategy.recipe.evaluation.micro_batch_size)
         self.actor.train()
         return found
 
@@ -223,7 +220,7 @@ class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[
         """Of whole responses, at the temperature of sampling."""
         self.actor.eval()
         temperature, size = self.policy.temperature, self.strategy.recipe.evaluation.micro_batch_size
-        tokens = iter(trainer_logprobs(self.policy, samples, size, temperature))
+        tokens = iter(response_logprobs(self.policy, samples, size, temperature))
         found = [sum(next(tokens) for _ in sample.response) for sample in samples]
         self.actor.train()
         return found

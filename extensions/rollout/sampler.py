@@ -1,8 +1,8 @@
 """Sampling: prompts in; response tokens with their logprobs and values out.
 
-Decoding follows section 5.1 of the paper: multinomial at the recipe's temperature, a token budget for each row, the
-end at `</Judgement>`. Random numbers are a function of (seed, purpose, step, row), so a row's response does not depend
-on the batch or rank that it is sampled in, and a resumed run needs no generator state.
+Decoding follows section 5.1 of the paper: multinomial at the recipe's temperature, a token budget per row, ending at a
+stop string. Random numbers are a function of (seed, purpose, step, row), so a row's response does not depend on its
+batch or rank, and a resumed run needs no generator state.
 """
 
 from __future__ import annotations
@@ -22,82 +22,81 @@ from extensions.distributed import watchdog
 from extensions.model.policy import Policy
 from extensions.prefix.logprobs import sample_tokens, token_logprobs
 from extensions.prefix.tree import Sample, micro_batches, pack
-from extensions.prompts import CLOSE
 
-COMPACT_BELOW = (
-    0.9  # rows that have ended leave the batch when fewer than this share of it goes on: leaving costs a copy
-)
+# Finished rows leave the batch when at most this share of it is unfinished: leaving costs a copy.
+COMPACT_BELOW = 0.9
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What one row asks of the sampler."""
+    """The generation request of one sample."""
 
     prompt: Sequence[int]
-    budget: int  # most tokens to write
-    uniforms: np.ndarray  # (>= budget,) float64 in [0, 1): one for each token
+    budget: int  # most tokens of the response
+    uniforms: np.ndarray  # (>= budget,) float64 in [0, 1): one per token
 
 
 @dataclass(frozen=True)
 class Response:
-    """What one row got."""
+    """The response to one request."""
 
     tokens: list[int]
     logprobs: Tensor  # (len(tokens),) float32 under the policy that sampled
-    values: Tensor  # (len(tokens),) float32 of the state before each token, by the head on the actor's trunk; 0 without
+    values: Tensor  # (len(tokens),) float32 V of the state before each token, by a head on the actor's trunk; else 0
     text: str
 
 
 def random_numbers(seed: int, purpose: int, step: int, row: int, max_new_tokens: int) -> tuple[float, np.ndarray]:
-    """A uniform number for the row's budget, and one for each of its tokens.
+    """A uniform number for the row's budget, and one per token.
 
-    Philox is counter-based: any (seed, purpose, step, row) has its own stream, made on the spot.
+    Philox is counter-based: each (seed, purpose, step, row) is a stream of its own, without state.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, step]))
     return rng.random(), rng.random(max_new_tokens)
 
 
 class Sampler:
-    """Engine `hf`: the policy itself samples.
+    """Rollout backend `hf`: the policy itself samples.
 
     Args:
-        micro_batch_size: rows of one packed forward over the prompts.
-        fixed_decode_steps: tokens that every rank writes for every row, the longest budget. ZeRO 3 gathers weights in
-            each forward, so all ranks must do as many; what a row gets beyond its own end is dropped. None: rows leave.
+        stop: a response ends with this text, or with an EOS token.
+        micro_batch_size: rows per packed forward over the prompts.
+        fixed_decode_steps: decoding steps of every batch, the longest budget. ZeRO 3 gathers weights in each forward,
+            so all ranks need the same number; tokens beyond a response's end are dropped. None: finished rows leave.
     """
+
+    # Whether logprobs equal the trainer's up to rounding in float32, and values are those of the policy's head.
+    exact = True
 
     def __init__(
         self,
         policy: Policy,
         tokenizer: PreTrainedTokenizerBase,
+        stop: str,
         micro_batch_size: int,
         fixed_decode_steps: int | None = None,
     ) -> None:
-        self.policy, self.tokenizer = policy, tokenizer
+        self.policy, self.tokenizer, self.stop = policy, tokenizer, stop
         self.micro_batch_size, self.fixed_decode_steps = micro_batch_size, fixed_decode_steps
         self.eos = eos_ids(policy.causal_lm.generation_config, tokenizer)
-        self.may_close = _tokens_with(">", tokenizer)
-
-    exact = (
-        True  # whether its logprobs are the trainer's but for rounding in float32, and its values those of the policy
-    )
+        self.may_stop = _tokens_with(stop[-1], tokenizer)
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """All sampling happens inside one, with weights that stay as they are. Enter it on every rank."""
+        """Context of all sampling with one state of the weights. Enter it on every rank."""
         yield
 
     def check_logprob_mismatch(self, mismatch: float) -> None:
-        """Whether samples count whose logprobs differ by so much, on average, from the trainer's; here they all do."""
+        """Raises where sampled logprobs differ too much from the trainer's, on average; here they never do."""
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What there is to say of the engine since the last session began."""
+        """Metrics of the rollout backend since the last session began."""
         return {}
 
     @torch.no_grad()
     def sample(self, requests: Sequence[GenerationRequest], greedy: bool = False) -> list[Response]:
-        """One response for each request, in the order of the requests; `greedy` takes the most probable tokens."""
+        """One response per request, in order; `greedy` takes the most probable tokens."""
         self.policy.eval()
         with self.policy.role("actor"):
             return self._sample(requests, greedy)
@@ -108,17 +107,17 @@ class Sampler:
         decoder = policy.prefill([request.prompt for request in requests], self.micro_batch_size, steps)
         states = decoder.states
         tokens: list[list[int]] = [[] for _ in requests]
-        uniforms = np.zeros((len(requests), steps))
-        for row, request in zip(uniforms, requests, strict=True):
+        drawn_by = np.zeros((len(requests), steps))
+        for row, request in zip(drawn_by, requests, strict=True):
             row[: request.budget] = request.uniforms[: min(request.budget, steps)]
-        chances = torch.from_numpy(uniforms).to(device)
+        uniforms = torch.from_numpy(drawn_by).to(device)
         logprobs, values = torch.zeros(2, len(requests), steps, device=device)
         closed = [False] * len(requests)
         for step in range(steps):
             watchdog.heartbeat()
-            rows = decoder.order  # the requests that are still being written, and some that ended lately
+            rows = decoder.order  # requests in the batch: unfinished ones, and some finished ones that have not left
             logits = policy.logits(states)
-            drawn = logits.argmax(-1) if greedy else sample_tokens(logits, chances[rows, step])
+            drawn = logits.argmax(-1) if greedy else sample_tokens(logits, uniforms[rows, step])
             logprobs[rows, step] = token_logprobs(logits, drawn)
             if policy.value_head is not None:
                 values[rows, step] = policy.value_head(states)
@@ -142,8 +141,8 @@ class Sampler:
         """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy.
 
         Args:
-            together: so many consecutive samples have one prompt, and are computed in one pack. The packs are a
-                function of the numbers of samples alone, so that ranks with as many do as many forwards.
+            together: number of consecutive samples with the same prompt, computed in one pack. The number of packs
+                depends only on the number of samples, so ranks with equally many do equally many forwards.
         """
         self.policy.eval()
         totals = torch.zeros(len(samples), device=self.policy.device)
@@ -158,26 +157,22 @@ class Sampler:
         return totals
 
     def _ends(self, tokens: list[int]) -> bool:
-        """Whether the last token ends the response; text is decoded only where a closing tag could have ended."""
+        """Whether the last token ends the response; text is decoded only where the stop string could have ended."""
         if tokens[-1] in self.eos:
             return True
-        return tokens[-1] in self.may_close and CLOSE in self.decode(tokens)
+        return tokens[-1] in self.may_stop and self.stop in self.decode(tokens)
 
     def decode(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def eos_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of the tokens that end a response by themselves.
-
-    Args:
-        config: the model's own, if it has one.
-    """
+    """Ids of the EOS tokens, of the model's generation config and of the tokenizer."""
     configured = config.eos_token_id if config else None
     ids = configured if isinstance(configured, list) else [configured]
     return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
 
 
 def _tokens_with(character: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of all tokens that hold `character`."""
+    """Ids of all tokens that contain `character`."""
     return {i for token, i in tokenizer.get_vocab().items() if character in token}

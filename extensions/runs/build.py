@@ -1,10 +1,11 @@
-"""From a recipe to the parts of a run: data, prompts, model, DeepSpeed engine, evaluator, trainer, run folder."""
+"""Builds a run from a recipe: data, prompt encoder, model, DeepSpeed engine, evaluator, trainer, run folder."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,21 @@ from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
-from extensions.evaluation import likelihood
-from extensions.evaluation.predict import Evaluator
+from extensions.evaluation.evaluator import Evaluator
+from extensions.evaluation.likelihood import label_sets_of
+from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
-from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
+from extensions.model.loading import load_config, load_policy, load_tokenizer
+from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
-from extensions.prompts import PromptEncoder
+from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
-from extensions.rollout.rewards import Reward, check_reward, load_reward
-from extensions.rollout.vllm import LocalSync, make_sampler, probe_samples, require
+from extensions.rollout.lora_sync import probe_samples
+from extensions.rollout.reward_check import check_reward
+from extensions.rollout.rewards import Reward, load_reward
+from extensions.rollout.sampler import Sampler
+from extensions.rollout.vllm_engine import require_installed
+from extensions.rollout.vllm_sampler import LocalLoraSync, VllmSampler
 from extensions.runs.evaluation_run import EvaluationRun
 from extensions.runs.folder import RunFolder
 from extensions.runs.training_run import TrainingRun
@@ -38,14 +45,15 @@ from extensions.training.trainer import Trainer
 
 
 def run(recipe: Recipe) -> None:
-    """Do what a recipe's method says under DeepSpeed and write its run folder, on this rank."""
+    """Run a recipe under DeepSpeed on this rank."""
     prepare(recipe).go()
 
 
 def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
-    """Everything of a run but the work itself: data, model, engine, run folder.
+    """The run of a recipe, ready to `go`.
 
-    What can be wrong in the recipe's data, prompts, reward or folder is found before the model is loaded.
+    Raises:
+        UserError: invalid data, prompts, reward or folder, found before the model is loaded; or the model.
     """
     method, ppo = recipe.method, recipe.ppo
     strategy = Strategy(
@@ -57,7 +65,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         transformers.utils.logging.disable_progress_bar()
     _check_ranks(recipe, strategy.world_size)
     if recipe.rollout.backend == "vllm":
-        require("vllm")
+        require_installed("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
     if method == "ppo":
@@ -68,7 +76,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     folder = None
     if strategy.is_rank_0():
         folder = open_folder(recipe, reward, data, reporter)
-    strategy.barrier()  # the folder is there
+    strategy.barrier()  # the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
     policy = load_policy(
@@ -89,14 +97,15 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     record_proof(policy.proof, folder, reporter)
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
-        engine = strategy.wrap(policy, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
+        groups = policy.parameter_groups(recipe.trained_with.value_lr)
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
-    sync = None
+    make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        sync = LocalSync(recipe, policy, strategy, probed, reporter.info)
-    sampler = make_sampler(policy, tokenizer, recipe.evaluation.micro_batch_size, fixed_decode_steps, sync)
-    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, seen_sets(data))
+        make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
+    sampler = make_sampler(policy, tokenizer, CLOSE, recipe.evaluation.micro_batch_size, fixed_decode_steps)
+    evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
     order = make_order(recipe, data)
@@ -104,40 +113,44 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
-        budget = (recipe.rollout.min_new_tokens, recipe.rollout.max_new_tokens)
-        sampler = make_sampler(policy, tokenizer, ppo.micro_batch_size, fixed_decode_steps, sync)
-        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, *budget, recipe.seed)
+        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps)
+        trainer = PpoTrainer(
+            policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
+        )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
-def seen_sets(data: RunData) -> dict[str, list[str]]:
-    """Multi-label task -> label sets of its training rows."""
-    tasks = {example.task.name: example.task for example in data.train if example.task.multi_label}
-    return {
-        name: likelihood.seen_sets(task, [example.label for example in data.train if example.task.name == name])
-        for name, task in tasks.items()
-    }
+def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
+    """Multi-label task -> label sets of its training rows; an evaluation run reads them from the model's nlu.json."""
+    tasks = {task.name: task for task in recipe.data.tasks if task.multi_label}
+    folder = Path(recipe.model.adapter or recipe.model.path)
+    if recipe.method != "eval" or not tasks or not (folder / FILE_NAME).is_file():
+        return label_sets_of(data.train)
+    recorded = Manifest.load(folder).label_sets
+    return {name: [one for one in recorded.get(name, []) if task.is_label_set(one)] for name, task in tasks.items()}
 
 
 def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> None:
-    """Say how the model is computed, and leave what was measured in the run folder."""
+    """Print how the model is computed, and write the measured differences to the run folder."""
     reporter.info(str(proof))
     if folder is not None:
         write_json(folder.root / "model.json", proof.as_json())
 
 
 def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
-    """Hashes of what the run reads besides the base model: a run that is resumed must read the same."""
+    """Hashes of what the run reads besides the base model; a resumed run must read the same."""
     return {
         "model.adapter": adapter_hash(recipe.model.adapter),
-        "reward": None if reward.packed_labels else sha256(reward.path),  # files of the project have its version
+        "reward": None
+        if reward.packed_labels
+        else sha256(reward.path),  # built-in rewards have the version of the project
         "data": data.fingerprint(),
         "deepspeed.config": _hash_of(recipe.deepspeed.config),
     }
 
 
 def _hash_of(path: str | None) -> str | None:
-    """None where there is no such file: who reads it says so."""
+    """None if there is no such file; its reader raises the error."""
     return sha256(Path(path)) if path is not None and Path(path).is_file() else None
 
 
@@ -154,18 +167,18 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
 
 
 def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callable[[str], None]) -> None:
-    """Warn where a right answer is longer than what may be sampled: it would be cut, a wrong format each time."""
+    """Warn where a correct answer exceeds the response budget: cut off, it always has a wrong format."""
     tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
     longest = max(tokens, key=lambda word: tokens[word])
     if tokens[longest] > budget:
         warn(
             f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
-            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be right"
+            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be correct"
         )
 
 
 def num_updates(recipe: Recipe, steps: int) -> int:
-    """Optimizer steps of the whole run, of `steps` iterations."""
+    """Optimizer steps of a run of `steps` iterations."""
     if recipe.method == "sft":
         return steps
     ppo = recipe.ppo
@@ -173,7 +186,7 @@ def num_updates(recipe: Recipe, steps: int) -> int:
 
 
 def epoch_rows(recipe: Recipe, data: RunData) -> int:
-    """TrainingRun rows of a pass over all tasks, repeated ones counted each time."""
+    """Training rows per epoch over all tasks; repeated rows count each time."""
     return sum(epoch_sizes(data.train, recipe.data.oversample).values())
 
 
@@ -190,18 +203,15 @@ def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
 def make_encoder(
     recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, config: Any, warn: Callable[[str], None]
 ) -> PromptEncoder:
-    """The prompts of a run.
+    """The prompt encoder of a run, checked on all its rows.
 
     Args:
         config: of the model.
 
     Raises:
-        UserError: a prompt cannot fit, or the tokenizer cannot write an answer.
+        UserError: a prompt does not fit, or the tokenizer cannot write an answer.
     """
-    prompt = recipe.prompt
-    limit = prompt_limit(recipe, config)
-    shown = data.demonstrations
-    encoder = PromptEncoder(tokenizer, limit, prompt.chat_template, prompt.shots, shown, prompt.template_options)
+    encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
         encoder.check_answers(task)
     for example in (*data.train, *data.table, *data.validation, *data.test):
@@ -214,7 +224,7 @@ def make_encoder(
 
 
 def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
-    """The run folder; by one process."""
+    """Open the run folder; call it in one process."""
     folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
     if folder.set_aside is not None:
         reporter.info(f"an earlier run was moved to {folder.set_aside}")

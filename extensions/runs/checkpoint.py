@@ -1,16 +1,14 @@
-"""Resume points of a run: written whole or not at all, checked before they are trusted.
-
-A checkpoint is a folder of the run folder:
+"""Checkpoints of a run: atomic, durable, and verified before they are used.
 
 checkpoints/step-N/
-    run.json            where the run stood: step, best validation, what the trainer keeps
+    run.json            progress: step, best validation, state of trainer and health monitor, scores
     mp_rank_*.pt, ...   DeepSpeed's: weights, optimizer, schedule
     random-K.pt         states of the random generators of rank K
     best.safetensors    trained parameters at the best validation, if there is one
     manifest.json       size and sha256 of every other file; written last
 
-It has another name (`writing-N`) until all of it is on the disk. One that does not agree with its manifest is renamed
-to `damaged-step-N`, and the one before it is used.
+The folder is called `writing-N` until all of it is on the disk. One that does not match its manifest is renamed to
+`damaged-step-N`, and the checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from extensions.common.errors import UserError
-from extensions.common.files import apply_umask, read_json, sha256, sync_file, sync_folder, write_json
+from extensions.common.files import apply_umask, read_json, sha256, sync_file, sync_folder, unused_path, write_json
 from extensions.distributed.openrlhf import CHECKPOINT_GLOBALS, TorchCheckpointEngine, deepspeed
 from extensions.distributed.strategy import Strategy
 
@@ -38,7 +36,7 @@ MANIFEST = "manifest.json"
 
 @dataclass
 class SavedCheckpoint:
-    """A complete checkpoint that agrees with its manifest."""
+    """A complete checkpoint that matches its manifest."""
 
     folder: Path
     state: dict[str, Any]  # run.json
@@ -46,14 +44,14 @@ class SavedCheckpoint:
 
 
 class CheckpointFiles(TorchCheckpointEngine):
-    """What DeepSpeed writes and reads checkpoints by: as its own, but on the disk when it says so, and no code in it.
+    """DeepSpeed's checkpoint engine with durable writes, and without code in the files it loads.
 
-    Notes which files this rank wrote, and the first error instead of raising it: a rank that left DeepSpeed's
+    Records the files that this rank wrote, and the first error instead of raising it: a rank that left DeepSpeed's
     `save_checkpoint` early would leave the others waiting in its barriers.
 
     Args:
-        trained: names of the trained parameters; others are left out. DeepSpeed leaves out what is frozen, but under
-            one name only where a model's head is its embedding (0.19.6): most of a checkpoint would be that matrix.
+        trained: names of the trained parameters; others are not saved. DeepSpeed (0.19.6) skips frozen parameters, but
+            of a head tied to the embedding only one name: most of a checkpoint would be that matrix.
     """
 
     def __init__(self, trained: Container[str]) -> None:
@@ -75,7 +73,7 @@ class CheckpointFiles(TorchCheckpointEngine):
         self.write(Path(path), lambda target: _save(content, target))
 
     def write(self, path: Path, do: Callable[[Path], object]) -> None:
-        """Attempt to have `do` write a file, and bring it to the disk."""
+        """Attempt to write a file by `do`, and flush it to the disk."""
 
         def attempt() -> None:
             do(path)
@@ -90,36 +88,39 @@ class CheckpointFiles(TorchCheckpointEngine):
             return torch.load(path, map_location=map_location, weights_only=True)
 
     def attempt(self, do: Callable[[], None]) -> None:
-        """`do`, unless an earlier attempt of this checkpoint failed."""
+        """Call `do`, unless an earlier attempt for this checkpoint failed."""
         if self.error is None:
             try:
                 do()
             except OSError as error:
                 self.error = error
-            except (RuntimeError, SafetensorError) as error:  # what the disk says, in the words of torch's writer
+            except (
+                RuntimeError,
+                SafetensorError,
+            ) as error:  # how their writers report a disk error
                 self.error = OSError(str(error))
 
 
 def files_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointFiles:
-    """What an engine writes and reads checkpoints by; put there the first time."""
+    """The checkpoint engine of a DeepSpeed engine, replaced by `CheckpointFiles` on the first call."""
     if not isinstance(engine.checkpoint_engine, CheckpointFiles):
         engine.checkpoint_engine = CheckpointFiles(
             {name for name, p in engine.module.named_parameters() if p.requires_grad}
         )
-        # DeepSpeed would copy a script for users there, unguarded against a full disk (0.19.6).
+        # DeepSpeed (0.19.6) would copy a recovery script there, and a full disk would raise in it.
         engine._copy_recovery_script = lambda save_path: None
     return engine.checkpoint_engine
 
 
 def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
-    """Write a rank's part: the engine's, and its random generators. `files_of` knows the files and the first error."""
-    # DeepSpeed's barriers are passed on every rank, whatever happened to a file.
+    """Write a rank's part: the engine's, and its random generators. `files_of` has the files and the first error."""
+    # Every rank passes DeepSpeed's barriers, also after a failed write.
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
     files_of(engine).save(random_state(), str(folder / f"random-{rank}.pt"))
 
 
 def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
-    """Put back what `write_rank` wrote."""
+    """Restore what `write_rank` wrote."""
     engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
     own = folder / f"random-{rank}.pt"
     if own.exists():
@@ -136,7 +137,7 @@ class Checkpoints:
 
     Args:
         root: the run folder.
-        keep: how many of the newest stay.
+        keep: number of newest checkpoints that are kept.
     """
 
     def __init__(self, root: Path, strategy: Strategy, engine: deepspeed.DeepSpeedEngine, keep: int) -> None:
@@ -149,9 +150,9 @@ class Checkpoints:
     def save(
         self, step: int, state: Mapping[str, Any], best: dict[str, Tensor] | None, best_step: int | None
     ) -> str | None:
-        """Write a checkpoint, then forget old ones but that of the best validation, if there was one.
+        """Write a checkpoint, then remove old ones except that of the best validation.
 
-        Returns what a rank's disk refused; then nothing has changed, and the checkpoints before it are as they were.
+        Returns the error of a rank's disk, or None. After an error the earlier checkpoints are unchanged.
         """
         main, folder = self.strategy.is_rank_0(), self.root / f"writing-{step}"
         self.files.begin()
@@ -179,50 +180,50 @@ class Checkpoints:
         return error
 
     def _write_parts(self, folder: Path) -> dict[str, Any]:
-        """What each rank has to write. Returns entries of files that `self.files` has not written."""
+        """Write the parts of all ranks. Returns manifest entries of files that `self.files` has not written."""
         write_rank(self.engine, folder, self.strategy.rank)
         return {}
 
     def _read_parts(self, folder: Path) -> None:
-        """Put back what `_write_parts` wrote."""
+        """Restore what `_write_parts` wrote."""
         read_rank(self.engine, folder, self.strategy.rank)
 
     def _make(self, folder: Path) -> None:
-        for left in self.root.glob("writing-*"):  # of a run that was killed there
+        for left in self.root.glob("writing-*"):  # left by a kill during a write
             shutil.rmtree(left)
         folder.mkdir(parents=True)
 
     def _finish(self, folder: Path, step: int, entries: dict[str, Any]) -> None:
         write_json(folder / MANIFEST, {"step": step, "ranks": self.ranks, "files": entries})
         final, old = self.root / f"step-{step}", self.root / f"replaced-{step}"
-        if final.exists():  # of a session that stopped before the validation of this step
+        if final.exists():  # from a session that stopped before the validation of this step
             final.rename(old)
         folder.rename(final)
         sync_folder(self.root)
         shutil.rmtree(old, ignore_errors=True)
 
     def _agree(self) -> str | None:
-        """The first error of any rank, on every rank."""
+        """The first error of any rank; the same on every rank."""
         errors = self.strategy.gather(str(self.files.error) if self.files.error is not None else None)
         return next((error for error in errors if error is not None), None)
 
     def _prune(self, best_step: int | None) -> None:
-        for path in folders(self.root.parent)[: -self.keep]:
+        for path in checkpoint_folders(self.root.parent)[: -self.keep]:
             if _step(path) != best_step:
                 shutil.rmtree(path, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------- reading
 
     def newest(self, warn: Callable[[str], None]) -> SavedCheckpoint | None:
-        """The newest checkpoint that is whole; those that are not are told and renamed. None where there is none."""
+        """The newest intact checkpoint, or None. Damaged ones are reported, renamed and skipped."""
         found: str | None = None
         if self.strategy.is_rank_0():
-            for folder in reversed(folders(self.root.parent)):
-                problems = check(folder)
+            for folder in reversed(checkpoint_folders(self.root.parent)):
+                problems = verify_checkpoint(folder)
                 if not problems:
                     found = str(folder)
                     break
-                aside = folder.with_name(_free(folder.parent, f"damaged-{folder.name}"))
+                aside = unused_path(folder.with_name(f"damaged-{folder.name}"), ".")
                 folder.rename(aside)
                 warn(f"{folder} is damaged and is not used (now {aside.name}): {'; '.join(problems)}")
         found = self.strategy.gather(found)[0]
@@ -233,31 +234,33 @@ class Checkpoints:
         return SavedCheckpoint(folder, read_json(folder / "run.json"), load_file(best) if best.exists() else None)
 
     def load(self, checkpoint: SavedCheckpoint, warn: Callable[[str], None]) -> None:
-        """Put weights, optimizer, schedule and random generators back.
+        """Restore weights, optimizer, schedule and random generators.
 
         Raises:
-            UserError: it was written by another number of ranks, and its parts are those of each rank.
+            UserError: it was written by another number of ranks, and ZeRO has split the optimizer state over them.
         """
         ranks, now = read_json(checkpoint.folder / MANIFEST)["ranks"], self.ranks
         if ranks != now and self.strategy.stage > 0:
             raise UserError(
                 f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}, and each rank's file holds its "
-                f"share of the optimizer's state (deepspeed.zero_stage: {self.strategy.stage}); start {ranks} ranks, "
-                "or choose another output_dir"
+                f"share of the optimizer state (deepspeed.zero_stage: {self.strategy.stage}); start {ranks} ranks, or "
+                "choose another output_dir"
             )
         if ranks != now:
-            warn(f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}: it goes on, to other bits")
+            warn(
+                f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}: it resumes, but not bit-for-bit"
+            )
         self._read_parts(checkpoint.folder)
 
 
-def folders(run: Path) -> list[Path]:
-    """Folders of a run's checkpoints, oldest first; whether they are whole is not looked at."""
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Folders of a run's checkpoints, oldest first, intact or not."""
     found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=_step)
 
 
-def recover(run: Path) -> None:
-    """Put back what a kill between the two renames of a replaced checkpoint left under its other name."""
+def recover_replaced(run: Path) -> None:
+    """Restore a checkpoint that a kill between the two renames of its replacement left under another name."""
     for old in (run / "checkpoints").glob("replaced-*"):
         final = old.with_name(f"step-{_step(old)}")
         if final.exists():
@@ -266,8 +269,8 @@ def recover(run: Path) -> None:
             old.rename(final)
 
 
-def check(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, by its manifest; nothing where it is whole."""
+def verify_checkpoint(folder: Path) -> list[str]:
+    """The problems of a checkpoint by its manifest; none if it is intact."""
     try:
         manifest = read_json(folder / MANIFEST)
         files, step = dict(manifest["files"]), manifest["step"]
@@ -297,18 +300,11 @@ def _step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def _free(folder: Path, name: str) -> str:
-    number, free = 1, name
-    while (folder / free).exists():
-        number, free = number + 1, f"{name}.{number}"
-    return free
-
-
 # -------------------------------------------------------------------------------------------------- random states
 
 
 def random_state() -> dict[str, Any]:
-    """Of all generators that code in this process may draw from, a user's reward included."""
+    """States of all generators that code in this process may use, a user's reward included."""
     _, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),

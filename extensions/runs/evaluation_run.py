@@ -1,4 +1,4 @@
-"""What all runs have, and the evaluation of a model, adapter or prompt form as it is."""
+"""The base class of runs, and the evaluation of a model, adapter or prompt form without training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from extensions.common.files import write_json
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
+from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import score_all
-from extensions.evaluation.predict import Evaluator
 from extensions.recipe import Recipe
-from extensions.reporting.model_card import before_after_table
+from extensions.reporting.scores import before_after_table
 from extensions.runs.folder import RunFolder
 
 AFTER = "predictions_after.jsonl"
-TEST = "predictions_test.jsonl"  # what `nlu submit` reads
+TEST = "predictions_test.jsonl"  # read by `nlu submit`
 
 
 class Run:
-    """What all runs have: a folder (rank 0 alone), scores, answers."""
+    """Scores and answers of a run. The folder is None except on rank 0."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Run:
         self.scores: dict[str, Any] = {"method": recipe.method, "split": data.split, "splits": data.splits}
 
     def evaluate(self, moment: str, when: str, file: str, resumable: bool = False) -> None:
-        """Scores of the table's rows, on every rank."""
+        """Answer and score the rows of the evaluation table. Call it on every rank."""
         title = f"{when}{self.data.split} split"
         predictions = self.evaluator.predict(self.data.table, title, file, resumable)
         self.scores[moment] = score_all(self.recipe.data.tasks, predictions)
@@ -58,7 +58,7 @@ class Run:
 
 
 class EvaluationRun(Run):
-    """A model, adapter or prompt form as it is: section 5.2 of the paper. A killed one goes on where it stopped."""
+    """Evaluation of a model, adapter or prompt form (paper 5.2). A killed run resumes after its last batch."""
 
     def go(self) -> None:
         start = time.monotonic()
@@ -66,7 +66,7 @@ class EvaluationRun(Run):
             self.evaluate("after", "", AFTER, resumable=True)
             self.answer_test(resumable=True)
         self.write_scores()
-        self.evaluator.forget_parts()
+        self.evaluator.remove_parts()
         if self.folder is not None:
             self.folder.close()
             self.reporter.info(f"{time.monotonic() - start:.0f} seconds")

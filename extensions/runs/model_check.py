@@ -1,4 +1,4 @@
-"""`nlu check`: a recipe's model, loaded and compared with its own forward and with `generate`, as a table."""
+"""`nlu check`: a recipe's model, loaded and compared with its own forward and with `generate`."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ WORDS = "the quick brown fox jumps over the lazy dog and then runs home before i
 def check_model(
     recipe: Recipe, encoder: PromptEncoder, config: Any, with_data: bool, warn: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """What there is to know of a recipe's model before it is trained: (what, found).
+    """Diagnostics of a recipe's model before training, as (name, value) pairs.
 
     Args:
         config: of the model.
-        with_data: whether the rows are the recipe's; else they are made up.
+        with_data: use rows of the recipe; False: generated rows.
 
     Raises:
-        UserError: the model, its adapter or its tokenizer cannot be used; one sentence says why.
+        UserError: the model, its adapter or its tokenizer cannot be used.
     """
     for task in recipe.data.tasks:
         encoder.check_answers(task)
-    examples = _examples(recipe, warn) if with_data else made_up(recipe.data.tasks)
+    examples = _examples(recipe, warn) if with_data else generated_rows(recipe.data.tasks)
     device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
     rows = proof_rows(examples, encoder, config, recipe.rollout.max_new_tokens)
     policy = load_policy(
@@ -57,13 +57,13 @@ def check_model(
         training=recipe.method != "eval",
         rows=rows,
     )
-    sampler = Sampler(policy, encoder.tokenizer, recipe.evaluation.micro_batch_size)
+    sampler = Sampler(policy, encoder.tokenizer, CLOSE, recipe.evaluation.micro_batch_size)
     proof, lm, tokenizer = policy.proof, policy.causal_lm, encoder.tokenizer
     parameters = sum(p.numel() for p in lm.parameters() if not p.requires_grad)
     size = sum(p.numel() * p.element_size() for p in lm.parameters()) / GIB
     trained = sum(p.numel() for p in policy.trainable.values())
     names = Counter(name.rpartition(".")[2] for name in policy.adapted)
-    source = "rows of the recipe" if with_data else "made-up rows, since the recipe names no data.root"
+    source = "rows of the recipe" if with_data else "generated rows, since the recipe has no data.root"
     lines = [
         ("model", f"{proof.model} ({lm.config.model_type}), {parameters / 1e6:.1f} M parameters, {proof.dtype}"),
         ("path", str(proof.path)),
@@ -87,8 +87,8 @@ def _examples(recipe: Recipe, warn: Callable[[str], None]) -> list[Example]:
     return data.train or data.table
 
 
-def made_up(tasks: Sequence[Task]) -> list[Example]:
-    """Rows of three lengths for the first task."""
+def generated_rows(tasks: Sequence[Task]) -> list[Example]:
+    """Generated rows of three lengths for the first task."""
     task = tasks[0]
     label = next(iter(task.labels)) if task.labels else f"{(task.score_range or (0.0,))[0]:.1f}"
     return [Example(task, k, dict.fromkeys(task.fields, " ".join(WORDS.split()[: 4 + 5 * k])), label) for k in range(3)]
@@ -96,7 +96,7 @@ def made_up(tasks: Sequence[Task]) -> list[Example]:
 
 @torch.no_grad()
 def greedy_agreement(policy: Policy, sampler: Sampler, rows: Sequence[Sample]) -> str:
-    """How many greedy tokens are those of the model's own `generate`, row by row."""
+    """The number of greedy tokens equal to those of the model's own `generate`, row by row."""
     policy.eval()
     same = count = 0
     unused = np.zeros(GREEDY)

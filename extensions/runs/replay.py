@@ -1,154 +1,105 @@
-"""`nlu replay`: a batch that stopped a run, computed again sample by sample, with the weights of that moment.
+"""`nlu replay`: a failed batch computed again, sample by sample, with the weights of that step.
 
-The forward is that of one sample alone, without dropout, so a number that was none only with the dropout of that
-moment, or by a faulty device, is not found again; the table then says so.
+Each forward is that of one sample alone, without dropout. A non-finite value that came from a dropout mask or from a
+faulty device is not reproduced; the table then says so.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from extensions.common.errors import UserError
-from extensions.common.files import read_json
 from extensions.distributed.strategy import Strategy, load_trainable_state
 from extensions.model.loading import load_policy
-from extensions.model.policy import Policy
 from extensions.recipe import Recipe, load_recipe
-from extensions.training.ppo import EXPERIENCE_TENSORS, PpoTrainer
+from extensions.runs.failed_batch import WEIGHTS, SampleCheck, check_sample, read_parts
+from extensions.training.experience import EXPERIENCE_TENSORS
+from extensions.training.ppo import PpoTrainer
 from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
 
 
 @dataclass
 class Replayed:
-    """One sample of the batch."""
+    """One sample of a failed batch."""
 
     rank: int
     slot: int
     record: dict[str, Any]  # of rank-K.json
-    known: list[str]  # tensors of the run that are not finite at this sample
-    losses: dict[str, float] = field(default_factory=dict)  # role -> loss, now; none where the run had not come to it
-    gradient_norm: float = 0.0
-    first: str | None = None  # the first module whose output is not finite, now
+    bad_tensors: list[str]  # tensors of the run that are not finite at this sample
+    check: SampleCheck = field(default_factory=SampleCheck)  # empty if the run failed before it had losses
 
     @property
-    def bad(self) -> bool:
-        return self.first is not None or not all(map(math.isfinite, (*self.losses.values(), self.gradient_norm)))
+    def is_bad(self) -> bool:
+        return self.check.first_bad_module is not None or not self.check.is_finite
 
 
-def replay(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[Replayed]]:
-    """What the run found, and each sample of the batch again.
+def replay_batch(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[Replayed]]:
+    """What the run found, one line per tensor, and each sample of the batch computed again.
 
     Args:
         folder: RUN/failed/step-N.
         overrides: of the run's recipe, such as model.dtype=float32.
 
     Raises:
-        UserError: the folder is no such batch, or the model cannot be loaded.
+        UserError: the folder holds no failed batch, or the model cannot be loaded.
     """
-    parts = sorted(folder.glob("rank-*.json"), key=lambda path: int(path.stem.removeprefix("rank-")))
-    if not parts:
-        raise UserError(f"{folder}: holds no rank-0.json; name a folder RUN/failed/step-N that a stopped run left")
+    parts = list(read_parts(folder))
     recipe = load_recipe(folder.parent.parent / "recipe.yaml", overrides)
-    if recipe.backend == "ray":  # there the critic has an adapter of its own in any case
+    if recipe.backend == "ray":  # there the critic always has its own adapter
         recipe = recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"critic": "adapter"})})
+    trainer = _trainer(recipe)
+    if (folder / WEIGHTS).exists():
+        load_trainable_state(trainer.policy, load_file(folder / WEIGHTS))
+    trainer.policy.eval()
+    problems, found = [], []
+    for rank, samples, noted, tensors in parts:
+        problems += [f"rank {rank}: {p.found} in {p.tensor}; samples {p.slots}" for p in noted]
+        part = [
+            Replayed(rank, slot, record, [name for name, t in tensors.items() if not bool(t[slot].isfinite().all())])
+            for slot, record in enumerate(samples)
+        ]
+        if samples and (recipe.method == "sft" or set(EXPERIENCE_TENSORS) <= tensors.keys()):
+            # Replaced here, since they would make every sample non-finite; `bad_tensors` has them.
+            known = {name: t.to(trainer.policy.device).nan_to_num(0, 0, 0) for name, t in tensors.items()}
+            trainer.restore_snapshot(samples, known)
+            for sample in part:
+                sample.check = check_sample(trainer, sample.slot)
+        found += part
+    return problems, found
+
+
+def _trainer(recipe: Recipe) -> Trainer:
+    """A trainer for its per-sample losses alone."""
     strategy = Strategy(recipe.seed, recipe.deepspeed, 0.0)
     strategy.setup_distributed()
-    policy = _policy(recipe, strategy.device)
-    if (folder / "weights.safetensors").exists():
-        load_trainable_state(policy, load_file(folder / "weights.safetensors"))
-    policy.eval()
-    trainer = _trainer(recipe, policy, strategy)
-    said, found = [], []
-    for path in parts:
-        rank, content = int(path.stem.removeprefix("rank-")), read_json(path)
-        tensors = load_file(path.with_suffix(".safetensors"), device=str(strategy.device))
-        samples = content["samples"]
-        said += [f"rank {rank}: {p['found']} in {p['tensor']}; samples {p['slots']}" for p in content["problems"]]
-        whole = recipe.method == "sft" or set(EXPERIENCE_TENSORS) <= tensors.keys()
-        if samples and whole:
-            # What was no number in the run is shown; here it would hide which sample gives none by itself.
-            trainer.restore_snapshot(
-                samples, {k: t.nan_to_num(0, 0, 0) if t.is_floating_point() else t for k, t in tensors.items()}
-            )
-        part = [Replayed(rank, slot, record, _not_finite(tensors, slot)) for slot, record in enumerate(samples)]
-        found += [_again(sample, trainer, policy) for sample in part] if whole else part
-    return said, found
-
-
-def _policy(recipe: Recipe, device: torch.device) -> Policy:
     critic = recipe.ppo.critic if recipe.method == "ppo" else "none"
-    return load_policy(recipe.model, recipe.lora, critic, recipe.rollout.temperature, device, recipe.seed, "base")
-
-
-def _trainer(recipe: Recipe, policy: Policy, strategy: Strategy) -> Trainer:
-    """A training loop for its losses alone."""
+    policy = load_policy(
+        recipe.model, recipe.lora, critic, recipe.rollout.temperature, strategy.device, recipe.seed, "base"
+    )
     unused: Any = None
-    sampler: Any = SimpleNamespace(exact=True)
     if recipe.method == "sft":
         return SftTrainer(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
-    return PpoTrainer(
-        policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, unused, recipe.seed
-    )
+    sampler: Any = SimpleNamespace(exact=True)
+    return PpoTrainer(policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, recipe.seed)
 
 
-def _not_finite(tensors: dict[str, Tensor], slot: int) -> list[str]:
-    return [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor[slot]).all())]
-
-
-def _again(sample: Replayed, trainer: Trainer, policy: Policy) -> Replayed:
-    parameters, squares = list(policy.trainable.values()), 0.0
-    for role, loss in trainer.per_sample_losses(sample.slot).items():
-        with policy.role(role), _first_not_finite(policy) as places:
-            value = loss()
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-        sample.losses[role] = float(value.detach())
-        squares += sum(float(gradient.double().square().sum()) for gradient in gradients if gradient is not None)
-        sample.first = sample.first or next(iter(places), None)
-    sample.gradient_norm = math.sqrt(squares) if squares >= 0 else math.nan
-    return sample
-
-
-@contextmanager
-def _first_not_finite(policy: Policy) -> Iterator[list[str]]:
-    """Names of the modules whose output is not finite, in the order in which they finish."""
-    places: list[str] = []
-
-    def hook(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = output if isinstance(output, (tuple, list)) else [output]
-            if any(isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
-                places.append(name)
-
-        return look
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in policy.named_modules() if name]
-    try:
-        yield places
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def table(samples: Sequence[Replayed]) -> Table:
+def replay_table(samples: Sequence[Replayed]) -> Table:
     """For a console."""
-    found = Table("rank", "sample", "task", "row", "tokens", "in the run", "loss", "gradient norm", "first bad module")
+    table = Table("rank", "sample", "task", "row", "tokens", "in the run", "loss", "gradient norm", "first bad module")
     for one in samples:
-        tokens = len(one.record["prompt_ids"]) + len(one.record["response_ids"])
-        losses = ", ".join(f"{value:.4g}" for value in one.losses.values())
-        cells = [one.rank, one.slot, one.record["task"], one.record["index"], tokens, ", ".join(one.known) or "finite"]
-        cells += [losses, f"{one.gradient_norm:.4g}", one.first or "-"]
-        found.add_row(*(escape(str(cell)) for cell in cells), style="bold red" if one.bad else None)
-    return found
+        record, check = one.record, one.check
+        tokens = len(record["prompt_ids"]) + len(record["response_ids"])
+        losses = ", ".join(f"{value:.4g}" for value in check.losses.values())
+        bad_tensors = ", ".join(one.bad_tensors) or "finite"
+        cells = [one.rank, one.slot, record["task"], record["index"], tokens, bad_tensors, losses]
+        cells += [f"{check.gradient_norm:.4g}", check.first_bad_module or "-"]
+        table.add_row(*(escape(str(cell)) for cell in cells), style="bold red" if one.is_bad else None)
+    return table

@@ -1,7 +1,7 @@
-"""A run, from a recipe to a run folder: data, model, engine, evaluations, checkpoints, adapter, report.
+"""A training run, from its first evaluation to its model card.
 
-The training itself is a trainer's (`extensions.training.ppo`, `extensions.training.sft`), the answers are the
-evaluator's (`extensions.evaluation.predict`); here is everything around them.
+The iterations are the trainer's (`extensions.training`), the answers the evaluator's (`extensions.evaluation`). This
+module has what surrounds them: validations, early stopping, checkpoints, records, adapter, scores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,24 @@ from extensions.common.errors import UserError
 from extensions.common.files import move_into, read_json, read_jsonl, write_text
 from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
-from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor, leave
+from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
+from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import mean_score, score_all
-from extensions.evaluation.predict import Evaluator
-from extensions.inference import handover
+from extensions.inference.manifest import Manifest
 from extensions.recipe import Recipe, load_recipe
 from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.evaluation_run import AFTER, Run
+from extensions.runs.failed_batch import write_and_explain, write_part
 from extensions.runs.folder import RunFolder
 from extensions.runs.health import HealthMonitor
 from extensions.training.trainer import Trainer
 
 
 class TrainingRun(Run):
-    """A run from its first evaluation to its model card."""
+    """Evaluation before, iterations with validations and checkpoints, adapter, evaluation after, model card."""
 
     def __init__(
         self,
@@ -56,13 +56,13 @@ class TrainingRun(Run):
         self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
         self.best_state: dict[str, Tensor] | None = None
         kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
-        self.watch = HealthMonitor(recipe.data.tasks, kl)
+        self.health = HealthMonitor(recipe.data.tasks, kl)
         self.checkpoints = self.make_checkpoints()
         self.step = 0
         self.validated = 0  # step of the last validation
         self.saved: tuple[int, int] | None = None  # step and `validated` of the last checkpoint
         self.seconds = 0.0  # of training, over all sessions
-        self.iterated = False  # in this session
+        self.iterated = False  # whether this session has trained
 
     def make_checkpoints(self) -> Checkpoints:
         return Checkpoints(self.recipe.run_dir, self.strategy, self.trainer.engine, self.recipe.checkpoint.keep)
@@ -76,7 +76,7 @@ class TrainingRun(Run):
                 self._go()
         except signals.Stopped:
             if self.saved != (self.step, self.validated) and not self.save_checkpoint():
-                raise SaveError("the run was told to stop, and its state could not be saved; free some space") from None
+                raise SaveError("the run was asked to stop, and its state could not be saved") from None
             if self.folder is not None:
                 self.folder.close()
             raise
@@ -85,7 +85,7 @@ class TrainingRun(Run):
         if self.recipe.evaluation.before and "before" not in self.scores:
             self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
-            self.evaluator.forget_parts()
+            self.evaluator.remove_parts()
         self.train()
         if self.best_state is not None:
             self.trainer.load_weights(self.best_state)
@@ -93,22 +93,22 @@ class TrainingRun(Run):
                 f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}"
             )
         self.save_adapter()
-        # What a killed session answered counts if this one has the same weights: those of the last checkpoint.
+        # Answers of a killed session are reused if this one has the same weights: those of the last checkpoint.
         resumable = self.saved == (self.step, self.validated)
         if self.iterated:
-            self.evaluator.forget_parts()
+            self.evaluator.remove_parts()
         self.evaluate("after", "after training, ", AFTER, resumable)
         self.answer_test(resumable)
         self.finish()
-        self.evaluator.forget_parts()
+        self.evaluator.remove_parts()
 
     def train(self) -> None:
-        """Iterations, with a validation and a checkpoint where they are due. Told to stop, it ends between two."""
+        """Iterations, with validations and checkpoints where they are due. Stop requests are served between two."""
         checkpoints = self.recipe.checkpoint.every_steps
         self.reporter.begin(self.last_step, self.step)
         try:
             if checkpoints and self.saved is None:
-                self.save_checkpoint()  # what was evaluated before training is not evaluated again
+                self.save_checkpoint()  # keeps the scores of the evaluation before training
             while True:
                 if self._due(self.recipe.evaluation.every_steps) and self.validated < self.step:
                     self._validate()
@@ -132,11 +132,12 @@ class TrainingRun(Run):
         start, self.iterated = time.monotonic(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
-        except NonFiniteError as bad:
-            raise NonFiniteBatchError(self._explained(bad)) from bad
-        except UserError as error:  # a reward that is no number, on this rank alone
+        except NonFiniteError as error:
+            raise NonFiniteBatchError(self._explained(error)) from error
+        except UserError as error:  # an invalid reward, on this rank alone
             with suppress(OSError):
-                self._leave([NonFiniteTensor(f"reward: {error}", [], "")], None)
+                problem = NonFiniteTensor(f"reward: {error}", [], "")
+                write_part(self._failed, self.strategy.rank, [problem], *self.trainer.debug_snapshot(), None)
             raise
         self.step += 1
         self.seconds += time.monotonic() - start
@@ -153,7 +154,7 @@ class TrainingRun(Run):
         kept = records[: self.recipe.logging.rollout_samples]
         self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
         self.reporter.step(metrics["step"], self.trainer.summary_line(metrics))
-        for warning in self.watch.step(metrics, records):
+        for warning in self.health.step(metrics, records):
             self.reporter.warn(warning)
 
     def _validate(self) -> None:
@@ -177,79 +178,31 @@ class TrainingRun(Run):
 
     @property
     def samples(self) -> int:
-        """Samples that were learned from."""
+        """Training samples so far."""
         return self.step * self.recipe.training_batch
 
-    # ------------------------------------------------------------------------------------ numbers that are none
-
-    def _explained(self, bad: NonFiniteError) -> str:
-        """Leave the batch in the run folder, and say what was wrong with it; on every rank."""
-        weights = self.trainer.weights()
-        samples, _ = self.trainer.debug_snapshot()
-        problems, folder, own = bad.problems, self._failed, []
-        try:
-            self._leave(problems, weights)
-            problems = self._blamed(problems)
-            self._leave(problems, weights)
-        except OSError as error:
-            own.append(f"  rank {self.strategy.rank}: its part of the batch could not be written ({error.strerror})")
-        for problem in problems[:3]:  # in the order of the computation, so the cause comes first
-            named = [f"{slot} ({samples[slot]['task']}, row {samples[slot]['index']})" for slot in problem.slots[:4]]
-            more = f" and {len(problem.slots) - 4} more" if len(problem.slots) > 4 else ""
-            own.append(
-                f"  rank {self.strategy.rank}: {problem.found} in {problem.tensor}; sample {', '.join(named)}{more}"
-            )
-        if len(bad.problems) > 3:
-            own.append(f"  rank {self.strategy.rank}: and then in {len(bad.problems) - 3} more tensors")
-        found = "\n".join(line for part in self.strategy.gather(own) for line in part)
-        return (
-            f"step {self.step + 1}: numbers that are none, found before the update, so the weights are as they were:\n"
-            f"{found}\nThe batch is in {folder}; look at it with: nlu replay {folder}\nWhat often helps: a lower "
-            "optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
-        )
-
-    def _blamed(self, problems: Sequence[NonFiniteTensor]) -> list[NonFiniteTensor]:
-        """A gradient or loss is that of a whole micro-batch; find the samples whose own is not finite either."""
-        of_batch = ("gradient", "loss")
-        suspects = sorted({slot for p in problems if p.tensor.startswith(of_batch) for slot in p.slots})
-        if self.strategy.stage == 3:  # there each forward is one of all ranks
-            return list(problems)
-        guilty = {slot for slot in suspects if self._is_bad(slot)}
-        return [
-            NonFiniteTensor(p.tensor, [s for s in p.slots if s in guilty] or p.slots, p.found)
-            if p.tensor.startswith(of_batch)
-            else p
-            for p in problems
-        ]
-
-    def _is_bad(self, slot: int) -> bool:
-        watchdog.heartbeat()
-        parameters = list(self.trainer.policy.trainable.values())
-        for role, loss in self.trainer.per_sample_losses(slot).items():
-            with self.trainer.policy.role(role):
-                value = loss()
-                found = torch.autograd.grad(value, parameters, allow_unused=True)
-            numbers = [value, *(gradient for gradient in found if gradient is not None)]
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
-                return True
-        return False
+    # ------------------------------------------------------------------------------------------ failed batches
 
     @property
     def _failed(self) -> Path:
         return self.recipe.run_dir / "failed" / f"step-{self.step + 1}"
 
-    def _leave(self, problems: Sequence[NonFiniteTensor], weights: dict[str, Tensor] | None) -> None:
-        samples, tensors = self.trainer.debug_snapshot()
-        own = weights if self.strategy.is_rank_0() else None
-        leave(self._failed, self.strategy.rank, problems, samples, tensors, own)
+    def _explained(self, error: NonFiniteError) -> str:
+        """The message of a failed batch, which is written to the run folder. Call it on every rank."""
+        found = write_and_explain(error.problems, self.trainer, self.strategy, self._failed)
+        return (
+            f"step {self.step + 1}: non-finite values, found before the update, so the weights are unchanged:\n"
+            f"{found}\nThe batch is in {self._failed}; inspect it with: nlu replay {self._failed}\nOften of help: a "
+            "lower optimizer.lr, model.dtype=float32, a smaller ppo.clip; with another recipe choose another output_dir"
+        )
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self) -> bool:
-        """Write a resume point. False, with a warning, where the disk refuses.
+        """Write a checkpoint. Returns False, with a warning, where the disk refuses.
 
         Raises:
-            SaveError: it refuses, and the recipe says that the run then stops.
+            SaveError: the disk refuses, and checkpoint.on_error is "stop".
         """
         self._compare_ranks()
         state = {
@@ -257,14 +210,14 @@ class TrainingRun(Run):
             "validated": self.validated,
             "seconds": self.seconds,
             "trainer": self.trainer.state(),
-            "watch": self.watch.state(),
+            "watch": self.health.state(),
             "best": self.best,
             "scores": self.scores,
         }
         error = None
         if self.folder is not None:
             try:
-                self.folder.sync()  # its lines up to here are there when the checkpoint is
+                self.folder.sync()  # the records must be durable before the checkpoint is
             except OSError as refused:
                 error = str(refused)
         error = self.strategy.gather(error)[0]
@@ -274,16 +227,16 @@ class TrainingRun(Run):
         if error is None:
             self.saved = (self.step, self.validated)
             return True
-        last = "there is none before it" if self.saved is None else f"that of step {self.saved[0]} is as it was"
+        last = "there is no earlier one" if self.saved is None else f"that of step {self.saved[0]} is unchanged"
         message = f"the checkpoint of step {self.step} could not be written ({error}); {last}"
         if self.recipe.checkpoint.on_error == "stop":
             raise SaveError(message)
-        self.reporter.warn(f"{message}. The run goes on, unsaved; free some space")
+        self.reporter.warn(f"{message}. The run continues without it; free some space")
         return False
 
     def _compare_ranks(self) -> None:
-        """Warn where a rank's trained parameters are not those of the others, which no exchange would put right."""
-        if self.strategy.world_size == 1 or self.strategy.stage == 3:  # under ZeRO 3 there is but one copy
+        """Warn about silent divergence between replicas: trained parameters that differ between ranks."""
+        if self.strategy.world_size == 1 or self.strategy.stage == 3:  # ZeRO 3 keeps a single copy
             return
         digest = hashlib.sha256()
         for tensor in self.trainer.weights().values():
@@ -294,12 +247,12 @@ class TrainingRun(Run):
         if others:
             self.reporter.warn(
                 f"step {self.step}: the trained parameters of rank {', '.join(map(str, others))} differ from those of "
-                "the others, so the run no longer computes what its recipe says. Most often a faulty device, or a "
-                "reward that answers otherwise on each rank; stop, and resume from a checkpoint before this one"
+                "the other ranks, so the run no longer follows its recipe. The usual cause is a faulty device, or a "
+                "reward that differs between ranks; stop, and resume from a checkpoint before this one"
             )
 
     def resume(self) -> None:
-        """Go on from the newest good checkpoint in the run folder, if there is one."""
+        """Resume from the newest intact checkpoint in the run folder, if there is one."""
         checkpoint = self.checkpoints.newest(self.reporter.warn)
         if checkpoint is None:
             if self.folder is not None:
@@ -310,7 +263,7 @@ class TrainingRun(Run):
         self.step, self.validated, self.seconds = state["step"], state["validated"], state["seconds"]
         self.best, self.best_state, self.scores = state["best"], checkpoint.best, state["scores"]
         self.trainer.load_state(state["trainer"])
-        self.watch.load_state(state["watch"])
+        self.health.load_state(state["watch"])
         self.saved = (self.step, self.validated)
         if self.folder is not None:
             self.folder.cut_back(self.step, self.validated)
@@ -321,18 +274,18 @@ class TrainingRun(Run):
     # ------------------------------------------------------------------------------------------------- the end
 
     def save_adapter(self) -> None:
-        """Before the last evaluations, which may take longer than the training."""
+        """Write the adapter, before the last evaluations, which may take longer than the training."""
         state = self.trainer.weights() if self.best_state is None else self.best_state
         if self.folder is not None:
             temporary = self.folder.root / "adapter.tmp"
             self.trainer.save(temporary, self.folder.root / "critic", state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
-            dtype = read_json(self.folder.root / "model.json")["dtype"]  # that the ranks computed in
-            handover.write(temporary, handover.make(self.recipe, self.evaluator.encoder, dtype, self.evaluator.seen))
+            dtype = read_json(self.folder.root / "model.json")["dtype"]  # of the ranks' computation
+            Manifest.of_run(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets).save(temporary)
             move_into(temporary, self.folder.root / "adapter")
 
     def finish(self) -> None:
-        """Scores, curve, card, table."""
+        """Write scores, curve and model card; print the table."""
         if self.folder is None:
             return
         root, recipe = self.folder.root, self.recipe
@@ -352,11 +305,10 @@ class TrainingRun(Run):
         else:
             curve = root / "loss_curve.png"
             loss_curve(metrics, curve, f"{recipe.name}: SFT, {recipe.model.path}")
-        encoder, seen = self.evaluator.encoder, self.evaluator.seen
-        done = (self.samples, self.step, self.seconds)
-        card = model_card(recipe, self.scores, self.data.split, *done, encoder=encoder, seen=seen)
+        encoder, label_sets = self.evaluator.encoder, self.evaluator.label_sets
+        card = model_card(recipe, self.scores, encoder=encoder, label_sets=label_sets)
         write_text(root / "adapter" / "README.md", str(card))
-        self.write_scores()  # last: with them the run is finished
+        self.write_scores()  # last: eval.json marks the run as finished
         self.folder.close()
         self.reporter.info(
             f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
@@ -369,7 +321,7 @@ class TrainingRun(Run):
 
 
 def _method_of(adapter: str | None) -> str | None:
-    """What made an adapter, if the recipe of its run stands beside it."""
+    """The method that trained an adapter, if the recipe of its run is beside it."""
     try:
         return load_recipe(Path(adapter).parent / "recipe.yaml").method if adapter is not None else None
     except UserError:
@@ -377,8 +329,8 @@ def _method_of(adapter: str | None) -> str | None:
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written, and the run is to stop then."""
+    """A checkpoint could not be written, and the run stops."""
 
 
 class NonFiniteBatchError(Exception):
-    """NaN or infinity; the message says where."""
+    """A batch has non-finite values; the message says where."""

@@ -124,7 +124,7 @@ def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], of_
     """Tokens of the longest answer with its tag; of a multi-label task of the longest set of labels in the data."""
     if not task.multi_label:
         return max(of_labels)
-    sets = {task.label_set_of(row.get(task.source.label)) for row in rows}
+    sets = {task.parse_label_set(row.get(task.source.label)) for row in rows}
     ids, text = encoder.encode(task, dict.fromkeys(task.fields, ""))
     longest = sorted(map(task.answer, sets), key=len)[-COUNTED:]
     return max(len(encoder.answer_ids(ids, text, answer)) for answer in longest)

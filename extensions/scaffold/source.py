@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.common.errors import UserError
-from extensions.data.readers import AbsentSplit, download
+from extensions.data.locate import AbsentSplit, download
 from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
 from extensions.scaffold.cells import misread
 from extensions.scaffold.columns import Row

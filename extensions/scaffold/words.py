@@ -9,7 +9,7 @@ from typing import Any
 from extensions.common.errors import UserError
 from extensions.scaffold.cells import NUMBER, shortened
 from extensions.scaffold.columns import Answers
-from extensions.tasks.words import bare
+from extensions.tasks.words import normalize_answer
 
 MOST_REPEATED = 12  # labels that the question names once more; longer lists stand in the answer's format alone
 _GENERIC = {"text", "texts", "sentence", "content", "body", "input", "document", "string", "value"}
@@ -124,7 +124,7 @@ def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bo
 
 def no_label_word(words: Mapping[str, str]) -> str:
     """What a multi-label row without a label is answered by: no label, and no word of one."""
-    taken = {bare(text) for pair in words.items() for text in pair}
+    taken = {normalize_answer(text) for pair in words.items() for text in pair}
     return next((word for word in _NO_LABELS if word not in taken), "none of the labels")
 
 
@@ -153,7 +153,7 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
     for again in (True, False):
         groups: dict[str, list[str]] = {}
         for label, word in words.items():
-            groups.setdefault(bare(word), []).append(label)
+            groups.setdefault(normalize_answer(word), []).append(label)
         for group in (group for group in groups.values() if len(group) > 1):
             both = [label for label in group if label in given]
             if len(both) > 1:
@@ -165,11 +165,13 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
                 continue
             if not any(set(group) <= set(one) for one in equal):
                 notes.append(_hardly_different(group))
-            taken = {bare(word) for word in words.values()}
+            taken = {normalize_answer(word) for word in words.values()}
             for label in free if len(free) < len(group) else free[1:]:
-                number = next(n for n in range(2, len(words) + 3) if bare(f"{words[label]} {n}") not in taken)
+                number = next(
+                    n for n in range(2, len(words) + 3) if normalize_answer(f"{words[label]} {n}") not in taken
+                )
                 words[label] = f"{words[label]} {number}"
-                taken.add(bare(words[label]))
+                taken.add(normalize_answer(words[label]))
 
 
 def _hardly_different(labels: Sequence[str]) -> str:

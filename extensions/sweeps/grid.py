@@ -32,7 +32,7 @@ from extensions.data import check_trainable, has_split
 from extensions.data.splits import table_split
 from extensions.evaluation.metrics import mean_score
 from extensions.recipe import Recipe, all_keys, load_recipe, value_at
-from extensions.runs.folder import is_finished
+from extensions.runs.resume import is_finished
 from extensions.tasks import Task
 
 GRIDS: dict[str, dict[str, list[Any]]] = {"ppo": {"ppo.batch_size": [4, 8, 12, 16]}}  # by method (paper 5.1)

@@ -9,8 +9,6 @@ answers end after a few tokens.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import sys
 import time
@@ -18,33 +16,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import JOBS, RECIPE, make_models, overrides_of
-from worker import Worker, serve
+from jobs import JOBS, RECIPE, overrides_of, parse
+from worker import Worker, ratio, seconds_of, serve, table, take_turns
 
 HERE = Path(__file__).parent
+COLUMNS = ["job", "dtype", "rows/s here", "rows/s generate", "generate / here, s (min - max)", "right format"]
+OPTIONS = [
+    ("--jobs", {"default": "cola,few-shot,boolq", "help": "of: " + ",".join(JOBS)}),
+    ("--dtypes", {"default": "float32,bfloat16"}),
+    ("--samples", {"type": int, "default": 256, "help": "rows to answer"}),
+    ("--batch-size", {"type": int, "default": 64}),
+    ("--rounds", {"type": int, "default": 3}),
+    ("--steps", {"type": int, "default": 12, "help": "SFT steps before; 0: the model without an adapter"}),
+]
 
 
 def load_ours(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     from extensions.common.environment import prepare_environment
-    from extensions.evaluation.predict import predict
+    from extensions.evaluation.answers import answer_batch, in_batches
     from extensions.recipe import load_recipe
     from extensions.runs.build import prepare
 
     prepare_environment()
     recipe = load_recipe(RECIPE, job["overrides"], "eval")
     evaluation = prepare(recipe)
-    evaluator = evaluation.evaluator
+    encoder, sampler, settings = evaluation.evaluator.encoder, evaluation.evaluator.sampler, recipe.evaluation
 
     def iterate(step: int) -> dict[str, Any]:
         start = time.perf_counter()
-        answers = predict(
-            evaluation.data.table,
-            evaluator.encoder,
-            evaluator.sampler,
-            recipe.evaluation.batch_size,
-            recipe.rollout.max_new_tokens,
-            seed=step,
-        )
+        answers = [
+            answer
+            for batch in in_batches(evaluation.data.table, settings.batch_size)
+            for answer in answer_batch(batch, encoder, sampler, recipe.rollout.max_new_tokens, step, "sample")
+        ]
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "rows": len(answers), "right_format": sum(a.answer is not None for a in answers)}
 
@@ -97,9 +101,9 @@ def load_generate(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
 
 
 def train_adapter(overrides: list[str], steps: int, threads: int, folder: Path) -> str:
-    """An adapter by a short SFT, so that answers have the right form."""
-    job = {"recipe": str(RECIPE), "overrides": [*overrides, "data.max_train_samples=2000"], "method": "sft"}
-    worker = Worker("sft", [sys.executable, str(HERE / "ours.py")], job | {"save": str(folder)}, folder, threads)
+    """An adapter by a short SFT, so that answers have the right format."""
+    job = {"recipe": str(RECIPE), "overrides": overrides, "method": "sft", "save": str(folder)}
+    worker = Worker("sft", [sys.executable, str(HERE / "ours.py")], job, folder, threads)
     for step in range(steps):
         worker.iterate(step)
     worker.close()
@@ -107,54 +111,29 @@ def train_adapter(overrides: list[str], steps: int, threads: int, folder: Path) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with glue/ and superglue/")
-    parser.add_argument("--jobs", default="cola,few-shot,boolq", help="of: " + ",".join(JOBS))
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--samples", type=int, default=256, help="rows to answer")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="SFT steps before; 0: the model as it is")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench"))
-    args = parser.parse_args()
-    make_models(args.folder / "models")
-    print("| job | dtype | rows/s here | rows/s generate | ratio (min - max) | right format here, generate |")
-    print("|---|---|---|---|---|---|")
+    args = parse(__doc__, OPTIONS, jobs="tiny", dtypes="float32", samples=8, batch_size=4, rounds=1, steps=1)
+    lines = []
     for name in args.jobs.split(","):
         for dtype in args.dtypes.split(","):
             folder = args.folder / f"eval-{name}-{dtype}"
             folder.mkdir(parents=True, exist_ok=True)
-            overrides = overrides_of(JOBS[name], args.folder / "models", args.data, dtype, folder / "runs", 16)
-            overrides += [
-                f"evaluation.max_samples={args.samples}",
-                f"evaluation.batch_size={args.batch_size}",
-                "rollout.response_budget=[12, 32]",
-            ]
+            overrides = overrides_of(JOBS[name], args, dtype, 16)
+            overrides += [f"evaluation.max_samples={args.samples}", f"evaluation.batch_size={args.batch_size}"]
+            overrides += ["rollout.response_budget=[12, 32]", f"output_dir={folder / 'runs'}"]
             if args.steps:
                 adapter = train_adapter([*overrides, "optimizer.lr=1e-3"], args.steps, args.threads, folder)
                 overrides.append(f"model.adapter={adapter}")
             job = {"overrides": overrides, "dtype": dtype}
-            workers = [
-                Worker(who, [sys.executable, __file__, who], job, folder, args.threads) for who in ("ours", "generate")
-            ]
-            seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
-            last: dict[str, dict[str, Any]] = {}
-            for step in range(args.rounds + 1):
-                for worker in workers:
-                    last[worker.name] = worker.iterate(step)
-                    if step:
-                        seconds[worker.name].append(last[worker.name]["seconds"])
-            for worker in workers:
-                worker.close()
-            ratios = sorted(b / a for a, b in zip(seconds["ours"], seconds["generate"], strict=True))
-            rates = [last[who]["rows"] / statistics.median(seconds[who]) for who in ("ours", "generate")]
-            formats = [last[who]["right_format"] for who in ("ours", "generate")]
-            print(
-                f"| {name} | {dtype} | {rates[0]:.2f} | {rates[1]:.2f} | {statistics.median(ratios):.2f} "
-                f"({ratios[0]:.2f} - {ratios[-1]:.2f}) | {formats[0]}, {formats[1]} of {last['ours']['rows']} |",
-                flush=True,
-            )
+            systems = ("ours", "generate")
+            workers = [Worker(who, [sys.executable, __file__, who], job, folder, args.threads) for who in systems]
+            found = take_turns(workers, args.rounds)
+            seconds = {who: seconds_of(found, who) for who in systems}
+            rows = found["ours"][-1]["rows"]
+            formats = ", ".join(str(found[who][-1]["right_format"]) for who in systems)
+            rates = [f"{rows / statistics.median(seconds[who]):.2f}" for who in systems]
+            compared = ratio(seconds["generate"], seconds["ours"])
+            lines.append([name, dtype, *rates, compared, f"{formats} of {rows}"])
+    print(table(COLUMNS, lines))
 
 
 if __name__ == "__main__":

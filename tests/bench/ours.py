@@ -1,4 +1,4 @@
-"""Contestant: this project. A job is a recipe; an iteration is the trainer's own."""
+"""System under test: this project. A job is a recipe; an iteration is the trainer's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from worker import serve
 
 from extensions.common.environment import prepare_environment
-from extensions.distributed.strategy import trainable_state
 from extensions.recipe import load_recipe
 from extensions.runs.build import prepare
 from extensions.runs.training_run import TrainingRun
@@ -21,20 +20,19 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     recipe = load_recipe(Path(job["recipe"]), job["overrides"], job["method"])
     training = prepare(recipe)
     assert isinstance(training, TrainingRun)
-    if job["method"] == "ppo":
-        training.trainer.sampler._ends = lambda tokens: False  # type: ignore[attr-defined]  # as long as the peer's
-    parameters = training.trainer.policy.lm.get_base_model().parameters()
-    weights = sum(p.nbytes for name, p in training.trainer.policy.lm.named_parameters() if "lora_" not in name)
-    assert weights == sum(p.nbytes for p in parameters if not p.requires_grad)
+    trainer = training.trainer
+    if job["method"] == "ppo":  # responses of full length, as the peer's
+        trainer.sampler.eos, trainer.sampler.may_stop = set(), set()  # type: ignore[attr-defined]
+    weights = sum(p.nbytes for name, p in trainer.policy.lm.named_parameters() if "lora_" not in name)
+    assert weights == sum(p.nbytes for p in trainer.policy.lm.get_base_model().parameters() if not p.requires_grad)
 
     def iterate(step: int) -> dict[str, Any]:
         start = time.perf_counter()
-        metrics, _ = training.trainer.iterate(step)
+        metrics, _ = trainer.iterate(step)
+        seconds = time.perf_counter() - start
         if "save" in job:
-            training.trainer.policy.save_adapter(
-                Path(job["save"]) / "adapter", trainable_state(training.trainer.policy)
-            )
-        return {"seconds": time.perf_counter() - start, "phases": metrics["seconds"], "weights_gb": weights / 2**30}
+            trainer.policy.save_adapter(Path(job["save"]) / "adapter", trainer.weights())
+        return {"seconds": seconds, "phases": metrics["seconds"], "weights_gb": weights / 2**30}
 
     return iterate
 

@@ -2,23 +2,22 @@
 
     python tests/bench/train.py --data path/to/folder/with/glue/and/superglue
 
-All contestants stay loaded and take turns, one iteration each; figures are medians over the rounds.
+All systems stay loaded and take turns, one iteration each; figures are medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import BATCHES, BUDGET, JOBS, RECIPE, job_of, make_models, overrides_of, prompts_of
-from transformers import AutoConfig
-from worker import Worker
+from jobs import BATCHES, BUDGET, JOBS, RECIPE, make_model, overrides_of, parse, prompts_of
+from transformers import AutoConfig, AutoTokenizer
+from worker import Worker, ratio, seconds_of, table, take_turns
 
 from extensions.planner.flops import ModelShape, SampleTokens, ppo_flops
 from extensions.prefix.tree import common_prefix
@@ -26,54 +25,64 @@ from extensions.recipe import Lora
 
 HERE = Path(__file__).parent
 ROWS = 16
+COLUMNS = ["system", "s/iteration (min - max)", "samples/s", "by phase, s", "peak RSS, GB", "base weights, GB"]
+OPTIONS = [
+    ("--jobs", {"default": "cola,sst2,boolq,few-shot", "help": "of: " + ",".join(JOBS)}),
+    ("--dtypes", {"default": "float32,bfloat16"}),
+    ("--systems", {"default": "machine,ours,trl,hf-sft,ours-sft"}),
+    ("--rounds", {"type": int, "default": 5, "help": "measured iterations of each"}),
+    ("--warm-up", {"type": int, "default": 1, "help": "iterations before"}),
+    ("--trl-python", {"help": "interpreter of an environment with trl.txt; default: one is made, except with --tiny"}),
+]
 
 
-def peer_python(folder: Path, given: str | None) -> str:
-    """The interpreter of TRL's environment, which is made where there is none."""
-    if given:
-        return given
-    python = folder / "trl" / "bin" / "python"
+def peer_python(args: argparse.Namespace) -> str | None:
+    """The interpreter of TRL's environment, which is made if absent; None with --tiny, which installs nothing."""
+    if "trl" not in args.systems.split(",") or args.trl_python:
+        return args.trl_python
+    python = args.folder / "trl" / "bin" / "python"
+    if args.tiny and not python.exists():
+        print("trl: skipped, its environment is not installed; name one with --trl-python, or run without --tiny\n")
+        return None
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "trl")], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(args.folder / "trl")], check=True)
     subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(HERE / "trl.txt")], check=True)
     return str(python)
 
 
-def measure(name: str, dtype: str, args: argparse.Namespace, peer: str) -> dict[str, Any]:
-    """One job in one precision: all contestants, in turns."""
+def measure(name: str, dtype: str, args: argparse.Namespace, peer: str | None) -> dict[str, Any]:
+    """One job in one precision: all systems, in turns."""
     job, folder = JOBS[name], args.folder / f"{name}-{dtype}"
     folder.mkdir(parents=True, exist_ok=True)
-    overrides = overrides_of(job, args.folder / "models", args.data, dtype, folder / "runs", ROWS)
+    overrides, model = overrides_of(job, args, dtype, ROWS), make_model(job.model, args.folder)
     prompts = prompts_of(overrides)
-    plain = job_of(prompts, args.folder / "models" / job.model, dtype)
-    recipe = {"recipe": str(RECIPE), "overrides": overrides}
-    own = sys.executable
-    contestants = {
-        "machine": ([own, str(HERE / "matmul.py")], plain),
-        "ours": ([own, str(HERE / "ours.py")], recipe | {"method": "ppo"}),
-        "trl": ([peer, str(HERE / "trl_ppo.py")], plain),
-        "hf-sft": ([own, str(HERE / "hf_sft.py")], plain),
-        "ours-sft": ([own, str(HERE / "ours.py")], recipe | {"method": "sft"}),
+    eos = AutoTokenizer.from_pretrained(model).eos_token
+    plain = {"model": str(model), "eos": eos, "dtype": dtype, "batches": prompts, "budget": BUDGET}
+
+    def recipe(method: str) -> dict[str, Any]:  # each with its own run folder, which a run locks
+        own = [*overrides, f"output_dir={folder / 'runs' / method}"]
+        return {"recipe": str(RECIPE), "overrides": own, "method": method}
+
+    systems = {
+        "machine": ("matmul.py", plain),
+        "ours": ("ours.py", recipe("ppo")),
+        "trl": ("trl_ppo.py", plain),
+        "hf-sft": ("hf_sft.py", plain),
+        "ours-sft": ("ours.py", recipe("sft")),
     }
-    chosen = {key: value for key, value in contestants.items() if key in args.contestants}
-    workers = [Worker(key, command, data, folder, args.threads) for key, (command, data) in chosen.items()]
-    found: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
-    for step in range(args.warm_up + args.rounds):
-        for worker in workers:
-            result = worker.iterate(step % BATCHES)
-            if step >= args.warm_up:
-                found[worker.name].append(result)
-            print(f"  {name} {dtype} iteration {step}: {worker.name} {result['seconds']:.3f} s", file=sys.stderr)
-    for worker in workers:
-        worker.close()
+    chosen = {key: systems[key] for key in args.systems.split(",") if key != "trl" or peer is not None}
+    workers = []
+    for key, (script, content) in chosen.items():
+        python = peer if key == "trl" and peer is not None else sys.executable
+        workers.append(Worker(key, [python, str(HERE / script)], content, folder, args.threads))
     return {
         "job": name,
         "title": job.title,
         "dtype": dtype,
         "threads": args.threads,
         "shape": shape_of(prompts),
-        "floor_flops": floor_flops(args.folder / "models" / job.model, prompts),
-        "found": found,
+        "floor_flops": floor_flops(model, prompts),
+        "found": take_turns(workers, args.rounds, args.warm_up, BATCHES),
     }
 
 
@@ -87,7 +96,7 @@ def shape_of(prompts: list[list[list[int]]]) -> dict[str, float]:
 
 
 def floor_flops(model: Path, prompts: list[list[list[int]]]) -> float:
-    """FLOPs of one PPO iteration that the job cannot avoid (`extensions.planner.flops`), the mean over the batches."""
+    """Unavoidable FLOPs of one PPO iteration (`extensions.planner.flops`), the mean over the batches."""
     shape = ModelShape.of(AutoConfig.from_pretrained(model), Lora())
     found = []
     for batch in prompts:
@@ -97,23 +106,19 @@ def floor_flops(model: Path, prompts: list[list[list[int]]]) -> float:
     return statistics.mean(found)
 
 
-def summary(result: dict[str, Any], who: str) -> dict[str, Any]:
-    rounds = result["found"][who]
+def row_of(who: str, rounds: list[dict[str, Any]]) -> list[str]:
+    """The line of a system in the table."""
     seconds = [r["seconds"] for r in rounds]
-    return {
-        "seconds": statistics.median(seconds),
-        "subsample_evenly": (min(seconds), max(seconds)),
-        "phases": {phase: statistics.median(r["phases"][phase] for r in rounds) for phase in rounds[0]["phases"]},
-        "rss": max(r["peak_rss_gb"] for r in rounds),
-        "weights": rounds[0].get("weights_gb", 0.0),
-    }
-
-
-def ratio(result: dict[str, Any], one: str, other: str) -> str:
-    """Median over the rounds of one's time over the other's in the same round, with its range."""
-    pairs = zip(result["found"][one], result["found"][other], strict=True)
-    ratios = sorted(a["seconds"] / b["seconds"] for a, b in pairs)
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
+    phases = {phase: statistics.median(r["phases"][phase] for r in rounds) for phase in rounds[0]["phases"]}
+    middle = statistics.median(seconds)
+    return [
+        who,
+        f"{middle:.2f} ({min(seconds):.2f} - {max(seconds):.2f})",
+        f"{ROWS / middle:.2f}",
+        ", ".join(f"{phase} {s:.2f}" for phase, s in phases.items()),
+        f"{max(r['peak_rss_gb'] for r in rounds):.2f}",
+        f"{rounds[0]['weights_gb']:.2f}",
+    ]
 
 
 def report(result: dict[str, Any]) -> str:
@@ -125,56 +130,37 @@ def report(result: dict[str, Any]) -> str:
         f"Prompts {shape['prompt']:.0f} tokens, {shape['prefix']:.0f} of them shared by the batch of {ROWS}; "
         f"{shape['response']} written; {len(next(iter(found.values())))} rounds, {result['threads']} threads.",
         "",
-        "| | s/iteration (min - max) | samples/s | by phase, s | peak RSS, GB | base weights, GB |",
-        "|---|---|---|---|---|---|",
+        table(COLUMNS, [row_of(who, rounds) for who, rounds in found.items() if who != "machine"]),
+        "",
     ]
-    for who in found:
-        if who == "machine":
-            continue
-        m = summary(result, who)
-        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in m["phases"].items() if seconds >= 0.005)
-        lines.append(
-            f"| {who} | {m['seconds']:.2f} ({m['spread'][0]:.2f} - {m['spread'][1]:.2f}) | {ROWS / m['seconds']:.2f} | "
-            f"{phases} | {m['rss']:.2f} | {m['weights']:.2f} |"
-        )
-    lines.append("")
+    seconds = {who: seconds_of(found, who) for who in found}
     if "machine" in found:
         rate = statistics.median(r["flops_per_s"] for r in found["machine"])
-        seconds = result["floor_flops"] / rate
+        floor = result["floor_flops"] / rate
+        shares = [
+            f"{who} reaches {100 * floor / statistics.median(seconds[who]):.0f}%"
+            for who in ("ours", "trl")
+            if who in found
+        ]
         lines.append(
-            f"- floor of PPO: {result['floor_flops'] / 1e12:.2f} TFLOP at {rate / 1e9:.0f} GFLOP/s = {seconds:.2f} s; "
-            + ", ".join(
-                f"{who} is at {100 * seconds / summary(result, who)['seconds']:.0f}% of it"
-                for who in ("ours", "trl")
-                if who in found
-            )
+            f"- floor of PPO: {result['floor_flops'] / 1e12:.2g} TFLOP at {rate / 1e9:.0f} GFLOP/s = {floor:.2g} s; "
+            + ", ".join(shares)
         )
     for one, other, what in (
         ("trl", "ours", "TRL / ours, PPO"),
-        ("ours", "hf-sft", "PPO here / Hugging Face SFT, a sample"),
+        ("ours", "hf-sft", "PPO here / Hugging Face SFT, per sample"),
         ("hf-sft", "ours-sft", "Hugging Face SFT / SFT here"),
-        ("ours", "ours-sft", "PPO here / SFT here, a sample"),
+        ("ours", "ours-sft", "PPO here / SFT here, per sample"),
     ):
         if one in found and other in found:
-            lines.append(f"- {what}: {ratio(result, one, other)}")
+            lines.append(f"- {what}: {ratio(seconds[one], seconds[other])}")
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with glue/ and superglue/")
-    parser.add_argument("--jobs", default=",".join(JOBS), help="of: %(default)s")
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--contestants", default="machine,ours,trl,hf-sft,ours-sft")
-    parser.add_argument("--rounds", type=int, default=5, help="measured iterations of each")
-    parser.add_argument("--warm-up", type=int, default=1, help="iterations before")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="models, environments, results")
-    parser.add_argument("--trl-python", help="interpreter of an environment with trl.txt; else one is made")
-    args = parser.parse_args()
+    args = parse(__doc__, OPTIONS, jobs="tiny", dtypes="float32", rounds=1)
     args.folder.mkdir(parents=True, exist_ok=True)
-    make_models(args.folder / "models")
-    peer = peer_python(args.folder, args.trl_python) if "trl" in args.contestants else ""
+    peer = peer_python(args)
     for name in args.jobs.split(","):
         for dtype in args.dtypes.split(","):
             result = measure(name, dtype, args, peer)

@@ -1,4 +1,4 @@
-"""Contestant: TRL 0.11.4's PPOTrainer, the paper's own trainer, in its own environment (`trl.txt`)."""
+"""System under test: TRL 0.11.4's PPOTrainer, the paper's own trainer, in its own environment (`trl.txt`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker import serve
 def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     torch.manual_seed(0)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(Path(job["model"]) / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<|im_end|>"
+        tokenizer_file=str(Path(job["model"]) / "tokenizer.json"), eos_token=job["eos"], pad_token=job["eos"]
     )
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, use_rslora=True, target_modules=["q_proj", "v_proj"])
     model = AutoModelForCausalLMWithValueHead.from_pretrained(

@@ -16,7 +16,8 @@ from extensions.prefix.tree import Sample, pack, with_sequence_targets
 from extensions.recipe import Ppo, Sft, load_recipe
 from extensions.runs.build import make_order
 from extensions.tasks import TASKS, Task
-from extensions.training.ppo import Experience, PpoTrainer
+from extensions.training.experience import Experience, TokenIndex
+from extensions.training.ppo import PpoTrainer
 from extensions.training.sft import SftTrainer
 
 TICKETS = Task.model_validate(
@@ -236,17 +237,18 @@ def test_batches_carry_the_weights_of_their_rows():
 
 
 def test_the_reward_of_ppo_is_weighted_before_the_kl():
-    mask = torch.ones(2, 3, dtype=torch.bool)
+    index, mask = TokenIndex([3, 3]), torch.ones(2, 3, dtype=torch.bool)
     scores, weights, kl = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0]), torch.full((2, 3), 0.1)
     found = {}
     for name, w in (("weighted", weights), ("plain", torch.ones(1))):
-        experience = Experience([], [], [], [], scores, [3, 3], mask, kl, torch.zeros(2, 3), kl, weights=w)
+        flat = kl.flatten()
+        experience = Experience([], [], [], [], [], index, flat, torch.zeros(6), flat, scores, w)
         trainer = SimpleNamespace(
             ppo=Ppo(whiten=False, gamma=1.0, lam=1.0), kl_controller=SimpleNamespace(value=0.2), strategy=None
         )
         PpoTrainer.estimate_advantages(trainer, experience)
         assert torch.equal(experience.scores, scores), "what is logged stays the reward itself"
-        found[name] = experience.advantages
+        found[name] = experience.advantages.view(2, 3)
     torch.testing.assert_close(found["weighted"][:, 2], torch.tensor([0.5 - 0.02, -2.0 - 0.02]))
     torch.testing.assert_close(found["weighted"][:, 0], torch.tensor([0.5 - 0.06, -2.0 - 0.06]))
     rewards = compute_reward(scores, 0.2, kl, mask)
@@ -284,7 +286,7 @@ LABELS = "labels: [a, b]"
             "encoder",
             "balanced: false",
             f"{LABELS}\n      multi_label: true",
-            ["own has several labels a row", "encoder"],
+            ["own has several labels per row", "encoder"],
         ),
     ],
 )

@@ -798,9 +798,9 @@ def test_a_run_of_everything(small):
     sizes = [one for one in said if "official" in one]
     assert len(sizes) == sum(map(len, EXPECTED_SPLITS.values())), "a warning a file, for its size"
     assert sorted(set(said) - set(sizes)) == [
-        "MultiRC: 3 of 3 training rows also stand in validation (equal texts)",
-        "ReCoRD: 4 of 4 training rows also stand in validation (equal texts)",
-        "WSC: 2 of 2 training rows also stand in validation (equal texts)",
+        "MultiRC: 3 of 3 training rows are also in validation (equal texts)",
+        "ReCoRD: 4 of 4 training rows are also in validation (equal texts)",
+        "WSC: 2 of 2 training rows are also in validation (equal texts)",
     ], "the objects of these tests serve both splits"
     assert data.split == "test and validation"
 

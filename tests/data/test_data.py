@@ -270,7 +270,7 @@ def test_what_cannot_stand_beside_a_prediction(root, value):
     assert [e.kept for e in load_examples(task, "train", str(root))] == [{"group": [1, "a", None]}, {}]
     put(root, "train.jsonl", jsonl(GOOD) + jsonl(GOOD)[:-2] + f', "g": {value}' + "}\n")
     message = refused(task, "train", root)
-    assert "train.jsonl, line 2, field 'g': " in message and "cannot stand in a file of predictions" in message
+    assert "train.jsonl, line 2, field 'g': " in message and "cannot be written to a file of predictions" in message
 
 
 def test_dates_of_a_parquet_file_cannot_be_kept(root):

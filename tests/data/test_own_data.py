@@ -19,7 +19,7 @@ from extensions.data import (
     load_training,
 )
 from extensions.data.checks import check_lengths, check_rows
-from extensions.data.partition import sample
+from extensions.data.partition import hold_out, stratified_sample
 from extensions.data.splits import RunData
 from extensions.prompts import PromptEncoder, prompt_text
 from extensions.recipe import load_recipe
@@ -168,10 +168,9 @@ def test_all_faulty_rows_are_reported_with_what_lets_them_pass(tmp_path):
     for part in (
         "rows without a text, field 'subject': 2. source.incomplete: skip",
         "rows without a text, field 'ticket body': 1. source.incomplete: skip",
-        "rows whose label is none of the task's: 3 ('Billing' (2), 'legal' (1)). Add it to labels. "
-        "source.unknown_labels: skip",
+        "rows with an unknown label: 3 ('Billing' (2), 'legal' (1)). Add it to labels. source.unknown_labels: skip",
         "rows without a label: 1. source.unknown_labels: skip",
-        "rows with too many or too few cells: 1. A text that holds the separator (here: comma) stands in quotes",
+        "rows with too many or too few cells: 1. Put a text that holds the separator (here: comma) in quotes",
         "line 3, field 'subject'",
         "line 11: 4 columns, expected 3",
     ):
@@ -212,7 +211,8 @@ def test_scores_out_of_range_are_counted(tmp_path):
     task = own(labels={}, score_range=[0, 5], metrics=["pearson"])
     message = refused(task, tmp_path)
     assert (
-        "rows whose score is no number from 0 to 5: 3 ('7' (2), 'x' (1)). Give score_range the data's range" in message
+        "rows whose score is not a number from 0 to 5: 3 ('7' (2), 'x' (1)). Set score_range to the range of the data"
+        in message
     )
     assert "rows without a label: 1" in message
 
@@ -304,8 +304,6 @@ def test_a_regression_is_split_by_quantiles(tmp_path):
 
 @pytest.mark.parametrize("name", ["labels", "rare sets"])
 def test_multi_label_rows_keep_every_label_in_every_split(name):
-    from extensions.data.partition import hold_out
-
     sets = ["bug", "bug, crash", "crash, ui", "none", "bug, crash, ui"]
     counts = [40, 30, 3, 20, 1 if name == "rare sets" else 9]
     task = own(labels=["bug", "crash", "ui"]).model_copy(update={"multi_label": True})
@@ -323,7 +321,7 @@ def test_multi_label_rows_keep_every_label_in_every_split(name):
         ({"split": {"validation": 0.6, "test": 0.4}}, "leave no rows for training"),
         ({"split": {"validation": 1.0}}, "less than 1"),
         ({"split": {"test": 0.1}, "files": {"validation": "v.csv"}}, "no training file"),
-        ({"split": {"test": 0.1}, "files": {"train": "a.csv", "test": "b.csv"}}, "files.test is given already"),
+        ({"split": {"test": 0.1}, "files": {"train": "a.csv", "test": "b.csv"}}, "files.test is given too"),
         ({"separator": ", "}, "separator"),
     ],
 )
@@ -360,7 +358,7 @@ def test_no_class_is_lost(limit):
     task = own(labels=["a", "b", "c", "d"])
     examples = [Example(task, i, {}, label) for i, label in enumerate(labels)]
     for seed in range(5):
-        found = sample(examples, limit, seed)
+        found = stratified_sample(examples, limit, seed)
         assert len(found) == limit and {e.label for e in found} == set("abcd")
 
 
@@ -373,7 +371,7 @@ def test_pairs_and_questions_stay_whole(limit):
         (questions, lambda e: e.kept["question"], 3),
         (pairs, lambda e: e.pair, 2),
     ):
-        found = sample(examples, limit, 0)
+        found = stratified_sample(examples, limit, 0)
         assert set(Counter(map(key, found)).values()) == {size}
         assert len(found) == max(size, limit // size * size)
 
@@ -417,8 +415,8 @@ def test_warnings_are_counted():
     assert said_of(own(), both, validation=[("c", "billing"), ("d", "sales")]) == []
     leak = said_of(own(), [*both, ("C  c", "sales")], validation=[("c C", "billing"), ("x", "sales")], test=both)
     assert [line.split("(")[0].strip() for line in leak] == [
-        "tickets: 1 of 3 training rows also stand in validation",
-        "tickets: 2 of 3 training rows also stand in test",
+        "tickets: 1 of 3 training rows are also in validation",
+        "tickets: 2 of 3 training rows are also in test",
     ]
     doubled = said_of(own(), [*both, ("A", "billing"), ("a ", "billing"), ("B", "billing")])
     assert doubled == [
@@ -441,7 +439,7 @@ def test_a_run_warns_of_its_own_files(tmp_path):
     (tmp_path / "r.yaml").write_text(json.dumps(recipe))
     warnings = []
     RunData.load(load_recipe(tmp_path / "r.yaml"), warnings.append)
-    assert [line for line in warnings if line.startswith("tickets: 3 of 3 training rows also stand in validation")]
+    assert [line for line in warnings if line.startswith("tickets: 3 of 3 training rows are also in validation")]
     assert "tickets: 2 of 3 training rows repeat another one, with its label" in warnings
     assert "tickets: all 3 rows of train have the label 'sales'" in warnings
 
@@ -533,7 +531,7 @@ def test_class_names_may_be_given(hub):
     task = own(source={"files": {}, "hub": {"repo": "me/a", "labels": ["sales", "billing"]}})
     assert [e.label for e in load_examples(task, "train", None)] == ["billing", "sales"]
     task = own(source={"files": {}, "hub": {"repo": "me/a"}})
-    with pytest.raises(UserError, match=r"label '1' is not one of|none of the task's: 2 \('1' \(1\), '0' \(1\)\)"):
+    with pytest.raises(UserError, match=r"label '1' is not one of|an unknown label: 2 \('1' \(1\), '0' \(1\)\)"):
         load_examples(task, "train", None)
     task = own(labels={"0": ["sales"], "1": ["billing"]}, source={"files": {}, "hub": {"repo": "me/a"}})
     assert [e.label for e in load_examples(task, "train", None)] == ["1", "0"]

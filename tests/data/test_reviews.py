@@ -4,7 +4,7 @@ import pytest
 from support import pairs, words
 
 from extensions.data.generated.pairs import SIZES
-from extensions.data.generated.reviews import KINDS, generate
+from extensions.data.generated.reviews import PHENOMENA, generate
 
 ROWS = {split: generate(split) for split in SIZES}
 
@@ -23,7 +23,7 @@ TOPICS = """
 IRREGULAR = "thought/think spent/spend chosen/choose ate/eat read/read wore/wear bought/buy sold/sell children/child"
 LEMMAS = dict(pair.split("/") for pair in IRREGULAR.split())
 # Kinds in which a word of sentiment says by itself what the review says.
-DIRECT = set(KINDS) - {"negated", "contrast", "advice"}
+DIRECT = set(PHENOMENA) - {"negated", "contrast", "advice"}
 
 
 def stem(word):

@@ -131,7 +131,7 @@ def test_the_byte_that_is_no_utf_8_is_named(tmp_path):
     assert "line 4: not valid UTF-8 at byte 4 of the line (e9)" in refused(path)
     path = put(tmp_path, "rows.csv", b"text,label\rone,a\rcaf\xe9,b\r")
     assert "line 3: not valid UTF-8" in refused(path)
-    assert "no text encoding" in refused(path, encoding="base64") and "'foo'" in refused(path, encoding="foo")
+    assert "not a text encoding" in refused(path, encoding="base64") and "'foo'" in refused(path, encoding="foo")
 
 
 @pytest.mark.parametrize("size", [131072, 131073, 1_000_000])
@@ -238,7 +238,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
         ('text,label\n"a\nb",c\nd\n', ["line 4", "1 columns, expected 2"]),
         ("text,label\na\0b,c\n", ["line 2", "NUL", "utf-16-le"]),
         ("te\0xt,label\na,c\n", ["line 1", "NUL", "utf-16-le"]),
-        ('text,label\na,b\n"open,c\nd,e\n', ["line 3", "none closes it", "source.quoting: none"]),
+        ('text,label\na,b\n"open,c\nd,e\n', ["line 3", "no quote closes it", "source.quoting: none"]),
         ('text,label\n"a"b,c\n', ["line 2", "source.quoting: none"]),
     ],
 )
@@ -271,7 +271,7 @@ def test_all_faulty_rows_are_reported_at_once(tmp_path):
 def test_faulty_lines_of_jsonl(tmp_path):
     path = put(tmp_path, "rows.jsonl", '{"a": 1}\n[1]\n{\nnull\n{"b": 2}\n')
     message = refused(path)
-    assert "3 rows cannot be used" in message and "lines that are no JSON objects: 2" in message
+    assert "3 rows cannot be used" in message and "lines that are not JSON objects: 2" in message
     assert "line 3: not valid JSON" in message
 
 

@@ -10,13 +10,8 @@ from support import make_policy, samples
 from transformers.optimization import Adafactor
 
 from extensions.common.errors import UserError
-from extensions.distributed.strategy import (
-    Strategy,
-    load_trainable_state,
-    make_optimizer,
-    make_scheduler,
-    trainable_state,
-)
+from extensions.distributed.optim import make_optimizer, make_scheduler
+from extensions.distributed.strategy import Strategy, load_trainable_state, trainable_state
 from extensions.prefix.tree import pack
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
@@ -40,7 +35,9 @@ def test_engine_steps_are_plain_steps_bit_for_bit(tiny_model, name, dtype):
     plain = copy.deepcopy(policy)
     batch = pack(samples())
     strategy = make_strategy()
-    engine = strategy.wrap(policy, Optimizer(name=name, lr=1e-2), Schedule(name="constant", warmup_ratio=0), 5)
+    engine = strategy.wrap(
+        policy, policy.parameter_groups(), Optimizer(name=name, lr=1e-2), Schedule(name="constant", warmup_ratio=0), 5
+    )
     parameters = list(plain.trainable.values())
     if name == "adafactor":
         options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
@@ -74,7 +71,7 @@ def test_micro_batches_add_up_to_the_batch(tiny_model):
     rows = samples()
     strategy = make_strategy()
     optimizer = Optimizer(name="adamw", lr=1e-2)
-    engines = [strategy.wrap(p, optimizer, Schedule(), 1) for p in (whole, split)]
+    engines = [strategy.wrap(p, p.parameter_groups(), optimizer, Schedule(), 1) for p in (whole, split)]
     with whole.role("actor"):
         strategy.update(engines[0], engines[0](pack(rows))["logprobs"].sum(), last=True)
     norm = strategy.get_grad_norm(engines[0])
@@ -90,7 +87,7 @@ def test_gradient_norm_is_that_of_the_gradients(tiny_model):
     policy = make_policy(tiny_model("llama"))
     plain = copy.deepcopy(policy)
     strategy = make_strategy(max_grad_norm=0.01)
-    engine = strategy.wrap(policy, Optimizer(name="adamw"), Schedule(), 1)
+    engine = strategy.wrap(policy, policy.parameter_groups(), Optimizer(name="adamw"), Schedule(), 1)
     with policy.role("actor"):
         strategy.update(engine, loss_of(engine, pack(samples())), last=True)
     with plain.role("actor"):
@@ -102,7 +99,7 @@ def test_gradient_norm_is_that_of_the_gradients(tiny_model):
 def test_cosine_warms_up_for_a_tenth_and_ends_at_a_tenth(tiny_model):
     policy = make_policy(tiny_model("llama"))
     settings = Optimizer(lr=9e-6, value_lr=9e-5)
-    optimizer = make_optimizer(policy, settings, offload=False)
+    optimizer = make_optimizer(policy.parameter_groups(settings.value_lr), settings, offload=False)
     scheduler = make_scheduler(optimizer, Schedule(), 100)
     rates = []
     for _ in range(100):

@@ -8,15 +8,15 @@ import pytest
 import torch
 from support import make_policy
 
+from extensions.data import Example
 from extensions.evaluation.likelihood import (
     answer_probabilities,
     candidates,
     confidence_of,
     decide,
     label_index,
-    label_sets,
+    label_sets_of,
     log_likelihoods,
-    seen_sets,
 )
 from extensions.inference.calibration import expected_calibration_error, fit
 from extensions.model.loading import load_tokenizer
@@ -61,16 +61,21 @@ def test_the_numbers_of_a_regression(task, numbers):
     assert candidates(task).keys == numbers.split()
 
 
+def labelled(task, *labels):
+    return [Example(task, i, {}, label) for i, label in enumerate(labels)]
+
+
 def test_label_sets():
-    assert label_sets(several(2)) == ["none", "l0", "l1", "l0, l1"]
-    assert len(label_sets(several(6), ["l0"])) == 64
+    assert candidates(several(2)).keys == ["none", "l0", "l1", "l0, l1"]
+    assert len(candidates(several(6), ["l0"]).keys) == 64
     singles = [f"l{k}" for k in range(7)]
-    assert label_sets(several(7), ["l0, l2", "l1", "none", "l3, l5, l6"]) == ["none", *singles, "l0, l2", "l3, l5, l6"]
+    sets = candidates(several(7), ["l0, l2", "l1", "none", "l3, l5, l6"]).keys
+    assert sets == ["none", *singles, "l0, l2", "l3, l5, l6"]
     compared = candidates(several(2))
     written = {"none": "none", "l0": "Word 0", "l1": "Word 1", "l0, l1": "Word 0, Word 1"}
     assert compared.forms == {key: [text] for key, text in written.items()}
-    assert seen_sets(several(3), ["l0, l2", "none", None, "l0, l2", "l1"]) == ["l0, l2", "none", "l1"]
-    assert seen_sets(TEAMS, ["a"]) == []
+    rows = labelled(several(3), "l0, l2", "none", None, "l0, l2", "l1") + labelled(TEAMS, "a")
+    assert label_sets_of(rows) == {"own": ["l0, l2", "none", "l1"]}
     assert label_index(compared, "l0, l1") == 3 and label_index(compared, "none") == 0
 
 
@@ -139,7 +144,9 @@ def test_a_temperature_flattens():
 @pytest.fixture(scope="module")
 def scene(tiny_model):
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
-    return Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, 8), PromptEncoder(tokenizer, 400, False)
+    return Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, CLOSE, 8), PromptEncoder(
+        tokenizer, 400, False
+    )
 
 
 def test_the_words_of_a_label_are_summed(scene):

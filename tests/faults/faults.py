@@ -47,9 +47,9 @@ from support import free_port, timeless  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from extensions.common.files import read_json, read_jsonl  # noqa: E402
-from extensions.runs.checkpoint import check, folders  # noqa: E402
-from extensions.runs.folder import is_finished  # noqa: E402
+from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint  # noqa: E402
 from extensions.runs.main import main as run_main  # noqa: E402
+from extensions.runs.resume import is_finished  # noqa: E402
 
 STEPS = 4
 
@@ -171,9 +171,9 @@ def start(recipe: Path, job: Job, prepare: Callable[[int], None] = lambda rank: 
                 sys.stdout.flush()
                 sys.stderr.flush()
                 with suppress(Exception):
-                    from extensions.distributed.openrlhf import forget_shared_memory
+                    from extensions.distributed.openrlhf import remove_shared_memory
 
-                    forget_shared_memory()
+                    remove_shared_memory()
                 os._exit(status)
         pids.append(pid)
     return Running(pids, log)
@@ -259,8 +259,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
     """Everything that a finished run leaves, without clocks. Raises where a file is torn."""
     scores = read_json(run / "eval.json")
     scores["training"].pop("seconds")
-    last = folders(run)[-1]
-    assert check(last) == [], check(last)
+    last = checkpoint_folders(run)[-1]
+    assert verify_checkpoint(last) == [], verify_checkpoint(last)
     left: dict[str, Any] = {
         "metrics": timeless(run / "metrics.jsonl"),
         "rollouts": read_jsonl(run / "rollouts.jsonl") if (run / "rollouts.jsonl").exists() else [],
@@ -466,7 +466,7 @@ def corrupt(bench: Bench, number: int) -> Tally:
     shutil.copytree(bench.folder / "whole", stopped)
     for path in (stopped / "run" / "eval.json", *(stopped / "run").glob("predictions_after*")):
         path.unlink()
-    files = sorted(path.name for path in folders(stopped / "run")[-1].iterdir())
+    files = sorted(path.name for path in checkpoint_folders(stopped / "run")[-1].iterdir())
     cases = [(kind, name) for kind in CORRUPTIONS for name in files if kind != "edited" or name.endswith(".json")]
     bench.rng.shuffle(cases)
     for trial, (kind, name) in enumerate(cases[:number]):
@@ -474,7 +474,7 @@ def corrupt(bench: Bench, number: int) -> Tally:
         shutil.copytree(stopped, folder)
         recipe = bench.job.recipe(folder, bench.model)
         all_of_them = bench.rng.random() < 0.15
-        for checkpoint in folders(folder / "run")[slice(None) if all_of_them else slice(-1, None)]:
+        for checkpoint in checkpoint_folders(folder / "run")[slice(None) if all_of_them else slice(-1, None)]:
             if (checkpoint / name).exists():
                 CORRUPTIONS[kind](checkpoint / name, bench.rng)
         (folder / "log.txt").unlink(missing_ok=True)
@@ -530,7 +530,7 @@ def fill(bench: Bench, number: int) -> Tally:
                 tally.lost.append(f"{bench.job.name}, a full disk: ended with {statuses} ({folder})")
             if stops and "the checkpoint of step" in log and "could not be written" in log and statuses[0] != 3:
                 tally.lost.append(f"{bench.job.name}, a full disk: went on, and should have stopped ({folder})")
-            damaged = [text for path in folders(disk / "run") for text in check(path)]
+            damaged = [text for path in checkpoint_folders(disk / "run") for text in verify_checkpoint(path)]
             if damaged:
                 tally.lost.append(f"{bench.job.name}, a full disk: {damaged} ({folder})")
             tally.counts["ended well all the same"] += not any(statuses)

@@ -45,12 +45,12 @@ import yaml
 from official import official, write_benchmarks
 
 from extensions.common.errors import UserError
-from extensions.data import load_examples, units
+from extensions.data import by_question, load_examples
 from extensions.evaluation.metrics import Prediction, score_all
 from extensions.evaluation.submission import check_archive, make_archive, read_predictions
 from extensions.prompts import CLOSE, pack_label, parse_answer, prompt_text, unpack_label
 from extensions.recipe import all_keys, dump_recipe, load_recipe, value_at
-from extensions.reporting.comparison import find_runs
+from extensions.reporting.finished_runs import find_runs
 from extensions.reporting.report import write_report
 from extensions.tasks import SUITES, TASKS, Task
 from reward_fns.nlu import reward
@@ -477,7 +477,7 @@ def use_examples(task: Task, examples: Sequence[Any]) -> None:
             assert answer is not None, "no answer can equal the label"
             gold = answer if task.is_regression else example.label
             predictions.append(Prediction(task.name, example.index, "", gold, example.label, example.kept))
-    units(examples)
+    by_question(examples)
     if predictions:
         score_all([task], predictions, intervals=False)
 

@@ -1,7 +1,6 @@
 """Answers to new rows: `nlu predict` as a user runs it, `Predictor`, and the equalities that hold between them."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -19,14 +18,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from support import ROOT, environment, run_command, write_recipe
+from support import environment, run_command, write_recipe
 from typer.testing import CliRunner
 
 from extensions import Predictor
 from extensions.cli.main import app
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
-from extensions.inference import handover
+from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.prompts import CLOSE
 from extensions.runs.main import main
 
@@ -246,7 +245,7 @@ def test_rows_that_cannot_be_answered_do_not_stop_the_others(scene, tmp_path):
     source.write_text(f'id,subject,{body}\n1,a,text\n2,,text\n3,a,"   "\n4,too,many,cells\n5,a,text\n')
     result = nlu(scene / "run-sft", source, "--out", tmp_path / "out.csv")
     assert result.exit_code == 0, result.output
-    assert "3 of 5 rows have no answer; the column 'error' says why" in result.stderr
+    assert "3 of 5 rows have no answer; see the column 'error'" in result.stderr
     header, *rows = table((tmp_path / "out.csv").read_text())
     assert header == ["id", "subject", body, "answer", "confidence", "error"]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
@@ -262,7 +261,7 @@ def test_rows_that_cannot_be_answered_do_not_stop_the_others(scene, tmp_path):
 def test_a_prompt_that_cannot_fit_is_an_error_of_its_row(predictor, monkeypatch):
     long = {"subject": "word " * 900, "ticket body": "word"}
     assert predictor.predict([long])[0].answer in LABELS, "what is too long is cut"
-    bare = len(predictor.encoder.encode(predictor.handed.task(None), {"subject": "", "body": ""})[0])
+    bare = len(predictor.encoder.encode(predictor.manifest.task(None), {"subject": "", "body": ""})[0])
     monkeypatch.setattr(predictor.encoder, "max_tokens", bare // 4)
     (one,) = predictor.predict([long])
     assert one.answer is None and f"the {bare // 4} tokens" in one.error
@@ -303,7 +302,7 @@ def test_one_row_by_text(scene, predictor):
         (["{run}", "{new}", "--out", "{new}"], ["is the input itself"]),
         (["{run}", "{new}", "--out", "no/such/out.csv"], ["its folder is not there"]),
         (["{run}", "{new}", "--device", "abacus"], ["--device: 'abacus'"]),
-        (["{run}", "{wrong}"], ["no column 'ticket body'", "needs: 'subject', 'ticket body'", "has: 'id', 'text'"]),
+        (["{run}", "{wrong}"], ["no column 'ticket body'", "needs: 'subject', 'ticket body'", "found: 'id', 'text'"]),
         (["{run}", "{twice}"], ["has the column 'answer', 'confidence' already", "--prefix"]),
         (["{run}", "--text", "title=x"], ["got 'title=x'", "subject, ticket body"]),
         (["{run}", "--text", "subject=x"], ["ticket body missing"]),
@@ -347,9 +346,9 @@ def test_a_file_is_read_as_those_of_the_training(scene, tmp_path, tiny_model):
     """Where a quote is a character there, it is one here, in what the model reads and in what is written."""
     folder = tmp_path / "adapter"
     shutil.copytree(scene / "run-sft" / "adapter", folder)
-    content = read_json(folder / handover.NAME)
+    content = read_json(folder / FILE_NAME)
     content["tasks"][0]["source"] |= {"files": {"train": "train.tsv"}, "quoting": "none"}
-    write_json(folder / handover.NAME, content)
+    write_json(folder / FILE_NAME, content)
     new, out = tmp_path / "new.tsv", tmp_path / "out.tsv"
     lines = ['1\t"good" one\tx', '2\t"bad\ty', '3\tso "so\tz']
     new.write_text("\n".join(["id\tsubject\tticket body", *lines]) + "\n")
@@ -375,7 +374,7 @@ def test_the_format_of_a_file_is_that_of_its_suffix(scene, tmp_path):
         ({"temperature": float("nan")}, "temperature: got nan"),
         ({"decoding": "greddy"}, "'greddy'; allowed: sample, greedy, likelihood"),
         ({"rows": {"subject": "a"}}, 'df.to_dict("records")'),
-        ({"rows": [{"text": "a"}]}, "none has the column 'subject', 'ticket body'"),
+        ({"rows": [{"text": "a"}]}, "rows: no column 'subject', 'ticket body'"),
     ],
 )
 def test_wrong_arguments_are_explained(predictor, arguments, part):
@@ -425,7 +424,7 @@ def test_another_base_is_refused(scene, tiny_model, tmp_path):
 
 
 def test_the_file_says_what_answering_needs(scene, tiny_model):
-    found = handover.read(scene / "run-sft" / "adapter")
+    found = Manifest.load(scene / "run-sft" / "adapter")
     assert [task.name for task in found.tasks] == ["tickets"] and found.tasks[0].labels == LABELS
     assert found.prompt.shots == 1 and len(found.prompt.demonstrations["tickets"]) == 2
     assert found.base.path == str(tiny_model("llama")) and found.base.dtype == "float32"
@@ -450,14 +449,14 @@ def test_the_file_says_what_answering_needs(scene, tiny_model):
 def test_a_damaged_file_is_one_sentence(scene, tmp_path, change, parts):
     folder = tmp_path / "adapter"
     shutil.copytree(scene / "run-sft" / "adapter", folder)
-    changed = change(read_json(folder / handover.NAME))
-    (folder / handover.NAME).unlink()
+    changed = change(read_json(folder / FILE_NAME))
+    (folder / FILE_NAME).unlink()
     if changed is not None:
         text = changed if isinstance(changed, str) else json.dumps(changed)
-        (folder / handover.NAME).write_text(text)
+        (folder / FILE_NAME).write_text(text)
     write_csv(tmp_path / "new.csv", tickets(1))
     message = fails(folder, tmp_path / "new.csv")
-    assert str(folder / handover.NAME) in message and all(part in message for part in parts), message
+    assert str(folder / FILE_NAME) in message and all(part in message for part in parts), message
 
 
 def modes(folder):
@@ -468,7 +467,8 @@ def modes(folder):
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_all_files_have_the_permissions_of_the_umask(tiny_model, tmp_path, mask, mode):
     recipe = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), ppo={"critic": "adapter"})
-    code = "import os, sys; os.umask(int(sys.argv[1])); from extensions import train; sys.exit(main(sys.argv[2:]))"
+    start = "import os, sys; os.umask(int(sys.argv[1])); "
+    code = start + "from extensions.runs.main import main; sys.exit(main(sys.argv[2:], 'ppo'))"
     command = [sys.executable, "-c", code, str(mask), str(recipe), "evaluation.every_steps=1"]
     done = run_command(command)
     assert done.returncode == 0, done.stderr
@@ -492,7 +492,7 @@ def test_a_temperature_is_fitted_stored_and_used(scene, predictor, tmp_path):
     shutil.copytree(scene / "run-sft", run)
     result = nlu(run, "--temperature", "auto")
     assert result.exit_code == 0 and "fitted on 9 validation rows: NLL" in result.stderr, result.output
-    fitted = handover.read(run / "adapter").calibration["tickets"]
+    fitted = Manifest.load(run / "adapter").calibration["tickets"]
     assert fitted is not None and fitted != 1
     plain, again = predictor.predict(tickets(4), True), Predictor.load(run).predict(tickets(4), True)
     for one, other in zip(plain, again, strict=True):
@@ -575,7 +575,7 @@ def test_the_cards_prompt_is_that_of_the_training(scene, predictor):
     names = {}
     exec(prompt, names)
     row = {"subject": ' {body} \\ "', "ticket body": "a\nb {0} é"}
-    task = predictor.handed.task(None)
+    task = predictor.manifest.task(None)
     fields = {"subject": row["subject"].strip(), "body": row["ticket body"]}
     assert names["prompt"](row) == predictor.encoder.encode(task, fields)[1]
     assert names["ANSWERS"] == LABELS
@@ -623,7 +623,7 @@ def test_the_cards_client_asks_a_server(scene, predictor):
     longest = max(6, *(len(predictor.sampler.tokenizer(f"{word}{CLOSE}")["input_ids"]) for word in words))
     assert body == {
         "model": "tiny",
-        "prompt": predictor.encoder.encode(predictor.handed.task(None), fields)[1],
+        "prompt": predictor.encoder.encode(predictor.manifest.task(None), fields)[1],
         "temperature": 0,
         "max_tokens": longest,
         "structured_outputs": {"choice": [f"{word}{CLOSE}" for word in words]},
@@ -638,16 +638,3 @@ def test_the_card_names_the_commands(scene, tiny_model):
         f"vllm serve {tiny_model('llama')} --enable-lora --max-lora-rank 8 --lora-modules tiny=.",
         "nlu merge recipe.yaml merged model.adapter=adapter\nhf upload YOUR_NAME/tiny adapter --private",
     ]
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs(tiny_model, tmp_path):
-    """`tests/bench/predict.py`, small: both contestants answer every row, in turns."""
-    spec = importlib.util.spec_from_file_location("bench_predict", ROOT / "tests" / "bench" / "predict.py")
-    bench = importlib.util.module_from_spec(spec)
-    sys.modules["bench_predict"] = bench  # its dataclass looks itself up
-    spec.loader.exec_module(bench)
-    run = bench.train_run(str(tiny_model("llama")), tmp_path, steps=2, budget=8)
-    result = bench.compare(run, samples=12, batch_size=5, rounds=2)
-    assert result.rows == 12 and len(result.ratios) == 2 and all(ratio > 0 for ratio in result.ratios)
-    assert str(result).count("|") == 7

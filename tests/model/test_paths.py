@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 def test_a_path_that_is_wrong_is_not_used(folder, monkeypatch):
     """Packed attention that forgets the window: another path is taken, and the line of the run says why."""
-    monkeypatch.setattr(attention, "_seen", lambda mask, visible: mask)
+    monkeypatch.setattr(attention, "_restricted", lambda mask, repeats, visible: mask)
     policy = load(folder("mistral"))
     assert policy.path.kind == "masked"
     (why,) = policy.proof.rejected
@@ -51,7 +51,7 @@ def test_a_model_that_no_path_computes_is_refused(folder, monkeypatch):
         return Anatomy(found.trunk, found.hidden_size, LogitTransform(scale=1.01))
 
     monkeypatch.setattr(loading, "examine", wrong)
-    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot be computed here .*nothing shared.*off by up to"):
+    with pytest.raises(UserError, match=r"LlamaForCausalLM has no exact path here.*no shared prefixes.*off by up to"):
         load(folder("llama"))
 
 

@@ -5,7 +5,7 @@ import torch
 from support import ARCHITECTURES, make_policy, write_recipe
 from transformers import AutoConfig
 
-from extensions.distributed.strategy import make_optimizer
+from extensions.distributed.optim import make_optimizer
 from extensions.planner import Planner, PlanOptions
 from extensions.planner.activations import kept_bytes, trace_model
 from extensions.planner.memory import optimizer_bytes
@@ -23,7 +23,7 @@ def test_optimizer_state_is_that_of_real_optimizers(tiny_model, tmp_path, name, 
     policy = make_policy(folder)
     if method == "sft":
         policy.value_head = None
-    optimizer = make_optimizer(policy, recipe.trained_with, offload=False)
+    optimizer = make_optimizer(policy.parameter_groups(), recipe.trained_with, offload=False)
     for parameter in policy.trainable.values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

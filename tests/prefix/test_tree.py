@@ -74,9 +74,9 @@ def test_what_some_samples_share_stands_once_for_them():
 def test_each_token_is_a_row_of_one_block_and_rows_of_a_block_are_of_like_length():
     samples = [Sample([*range(100, 130), *range(n)], [5]) for n in (1, 2, 30, 31, 100)]
     packed = pack(samples)
-    rows = [row for block in packed.blocks for row in block.rows]
+    rows = [row for group in packed.groups for row in group.spans]
     places = sorted(place for row in rows for place in range(row.first, row.first + row.length))
     assert places == list(range(packed.input_ids.shape[1]))
-    for block in packed.blocks:
-        lengths = [row.length for row in block.rows]
+    for group in packed.groups:
+        lengths = [row.length for row in group.spans]
         assert lengths == sorted(lengths, reverse=True) and 2 * lengths[-1] >= lengths[0]

@@ -146,7 +146,7 @@ def test_what_differs_is_said_and_what_cannot_be_done_is_refused():
     assert not any("ppo.critic" in one for one in differences(recipe_of("recipes/smollm2.yaml", "ppo.critic=adapter")))
     assert "4-bit" in refused(recipe_of("recipes/smollm2.yaml", "model.load_in_4bit=true"))[0]
     assert refused(recipe_of()) == []
-    with pytest.raises(UserError, match="backend: ray trains by PPO alone"):
+    with pytest.raises(UserError, match="backend: ray supports only method: ppo"):
         load_recipe(ROOT / "recipes/smollm2.yaml", ["backend=ray"], "sft")
 
 
@@ -168,7 +168,7 @@ def openrlhf_replaced():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("ppo.old_logprobs=sampled", "ppo.old_logprobs: sampled does not go with rollout.backend: vllm"),
+        ("ppo.old_logprobs=sampled", "ppo.old_logprobs: sampled is incompatible with rollout.backend: vllm"),
         ("vllm.tensor_parallel_size=2", "vllm.tensor_parallel_size: 2 needs backend: ray"),
     ],
 )

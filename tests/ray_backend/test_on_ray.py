@@ -181,7 +181,7 @@ def test_a_killed_process_ends_the_run_clearly_and_it_resumes(tiny, tmp_path, wo
     wait_for(lambda: steps_of(run) >= last + 4, process)
     psutil.Process(process.pid).send_signal(signal.SIGTERM)
     output = finish(process)
-    assert f"resuming after step {last}" in output and "go on with: bash launch/ppo_ray.sh" in output
+    assert f"resuming after step {last}" in output and "resume with: bash launch/ppo_ray.sh" in output
     assert [m["step"] for m in read_jsonl(run / "metrics.jsonl")] == list(range(1, steps_of(run) + 1))
 
 
@@ -279,18 +279,15 @@ def test_the_wrong_adapter_is_found(tiny):
     from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
     from extensions.prompts import PromptEncoder
     from extensions.recipe import Recipe
-    from extensions.rollout.vllm import (
-        Adapter,
-        Engine,
-        Probe,
+    from extensions.rollout.lora_sync import (
+        LoraPayload,
         SyncError,
-        canary_state,
-        engine_options,
+        SyncProbe,
         probe_samples,
-        sampled,
-        sampling_params,
-        trainer_logprobs,
+        random_lora_state,
+        response_logprobs,
     )
+    from extensions.rollout.vllm_engine import VllmEngine, sampled_tokens, sampling_params, vllm_arguments
 
     recipe = Recipe.model_validate(
         {"name": "x", "model": {"path": str(tiny)}, "lora": {"rank": 4}, "data": {"tasks": ["acceptability"]}}
@@ -300,25 +297,25 @@ def test_the_wrong_adapter_is_found(tiny):
     limit = prompt_limit(recipe, load_config(recipe.model))
     encoder = PromptEncoder(load_tokenizer(recipe.model), limit, False, 0, {})
     samples = probe_samples(load_examples(recipe.data.tasks[0], "train", None, 0)[:4], encoder, 2)
-    engine, probe = Engine(engine_options(recipe, True, 4), sleep=True), Probe(torch.float32, None)
+    engine, probe = VllmEngine(vllm_arguments(recipe, True, 4), sleep=True), SyncProbe(torch.float32, None)
     state = trainable_state(policy)
 
     def logprobs():
         with policy.role("actor"):
-            return trainer_logprobs(policy.eval(), samples, 8)
+            return response_logprobs(policy.eval(), samples, 8)
 
-    load_trainable_state(policy, canary_state(state, 1))
-    engine.load(right := Adapter.of(policy, trainable_state(policy), 1))
+    load_trainable_state(policy, random_lora_state(state, 1))
+    engine.load(right := LoraPayload.of(policy, trainable_state(policy), 1))
     assert probe.check(right.digest, logprobs(), [engine.probe(samples)], "it")["probe_mean"] < 1e-4
-    load_trainable_state(policy, canary_state(state, 2))
-    with pytest.raises(SyncError, match="does not sample from the policy"):
+    load_trainable_state(policy, random_lora_state(state, 2))
+    with pytest.raises(SyncError, match="does not sample from the policy in training"):
         probe.check("other", logprobs(), [engine.probe(samples)], "another one")
     # More prompts than are read at once: none is cut, and each row draws by its own seed.
     prompts = [[7 + row % 300] * 100 + [5, 6] for row in range(60)]
     params = [sampling_params(4, row, 1.0, False, [0]) for row in range(60)]
-    together = [sampled(output)[0] for output in engine.generate(prompts, params)]
-    assert together[50:] == [sampled(output)[0] for output in engine.generate(prompts[50:], params[50:])]
-    engine.load(Adapter.of(policy, trainable_state(policy), 2))
+    together = [sampled_tokens(output)[0] for output in engine.generate(prompts, params)]
+    assert together[50:] == [sampled_tokens(output)[0] for output in engine.generate(prompts[50:], params[50:])]
+    engine.load(LoraPayload.of(policy, trainable_state(policy), 2))
     probe.check("other", logprobs(), [engine.probe(samples)], "another one")
 
 

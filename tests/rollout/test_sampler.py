@@ -24,7 +24,7 @@ def requests(seed=0):
 
 def make_sampler(tiny_model, architecture, micro_batch_size=8, **options):
     folder = tiny_model(architecture)
-    return Sampler(make_policy(folder, **options), load_tokenizer(Model(path=str(folder))), micro_batch_size)
+    return Sampler(make_policy(folder, **options), load_tokenizer(Model(path=str(folder))), CLOSE, micro_batch_size)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,14 +9,14 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import launch, make_policy, write_recipe
+from support import launch, make_policy, predict, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from extensions.cli.main import app
 from extensions.common.files import read_json, read_jsonl
-from extensions.data import Example, demonstrations
-from extensions.evaluation.predict import predict
+from extensions.data import Example
+from extensions.data.sampling import demonstrations
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
 from extensions.recipe import Model
@@ -125,7 +125,7 @@ def test_demonstrations_are_dropped_before_the_text_is_cut():
 def scene(tiny_model):
     """A tiny policy's sampler and encoder, and rows of two tasks."""
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
-    sampler = Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, 8)
+    sampler = Sampler(make_policy(tiny_model("llama"), critic="none"), tokenizer, CLOSE, 8)
     return sampler, PromptEncoder(tokenizer, 400, False)
 
 
@@ -312,7 +312,7 @@ def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path,
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, adapter / "adapter_model.safetensors")
     assert main([str(path), f"model.adapter={adapter}"], "eval") == 2
-    assert "has changed since (sha256): model.adapter" in capsys.readouterr().err
+    assert "have changed since (sha256): model.adapter" in capsys.readouterr().err
 
 
 @pytest.mark.slow

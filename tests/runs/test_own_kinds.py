@@ -8,7 +8,7 @@ from support import write_recipe
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl
 from extensions.recipe import load_recipe
-from extensions.reporting.comparison import read_run
+from extensions.reporting.finished_runs import read_run
 from extensions.reporting.report import write_report
 from extensions.runs.main import main
 
@@ -82,5 +82,5 @@ def test_weights_and_repeated_rows_change_the_training_alone(tiny_model, tmp_pat
 
 def test_an_encoder_takes_one_label_a_row(tmp_path):
     path = own_recipe(tmp_path, tmp_path, [SEVERAL])
-    with pytest.raises(UserError, match="several has several labels a row"):
+    with pytest.raises(UserError, match="several has several labels per row"):
         load_recipe(path, method="encoder")

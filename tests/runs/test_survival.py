@@ -28,9 +28,10 @@ from extensions.distributed import signals, watchdog
 from extensions.model.policy import Policy
 from extensions.recipe import load_recipe
 from extensions.runs import build, checkpoint
-from extensions.runs.checkpoint import check, folders
-from extensions.runs.folder import RunFolder, is_finished
+from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
+from extensions.runs.folder import RunFolder
 from extensions.runs.main import main
+from extensions.runs.resume import is_finished
 from extensions.runs.training_run import TrainingRun
 
 RESUMABLE = {
@@ -157,15 +158,15 @@ def assert_ended_as(whole: Path, run: Path) -> None:
 
 
 def test_checkpoints_are_there_from_the_start_and_the_best_stays(unfinished, tiny_model, tmp_path):
-    assert [path.name for path in folders(unfinished / "run")] == ["step-0", "step-1", "step-2", "step-3"]
-    best = read_json(folders(unfinished / "run")[-1] / "run.json")["best"]["step"]
+    assert [path.name for path in checkpoint_folders(unfinished / "run")] == ["step-0", "step-1", "step-2", "step-3"]
+    best = read_json(checkpoint_folders(unfinished / "run")[-1] / "run.json")["best"]["step"]
     path = three_steps(tmp_path, tiny_model("llama"))
     assert main([str(path), "checkpoint.keep=1"]) == 0
-    assert {path.name for path in folders(tmp_path / "run")} == {f"step-{best}", "step-3"}
+    assert {path.name for path in checkpoint_folders(tmp_path / "run")} == {f"step-{best}", "step-3"}
 
 
 def test_a_whole_checkpoint_is_found_whole(unfinished):
-    assert [check(folder) for folder in folders(unfinished / "run")] == [[]] * 4
+    assert [verify_checkpoint(folder) for folder in checkpoint_folders(unfinished / "run")] == [[]] * 4
 
 
 def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_model, tmp_path):
@@ -176,7 +177,7 @@ def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_model, tmp_path):
     (model / "config.json").write_text(json.dumps(config))
     path = write_recipe(tmp_path, model, output_dir=str(tmp_path / "run"), max_steps=1, **RESUMABLE)
     assert main([str(path), "evaluation.every_steps=0"]) == 0
-    content = torch.load(folders(tmp_path / "run")[-1] / "mp_rank_00_model_states.pt", weights_only=True)
+    content = torch.load(checkpoint_folders(tmp_path / "run")[-1] / "mp_rank_00_model_states.pt", weights_only=True)
     assert content["module"] and all("lora_" in name or "value_head" in name for name in content["module"])
 
 
@@ -184,7 +185,7 @@ def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_model, tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "gone"])
 def test_damage_is_found(unfinished, tmp_path, name, damage):
     folder = tmp_path / "step-3"
-    shutil.copytree(folders(unfinished / "run")[-1], folder)
+    shutil.copytree(checkpoint_folders(unfinished / "run")[-1], folder)
     path = folder / name
     data = bytearray(path.read_bytes())
     if damage == "gone":
@@ -195,14 +196,14 @@ def test_damage_is_found(unfinished, tmp_path, name, damage):
         path.write_bytes(data)
     else:
         path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
-    (problem,) = check(folder)
+    (problem,) = verify_checkpoint(folder)
     assert name in problem or damage == "bit"
 
 
 @pytest.mark.parametrize("damaged", [1, 4], ids=["the newest", "all"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(unfinished, tmp_path, capsys, damaged):
     path = again(unfinished, tmp_path)
-    for folder in folders(tmp_path / "run")[-damaged:]:
+    for folder in checkpoint_folders(tmp_path / "run")[-damaged:]:
         with (folder / "run.json").open("a") as file:
             file.write(" ")  # by hand
     assert main([str(path), "checkpoint.keep=5"]) == 0
@@ -221,7 +222,7 @@ def test_no_code_in_a_checkpoint_runs(unfinished, tmp_path, capsys):
         def __reduce__(self):
             return os.mkdir, (str(mark),)
 
-    folder = folders(tmp_path / "run")[-1]
+    folder = checkpoint_folders(tmp_path / "run")[-1]
     torch.save({"torch": Evil()}, folder / "random-0.pt")
     manifest = read_json(folder / "manifest.json")
     manifest["files"]["random-0.pt"] = checkpoint.file_entry(folder / "random-0.pt")
@@ -232,7 +233,7 @@ def test_no_code_in_a_checkpoint_runs(unfinished, tmp_path, capsys):
 
 def test_records_are_cut_back_to_the_checkpoint(unfinished, tmp_path, capsys):
     path = again(unfinished, tmp_path)
-    shutil.rmtree(folders(tmp_path / "run")[-1])
+    shutil.rmtree(checkpoint_folders(tmp_path / "run")[-1])
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes() + b'{"step": 4, "torn')
     assert main([str(path)]) == 0
@@ -251,7 +252,7 @@ def test_records_that_are_missing_are_told(unfinished, tmp_path, capsys):
 @pytest.mark.parametrize("on_error", ["warn", "stop"])
 def test_a_full_disk_at_a_checkpoint(unfinished, tmp_path, capsys, monkeypatch, on_error):
     path = again(unfinished, tmp_path)
-    for folder in folders(tmp_path / "run")[-2:]:
+    for folder in checkpoint_folders(tmp_path / "run")[-2:]:
         shutil.rmtree(folder)
     save, calls = checkpoint._save, []
 
@@ -263,9 +264,9 @@ def test_a_full_disk_at_a_checkpoint(unfinished, tmp_path, capsys, monkeypatch, 
     status = main([str(path), f"checkpoint.on_error={on_error}", "checkpoint.keep=5"])
     told = capsys.readouterr()
     said = " ".join((told.out + told.err).split())
-    assert "the checkpoint of step 2 could not be written" in said and "that of step 1 is as it was" in said
-    names = [folder.name for folder in folders(tmp_path / "run")]
-    assert all(check(folder) == [] for folder in folders(tmp_path / "run"))
+    assert "the checkpoint of step 2 could not be written" in said and "that of step 1 is unchanged" in said
+    names = [folder.name for folder in checkpoint_folders(tmp_path / "run")]
+    assert all(verify_checkpoint(folder) == [] for folder in checkpoint_folders(tmp_path / "run"))
     if on_error == "warn":
         assert status == 0 and names == ["step-0", "step-1", "step-3"]
         assert_ended_as(unfinished / "whole", tmp_path / "run")
@@ -319,7 +320,7 @@ def test_what_a_run_reads_must_be_the_same(tiny_model, tmp_path, capsys, untried
     else:
         Path(reward).write_text(Path(reward).read_text() + "# changed\n")
     assert main([str(path)]) == 2
-    assert f"has changed since (sha256): {changed}." in capsys.readouterr().err
+    assert f"have changed since (sha256): {changed}." in capsys.readouterr().err
 
 
 def test_two_runs_do_not_write_into_one_folder(unfinished, tmp_path, capsys):
@@ -363,12 +364,10 @@ def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path, tiny_model):
     folder = RunFolder(tmp_path / "run", recipe, {}, told.append)
 
     class Broken:
-        __name__ = "broken"
-
         def log(self, *args, **kwargs):
             raise ConnectionError("no network")
 
-    folder._trackers.append(Broken())
+    folder.trackers.active["broken"] = Broken()
     for step in (1, 2):
         folder.metrics({"step": step, "loss": 0.5})
     folder.close()
@@ -403,8 +402,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_bits(
         patch.setattr(TrainingRun, "_iterate", stopping)
         assert main([str(path)]) == 0
     said = capsys.readouterr().out
-    assert f"stopped ({number.name}); go on with: bash launch/ppo.sh {path}" in said
-    (folder,) = folders(tmp_path / "run")
+    assert f"stopped ({number.name}); resume with: bash launch/ppo.sh {path}" in said
+    (folder,) = checkpoint_folders(tmp_path / "run")
     assert folder.name == "step-2" and read_json(folder / "run.json")["validated"] == 1, "the validation is cut off too"
     assert not is_finished(tmp_path / "run")
     assert main([str(path)]) == 0
@@ -425,12 +424,12 @@ def test_a_stop_in_a_validation_and_then_another_checkpoint_of_its_step(unfinish
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingRun, "_validate", stopping)
         assert main([str(path)]) == 0
-    last = folders(tmp_path / "run")[-1]
+    last = checkpoint_folders(tmp_path / "run")[-1]
     assert last.name == "step-2" and read_json(last / "run.json")["validated"] == 1
     with (tmp_path / "run" / "validation.jsonl").open("a") as file:
         file.write('{"step": 2}\n')  # as if it had come to its record
     assert main([str(path), "checkpoint.keep=9"]) == 0
-    assert read_json(last / "run.json")["validated"] == 2 and check(last) == []
+    assert read_json(last / "run.json")["validated"] == 2 and verify_checkpoint(last) == []
     assert_ended_as(unfinished / "whole", tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("replaced-*"))
 
@@ -440,7 +439,7 @@ def test_a_kill_between_two_renames_of_a_checkpoint(tmp_path):
     for name in ("replaced-4", "replaced-2", "step-2"):
         (root / name).mkdir(parents=True)
     (root / "replaced-4" / "old").touch()
-    checkpoint.recover(tmp_path)
+    checkpoint.recover_replaced(tmp_path)
     assert sorted(path.name for path in root.iterdir()) == ["step-2", "step-4"] and (root / "step-4" / "old").exists()
 
 
@@ -449,21 +448,21 @@ def test_an_evaluation_of_a_training_is_cut_off_and_goes_on(
     unfinished, tmp_path, monkeypatch, capsys, tiny_model, moment
 ):
     path = three_steps(tmp_path, tiny_model("llama"))
-    from extensions.evaluation import predict as evaluate
+    from extensions.evaluation import evaluator
 
-    answer, stem = evaluate.answer, f"predictions_{moment}"
+    answer_batch, stem = evaluator.answer_batch, f"predictions_{moment}"
 
     def stopping(*args):
-        found = answer(*args)
+        found = answer_batch(*args)
         if list((tmp_path / "run").glob(f"{stem}.part-*")):
             os.kill(os.getpid(), signal.SIGTERM)
         return found
 
-    monkeypatch.setattr(evaluate, "answer", stopping)
+    monkeypatch.setattr(evaluator, "answer_batch", stopping)
     options = ["evaluation.batch_size=1"]
     assert main([str(path), *options]) == 0
     assert len(read_jsonl(tmp_path / "run" / f"{stem}.part-0.jsonl")) == 1
-    monkeypatch.setattr(evaluate, "answer", answer)
+    monkeypatch.setattr(evaluator, "answer_batch", answer_batch)
     capsys.readouterr()
     assert main([str(path), *options]) == 0
     assert "2 rows" in (said := capsys.readouterr().out) and "1 are done already" in said
@@ -541,7 +540,7 @@ def test_numbers_that_are_none_stop_before_the_weights(tiny_model, tmp_path, cap
     assert "Traceback" not in error
     weights = load_file(failed / "weights.safetensors")
     assert all((t == 0).all() for name, t in weights.items() if "lora_B" in name), "as they were: fresh"
-    assert [folder.name for folder in folders(tmp_path / "run")] == ["step-0"]
+    assert [folder.name for folder in checkpoint_folders(tmp_path / "run")] == ["step-0"]
 
 
 def test_replay_names_the_sample_and_the_module(tiny_model, tmp_path, capsys):
@@ -565,7 +564,7 @@ def test_replay_names_the_sample_and_the_module(tiny_model, tmp_path, capsys):
     assert "own, row 2" in error and not any(f"own, row {k}" in error for k in (0, 1, 3))
     done = CliRunner().invoke(app, ["replay", str(tmp_path / "run" / "failed" / "step-1")])
     assert done.exit_code == 0, done.output
-    assert "1 of 4 samples give no numbers again" in done.output and "embed_tokens" in done.output
+    assert "1 of 4 samples are non-finite again" in done.output and "embed_tokens" in done.output
 
 
 def test_replay_of_something_else_is_told(tmp_path):
@@ -681,7 +680,7 @@ def test_a_rank_that_is_killed_takes_the_run_down(launched, tmp_path, tiny_model
     assert "rank 0: stopped, since another rank is gone" in said or "return code = -9" in said
     assert "Traceback" not in said
     assert not ranks_of(path), "nobody is left"
-    assert all(check(folder) == [] for folder in folders(tmp_path / "run"))
+    assert all(verify_checkpoint(folder) == [] for folder in checkpoint_folders(tmp_path / "run"))
 
 
 @pytest.mark.slow
@@ -706,9 +705,9 @@ def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model):
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=60) == 0, log.read_text()
     said = log.read_text()
-    assert "ppo.sh: stopping after this step" in said and said.count("go on with: deepspeed") == 1
-    last = folders(tmp_path / "run")[-1]
-    assert last.name == f"step-{steps_of(path)}" and check(last) == []
+    assert "ppo.sh: stopping after this step" in said and said.count("resume with: deepspeed") == 1
+    last = checkpoint_folders(tmp_path / "run")[-1]
+    assert last.name == f"step-{steps_of(path)}" and verify_checkpoint(last) == []
     assert not ranks_of(path)
 
 
@@ -721,8 +720,8 @@ def test_ranks_whose_launcher_is_gone_stop(launched, tmp_path, tiny_model):
     run.kill()
     run.wait()
     wait_for(lambda: not ranks_of(path), 30)
-    assert "stopped (the launcher has gone); go on with: " in log.read_text()
-    assert folders(tmp_path / "run")[-1].name == f"step-{steps_of(path)}"
+    assert "stopped (the launcher has gone); resume with: " in log.read_text()
+    assert checkpoint_folders(tmp_path / "run")[-1].name == f"step-{steps_of(path)}"
 
 
 @pytest.mark.slow
@@ -752,7 +751,7 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
     wait_for(lambda: steps_of(path) > 2)
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=60) == 0
-    assert "it goes on, to other bits" in log.read_text()
+    assert "it resumes, but not bit-for-bit" in log.read_text()
 
 
 @pytest.mark.slow

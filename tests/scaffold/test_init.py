@@ -554,7 +554,7 @@ def test_files_that_cannot_be_used(here):
     assert "is not a folder" in fails("t.csv", "--label", "team", "--out", "no/t.yaml")
     assert "absent.csv: no such file" in fails("absent.csv", "--label", "team")
     (here / "t.xlsx").touch()
-    assert "t.xlsx: its suffix '.xlsx'" in fails("t.xlsx", "--label", "team", "--out", "x.yaml")
+    assert "t.xlsx: the suffix '.xlsx' is not a known format" in fails("t.xlsx", "--label", "team", "--out", "x.yaml")
     write_csv(here / "few.csv", rows[:9])
     assert "9 rows with a label" in fails("few.csv", "--label", "team")
     (here / "torn.csv").write_text("a,b,team\n1,2\n" * 20)

@@ -11,7 +11,7 @@ from extensions.scaffold.columns import answers, describe, nearest, round_range,
 from extensions.scaffold.recipe_text import scalar
 from extensions.scaffold.source import find_encoding, find_splits, read_table
 from extensions.scaffold.words import description, label_words, listed, no_label_word, question, readable
-from extensions.tasks.words import bare
+from extensions.tasks.words import normalize_answer
 
 
 def column(values, name="x"):
@@ -285,7 +285,7 @@ def test_label_words():
 def test_label_words_are_distinct_and_can_be_written(labels, multi_label):
     words, _ = label_words(labels, {}, multi_label)
     assert list(words) == labels
-    assert len({bare(word) for word in words.values()}) == len(labels), words
+    assert len({normalize_answer(word) for word in words.values()}) == len(labels), words
     for word in words.values():
         assert word.strip() == word != ""
         assert "<" not in word and "judgement" not in word.lower() and word[0] not in "\"'" and word[-1] not in "\"'."

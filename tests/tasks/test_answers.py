@@ -27,12 +27,11 @@ from extensions.data import load_examples
 from extensions.evaluation.metrics import Prediction, score
 from extensions.prompts import CLOSE, answer_format, is_label, pack_label, parse_answer, unpack_label
 from extensions.recipe import dump_recipe, load_recipe
-from extensions.reporting.model_card import before_after_table
-from extensions.reporting.tables import interval_text, metric_text
-from extensions.rollout.rewards import trial_answers
+from extensions.reporting.scores import before_after_table, interval_text, metric_text
+from extensions.rollout.reward_check import trial_answers
 from extensions.runs.health import CollapseWatch
 from extensions.tasks import TASKS, Task
-from extensions.training.ppo import batch_metrics
+from extensions.training.records import batch_metrics
 from reward_fns.nlu import reward, reward_func
 
 
@@ -277,7 +276,7 @@ REFUSED = [
     ({"score_range": [0, 1], "metrics": ["r2", "rmse"]}, "give it in extra_metrics"),
     ({"score_range": [0, 1], "multi_label": True}, "multi_label"),
     ({"labels": ["a", "b"], "metrics": ["r2"]}, "does not fit a classification"),
-    ({"labels": ["a", "b"], "metrics": ["f1_micro"]}, "multi_label: true has it"),
+    ({"labels": ["a", "b"], "metrics": ["f1_micro"]}, "it needs multi_label: true"),
     ({"labels": ["a", "b"], "multi_label": True, "metrics": ["accuracy"]}, "does not fit a multi-label"),
     ({"labels": ["a", "b"], "multi_label": True, "positive": "a"}, "positive"),
     ({"labels": ["a", "b"], "multi_label": True, "answer_match": "keyword"}, "answer_match"),
@@ -363,7 +362,7 @@ CELLS += [(None, "none"), ("", "none"), ("  ", "none"), ([], "none"), (float("na
 
 @pytest.mark.parametrize("cell, expected", CELLS, ids=lambda x: repr(x))
 def test_cells_of_label_sets(cell, expected):
-    assert TOPICS.label_set_of(cell) == expected and is_label(expected, TOPICS)
+    assert TOPICS.parse_label_set(cell) == expected and is_label(expected, TOPICS)
 
 
 @pytest.mark.parametrize(
@@ -371,14 +370,14 @@ def test_cells_of_label_sets(cell, expected):
 )
 def test_unknown_labels_of_a_cell_are_named(cell, unknown):
     with pytest.raises(ValueError) as caught:
-        TOPICS.label_set_of(cell)
+        TOPICS.parse_label_set(cell)
     assert str(caught.value) == f"{unknown} not among the labels 's', 'p', 'm'"
 
 
 def test_cells_with_another_separator_and_other_types():
     task = own(labels=["true", "1", "é"], multi_label=True, source={"label_separator": "|"})
-    assert task.label_set_of("1|true") == "true, 1" and task.label_set_of([True, 1]) == "true, 1"
-    assert task.label_set_of("e\u0301") == "é"
+    assert task.parse_label_set("1|true") == "true, 1" and task.parse_label_set([True, 1]) == "true, 1"
+    assert task.parse_label_set("e\u0301") == "é"
 
 
 def test_rows_of_a_file(tmp_path):
@@ -528,10 +527,11 @@ def test_the_metrics_of_a_batch():
     }
 
 
-def test_a_collapse_of_label_sets_is_noticed():
-    watch = CollapseWatch([TOPICS], window=4)
+def test_a_collapse_of_label_sets_is_noticed(monkeypatch):
+    monkeypatch.setattr(CollapseWatch, "WINDOW", 4)
+    watch = CollapseWatch([TOPICS])
     golds = ["s", "p", "m, s", "none"]
-    records = [{"task": "own", "answer": "s, m", "gold": TOPICS.joined(gold.split(", "))} for gold in golds]
+    records = [{"task": "own", "answer": "s, m", "gold": TOPICS.join_labels(gold.split(", "))} for gold in golds]
     (text,) = watch.step({}, records)
     assert "'Sports, Money'" in text
 

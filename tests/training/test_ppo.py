@@ -66,7 +66,7 @@ def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_mo
     import numpy as np
     from peft import PeftModel
 
-    from extensions.evaluation.predict import EVALUATION
+    from extensions.evaluation.answers import EVALUATION
     from extensions.rollout.sampler import random_numbers
 
     folder, recipe = finished
@@ -139,7 +139,7 @@ def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch, check
         return forward(*args, **kwargs)
 
     def apart(self, experience):
-        return self._all_rows(experience, "actor", logprobs=True, values=True)
+        return self._forward_all(experience, "actor")
 
     monkeypatch.setattr(Policy, "forward", counted)
     for name in ("shared", "own"):

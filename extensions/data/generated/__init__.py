@@ -1,6 +1,7 @@
-"""Tasks that the project makes itself: minimal pairs from templates, nothing to download.
+"""Tasks that the project generates: minimal pairs from templates, nothing to download.
 
-A new one is a module with `generate(split, seed)` and an entry here, in `Source.generator` and in the task table.
+A new one is a module with `generate(split, seed)`, its words in a YAML file beside it, an entry here, in
+`Source.generator` and in the task table.
 """
 
 from extensions.data.generated import acceptability, reviews

@@ -1,7 +1,7 @@
 """Linguistic acceptability (a task like CoLA) from templates: nothing to download.
 
-Every pair is an acceptable sentence and an unacceptable one, one small edit apart. The splits share function
-words only: nouns, verbs, adjectives and names of one never occur in another, so accuracy means generalisation.
+Each pair is an acceptable sentence and an unacceptable one, one small edit apart. The splits share function words
+only: nouns, verbs, adjectives and names of one never occur in another, so accuracy measures generalisation.
 
     python -c "from extensions.data.generated.acceptability import generate; print(generate('test')[0])"
 """
@@ -9,329 +9,163 @@ words only: nouns, verbs, adjectives and names of one never occur in another, so
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from random import Random
+from functools import partial
+from typing import NamedTuple
 
 from extensions.data.generated import pairs
-from extensions.data.generated.pairs import Pair, Row
-
-# ---------------------------------------------------------------------------------------------------------------
-# Lexicon. "child/children" spells an irregular plural, "write/wrote/written" an irregular past and participle.
-# No verb may have a past or a participle that equals its base ("put", "come"), nor a noun a plural that equals its
-# singular ("sheep"): the edits below would leave such a sentence acceptable. Verbs of actions do not double their
-# last consonant ("cutting").
-# ---------------------------------------------------------------------------------------------------------------
+from extensions.data.generated.pairs import Pair, article, minimal_pair
 
 
-@dataclass(frozen=True)
-class AcceptabilityLexicon:
-    people: str
-    names: str
-    adjectives: str  # that fit any person
-    actions: str  # a line each: a transitive verb, then objects that suit it
-    addresses: str  # verbs with a person as object, none of which takes a clause ("saw", "knew")
-    no_object: str  # verbs that never take an object
-    with_preposition: str  # a line each: verb, preposition, then objects; never without the preposition
-    with_infinitive: str  # verbs that take "to" and a verb
-    places: str
-    times: str  # when something happened
-
-
-TRAIN = AcceptabilityLexicon(
-    people="teacher farmer student doctor neighbor artist lawyer soldier tourist baker guest manager driver singer "
-    "child/children pilot engineer worker captain dancer writer girl woman/women mother aunt sister "
-    "grandmother actress boy man/men father uncle brother grandfather policeman/policemen",
-    names="Mary Anna Susan Linda Emily Karen Laura Julia John Peter David Robert Thomas Kevin Paul Daniel",
-    adjectives="tall young friendly tired clever quiet angry famous nervous cheerful polite lazy rich shy",
-    actions="""
-        write/wrote/written letter report story poem
-        paint wall door chair house boat
-        open box door letter window bottle
-        buy/bought/bought hat house lamp car toy
-        sell/sold/sold house car boat horse farm
-        eat/ate/eaten apple cake egg banana
-        break/broke/broken window plate cup toy
-        steal/stole/stolen wallet ring car horse
-        draw/drew/drawn map picture flower horse
-        clean table room floor kitchen car
-        throw/threw/thrown ball stone bottle stick
-        lift box table stone chair
-        close window door box gate
-        lose/lost/lost key wallet bag coin
-        cook meal potato/potatoes egg chicken
-        repair car radio roof boat bridge
-        find/found/found key coin ring wallet bag
-        destroy wall house machine bridge
-        make/made/made chair toy cake table hat
-        fix clock door lamp radio machine
-        discover cave island treasure mistake
-        lock door gate box room""",
-    addresses="thank help visit invite follow call meet/met/met kiss chase push",
-    no_object="arrive disappear sleep/slept/slept smile cough fall/fell/fallen laugh die",
-    with_preposition="""
-        listen to radio story lesson
-        look at picture map house flower window
-        talk about house story lesson mistake
-        sit/sat/sat on chair table floor stone box
-        go/went/gone to station hotel office farm""",
-    with_infinitive="decide want hope try plan/planned/planned",
-    places="in the kitchen|in the garden|near the station|at the hotel|in the office|behind the church|in the park",
-    times="last week|on Monday|this morning|on Tuesday|yesterday morning",
-)
-
-VALIDATION = AcceptabilityLexicon(
-    people="prisoner judge thief/thieves sailor barber customer musician clerk wife/wives maid duchess husband lord",
-    names="Alice Helen Nancy George Henry Frank",
-    adjectives="brave proud hungry careful strange honest",
-    actions="""
-        rent truck taxi tractor scooter
-        wear/wore/worn sweater scarf/scarves shirt mask
-        slice pie sandwich pizza biscuit
-        collect ticket shell card stamp
-        hide/hid/hidden ticket shell passport card
-        burn card magazine shirt sofa
-        mend sweater shirt curtain sofa
-        devour pie sandwich pizza biscuit
-        obtain ticket passport card magazine""",
-    addresses="greet warn attack bother",
-    no_object="vanish weep/wept/wept kneel/knelt/knelt",
-    with_preposition="""
-        gaze at truck shell mask sofa
-        rely on passport truck magazine
-        joke about pizza sofa magazine""",
-    with_infinitive="agree intend offer",
-    places="at the beach|in the library|near the lake|behind the bank",
-    times="last month|on Sunday|on Saturday",
-)
-
-TEST = AcceptabilityLexicon(
-    people="scientist nurse dentist journalist professor secretary detective butler hunter plumber politician athlete "
-    "queen daughter princess niece bride nun king son prince nephew groom monk",
-    names="Sarah Rachel Barbara Jessica Diana Michael William Steven Brian James",
-    adjectives="old smart happy kind sad strong wealthy lonely gentle busy",
-    actions="""
-        take/took/taken photograph pill camera pencil
-        ride/rode/ridden bicycle camel pony motorcycle
-        choose/chose/chosen gift costume necklace jacket
-        grow/grew/grown rose carrot tree onion
-        shake/shook/shaken carpet tree blanket basket
-        order book jacket camera salad
-        deliver book basket gift newspaper
-        create poster statue costume game
-        purchase jacket camera necklace piano
-        bring/brought/brought gift basket salad book
-        damage bicycle fence piano camera
-        examine diamond document statue pill
-        remove carpet mirror shelf/shelves poster
-        fetch suitcase ladder basket piano
-        receive gift newspaper diamond book""",
-    addresses="praise trust ignore interview rescue hug/hugged/hugged arrest",
-    no_object="yawn blush giggle faint shiver snore",
-    with_preposition="""
-        stare at statue mirror diamond poster
-        complain about fence newspaper salad carpet
-        glance at camera newspaper statue
-        apologize for costume carpet salad
-        travel to airport village hospital museum""",
-    with_infinitive="refuse promise need attempt learn",
-    places="in the museum|at the airport|near the river|in the village|in the hospital|behind the theater",
-    times="last night|on Friday|last year|on Thursday",
-)
-
-SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-
-# ---------------------------------------------------------------------------------------------------------------
-# Words and phrases
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def sentence(*parts: str) -> str:
-    text = " ".join(parts)
-    return text[0].upper() + text[1:] + "."
-
-
-def with_s(word: str) -> str:
-    """Plural of a noun, third person of a verb."""
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return word + "es"
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + "s"
-
-
-@dataclass(frozen=True)
-class Noun:
+class Noun(NamedTuple):
     singular: str
     plural: str
 
-    @staticmethod
-    def parse(entry: str) -> Noun:
-        singular, _, plural = entry.partition("/")
-        return Noun(singular, plural or with_s(singular))
 
-
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     base: str
     past: str
     participle: str
-
-    @staticmethod
-    def parse(entry: str) -> Verb:
-        base, *irregular = entry.split("/")
-        if irregular:
-            return Verb(base, *irregular)
-        past = base + "d" if base.endswith("e") else base[:-1] + "ied" if with_s(base).endswith("ies") else base + "ed"
-        return Verb(base, past, past)
 
     @property
     def ing(self) -> str:
         return self.base.removesuffix("e") + "ing"
 
 
-def noun(rng: Random, entries: str) -> Noun:
-    return Noun.parse(rng.choice(entries.split()))
+def with_s(word: str) -> str:
+    """Plural of a noun, third person of a verb."""
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return word + "es"
+    return word[:-1] + "ies" if word.endswith("y") and word[-2] not in "aeiou" else word + "s"
 
 
-def verb(rng: Random, entries: str) -> Verb:
-    return Verb.parse(rng.choice(entries.split()))
+def inflect_noun(entry: str) -> Noun:
+    """The forms of "teacher", or of "child/children"."""
+    singular, _, plural = entry.partition("/")
+    return Noun(singular, plural or with_s(singular))
 
 
-def action(rng: Random, table: str) -> tuple[Verb, Noun]:
-    """A verb and an object that suits it."""
-    entry, *objects = rng.choice(table.strip().splitlines()).split()
-    return Verb.parse(entry), Noun.parse(rng.choice(objects))
+def inflect_verb(entry: str) -> Verb:
+    """The forms of "open", or of "write/wrote/written"."""
+    base, *irregular = entry.split("/")
+    past = base + "d" if base.endswith("e") else base[:-1] + "ied" if with_s(base).endswith("ies") else base + "ed"
+    return Verb(base, *(irregular or (past, past)))
 
 
-def phrase(rng: Random, phrases: str) -> str:
-    return rng.choice(phrases.split("|"))
+class AcceptabilityWords(pairs.Words):
+    def action(self) -> tuple[Verb, Noun]:
+        """A verb and an object that suits it."""
+        verb, *objects = self.one("actions").split()
+        return inflect_verb(verb), inflect_noun(self.pick(*objects))
+
+    def the_or_a(self, noun: str) -> str:
+        return self.pick("the " + noun, article(noun))
+
+    def person(self) -> str:
+        """A noun phrase in the singular: "the tall farmer", "the farmer", "Mary"."""
+        kind = self.pick("name", "noun", "adjective")
+        if kind == "name":
+            return self.one("names")
+        adjective = self.one("adjectives") if kind == "adjective" else ""
+        return f"the {adjective} {inflect_noun(self.one('people')).singular}"
+
+    def modal(self) -> str:
+        return self.pick("can", "will", "must", "should")
 
 
-def some(rng: Random, word: str) -> str:
-    """The noun with "the" or "a"."""
-    return rng.choice(("the", "an" if word[0] in "aeiou" else "a")) + " " + word
+# Each phenomenon draws its words in a fixed order, also those that its template then leaves out: another order of
+# draws would give other rows.
 
 
-def person(rng: Random, lexicon: AcceptabilityLexicon) -> str:
-    """A noun phrase in the singular: "the tall farmer", "the farmer", "Mary"."""
-    kind = rng.choice(("name", "noun", "adjective"))
-    if kind == "name":
-        return rng.choice(lexicon.names.split())
-    how = rng.choice(lexicon.adjectives.split()) + " " if kind == "adjective" else ""
-    return f"the {how}{noun(rng, lexicon.people).singular}"
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Phenomena: each returns (acceptable, unacceptable)
-# ---------------------------------------------------------------------------------------------------------------
-
-
-def agreement(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def agreement(words: AcceptabilityWords) -> Pair:
     """The farmers are / *is painting the wall now."""
-    who, (does, what) = noun(rng, lexicon.people), action(rng, lexicon.actions)
-    thing, how = some(rng, what.singular), rng.choice(lexicon.adjectives.split())
-    singular, plural, rest = rng.choice(
-        (
-            ("is", "are", f"{does.ing} {thing} {phrase(rng, lexicon.places)}"),
-            ("was", "were", f"very {how} {phrase(rng, lexicon.times)}"),
-            ("has", "have", f"already {does.participle} {thing}"),
-            ("does", "do", f"not {does.base} {thing} very often"),
-        )
+    who, (does, what) = inflect_noun(words.one("people")), words.action()
+    thing, adjective = words.the_or_a(what.singular), words.one("adjectives")
+    singular, plural, rest = words.pick(
+        ("is", "are", f"{does.ing} {thing} {words.one('places')}"),
+        ("was", "were", f"very {adjective} {words.one('times')}"),
+        ("has", "have", f"already {does.participle} {thing}"),
+        ("does", "do", f"not {does.base} {thing} very often"),
     )
-    form, right, wrong = rng.choice(((who.singular, singular, plural), (who.plural, plural, singular)))
-    return sentence("the", form, right, rest), sentence("the", form, wrong, rest)
+    subject = words.pick(f"{who.singular} [{singular}/{plural}]", f"{who.plural} [{plural}/{singular}]")
+    return minimal_pair(f"the {subject} {rest}")
 
 
-def determiner(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def determiner(words: AcceptabilityWords) -> Pair:
     """Mary painted these walls / *wall last week."""
-    does, what = action(rng, lexicon.actions)
-    which, right, wrong = rng.choice(
-        (
-            (rng.choice(("this", "every", "each", "one")), what.singular, what.plural),
-            (rng.choice(("these", "those", "many", "several", "two")), what.plural, what.singular),
-        )
+    does, what = words.action()
+    things = words.pick(
+        words.pick("this", "every", "each", "one") + f" [{what.singular}/{what.plural}]",
+        words.pick("these", "those", "many", "several", "two") + f" [{what.plural}/{what.singular}]",
     )
-    before, when = (person(rng, lexicon), does.past, which), phrase(rng, lexicon.times)
-    return sentence(*before, right, when), sentence(*before, wrong, when)
+    return minimal_pair(f"{words.person()} {does.past} {things} {words.one('times')}")
 
 
-def verb_form(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def verb_form(words: AcceptabilityWords) -> Pair:
     """John has already painted / *paint the wall."""
-    does, what = action(rng, lexicon.actions)
+    does, what = words.action()
     third = with_s(does.base)
-    auxiliary, right, wrongs = rng.choice(
-        (
-            ("has already", does.participle, (does.base, third, does.ing)),
-            ("is", does.ing, (does.base, third)),
-            (rng.choice(("can", "will", "must", "should")), does.base, (third, does.past, does.ing)),
-            ("did not", does.base, (third, does.past, does.ing)),
-        )
+    auxiliary, right, wrong = words.pick(
+        ("has already", does.participle, (does.base, third, does.ing)),
+        ("is", does.ing, (does.base, third)),
+        (words.modal(), does.base, (third, does.past, does.ing)),
+        ("did not", does.base, (third, does.past, does.ing)),
     )
-    before, after = (person(rng, lexicon), auxiliary), some(rng, what.singular)
-    return sentence(*before, right, after), sentence(*before, rng.choice(wrongs), after)
+    person, thing = words.person(), words.the_or_a(what.singular)
+    return minimal_pair(f"{person} {auxiliary} [{right}/{words.pick(*wrong)}] {thing}")
 
 
-def argument(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def argument(words: AcceptabilityWords) -> Pair:
     """Mary slept (*the letter) in the park last week. Mary wrote / *slept the letter in the park last week."""
-    who, after = person(rng, lexicon), f"{phrase(rng, lexicon.places)} {phrase(rng, lexicon.times)}"
-    sleeps, (does, what) = verb(rng, lexicon.no_object), action(rng, lexicon.actions)
-    thing = some(rng, what.singular)
-    good = rng.choice((sentence(who, sleeps.past, after), sentence(who, does.past, thing, after)))
-    return good, sentence(who, sleeps.past, thing, after)
+    person, place, time = words.person(), words.one("places"), words.one("times")
+    sleeps, (does, what) = inflect_verb(words.one("no_object")), words.action()
+    thing = words.the_or_a(what.singular)
+    right = words.pick(sleeps.past, f"{does.past} {thing}")
+    return minimal_pair(f"{person} [{right}/{sleeps.past} {thing}] {place} {time}")
 
 
-def pronoun_case(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def pronoun_case(words: AcceptabilityWords) -> Pair:
     """He / *him did not paint the wall last week. Mary thanked him / *he last week."""
-    subject, object_ = rng.choice((("I", "me"), ("he", "him"), ("she", "her"), ("we", "us"), ("they", "them")))
-    when = phrase(rng, lexicon.times)
-    if rng.random() < 0.5:
-        does, what = action(rng, lexicon.actions)
-        after = ("did not", does.base, some(rng, what.singular), when)
-        return sentence(subject, *after), sentence(object_, *after)
-    before = (person(rng, lexicon), verb(rng, lexicon.addresses).past)
-    return sentence(*before, object_, when), sentence(*before, subject, when)
+    subject, object_ = words.pick(("I", "me"), ("he", "him"), ("she", "her"), ("we", "us"), ("they", "them"))
+    time = words.one("times")
+    if words.rng.random() < 0.5:
+        does, what = words.action()
+        return minimal_pair(f"[{subject}/{object_}] did not {does.base} {words.the_or_a(what.singular)} {time}")
+    return minimal_pair(f"{words.person()} {inflect_verb(words.one('addresses')).past} [{object_}/{subject}] {time}")
 
 
-def word_order(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def word_order(words: AcceptabilityWords) -> Pair:
     """Mary painted the wall / *the wall painted / *painted wall the last week."""
-    who, (does, what) = person(rng, lexicon), action(rng, lexicon.actions)
-    thing, when = some(rng, what.singular), phrase(rng, lexicon.times)
-    modal, place = rng.choice(("can", "will", "must", "should")), phrase(rng, lexicon.places)
-    good, bad = rng.choice(
-        (
-            ((does.past, thing, when), (thing, does.past, when)),
-            ((does.past, thing, when), (does.past, *reversed(thing.split()), when)),
-            ((modal, does.base, thing, place), (does.base, modal, thing, place)),
-            ((does.past, thing, place), (does.past, thing, *reversed(place.split()))),
-        )
+    person, (does, what) = words.person(), words.action()
+    thing, time, modal, place = words.the_or_a(what.singular), words.one("times"), words.modal(), words.one("places")
+    rest = words.pick(
+        f"[{does.past} {thing}/{thing} {does.past}] {time}",
+        f"{does.past} [{thing}/{_reversed(thing)}] {time}",
+        f"[{modal} {does.base}/{does.base} {modal}] {thing} {place}",
+        f"{does.past} {thing} [{place}/{_reversed(place)}]",
     )
-    return sentence(who, *good), sentence(who, *bad)
+    return minimal_pair(f"{person} {rest}")
 
 
-def function_word(rng: Random, lexicon: AcceptabilityLexicon) -> Pair:
+def _reversed(phrase: str) -> str:
+    return " ".join(reversed(phrase.split()))
+
+
+def function_word(words: AcceptabilityWords) -> Pair:
     """Mary looked (at) the map; wanted (to) paint the wall; must (*to) paint the wall; painted the (*the) wall."""
-    who, when = person(rng, lexicon), phrase(rng, lexicon.times)
-    looked, at, *objects = rng.choice(lexicon.with_preposition.strip().splitlines()).split()
-    wants, (does, what) = verb(rng, lexicon.with_infinitive), action(rng, lexicon.actions)
-    thing, target = some(rng, what.singular), f"the {Noun.parse(rng.choice(objects)).singular} {when}"
-    modal = rng.choice(("can", "will", "must", "should"))
-    good, bad = rng.choice(
-        (
-            ((Verb.parse(looked).past, at, target), (Verb.parse(looked).past, target)),
-            ((wants.past, "to", does.base, thing), (wants.past, does.base, thing)),
-            ((modal, does.base, thing), (modal, "to", does.base, thing)),
-            ((does.past, "the", what.singular, when), (does.past, "the the", what.singular, when)),
-        )
+    person, time = words.person(), words.one("times")
+    looks, at, *objects = words.one("with_preposition").split()
+    wants, (does, what) = inflect_verb(words.one("with_infinitive")), words.action()
+    thing, target = words.the_or_a(what.singular), inflect_noun(words.pick(*objects)).singular
+    rest = words.pick(
+        f"{inflect_verb(looks).past} [{at}/] the {target} {time}",
+        f"{wants.past} [to/] {does.base} {thing}",
+        f"{words.modal()} [/to] {does.base} {thing}",
+        f"{does.past} the [/the] {what.singular} {time}",
     )
-    return sentence(who, *good), sentence(who, *bad)
+    return minimal_pair(f"{person} {rest}")
 
 
-RULES: dict[str, Callable[[Random, AcceptabilityLexicon], Pair]] = {
-    rule.__name__: rule
-    for rule in (agreement, determiner, verb_form, argument, pronoun_case, word_order, function_word)
+PHENOMENA: dict[str, Callable[[AcceptabilityWords], Pair]] = {
+    one.__name__: one for one in (agreement, determiner, verb_form, argument, pronoun_case, word_order, function_word)
 }
-
-
-def generate(split: str, seed: int = 0) -> list[Row]:
-    """The rows of a split (`extensions.data.generated.pairs.generate`)."""
-    return pairs.generate(RULES, SPLITS, split, seed)
+generate = partial(pairs.generate, "acceptability", AcceptabilityWords, PHENOMENA)

@@ -1,41 +1,87 @@
-"""Rows of minimal pairs, from one maker of pairs for each phenomenon."""
+"""Minimal pairs from templates: drawing words, writing both sentences of a pair, balanced rows of a split."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
-Pair = tuple[str, str]  # label 1, label 0
+import yaml
+
+Pair = tuple[str, str]  # sentences of label 1 and label 0
 Row = dict[str, str]
-Lexicon = TypeVar("Lexicon")
 
 SIZES = {"train": 4000, "validation": 200, "test": 400}  # rows; two make a pair
 
 
+@cache
+def read_words(task: str) -> dict[str, dict[str, Any]]:
+    """Split -> kind of word -> its entries, from `TASK.yaml` in this folder."""
+    content = (Path(__file__).parent / f"{task}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(content))
+
+
+class Words:
+    """Random words of one split."""
+
+    def __init__(self, rng: Random, entries: Mapping[str, Any]) -> None:
+        self.rng, self.entries = rng, entries
+
+    def pick(self, *options: Any) -> Any:
+        return self.rng.choice(options)
+
+    def one(self, kind: str) -> Any:
+        """An entry of this kind."""
+        return self.rng.choice(self.entries[kind])
+
+
+AnyWords = TypeVar("AnyWords", bound=Words)
+
+
+def article(word: str) -> str:
+    return ("an " if word[0] in "aeiou" else "a ") + word
+
+
+def minimal_pair(template: str) -> Pair:
+    """Both sentences of "she [is/are] here": one with what is before the slashes, one with what is after them."""
+    return _sentence(re.sub(r"\[(.*?)/.*?\]", r"\1", template)), _sentence(re.sub(r"\[.*?/(.*?)\]", r"\1", template))
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text[0].upper() + text[1:] + "."
+
+
 def generate(
-    makers: Mapping[str, Callable[[Random, Lexicon], Pair]], lexicons: Mapping[str, Lexicon], split: str, seed: int
+    task: str, words: type[AnyWords], phenomena: Mapping[str, Callable[[AnyWords], Pair]], split: str, seed: int = 0
 ) -> list[Row]:
     """Rows {"sentence", "label": "1" or "0", "phenomenon", "pair"}; the two members of a pair share its id.
 
-    Phenomena take turns, labels are exactly balanced, no sentence occurs twice. The same on every machine.
+    Phenomena take turns, labels are exactly balanced, and no sentence occurs twice. The rows depend on `split` and
+    `seed` alone.
 
     Args:
-        makers: phenomenon -> function of (generator, lexicon) that makes a pair.
-        lexicons: split -> the words that it may use.
+        task: name of the file of words.
+        words: draws them.
+        phenomena: name -> function that makes a pair.
 
     Raises:
         ValueError: unknown split.
     """
+    lexicons = read_words(task)
     if split not in lexicons:
         raise ValueError(f"unknown split {split!r}; allowed: {', '.join(lexicons)}")
-    rng, phenomena = Random(f"{seed}/{split}"), list(makers)  # nosec B311 # rows to be made again, no secrets
+    rng, names = Random(f"{seed}/{split}"), list(phenomena)  # nosec B311 # reproducible rows, no secrets
+    drawn = words(rng, lexicons[split])
     rows: list[Row] = []
     seen: set[str] = set()
     while len(rows) < SIZES[split]:
         number = len(rows) // 2
-        phenomenon = phenomena[number % len(phenomena)]
-        pair = makers[phenomenon](rng, lexicons[split])
+        phenomenon = names[number % len(names)]
+        pair = phenomena[phenomenon](drawn)
         if seen.intersection(pair):
             continue
         seen.update(pair)

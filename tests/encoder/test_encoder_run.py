@@ -1,307 +1,29 @@
-"""Encoder baselines: what a tiny random BERT is shown, learns, answers and leaves."""
+"""Encoder runs of a tiny random BERT: what it learns, answers and writes, stopped and resumed."""
 
 import json
-import math
 import os
 import signal
 import zipfile
 
 import pytest
 import torch
-from official import ALL, write_benchmarks
+from official import ALL
 from safetensors.torch import load_file
-from support import BAD, GOOD, ROOT, THINGS, free_port, run_command
+from support import BAD, GOOD, THINGS, free_port, run_command, toy
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertForPreTraining,
-    BertTokenizer,
 )
 
-from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl
-from extensions.data import Example
 from extensions.encoder import run as encoder
-from extensions.encoder.run import Input, answers_of, load_encoder, load_input, load_jobs, segments
-from extensions.recipe import Model, load_recipe
+from extensions.recipe import load_recipe
 from extensions.runs.main import main
 from extensions.tasks import SUITES, TASKS
 
 
-def toy(name, labels=("good", "bad")):
-    return {
-        "name": name,
-        "description": "Judge.",
-        "question": 'Judge "{text}".',
-        "labels": list(labels),
-        "source": {"files": {"train": "train.jsonl", "validation": "validation.jsonl"}},
-    }
-
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory):
-    """Folder of two JSONL files: the label is whether the adjective is a good one, and of no other word."""
-    folder = tmp_path_factory.mktemp("toys")
-    rows = [
-        {"text": f"the {thing} was {adjective}", "label": label}
-        for thing in THINGS
-        for words, label in ((GOOD, "good"), (BAD, "bad"))
-        for adjective in words
-    ]
-    for split, kept in (("train", rows[:48]), ("validation", rows[48:])):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return folder
-
-
-@pytest.fixture
-def write(tiny_bert, toys, tmp_path):
-    """`write(tasks, name, **sections)`: a recipe file; its run folder is `name` beside it."""
-
-    def make(tasks=None, name="run", root=toys, **sections):
-        recipe = {
-            "name": name,
-            "model": {"path": str(tiny_bert)},
-            "data": {"tasks": tasks or [toy("mood")], "root": str(root)},
-            "encoder": {"epochs": 8, "batch_size": 8, "lr": 2e-3},
-            "logging": {"tensorboard": False},
-            "output_dir": str(tmp_path / name),
-        }
-        for key, value in sections.items():
-            recipe[key] = recipe.get(key, {}) | value
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(json.dumps(recipe))  # which is YAML too
-        return path
-
-    return make
-
-
-@pytest.fixture
-def loaded(tiny_bert):
-    return load_input(Model(path=str(tiny_bert)), None)
-
-
-# ----------------------------------------------------------------------------------------------------------- input
-
-
-def example(task, label=None, **fields):
-    return Example(TASKS[task] if isinstance(task, str) else task, 0, fields, label)
-
-
-@pytest.mark.parametrize(
-    "row, expected",
-    [
-        (example("sst2", sentence="a"), ("a", None)),
-        (example("rte", sentence1="a", sentence2="b"), ("a", "b")),
-        (example("boolq", passage="a", question="b"), ("a", "b")),
-        (example("copa", question="cause", premise="a", choice1="b", choice2="c"), ("a", "cause [SEP] b [SEP] c")),
-        (example("wic", word="w", sentence1="a", sentence2="b"), ("a", "w [SEP] b")),
-        (example("multirc", passage="p", question="q", answer="a"), ("p", "a [SEP] q")),
-    ],
-    ids=lambda value: value.task.name if isinstance(value, Example) else "",
-)
-def test_the_long_text_is_the_first_segment(row, expected):
-    assert segments(row, "[SEP]") == expected
-
-
-def test_only_the_long_text_is_cut(loaded):
-    short = Input(loaded.tokenizer, 24)
-    rows = short.rows(
-        [example("copa", question="cause", premise="the book " * 30, choice1="anna", choice2="the city")], False
-    )
-    (ids,) = short.collate(rows)["input_ids"].tolist()
-    text = loaded.tokenizer.decode(ids)
-    assert len(ids) == 24 and text.endswith("[SEP] cause [SEP] anna [SEP] the city [SEP]")
-    assert text.startswith("[CLS] the book the book") and text.count("[SEP]") == 4
-
-
-def test_a_batch_is_padded_to_its_longest_row_and_labelled(loaded):
-    rows = [example("mnli", "neutral", sentence1="the book", sentence2="anna")]
-    rows += [example("mnli", "entailment", sentence1="the book was read by anna", sentence2="anna")]
-    batch = loaded.collate(loaded.rows(rows, True))
-    assert batch["labels"].tolist() == [list(TASKS["mnli"].labels).index(row.label) for row in rows]
-    lengths = [len(loaded.tokenizer(*segments(row, "[SEP]"))["input_ids"]) for row in rows]
-    assert batch["attention_mask"].sum(dim=1).tolist() == lengths and batch["input_ids"].shape[1] == max(lengths)
-    scores = loaded.collate(loaded.rows([example("stsb", "3.8", sentence1="a", sentence2="b")], True))["labels"]
-    assert scores.dtype == torch.float32 and scores.tolist() == pytest.approx([3.8])
-
-
-def test_a_question_that_leaves_no_room_is_an_error(loaded):
-    row = example("boolq", passage="the book", question="the city " * 8)
-    needed = len(loaded.tokenizer("", row.fields["question"])["input_ids"]) + 1
-    Input(loaded.tokenizer, needed).check([row])
-    Input(loaded.tokenizer, needed).collate(Input(loaded.tokenizer, needed).rows([row], False))
-    with pytest.raises(
-        UserError, match=rf"max_tokens: {needed - 1} .*boolq: only passage .*question .* {needed} tokens"
-    ):
-        Input(loaded.tokenizer, needed - 1).check([row])
-
-
-# --------------------------------------------------------------------------------------------------------- answers
-
-
-def test_classes_are_answered_by_the_names_of_the_teacher():
-    row = example("ax", "neutral", sentence1="a", sentence2="b")
-    labels = ["contradiction", "entailment", "neutral"]  # another order than the task's own
-    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.5]])
-    found = answers_of(labels, [row] * 3, logits)
-    assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"]
-    assert [p.text for p in found] == [TASKS["ax"].answer(str(p.answer)) for p in found]
-    assert {(p.task, p.gold, p.positive_probability) for p in found} == {("ax", "neutral", None)}
-
-
-def test_scores_are_kept_in_their_range():
-    found = answers_of([], [example("stsb")] * 3, torch.tensor([[-0.7], [2.25], [9.0]]))
-    assert [(p.answer, p.text) for p in found] == [(0.0, "0.000"), (2.25, "2.250"), (5.0, "5.000")]
-
-
-def test_candidates_have_the_probability_of_the_positive_label():
-    labels = list(TASKS["record"].labels)
-    logits = [0.0, 0.0]
-    logits[labels.index("true")] = 1.5
-    (found,) = answers_of(labels, [example("record", "true")], torch.tensor([logits]))
-    assert found.answer == "true" and found.positive_probability == pytest.approx(1 / (1 + math.exp(-1.5)))
-
-
-def test_outputs_that_are_no_numbers_stop_the_run():
-    with pytest.raises(UserError, match=r"stsb .*lower encoder\.lr"):
-        answers_of([], [example("stsb")], torch.tensor([[math.nan]]))
-
-
-# ------------------------------------------------------------------------------------------------------------ jobs
-
-
-@pytest.fixture(scope="session")
-def benchmarks(tmp_path_factory):
-    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
-
-
-def jobs(write, benchmarks, tasks, **settings):
-    warnings = []
-    recipe = load_recipe(write(tasks, root=benchmarks, encoder=settings, evaluation={"predict_test": True}))
-    found, splits = load_jobs(recipe, warnings.append)
-    return {job.task.name: job for job in found}, splits, [w for w in warnings if "left out: it has" in w]
-
-
-def test_tasks_without_training_rows_go_to_the_model_of_their_teacher(write, benchmarks):
-    found, splits, warnings = jobs(write, benchmarks, ["rte", "ax", "mnli", "mnli_mm", "axg"])
-    assert list(found) == ["rte", "mnli"]
-    assert {e.task.name for e in found["mnli"].table} == {e.task.name for e in found["mnli"].test}
-    assert {e.task.name for e in found["mnli"].table} == {"mnli", "ax", "mnli_mm"}
-    assert {e.task.name for e in [*found["mnli"].train, *found["mnli"].validation]} == {"mnli"}
-    assert splits == dict.fromkeys(["rte", "mnli", "ax", "mnli_mm"], "validation")
-    assert len(warnings) == 1 and "AX-g" in warnings[0] and "superglue_rte" in warnings[0]
-
-
-def test_the_intermediate_task_comes_first_and_is_not_in_the_table(write, benchmarks):
-    found, splits, _ = jobs(write, benchmarks, ["cb", "wic", "superglue_rte"], intermediate="mnli")
-    assert list(found) == ["mnli", "cb", "wic", "superglue_rte"]
-    assert {name: job.start for name, job in found.items()} == {
-        "mnli": None,
-        "cb": "mnli",
-        "wic": None,
-        "superglue_rte": "mnli",
-    }
-    assert found["mnli"].train and found["mnli"].validation and not found["mnli"].table and "mnli" not in splits
-    both, splits, _ = jobs(write, benchmarks, ["cb", "mnli"], intermediate="mnli")
-    assert list(both) == ["mnli", "cb"] and both["mnli"].table and both["mnli"].start is None and "mnli" in splits
-
-
-@pytest.mark.parametrize(
-    "tasks, settings, part",
-    [
-        (["axb", "axg"], {}, r"data\.tasks: axb, axg can only be evaluated"),
-        (
-            ["rte"],
-            {"intermediate": "mnli"},
-            r"encoder\.intermediate: mnli would .*cb, superglue_rte, boolq",
-        ),
-        (["cb"], {"intermediate": "ax"}, r"encoder\.intermediate: ax has no training rows"),
-    ],
-    ids=["evaluated only", "serves nothing", "cannot be trained"],
-)
-def test_jobs_that_make_no_sense(write, benchmarks, tasks, settings, part):
-    with pytest.raises(UserError, match=part):
-        jobs(write, benchmarks, tasks, **settings)
-
-
-def test_validation_rows_need_labels(write):
-    task = toy("mood")
-    task["source"]["unlabelled"] = ["validation"]
-    with pytest.raises(UserError, match=r"mood has no labelled validation split.*source\.files\.validation"):
-        load_jobs(load_recipe(write([task])), print)
-
-
-# ----------------------------------------------------------------------------------------------------------- model
-
-
-def test_a_decoder_is_refused(tiny_model):
-    with pytest.raises(UserError, match=r"model\.path: .*is a llama model and no encoder.*launch/ppo\.sh"):
-        load_input(Model(path=str(tiny_model("llama"))), None)
-
-
-def test_a_tokenizer_without_separator_is_refused(tiny_bert, tmp_path):
-    BertForPreTraining.from_pretrained(tiny_bert).save_pretrained(tmp_path)
-    tokenizer = BertTokenizer.from_pretrained(tiny_bert)
-    tokenizer.sep_token = None
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"model\.path: the tokenizer of .* has no sep_token"):
-        load_input(Model(path=str(tmp_path)), None)
-
-
-@pytest.mark.parametrize(
-    "keys, max_tokens, part",
-    [
-        ({"path": "extensions"}, None, r"model\.path: cannot load 'extensions'"),
-        ({}, 129, r"encoder\.max_tokens: 129 is more than the 128"),
-        ({"adapter": "runs/x/adapter"}, None, r"model\.adapter: runs/x/adapter does not go with encoders"),
-    ],
-    ids=["no model", "too long", "adapter"],
-)
-def test_models_that_do_not_fit(tiny_bert, keys, max_tokens, part, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=part):
-        load_input(Model(**{"path": str(tiny_bert)} | keys), max_tokens)
-
-
-def test_a_folder_without_weights_is_refused(tiny_bert, tmp_path):
-    (tmp_path / "config.json").write_text((tiny_bert / "config.json").read_text())
-    with pytest.raises(UserError, match=r"model\.path: cannot load .*safetensors"):
-        load_encoder(Model(path=str(tmp_path)), TASKS["cb"], 0)
-
-
 def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def test_the_body_comes_from_the_file_and_the_head_is_fresh(tiny_bert, tmp_path):
-    first = load_encoder(Model(path=str(tiny_bert)), TASKS["mnli"], seed=1)
-    pretrained = load_file(tiny_bert / "model.safetensors")
-    body = {name: tensor for name, tensor in state(first).items() if name.startswith("bert.")}
-    assert len(body) > 30 and all(torch.equal(tensor, pretrained[name]) for name, tensor in body.items())
-    with torch.no_grad():
-        for parameter in first.parameters():
-            parameter.add_(0.5)  # a training
-    first.save_pretrained(tmp_path)
-
-    second = state(load_encoder(Model(path=str(tiny_bert)), TASKS["cb"], 1, tmp_path))
-    assert all(torch.equal(second[name], tensor) for name, tensor in state(first).items() if name in body)
-    assert second["classifier.weight"].shape == first.classifier.weight.shape  # CB has as many labels as MNLI
-    unstarted = state(load_encoder(Model(path=str(tiny_bert)), TASKS["cb"], 1))
-    assert torch.equal(second["classifier.weight"], unstarted["classifier.weight"])
-    assert not torch.equal(second["classifier.weight"], first.classifier.weight)
-    other_seed = state(load_encoder(Model(path=str(tiny_bert)), TASKS["cb"], 2))
-    assert not torch.equal(second["classifier.weight"], other_seed["classifier.weight"])
-
-
-def test_the_head_fits_the_task(tiny_bert):
-    model = load_encoder(Model(path=str(tiny_bert)), TASKS["cb"], 0)
-    assert model.config.id2label == dict(enumerate(TASKS["cb"].labels)) and model.num_labels == 3
-    assert model.config.problem_type == "single_label_classification" and model.dtype == torch.float32
-    score = load_encoder(Model(path=str(tiny_bert)), TASKS["stsb"], 0)
-    assert score.num_labels == 1 and score.config.problem_type == "regression"
-
-
-# ------------------------------------------------------------------------------------------------------------ runs
 
 
 def test_a_separable_task_is_learned_and_the_run_folder_is_whole(write, tmp_path):
@@ -427,7 +149,7 @@ def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(write, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(encoder.Progress, name, stopping)
         assert main([str(path)], "encoder", encoder.run) == 0
-    assert "go on with: bash launch/encoder.sh" in capsys.readouterr().out
+    assert "resume with: bash launch/encoder.sh" in capsys.readouterr().out
     assert not (tmp_path / "cut" / "eval.json").exists()
     assert main([str(path)], "encoder", encoder.run) == 0
     whole, cut = tmp_path / "whole", tmp_path / "cut"

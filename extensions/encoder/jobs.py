@@ -1,0 +1,86 @@
+"""Which encoder models a recipe fine-tunes, and which rows each of them answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from extensions.common.errors import UserError
+from extensions.data import check_trainable, has_split, is_labelled, load_examples, load_training, subsample_evenly
+from extensions.data.splits import RunData
+from extensions.recipe import Recipe
+from extensions.tasks import Task
+
+Warn = Callable[[str], None]
+
+
+@dataclass
+class Job:
+    """The fine-tuning of one task, and the rows that its model answers."""
+
+    task: Task
+    data: RunData  # validation selects the epoch; table and test also hold rows of the tasks that this model serves
+    start: str | None = None  # task whose fine-tuned encoder it starts from; None: the model of the recipe
+
+
+def load_jobs(recipe: Recipe, warn: Warn) -> list[Job]:
+    """What to fine-tune, the intermediate task first.
+
+    Raises:
+        UserError: no task has training rows, a task has no labelled validation rows, or see `RunData.of_task`.
+    """
+    tasks, first = recipe.data.tasks, recipe.encoder.intermediate
+    trained = [task for task in tasks if has_split(task, "train")]
+    check_trainable(tasks)
+    # RunData reads validation rows only where a run validates; here every epoch does.
+    evaluation = recipe.evaluation.model_copy(update={"every_steps": 1})
+    settings = recipe.model_copy(update={"evaluation": evaluation})
+    jobs: dict[str, Job] = {}
+    if first is not None:
+        jobs[first.name] = _intermediate(recipe, first, trained, warn)
+    for task in trained:  # the intermediate task may be one of them: its job is replaced, in first place
+        _check_labelled(task)
+        served = first is not None and task.name in recipe.encoder.intermediate_for and task.name != first.name
+        start = first.name if first is not None and served else None
+        jobs[task.name] = Job(task, RunData.of_task(settings, task, warn), start)
+    for task in (task for task in tasks if not has_split(task, "train")):
+        job = jobs.get(task.train_task or "")
+        if job is None or _form(task) != _form(job.task):
+            warn(
+                f"{task.display_name} is left out: it has no training rows, and encoders answer it by the model of "
+                f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields "
+                "and labels"
+            )
+        else:
+            job.data = RunData.joined(settings, [job.data, RunData.of_task(settings, task, warn)])
+    return list(jobs.values())
+
+
+def _intermediate(recipe: Recipe, task: Task, trained: Sequence[Task], warn: Warn) -> Job:
+    """The job of the intermediate task, with no rows in the table."""
+    wanted = recipe.encoder.intermediate_for
+    if not any(other.name in wanted and other.name != task.name for other in trained):
+        raise UserError(
+            f"encoder.intermediate: no task would start from {task.name}, since none of encoder.intermediate_for "
+            f"({', '.join(wanted) or 'empty'}) is in data.tasks; leave it out, or add such a task"
+        )
+    if not has_split(task, "train"):
+        raise UserError(f"encoder.intermediate: {task.name} has no training rows; choose a task that has, such as mnli")
+    _check_labelled(task)
+    train = load_training(task, recipe.data.root, recipe.data.max_train_samples, recipe.seed, warn)
+    validation = load_examples(task, "validation", recipe.data.root, recipe.seed, warn)
+    kept = subsample_evenly(validation, recipe.evaluation.validation_samples)
+    return Job(task, RunData(train=train, validation=kept))
+
+
+def _check_labelled(task: Task) -> None:
+    if not is_labelled(task, "validation"):
+        raise UserError(
+            f"task {task.name} has no labelled validation split, which selects the epoch to keep; give its file as "
+            "source.files.validation"
+        )
+
+
+def _form(task: Task) -> tuple[object, ...]:
+    """Equal for tasks that one model can answer."""
+    return task.fields, set(task.labels), task.score_range

@@ -1,0 +1,79 @@
+"""One answer per row of a batch: sampled as in training, decoded greedily, or the task's most probable answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from extensions.data import Example
+from extensions.evaluation.likelihood import answer_probabilities, candidates, check_finite, decide, log_likelihoods
+from extensions.evaluation.metrics import Prediction
+from extensions.prompts import PromptEncoder, parse_answer
+from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
+
+EVALUATION = 1  # the random-number stream of evaluations; rollouts use another
+Decoding = Literal["sample", "greedy", "likelihood"]
+
+
+def in_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+    """Batches of one task's examples. Rows with the same long text are adjacent; the others are sorted by length.
+
+    The batches depend on the examples alone, so a resumed evaluation forms the same ones.
+    """
+    texts = Counter(example.fields[example.task.long_field] for example in examples)
+
+    def key(example: Example) -> tuple[str, int]:
+        text = example.fields[example.task.long_field]
+        return text if texts[text] > 1 else "", sum(map(len, example.fields.values()))
+
+    ordered = sorted(examples, key=key)
+    return [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
+
+
+def answer_batch(
+    batch: Sequence[Example],
+    encoder: PromptEncoder,
+    sampler: Sampler,
+    max_new_tokens: int,
+    seed: int,
+    decoding: Decoding,
+    label_sets: Iterable[str] = (),
+) -> list[Prediction]:
+    """One answer per row of a batch of one task, in order.
+
+    Section 5.1 of the paper: a single response, with the upper end of the response budget. A row's random numbers are a
+    function of its index, so in float32 its answer does not depend on the other rows of the batch; in bfloat16 they
+    affect its rounding.
+
+    Args:
+        decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`).
+        label_sets: of a multi-label task's training rows; see `likelihood.candidates`.
+
+    Raises:
+        UserError: the model's logits are NaN or infinite.
+    """
+    task = batch[0].task
+    encoded = [encoder.encode(task, row.fields) for row in batch]
+    positive: list[float | None] = [None] * len(batch)
+    if task.is_ranked or decoding == "likelihood":
+        compared = candidates(task, label_sets)
+        logprobs, canonical = log_likelihoods(compared, encoded, encoder, sampler)
+        if task.positive is not None:
+            positive = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
+    answers: list[tuple[str, str | float | None, dict[str, float] | None]]
+    if decoding == "likelihood":
+        answers = [(d.text, d.answer, d.probabilities) for d in decide(compared, answer_probabilities(logprobs))]
+    else:
+        requests = [
+            GenerationRequest(ids, max_new_tokens, random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens)[1])
+            for row, (ids, _) in zip(batch, encoded, strict=True)
+        ]
+        responses = sampler.sample(requests, greedy=decoding == "greedy")
+        for row, response in zip(batch, responses, strict=True):
+            check_finite(response.logprobs, f"{task.name}, row {row.index}")
+        answers = [(response.text, parse_answer(response.text, task), None) for response in responses]
+    return [
+        Prediction(task.name, row.index, text, answer, row.label, row.kept, probability, probabilities)
+        for row, (text, answer, probabilities), probability in zip(batch, answers, positive, strict=True)
+    ]

@@ -1,0 +1,157 @@
+"""Answers to the rows of an evaluation, computed by all ranks and resumable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+
+from extensions.common.console import Reporter
+from extensions.common.files import jsonl, read_jsonl, write_jsonl
+from extensions.data import Example
+from extensions.distributed import signals, watchdog
+from extensions.distributed.strategy import Strategy
+from extensions.evaluation.answers import answer_batch, in_batches
+from extensions.evaluation.metrics import Prediction
+from extensions.prompts import PromptEncoder
+from extensions.recipe import Recipe
+from extensions.rollout.sampler import Sampler
+
+
+class Evaluator:
+    """Answers rows on all ranks; whole batches are distributed round-robin.
+
+    A resumable evaluation writes each answered batch to the run folder. The batches are formed the same way each time,
+    so a resumed evaluation is bit-identical to an uninterrupted one on the same number of ranks, and on another number
+    of ranks in float32.
+
+    Args:
+        folder: the run folder. Rank k appends to `STEM.part-k.jsonl`; rank 0 writes `STEM.jsonl` at the end.
+        label_sets: multi-label task -> label sets of its training rows; see `likelihood.candidates`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        strategy: Strategy,
+        reporter: Reporter,
+        sampler: Sampler,
+        encoder: PromptEncoder,
+        folder: Path,
+        label_sets: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.recipe, self.strategy, self.reporter, self.folder = recipe, strategy, reporter, folder
+        self.sampler, self.encoder, self.label_sets = sampler, encoder, label_sets or {}
+
+    def predict(
+        self, examples: list[Example], title: str, file: str | None = None, resumable: bool = False
+    ) -> list[Prediction]:
+        """One answer per example, in order, on every rank.
+
+        Args:
+            title: what is evaluated, in words.
+            file: name of the predictions in the run folder; None: they are not written.
+            resumable: also write each batch as it is answered, and skip rows that an interrupted evaluation answered.
+
+        Raises:
+            Stopped: on every rank, if any rank was asked to stop.
+        """
+        strategy, recipe = self.strategy, self.recipe
+        self.warn_dropped()  # by training, since the last evaluation
+        stem = Path(file).stem if file is not None and resumable else None
+        known = self._resume(stem) if stem is not None else {}
+        batches = self._pending(examples, known)
+        left = sum(len(batch) for rank in batches for batch in rank)
+        done = f"; {len(examples) - left} are done already" if known else ""
+        self.reporter.info(f"evaluating {len(examples)} rows {title}{done}")
+        part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
+        found: list[Prediction] = []
+        self.reporter.progress(0, left)
+        with self.sampler.session():
+            for batch in self._own_batches(batches):
+                watchdog.heartbeat()
+                if strategy.stopping():  # every rank asks in each turn, so all stop together
+                    raise signals.Stopped
+                if not batch:
+                    continue
+                answered = answer_batch(
+                    batch,
+                    self.encoder,
+                    self.sampler,
+                    recipe.rollout.max_new_tokens,
+                    recipe.seed,
+                    recipe.evaluation.decoding,
+                    self.label_sets.get(batch[0].task.name, ()),
+                )
+                found += answered
+                if part is not None:
+                    part.write(jsonl([asdict(prediction) for prediction in answered]))
+                    part.flush()
+                self.reporter.progress(len(found) * strategy.world_size, left)
+        if part is not None:
+            part.close()
+        self.warn_dropped()
+        by_key = known | {(p.task, p.index): p for rank in strategy.gather(found) for p in rank}
+        predictions = [by_key[example.task.name, example.index] for example in examples]
+        if strategy.is_rank_0() and file is not None:
+            write_jsonl(self.folder / file, [asdict(prediction) for prediction in predictions])
+        return predictions
+
+    def _pending(self, examples: Sequence[Example], known: Container[tuple[str, int]]) -> list[list[list[Example]]]:
+        """Per rank the batches with unanswered rows, task by task."""
+        world_size = self.strategy.world_size
+        pending = []
+        for task in dict.fromkeys(example.task.name for example in examples):
+            rows = [example for example in examples if example.task.name == task]
+            size = min(self.recipe.evaluation.batch_size, -(-len(rows) // world_size))  # work for every rank
+            pending += [b for b in in_batches(rows, size) if any((task, row.index) not in known for row in b)]
+        return [pending[rank::world_size] for rank in range(world_size)]
+
+    def _own_batches(self, by_rank: Sequence[Sequence[list[Example]]]) -> Iterator[list[Example]]:
+        """This rank's batches: one per turn, on every rank equally many.
+
+        A rank without work left gets an empty batch. Where all ranks must do the same forwards (ZeRO 3), the batches of
+        a turn are of one task and one size instead: smaller ones are padded with rows that are answered twice.
+        """
+        rank = self.strategy.rank
+        if not self.sampler.fixed_decode_steps:
+            yield from (turn[rank] for turn in zip_longest(*by_rank, fillvalue=[]))
+            return
+        for task in dict.fromkeys(batch[0].task.name for batches in by_rank for batch in batches):
+            of_task = [[batch for batch in batches if batch[0].task.name == task] for batches in by_rank]
+            size = max(len(batch) for batches in of_task for batch in batches)
+            spare = next(batch for batches in of_task for batch in batches)
+            for turn in zip_longest(*of_task, fillvalue=spare):
+                yield [*turn[rank], *[turn[rank][0]] * (size - len(turn[rank]))]
+
+    def remove_parts(self) -> None:
+        """Remove the files of a resumable evaluation; call it when its result is written."""
+        self.strategy.barrier()
+        if self.strategy.is_rank_0():
+            for path in self.folder.glob("*.part-*.jsonl"):
+                path.unlink()
+
+    def _resume(self, stem: str) -> dict[tuple[str, int], Prediction]:
+        """Answers of interrupted evaluations, on every rank; merged into one file, since theirs may end mid-line."""
+        parts = sorted(self.folder.glob(f"{stem}.part-*.jsonl"))
+        own = [Prediction(**record) for path in parts for record in read_jsonl(path, skip_damaged=True)]
+        known = {(p.task, p.index): p for rank in self.strategy.gather(own) for p in rank}
+        self.strategy.barrier()  # every rank has read the parts
+        if self.strategy.is_rank_0() and parts:
+            write_jsonl(self.folder / f"{stem}.part-before.jsonl", [asdict(p) for p in known.values()])
+            for path in self.folder.glob(f"{stem}.part-[0-9]*.jsonl"):
+                path.unlink()
+        self.strategy.barrier()
+        return known
+
+    def warn_dropped(self) -> None:
+        """Warn of prompts that lost demonstrations since the last call. Call it on every rank."""
+        dropped = sum((Counter(counts) for counts in self.strategy.gather(dict(self.encoder.dropped))), Counter())
+        self.encoder.dropped.clear()
+        for name, count in dropped.items():
+            self.reporter.warn(
+                f"{name}: {count} prompts show fewer than {self.encoder.shots} demonstrations; no more fit into "
+                f"{self.encoder.max_tokens} tokens (prompt.max_tokens, the model's context)"
+            )

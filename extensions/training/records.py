@@ -1,0 +1,81 @@
+"""What is written about the samples of a batch: rollouts.jsonl, the batch of a failed step, and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from extensions.data import Example
+from extensions.evaluation.metrics import shares
+from extensions.prefix.tree import Sample
+from extensions.tasks import Task
+
+
+def rollout_record(
+    example: Example,
+    prompt: str,
+    response: str,
+    answer: str | float | None,
+    reward: float,
+    kl: float,
+    num_tokens: int,
+) -> dict[str, Any]:
+    """A line of rollouts.jsonl; the metrics of the batch are computed from these."""
+    return {
+        "task": example.task.name,
+        "index": example.index,
+        "prompt": prompt,
+        "response": response,
+        "answer": answer,
+        "gold": example.label,
+        "reward": reward,
+        "kl": kl,
+        "tokens": num_tokens,
+    }
+
+
+def debug_record(example: Example, prompt: str, response: str, sample: Sample) -> dict[str, Any]:
+    """A sample of a failed batch, for `nlu replay`."""
+    return {
+        "task": example.task.name,
+        "index": example.index,
+        "gold": example.label,
+        "prompt": prompt,
+        "response": response,
+        "prompt_ids": list(sample.prompt),
+        "response_ids": list(sample.response),
+    }
+
+
+def batch_metrics(records: Sequence[dict[str, Any]], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Rewards, format errors, accuracy and label shares of a batch; accuracy is over the classification samples."""
+    rewards = np.array([r["reward"] for r in records], np.float32)
+    present = sorted({r["task"] for r in records})
+    classified = [r for r in records if not tasks[r["task"]].is_regression]
+    predicted: dict[str, float] = {}
+    for name in present:
+        answers = [r["answer"] for r in classified if r["task"] == name]
+        if answers:
+            prefix = f"{name}: " if len(tasks) > 1 else ""
+            predicted |= {f"{prefix}{word}": share for word, share in shares(tasks[name], answers).items()}
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "reward_by_task": {name: float(rewards[[r["task"] == name for r in records]].mean()) for name in present},
+        "format_error_rate": sum(r["answer"] is None for r in records) / len(records),
+        "accuracy": sum(r["answer"] == r["gold"] for r in classified) / len(classified) if classified else None,
+        "predicted_shares": predicted,
+    }
+
+
+def summary_line(metrics: dict[str, Any]) -> str:
+    """Reward, accuracy, format errors, KL, answer shares and throughput of one iteration."""
+    shares_of_answers = " ".join(f"{name} {share:.0%}" for name, share in metrics["predicted_shares"].items())
+    kl = "-" if metrics["kl"] is None else f"{metrics['kl']:.2f}"
+    accuracy = "" if metrics["accuracy"] is None else f"acc {metrics['accuracy']:.2f}  "
+    return (
+        f"reward {metrics['reward_mean']:+.2f}  {accuracy}wrong format {metrics['format_error_rate']:.0%}  "
+        f"kl {kl}  {shares_of_answers}  {metrics['samples_per_s']:.1f} samples/s"
+    )

@@ -1,0 +1,31 @@
+"""Curves: smoothing, and the pictures of a run."""
+
+import random
+
+import pytest
+
+from extensions.reporting.plots import reward_curve, smoothed
+
+
+def test_smoothed():
+    assert smoothed([], 0.9) == []
+    assert smoothed([3.0], 0.9) == [pytest.approx(3.0)]
+    assert smoothed([2.0] * 50, 0.9) == pytest.approx([2.0] * 50), "no pull of the start"
+    # weight 0.5, values 0 and 1: the average is 0.5 * 1 / (1 - 0.25)
+    assert smoothed([0.0, 1.0], weight=0.5) == [0.0, pytest.approx(2 / 3)]
+    values = [random.Random(0).random() for _ in range(30)]
+    weights = [0.9 ** (29 - k) for k in range(30)]
+    assert smoothed(values, 0.9)[-1] == pytest.approx(
+        sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+    )
+
+
+@pytest.mark.parametrize("tasks", [("cola",), ("cola", "sst2")], ids=["one task", "two tasks"])
+def test_reward_curve(tmp_path, tasks):
+    metrics = [
+        {"step": k, "reward_mean": k / 10 - 1, "reward_by_task": {t: k / 10 for t in tasks if (k + len(t)) % 3}}
+        for k in range(1, 12)
+    ]
+    reward_curve(metrics, tmp_path / "curve.png", "A title with $ and _")
+    content = (tmp_path / "curve.png").read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 5000
