@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from extensions.common.errors import UserError
 from extensions.data import check_trainable, has_split, is_labelled, load_examples, load_training, subsample_evenly
-from extensions.data.splits import RunData, Warn
+from extensions.data.examples import Warn
+from extensions.data.splits import RunData
 from extensions.recipe import Recipe
 from extensions.tasks import Task
 
