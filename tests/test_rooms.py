@@ -9,7 +9,7 @@ from support import ROOT
 EXTENSIONS = ROOT / "extensions"
 ROOMS = sorted(path for path in EXTENSIONS.iterdir() if (path / "__init__.py").exists())
 MODULES = sorted(EXTENSIONS.rglob("*.py"))
-TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 
 
