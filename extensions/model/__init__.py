@@ -1,1 +1,1 @@
-"""The language model: loading, adapters, roles. The only package that imports peft."""
+"""One frozen base model as actor, critic and reference; loading, adapters, the proof that its forward is exact."""

@@ -1,4 +1,4 @@
-"""LoRA adapters: their configuration, and loading those that were trained."""
+"""LoRA adapters: configuration, loading, hash."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from extensions.model.targets import matching, short_names, target_modules, tied
 from extensions.recipe import Lora
 
 WEIGHTS = "adapter_model.safetensors"
-BASE_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft changes the base's weights for these
+BASE_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # with these, peft changes the base's weights
 
 
 def lora_config(base: PreTrainedModel, lora: Lora) -> LoraConfig:
-    """PEFT's configuration of a recipe's adapters.
+    """PEFT's config for recipe section `lora`.
 
     Raises:
-        UserError: `lora.target_modules` names layers that the model does not have, or that cannot get LoRA.
+        UserError: `lora.target_modules` names modules that the model does not have, or that cannot have LoRA.
     """
     targets, names = target_modules(base, lora.target_modules)
     return LoraConfig(
@@ -42,10 +42,10 @@ def lora_config(base: PreTrainedModel, lora: Lora) -> LoraConfig:
 
 
 def adapter_config(path: str) -> Any:
-    """The configuration of the adapter in a folder.
+    """The config of the adapter in a folder.
 
     Raises:
-        UserError: there is none, or loading it could run code.
+        UserError: there is no adapter, or loading it could run code.
     """
     folder = Path(path)
     if not (folder / "adapter_config.json").is_file():
@@ -56,7 +56,7 @@ def adapter_config(path: str) -> Any:
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"model.adapter: {path!r} has no adapter_model.safetensors. Other weights (adapter_model.bin) are pickles, "
-            "which could run code, and are not read: ask for the adapter in safetensors, peft's format since 2023"
+            "which could run code, and are not read: convert the adapter to safetensors, peft's format since 2023"
         )
     config = PeftConfig.from_pretrained(path)
     if getattr(config, "megatron_config", None):
@@ -68,16 +68,20 @@ def adapter_config(path: str) -> Any:
 
 
 def load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftModel:
-    """The base with the adapter in a folder. With `lora` it goes on training with that dropout; all else must agree.
+    """The base with the adapter in a folder.
+
+    Args:
+        lora: settings to continue training with: the dropout is taken from here, all else must match the adapter.
+            None: any settings.
 
     Raises:
-        UserError: there is no such adapter, it is more than plain LoRA, it does not fit the base weight by weight, or
-            it was made with other settings than `lora`.
+        UserError: there is no such adapter, it is more than plain LoRA, its weights do not match the base, or its
+            settings do not match `lora`.
     """
     try:
         config = adapter_config(path)
         _refuse_more_than_lora(path, config)
-        named, config.base_model_name_or_path = config.base_model_name_or_path, None  # peft writes this base's in it
+        named, config.base_model_name_or_path = config.base_model_name_or_path, None  # so that peft records this base
         if not matching(base, config):
             raise _other_base(path, named, f"no layer of it has the names {_names(config.target_modules)}")
         if lora is not None:
@@ -99,7 +103,7 @@ def load_adapter(base: PreTrainedModel, path: str, lora: Lora | None) -> PeftMod
 def _refuse_more_than_lora(path: str, config: Any) -> None:
     if not isinstance(config, LoraConfig):
         raise UserError(f"model.adapter: {path!r} is not a LoRA adapter but {config.peft_type}; only LoRA is used here")
-    # What trains other weights than LoRA matrices stays on where the adapter is off: the reference would be wrong.
+    # Trained weights other than LoRA matrices stay on when the adapter is off: the reference would be wrong.
     init = config.init_lora_weights
     extras = {
         "modules_to_save": config.modules_to_save,
@@ -115,9 +119,9 @@ def _refuse_more_than_lora(path: str, config: Any) -> None:
     strange = [f"{key}: {value}" for key, value in extras.items() if value]
     if strange:
         raise UserError(
-            f"model.adapter: {path!r} is more than plain LoRA ({', '.join(strange)}), which this project does not "
-            "keep apart from the base; merge it into a model of its own with peft's merge_and_unload, and set "
-            "model.path to that"
+            f"model.adapter: {path!r} is more than plain LoRA ({', '.join(strange)}), which would "
+            "change the reference policy too; merge it into a model with peft's merge_and_unload, and set model.path "
+            "to that model"
         )
 
 
@@ -125,14 +129,14 @@ def _refuse_other_settings(base: PreTrainedModel, path: str, config: LoraConfig,
     own: dict[str, Any] = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora}
     other = [f"lora.{key}={value}" for key, value in own.items() if getattr(lora, key) != value]
     everywhere = copy.copy(config)
-    everywhere.layers_to_transform = None  # the recipe says which layers, the adapter may have them in some blocks only
+    everywhere.layers_to_transform = None  # an adapter may cover only some blocks
     names = matching(base, everywhere)
     tied = tied_to_embedding(base, names)
     if tied is not None:
         raise UserError(
-            f"model.adapter: {path!r} has LoRA on {tied}, whose weight is head and embedding at once in this model "
-            "(tie_word_embeddings): no merged model could have the one with LoRA and the other without. Train an "
-            "adapter of other layers, lora.target_modules=auto"
+            f"model.adapter: {path!r} has LoRA on {tied}, whose weight is tied to the embedding in this model "
+            "(tie_word_embeddings): a merged model cannot have one with LoRA and the other without. Train an adapter "
+            "of other modules, lora.target_modules=auto"
         )
     if names != target_modules(base, lora.target_modules)[1]:
         other.append(f"lora.target_modules=[{_names(short_names(base, names))}]")
@@ -141,16 +145,16 @@ def _refuse_other_settings(base: PreTrainedModel, path: str, config: LoraConfig,
 
 
 def _check_weights(lm: PeftModel, path: str, named: str | None) -> None:
-    """Compare the names and shapes in the adapter's file with those of the LoRA matrices on the model.
+    """Compare names and shapes in the adapter's file with the LoRA matrices on the model.
 
     Raises:
-        UserError: they differ, or the file holds weights of the base that are not the base's.
+        UserError: they differ, or the file has other weights of the base than the base.
     """
     wanted = {key: list(t.shape) for key, t in get_peft_model_state_dict(lm, save_embedding_layers=False).items()}
     weights = dict(lm.named_parameters(remove_duplicate=False))
     with safe_open(Path(path) / WEIGHTS, "pt") as file:
         found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 # no mapping
-        # peft adds embedding and head as they are in the base where LoRA is on one of them.
+        # peft also saves the base's embedding and head where LoRA is on one of them.
         copies = {
             key
             for key in found.keys() & weights.keys() - wanted.keys()
@@ -158,7 +162,7 @@ def _check_weights(lm: PeftModel, path: str, named: str | None) -> None:
         }
     kinds = {
         "missing": sorted(wanted.keys() - found.keys()),
-        "of no layer of the model": sorted(found.keys() - wanted.keys() - copies),
+        "without a layer in the model": sorted(found.keys() - wanted.keys() - copies),
         "of another shape": [
             f"{key}: {found[key]}, expected {shape}"
             for key, shape in sorted(wanted.items())
@@ -173,8 +177,8 @@ def _check_weights(lm: PeftModel, path: str, named: str | None) -> None:
 def _other_base(path: str, named: str | None, reason: str) -> UserError:
     made = f", {named!r} by its adapter_config.json" if named else ""
     return UserError(
-        f"model.adapter: {path!r} does not fit the model: {reason}. Set model.path to the model that it was trained "
-        f"on{made}, or model.adapter to a complete adapter of this one"
+        f"model.adapter: {path!r} does not match the model: {reason}. Set model.path to the model that it was trained "
+        f"on{made}, or model.adapter to a complete adapter of this model"
     )
 
 
@@ -183,7 +187,7 @@ def _names(targets: Any) -> str:
 
 
 def adapter_hash(folder: str | None) -> str | None:
-    """sha256 of a PEFT adapter's settings and weights; None without one, or where its files are missing."""
+    """sha256 of a PEFT adapter's config and weights; None without an adapter, or where its files are missing."""
     digest = hashlib.sha256()
     try:
         for name in ("adapter_config.json", "adapter_model.safetensors") if folder is not None else ():

@@ -1,7 +1,7 @@
-"""What a causal LM is made of, found by running it: its trunk, its head, and whether it is causal.
+"""The parts of a causal LM, found by running it: trunk, head, and whether it is causal.
 
-The trunk is the decoder without its head: token ids in, hidden states out. What the model's own forward does between
-these states and the logits is its head: a linear layer, mostly; scaled or capped in some families.
+The trunk is the decoder without its head: token ids in, hidden states out. The head is all that the model's forward
+computes between these states and the logits: usually a linear layer, scaled or capped in some families.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from extensions.model.precision import computing_in_float32
 from extensions.prefix.logprobs import LogitTransform
 
 PROBE = 12  # tokens of the probe
-# Relative difference of two ways to the same logits that is rounding.
+# Relative difference between two computations of the same logits that counts as rounding.
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -28,20 +28,20 @@ ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 class Anatomy:
     trunk: str  # name of the trunk within the causal LM
     hidden_size: int  # of its states
-    transform: LogitTransform | None  # of the linear head's output; None: only the model's own forward knows
-    # Tokens of a forward from which on it is not the same as that of each row: Llama 4 scales queries by their place in
-    # the forward, whatever their position (transformers 5.15).
+    transform: LogitTransform | None  # of the linear head's output; None: use the model's own forward
+    # Forwards of this many tokens or more differ from those of single rows: Llama 4 scales queries by their index in
+    # the forward instead of their position (transformers 5.15).
     most_tokens: int | None = None
 
 
 def states_of(output: Any) -> Tensor:
-    """Last hidden states (B, T, hidden) in what a trunk returns."""
+    """Last hidden states (B, T, hidden) in a trunk's output."""
     states: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
     return states
 
 
 class _Given(tuple[Tensor]):
-    """Stands for what a trunk returns: its states, and None for whatever else is asked for."""
+    """Stands in for a trunk's output: its states, and None for every other attribute."""
 
     def __getattr__(self, name: str) -> Tensor | None:
         if name.startswith("__"):
@@ -50,10 +50,10 @@ class _Given(tuple[Tensor]):
 
 
 def own_logits(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
-    """Logits (..., V) of hidden states (..., hidden) by the model's own forward, whose trunk returns them."""
+    """Logits (..., V) of hidden states (..., hidden) by the model's own forward, with a trunk that returns these."""
     flat = states.reshape(1, -1, states.shape[-1])
     ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=states.device)
-    before = vars(trunk).get("forward")  # of its own where another library has put one in (accelerate)
+    before = vars(trunk).get("forward")  # set where another library has patched it (accelerate)
     trunk.forward = lambda *args, **kwargs: _Given((flat,))
     try:
         logits: Tensor = lm(input_ids=ids, use_cache=False).logits
@@ -66,7 +66,7 @@ def own_logits(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
 
 @contextmanager
 def captured(trunk: nn.Module) -> Iterator[list[Tensor]]:
-    """The states that the trunk returns in each of its calls."""
+    """The states that the trunk returns, one entry per call."""
     found: list[Tensor] = []
     hook = trunk.register_forward_hook(lambda module, args, output: found.append(states_of(output)))
     try:
@@ -77,7 +77,7 @@ def captured(trunk: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def eager(lm: PreTrainedModel) -> Iterator[None]:
-    """The model's attention as its own file writes it, where it can be chosen: what everything is compared with."""
+    """The model's eager attention, where it can be chosen: the standard of every comparison."""
     before = lm.config._attn_implementation
     if before == "eager" or not lm._can_set_attn_implementation():
         yield
@@ -91,21 +91,21 @@ def eager(lm: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def examine(lm: PreTrainedModel) -> Anatomy:
-    """Raises UserError, in one sentence, where it is no causal LM of token ids."""
+    """Raises UserError where it is no causal LM over token ids."""
     with eager(lm):
         ids = _probe(lm)
         if not bool(torch.isfinite(_logits(lm, ids)).all()):
             raise UserError(
                 f"model.path: {type(lm).__name__} gives logits that are NaN or infinite for a few plain tokens: its "
                 f"files are damaged, or its dtype overflows ({lm.dtype}); try model.dtype=float32, or fetch the files "
-                "anew"
+                "again"
             )
         with computing_in_float32(lm):
             anatomy = _examine(lm, ids)
         with captured(lm.get_submodule(anatomy.trunk)) as states:
             _logits(lm, ids)
         head = lm.get_output_embeddings()
-        if anatomy.transform is not None and states[0].dtype != head.weight.dtype:  # Mamba in bfloat16: it rounds them
+        if anatomy.transform is not None and states[0].dtype != head.weight.dtype:  # Mamba in bfloat16 rounds them
             return replace(anatomy, transform=None)
         return anatomy
 
@@ -119,7 +119,7 @@ def _probe(lm: PreTrainedModel) -> Tensor:
 def _logits(lm: PreTrainedModel, ids: Tensor) -> Tensor:
     try:
         logits: Tensor = lm(input_ids=ids, use_cache=False).logits.float()
-    except Exception as error:  # whatever a model's code raises for inputs that it does not know
+    except Exception as error:  # a model's code may raise anything
         raise UserError(
             f"model.path: {type(lm).__name__} cannot be run on token ids alone in {lm.dtype}, so it is no language "
             f"model for this project ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
@@ -138,12 +138,12 @@ def _examine(lm: PreTrainedModel, ids: Tensor) -> Anatomy:
             hook.remove()
     if not _close(_logits(lm, ids), logits, dtype):
         raise UserError(
-            f"model.path: {name} gives other logits for the same tokens each time, so there is nothing that training "
-            "could be compared with; use a model whose forward draws no random numbers outside of training mode"
+            f"model.path: {name} gives different logits for the same tokens, so there is no reference to compare "
+            "with; use a model whose forward is deterministic in eval mode"
         )
     shorter = _logits(lm, ids[:, : PROBE // 2])
     earlier = logits[:, : PROBE // 2]
-    # On average: in low precision a mixture of experts may send a single token elsewhere.
+    # On average: in low precision a mixture of experts may route a single token to another expert.
     if float((earlier - shorter).abs().mean()) > 10 * ROUNDING.get(dtype, 0.05) * float(earlier.abs().mean()):
         raise UserError(
             f"model.path: {name} is not causal: its logits at a token change with the tokens after it. This project "
@@ -151,7 +151,7 @@ def _examine(lm: PreTrainedModel, ids: Tensor) -> Anatomy:
         )
     holders = [module for module in _around(lm) if module in called]
     if not holders:
-        raise UserError(f"model.path: no decoder was found in {name}: nothing that it calls holds its embeddings")
+        raise UserError(f"model.path: no decoder was found in {name}: no module that it calls contains its embeddings")
     trunk = holders[0]
     names = {module: path for path, module in lm.named_modules()}
     with captured(trunk) as states:
@@ -159,7 +159,7 @@ def _examine(lm: PreTrainedModel, ids: Tensor) -> Anatomy:
     if not _close(own_logits(lm, trunk, states[0]), logits, dtype):
         raise UserError(
             f"model.path: the logits of {name} are not a function of its decoder's last hidden states, so logprobs "
-            "cannot be computed from these"
+            "cannot be computed from them"
         )
     text = lm.config.get_text_config()
     most_tokens = getattr(text, "floor_scale", None) if getattr(text, "attn_temperature_tuning", False) else None
@@ -168,17 +168,17 @@ def _examine(lm: PreTrainedModel, ids: Tensor) -> Anatomy:
 
 
 def _around(lm: PreTrainedModel) -> list[nn.Module]:
-    """The modules that hold the input embeddings, from the outermost, without the model itself."""
+    """The modules that contain the input embeddings, outermost first, without the model itself."""
     embeddings = lm.get_input_embeddings()
     return [m for m in lm.modules() if m is not lm and m is not embeddings and embeddings in set(m.modules())]
 
 
 def _transform(lm: PreTrainedModel, trunk: nn.Module, states: Tensor, dtype: torch.dtype) -> LogitTransform | None:
-    """What explains the model's logits best from its linear head's output, if anything does."""
+    """The transform of the linear head's output that gives the model's logits; None if no candidate does."""
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.in_features != states.shape[-1]:
         return None
-    # Large enough that a cap shows.
+    # Scaled up so that a cap shows.
     states = states * max(1.0, 30 / float(head(states).abs().max()))
     raw, logits = head(states).float(), own_logits(lm, trunk, states).float()
     config = lm.config.get_text_config()

@@ -1,4 +1,4 @@
-"""Whether a model's name can mean anything, before transformers asks a network that is not there for half a minute."""
+"""Check of a model's name before transformers retries an unreachable hub for half a minute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
 class HubUnreachable(UserError):
-    """The name may be right: nothing here says so, and the hub cannot be asked."""
+    """The model is not cached, and the hub cannot be asked whether it exists."""
 
 
 def is_hub_name(path: str) -> bool:
@@ -23,11 +23,11 @@ def is_hub_name(path: str) -> bool:
 
 @lru_cache(maxsize=64)
 def check_source(path: str) -> None:
-    """Whether `path` is a folder, in a package (`pip:`), a model in the hub's local cache, or one that the hub has now.
+    """Check that `path` is a folder, in a package (`pip:`), in the hub's local cache, or on the hub.
 
     Raises:
-        HubUnreachable: it has the form of a hub name, is not in the cache, and the hub does not answer.
-        UserError: it is none of these.
+        HubUnreachable: a hub name that is not cached, and the hub does not answer.
+        UserError: none of these.
     """
     if path.startswith("pip:") or Path(path).is_dir():
         return
@@ -42,20 +42,20 @@ def check_source(path: str) -> None:
         return
     missing = f"model.path: cannot load {path!r}: it is neither a folder nor in the hub's cache on this machine"
     if constants.HF_HUB_OFFLINE:
-        raise HubUnreachable(f"{missing}, and HF_HUB_OFFLINE forbids to ask the hub; give a folder with a model")
+        raise HubUnreachable(f"{missing}, and HF_HUB_OFFLINE is set; give a folder with a model")
     try:
         HfApi().model_info(path, timeout=TIMEOUT)
     except HFValidationError as error:
-        raise UserError(f"{missing}, and no hub name: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{missing}, and it is no hub name: {' '.join(str(error).split())[:200]}") from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403, 404):
             raise UserError(
-                f"{missing}, and the hub does not show such a model (status {status}): check the name; a private or "
-                "gated one needs `hf auth login` or HF_TOKEN"
+                f"{missing}, and the hub has no such visible model (status {status}): check the name; a private or "
+                "gated model needs `hf auth login` or HF_TOKEN"
             ) from error
         raise HubUnreachable(f"{missing}, and the hub answers with status {status}; try again later") from error
-    except Exception as error:  # of the network, by whatever HTTP library the hub's client uses
+    except Exception as error:  # network errors of whichever HTTP library the hub's client uses
         raise HubUnreachable(
             f"{missing}, and the hub cannot be reached ({error}); check the network, or give a folder with a model"
         ) from error

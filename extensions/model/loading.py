@@ -1,4 +1,4 @@
-"""From the recipe's section `model` to a policy: finding files, tokenizer, configuration, weights, adapters."""
+"""From recipe section `model` to a policy: files, tokenizer, config, weights, adapters."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from extensions.prefix.attention import NAME as PACKED
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model, Recipe
 
-# Files inside packages are checked against what was tested, bytes and sha256: a changed file is another model.
+# Model files inside packages: size and sha256 of what was tested.
 KNOWN_FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
 }
-WRITTEN_AS = 3  # raised when what `model_folder` writes changes, so that older copies stay unused
+CACHE_VERSION = 3  # raised when the output of `model_folder` changes, so that older copies are not used
 
 
 def resolve_model(path: str) -> tuple[str, str | None]:
@@ -51,7 +51,7 @@ def resolve_model(path: str) -> tuple[str, str | None]:
     `pip:PACKAGE` is a model file inside an installed package, found without importing it.
 
     Raises:
-        UserError: no such package, no model file in it, or its size or hash is not the known one.
+        UserError: no such package, no model file in it, or an unexpected size or hash.
     """
     if not path.startswith("pip:"):
         return path, None
@@ -68,7 +68,6 @@ def resolve_model(path: str) -> tuple[str, str | None]:
     known = KNOWN_FILES.get(found[0].name)
     if known is not None:
         now = found[0].stat()
-        # A file of another size is another one: no need to read it.
         digest = _sha256(found[0], now.st_size, now.st_mtime_ns) if now.st_size == known[0] else "not computed"
         if (now.st_size, digest) != known:
             raise UserError(
@@ -80,30 +79,30 @@ def resolve_model(path: str) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Of a file; read once while its size and time stay the same, since a run loads three things from it."""
+    """Cached while size and time stay the same, since a run loads three things from the file."""
     return sha256(path)
 
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Turns what transformers raises for a wrong model path into one sentence."""
+    """Turns transformers' errors about a model path into one sentence."""
     try:
         yield
     except UnpicklingError as error:
         raise UserError(
-            f"model.path: {path!r} holds weights in a pickle (.bin) with more in it than tensors, which is not read: "
-            "it could run code. Use a model in safetensors"
+            f"model.path: {path!r} holds weights in a pickle (.bin) with objects other than tensors, which is not "
+            "read: it could run code. Use a model in safetensors"
         ) from error
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever transformers raises for damaged files
+    except Exception as error:  # transformers raises many types for damaged files
         if known := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", str(error)):
             raise UserError(
                 f"model.path: {path!r} is no decoder-only language model: transformers has no causal LM for {known[1]}"
             ) from error
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.path: {path!r} comes with Python code of its own, which is not run unless you say so: read "
+                f"model.path: {path!r} comes with Python code, which is not run by default: read "
                 "that code, then set model.trust_remote_code: true"
             ) from error
         raise UserError(
@@ -115,8 +114,8 @@ def _explained(path: str) -> Iterator[None]:
 def model_folder(model: Model) -> Path | str:
     """Folder (or hub name) of a model in transformers' format.
 
-    A GGUF file is written out in float32 once, into the cache of this user ($XDG_CACHE_HOME/nlu-ppo): transformers
-    (5.15) takes 20 s to read SmolLM2-135M from one, and half a second from what it saved itself.
+    A GGUF file is converted to float32 safetensors once, into the user's cache ($XDG_CACHE_HOME/nlu-ppo): transformers
+    (5.15) reads SmolLM2-135M in 20 s from GGUF, and in half a second from safetensors.
 
     Raises:
         UserError: see `resolve_model`; or the cache cannot be written.
@@ -127,7 +126,7 @@ def model_folder(model: Model) -> Path | str:
     source = Path(folder) / gguf
     now = source.stat()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlu-ppo"
-    key = f"{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}-{transformers.__version__}-{WRITTEN_AS}"
+    key = f"{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}-{transformers.__version__}-{CACHE_VERSION}"
     target = cache / f"{source.stem}-{key}"
     if not target.exists():
         try:
@@ -140,14 +139,14 @@ def model_folder(model: Model) -> Path | str:
                 Path(temporary).mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"model.path: {model.path!r} is written out once, into {cache}, and that failed ({error}); free some "
-                "space there, or set XDG_CACHE_HOME to a folder that can be written"
+                f"model.path: {model.path!r} is converted once, into {cache}, and that failed ({error}); free some "
+                "space there, or set XDG_CACHE_HOME to a writable folder"
             ) from error
     return target
 
 
 def _write_out(folder: str, gguf: str, path: str, target: str) -> None:
-    """Write a GGUF file as a model in transformers' format."""
+    """Convert a GGUF file to a model in transformers' format."""
     with _explained(path):
         base, found = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf, dtype=torch.float32, output_loading_info=True
@@ -160,17 +159,17 @@ def _write_out(folder: str, gguf: str, path: str, target: str) -> None:
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Padding is done by lengths, so no pad token is needed or invented."""
+    """The model's tokenizer. Padding goes by lengths, so no pad token is needed."""
     check_source(model.path)
     with _explained(model.path):
         return AutoTokenizer.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
 
 
 def _set_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer from a GGUF file the special tokens that the file names.
+    """Set the special tokens that a GGUF file names.
 
-    transformers (5.15, `GGUFLlamaConverter.tokenizer`) takes the token of `bos_token_id` for EOS too and leaves padding
-    out, but keeps the file's ids (`tokenizer.ggml.*_token_id`) among the tokenizer's settings.
+    transformers (5.15, `GGUFLlamaConverter.tokenizer`) takes `bos_token_id` for EOS too and drops padding, but keeps
+    the file's ids (`tokenizer.ggml.*_token_id`) among the tokenizer's settings.
     """
     for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token_id = tokenizer.init_kwargs.get(f"{name}_id")
@@ -179,20 +178,20 @@ def _set_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def load_config(model: Model) -> Any:
-    """The model's configuration, without its weights."""
+    """The model's config, without weights."""
     check_source(model.path)
     with _explained(model.path):
         return AutoConfig.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
 
 
 def prompt_limit(recipe: Recipe, config: Any) -> int:
-    """Most tokens of a prompt: the model's context less the response, or what the recipe says if that is less.
+    """Most tokens of a prompt: the model's context minus the response, or the recipe's limit if that is lower.
 
     Args:
         config: of the model.
 
     Raises:
-        UserError: the recipe asks for more than the context holds.
+        UserError: the recipe's limits exceed the context.
     """
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 2048
     context = min([context, *_rotary_switches(config)])
@@ -211,9 +210,9 @@ def prompt_limit(recipe: Recipe, config: Any) -> int:
 
 
 def _rotary_switches(config: Any) -> list[int]:
-    """Lengths beyond which a model computes all positions of a row otherwise (LongRoPE).
+    """Lengths beyond which a model changes the encoding of all positions of a row (LongRoPE).
 
-    There a logprob depends on what is written later, and on the other rows of a batch, so the context ends before.
+    There a logprob would depend on later tokens and on the other rows of a batch, so the context ends before.
     """
     text = config.get_text_config()
     rotary = getattr(text, "rope_parameters", None) or {}
@@ -238,23 +237,21 @@ def load_policy(
     rows: Sequence[Sample] = (),
     same_forwards: bool = False,
 ) -> Policy:
-    """The base model with a fresh adapter (or that of `model.adapter`), not yet wrapped by DeepSpeed.
+    """The base model with a fresh adapter (or `model.adapter`), not yet wrapped by DeepSpeed.
 
-    It has been compared with the model's own forward (`extensions.model.proof`): what is computed is exact.
-
-    The base is frozen and keeps its dtype; adapters and value head are float32. `seed` fixes their initial values.
+    Its forward path was compared with the model's own forward (`extensions.model.proof`). The base is frozen and keeps
+    its dtype; adapters and value head are float32, initialised by `seed`.
 
     Args:
         critic: "none" for SFT and evaluation.
-        reference: "start" keeps a frozen copy of `model.adapter` as the reference policy. A fresh adapter changes
-            nothing at first, so the base is its start.
-        training: whether `model.adapter` must be as `lora` says; to be evaluated it may be any.
-        rows: some of the run, on which the comparison is made; none: made-up ones.
-        same_forwards: whether all ranks must do as many forwards as each other (ZeRO 3).
+        reference: "start" keeps a frozen copy of `model.adapter` as the reference policy. A fresh adapter starts as the
+            base, so there "start" is the base.
+        training: whether `model.adapter` must match `lora`; in evaluation it may be any.
+        rows: rows of the run to compare on; none: synthetic ones.
+        same_forwards: whether all ranks must do equally many forwards (ZeRO 3).
 
     Raises:
-        UserError: the model or the adapter cannot be loaded, they do not fit the recipe, or there is no exact way to
-            compute the model here.
+        UserError: the model or the adapter cannot be loaded, does not match the recipe, or has no exact path.
     """
     base = load_base(model, device)
     anatomy = examine(base)
@@ -277,7 +274,7 @@ def load_policy(
         except (ValueError, TypeError, NotImplementedError) as error:
             raise UserError(
                 f"lora.target_modules: peft cannot put LoRA on {settings.target_modules} of {type(base).__name__} "
-                f"({' '.join(str(error).split())[:200]}); choose others, or leave it at auto"
+                f"({' '.join(str(error).split())[:200]}); name other modules, or use auto"
             ) from error
     if critic == "adapter":
         config = copy.deepcopy(lm.peft_config["default"])
@@ -298,7 +295,7 @@ def load_base(
     """The frozen base model.
 
     Args:
-        dtype: in the place of the recipe's; auto: that of its files.
+        dtype: overrides the recipe's; auto: that of the files.
     """
     if dtype is None:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": None}[model.dtype]
@@ -310,7 +307,7 @@ def load_base(
         options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
         config = without_dropout(load_config(model))
         options["config"] = config
-        options["weights_only"] = True  # of weights that are no safetensors but a pickle, nothing but tensors
+        options["weights_only"] = True  # from pickled weights, load tensors only
         if model.load_in_4bit:
             options["device_map"] = {"": device}
             options["quantization_config"] = BitsAndBytesConfig(
@@ -332,10 +329,10 @@ def load_base(
 
 
 def _check_complete(base: PreTrainedModel, path: str, found: dict[str, Any]) -> None:
-    """Whether the files and the configuration are of one model. Another modality in them does not matter.
+    """Check that weights and config belong to one model. Weights of another modality do not matter.
 
     Raises:
-        UserError: weights are missing, which transformers draws at random, or the layers have no place for some.
+        UserError: weights are missing, which transformers would initialise at random, or unexpected.
     """
     modules = dict(base.named_modules())
     names = {module: name for name, module in modules.items()}
@@ -345,17 +342,17 @@ def _check_complete(base: PreTrainedModel, path: str, found: dict[str, Any]) -> 
         for name in found["unexpected_keys"]
         if name.startswith(layers) and (name.endswith(".weight") or isinstance(modules.get(name[:-5]), torch.nn.Linear))
     ]
-    for keys, what in ((found["missing_keys"], "are not in its files"), (spare, "have no place in the model")):
+    for keys, what in ((found["missing_keys"], "are missing from its files"), (spare, "have no place in the model")):
         if keys:
             first = sorted(keys)
             raise UserError(
                 f"model.path: {path!r}: {len(first)} weights {what} ({', '.join(first[:2])}): config.json and weights "
-                f"are not of one {type(base).__name__}; fetch the files anew"
+                f"do not belong to one {type(base).__name__}; fetch the files again"
             )
 
 
 def without_dropout(config: Any) -> Any:
-    """A configuration with all dropout off: layers under gradient checkpointing would apply theirs (`Policy.train`)."""
+    """The config with all dropout set to 0: layers under gradient checkpointing would apply it (`Policy.train`)."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         for name, value in vars(part).items() if part is not None else ():
             if isinstance(value, float) and any(word in name for word in ("dropout", "pdrop", "layerdrop")):
@@ -364,14 +361,14 @@ def without_dropout(config: Any) -> Any:
 
 
 def attention_of(model: Model, config: Any) -> str:
-    """The `attn_implementation` that a model of this configuration is loaded with: packed, sdpa or eager.
+    """The `attn_implementation` to load a model with: packed, sdpa or eager.
 
-    Packed where its attention is transformers' exchangeable kind (checked with 5.15). `extensions.model.proof` finds
-    out whether that is exact, and what is.
+    Packed where the model uses transformers' attention interface (checked with 5.15). `extensions.model.proof` decides
+    whether it is exact.
     """
     if model.attn_implementation != "auto":
         return model.attn_implementation
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # none: code of the model's own
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None: remote code
     if kind is None or not kind._supports_attention_backend:
         return "sdpa" if kind is None or kind._supports_sdpa else "eager"
     return PACKED

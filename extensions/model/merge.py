@@ -1,4 +1,4 @@
-"""Base and adapter as one plain model."""
+"""Merging base and adapter into one plain model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from extensions.model.precision import computing_in_float32
 from extensions.recipe import Model
 
 CPU = torch.device("cpu")
-# Nats, mean over the checked tokens, both sides computed in float32. Merging in float32 changes the order of additions
-# alone; otherwise the merged weights are rounded once more, by up to 2^-9 (bfloat16) or 2^-12 of themselves.
+# Nats, mean over the checked tokens, both sides computed in float32. Merging in float32 only reorders additions; else
+# the merged weights are rounded once more, by a relative error of up to 2^-9 (bfloat16) or 2^-12 (float16).
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.005}
 TEXTS = (
     "The film was long, but nobody in the room wanted it to end.",
@@ -34,7 +34,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Merged:
-    """What was measured on the model as written, read from the disk again; logprobs in nats."""
+    """Measured on the written model, loaded from disk again; logprobs in nats."""
 
     dtype: torch.dtype
     layers: int  # with LoRA
@@ -54,15 +54,15 @@ class Merged:
 def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] = lambda folder: None) -> Merged:
     """Write base and adapter of `model` as one plain model with its tokenizer, to be used as `model.path`.
 
-    The folder appears under its name when it is complete and was compared with base and adapter, or not at all. A base
-    keeps the dtype of its files; one in GGUF gets the recipe's.
+    The folder appears only when it is complete and was compared with base and adapter. The dtype is that of the base's
+    files, or the recipe's for a GGUF file.
 
     Args:
         complete: adds files to the folder before it is renamed into place.
 
     Raises:
-        UserError: `model.adapter` is missing, one of the two cannot be loaded or merged, the folder is there and not
-            empty or cannot be written, or the merged model is not that of base and adapter.
+        UserError: `model.adapter` is missing, base or adapter cannot be loaded or merged, the folder exists and is not
+            empty or cannot be written, or the merged model differs from base and adapter.
     """
     if model.adapter is None:
         raise UserError(
@@ -70,12 +70,12 @@ def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] =
         )
     adapter_config(model.adapter)
     with _new_folder(folder) as written:
-        # The exact attention of any family; what is computed here is a few tokens.
+        # Eager attention is exact in every family, and fast enough for a few tokens.
         plain = model.model_copy(update={"attn_implementation": "eager", "gradient_checkpointing": False})
         base = load_base(plain, CPU, "auto" if resolve_model(model.path)[1] is None else None)
         if base.dtype not in TOLERANCE:
             raise UserError(
-                f"model.path: {model.path!r} is in {base.dtype}, which cannot be merged; name it in bfloat16"
+                f"model.path: {model.path!r} is in {base.dtype}, which cannot be merged; use a bfloat16 model"
             )
         lm = load_adapter(base, model.adapter, None).eval()
         _refuse_shared(lm, model.adapter)
@@ -86,7 +86,7 @@ def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] =
         layers = _merge(lm, model.adapter)
         base = lm.unload()
         saved_dtype = base.dtype
-        config = load_config(model)  # as the base has it: what runs change in it at load is not the model's
+        config = load_config(model)  # as on disk, without the changes that loading makes
         base.config = config if type(config) is type(base.config) else config.get_text_config()
         _save(base, model.path, written)
         load_tokenizer(model).save_pretrained(written)
@@ -95,23 +95,23 @@ def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] =
         apart = (_logprobs(again, rows) - expected).abs()
         merged = Merged(saved_dtype, layers, apart.numel(), apart.mean().item(), apart.max().item(), effect)
         if not merged.mean <= TOLERANCE[saved_dtype] or again.dtype != saved_dtype:  # NaN neither
-            raise UserError(f"{folder}: not written, since the merged model is not that of base and adapter: {merged}")
+            raise UserError(f"{folder}: not written: the merged model differs from base and adapter: {merged}")
         complete(written)
     return merged
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `folder` at the end; nothing is left of it after an error."""
+    """A temporary folder, renamed to `folder` at the end and removed after an error."""
     try:
         goal = folder.expanduser().resolve()
         if goal.exists() and not goal.is_dir():
-            raise UserError(f"{folder}: is there and not a folder; name a new one for the merged model")
+            raise UserError(f"{folder}: exists and is no folder; name a new folder for the merged model")
         if goal.is_dir() and any(goal.iterdir()):
             raise UserError(f"{folder}: is not empty; name a new folder for the merged model")
         beside = next(parent for parent in goal.parents if parent.exists())
         with tempfile.TemporaryDirectory(dir=beside, prefix=f".{goal.name}.") as temporary:
-            written = Path(temporary) / goal.name  # with the permissions of any folder
+            written = Path(temporary) / goal.name  # a temporary folder itself is private to the user
             written.mkdir()
             yield written
             apply_umask(written)
@@ -127,7 +127,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_shared(lm: PeftModel, path: str) -> None:
-    """Raises UserError where a weight with LoRA is that of another module too, which merging would change as well."""
+    """Raises UserError where a weight with LoRA is tied to another module, which merging would change too."""
     users: dict[int, list[str]] = {}
     for name, weight in lm.get_base_model().named_parameters(remove_duplicate=False):
         users.setdefault(id(weight), []).append(name.replace(".base_layer.", "."))
@@ -137,13 +137,13 @@ def _refuse_shared(lm: PeftModel, path: str) -> None:
             if others:
                 raise UserError(
                     f"model.adapter: {path!r} has LoRA on {name}, whose weight is also that of {others[0]} (tied), so "
-                    "merging would give another model; use base and adapter unmerged (model.adapter), or train an "
+                    "merging would change that too; use base and adapter unmerged (model.adapter), or train an "
                     "adapter without that layer"
                 )
 
 
 def _merge(lm: PeftModel, path: str) -> int:
-    """Add each layer's delta to its weight in float32, rounded once to the weight's dtype; returns the layers."""
+    """Add each layer's delta to its weight in float32, rounded once to the weight's dtype. Returns their number."""
     layers = [module for module in lm.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         base = layer.get_base_layer()
@@ -177,7 +177,7 @@ def _rows(model: Model) -> list[Tensor]:
 
 @torch.no_grad()
 def _logprobs(lm: PreTrainedModel | PeftModel, rows: list[Tensor]) -> Tensor:
-    """Logprob of every token but a row's first, given those before it: (N,), computed in float32."""
+    """Logprobs of all tokens but the first of each row: (N,), computed in float32."""
     found = []
     with computing_in_float32(lm):
         for ids in rows:

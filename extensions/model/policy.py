@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 Role = Literal["actor", "critic", "reference"]
 ADAPTER_OF: dict[Role, str] = {"actor": "default", "critic": "critic", "reference": "reference"}
-LOGITS_AT_ONCE = 2**24  # numbers of a chunk of logits (64 MB in float32): a vocabulary of 152k is large
+LOGITS_AT_ONCE = 2**24  # entries per chunk of logits: 64 MB in float32
 
 
 class ValueHead(nn.Module):
     """MLP on the trunk's last hidden states (section 3 of the paper): (..., hidden) -> (...), in float32.
 
-    The last layer starts at zero, so that all values are 0 before the first update and send no noise into the trunk.
+    The last layer starts at zero: all values are 0 before the first update, and no noise reaches the trunk.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -58,38 +58,39 @@ class ValueHead(nn.Module):
 
 @dataclass(frozen=True)
 class ForwardPath:
-    """A way to compute a model, exact where `extensions.model.proof` has shown it."""
+    """A way to compute a model; `extensions.model.proof` shows whether it is exact."""
 
     kind: Literal["packed", "masked", "plain"]
     attention: str  # transformers' attn_implementation
-    # Of "plain", how it decodes: one cache for all rows, padded on the left; one for the rows of each length; without
-    # a cache, by a forward over the whole rows for each token.
+    # How "plain" decodes: one left-padded cache for all rows; one cache per length; or no cache and a forward over
+    # whole rows per token.
     cache: Literal["padded", "by length", "none"] = "padded"
 
     def __str__(self) -> str:
         if self.kind == "packed":
-            return "packed (shared prefixes, only what attends is computed)"
+            return "packed (shared prefixes, no masked pair is computed)"
         if self.kind == "masked":
             return f"masked (shared prefixes, a dense mask for {self.attention} attention)"
-        decoding = {"padded": "a padded cache", "by length": "a cache per length", "none": "no cache, so slowly"}
-        return f"plain (the model's own {self.attention} forward, nothing shared; decoding with {decoding[self.cache]})"
+        decoding = {"padded": "a padded cache", "by length": "a cache per length", "none": "no cache, slow"}
+        own = f"the model's own {self.attention} forward"
+        return f"plain ({own}, no shared prefixes; decoding with {decoding[self.cache]})"
 
 
 class Policy(nn.Module):
     """The base model with its adapters and value head.
 
-    Every forward happens inside `with policy.role(...)`. The role must span the backward pass too: gradient
-    checkpointing computes the forward again there, under whichever adapters are then on.
+    Every forward runs inside `with policy.role(...)`. The role must span the backward pass too: gradient checkpointing
+    recomputes the forward there, with the adapters that are on at that time.
 
     Args:
-        lm: causal LM with LoRA adapter "default", "critic" if the critic has its own, and "reference" if that is not
-            the base.
-        temperature: logits are divided by it, in sampling and in every logprob.
-        value_head: whether there is a critic; SFT and evaluation need none.
+        lm: causal LM with LoRA adapter "default", "critic" if the critic has an adapter, and "reference" if the
+            reference is not the base.
+        temperature: divides the logits, in sampling and in every logprob.
+        value_head: whether there is a critic; SFT and evaluation have none.
         anatomy: of the base.
     """
 
-    path: ForwardPath  # chosen by `extensions.model.proof`, which leaves what it found in `proof`
+    path: ForwardPath  # chosen by `extensions.model.proof`, with the evidence in `proof`
     proof: Proof
 
     def __init__(self, lm: PeftModel, temperature: float, value_head: bool, anatomy: Anatomy) -> None:
@@ -112,7 +113,7 @@ class Policy(nn.Module):
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of everything that is trained: LoRA matrices, and the value head if there is one."""
+        """Trained parameters by name: LoRA matrices, and the value head if there is one."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def parameter_groups(self, value_lr: float | None = None) -> list[dict[str, Any]]:
@@ -129,10 +130,9 @@ class Policy(nn.Module):
         return groups
 
     def train(self, mode: bool = True) -> Policy:
-        """Training mode is for the adapters' dropout and for gradient checkpointing alone: the base is frozen.
+        """Training mode only for the adapters' dropout and gradient checkpointing; the frozen base stays in eval mode.
 
-        Its own noise in training (dropout, a router that draws) would make the policy that is updated another one than
-        that which sampled.
+        Noise of the base (dropout, a sampling router) would make the updated policy differ from the one that sampled.
         """
         super().train(mode)
         self.causal_lm.eval()
@@ -140,7 +140,7 @@ class Policy(nn.Module):
             if isinstance(module, BaseTunerLayer):
                 module.lora_dropout.train()
             elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                module.training = True  # of this module itself: it is what transformers (5.15) looks at
+                module.training = True  # transformers (5.15) checks the flag of this module only
         return self
 
     @property
@@ -152,8 +152,8 @@ class Policy(nn.Module):
     def role(self, role: Role) -> Iterator[None]:
         """Switch the adapters on or off. Does not nest.
 
-        peft's own `set_adapter` and `disable_adapter` also switch requires_grad, behind the back of an optimizer or
-        of ZeRO, and fail silently when used between a forward and its backward; only the flags are set here.
+        peft's `set_adapter` and `disable_adapter` also switch requires_grad, unknown to the optimizer and to ZeRO, and
+        fail silently between a forward and its backward; only the flags are set here.
         """
         assert self._role is None, f"role {role!r} inside role {self._role!r}: a role must span its whole computation"
         adapter: str | None = ADAPTER_OF[role]
@@ -179,29 +179,29 @@ class Policy(nn.Module):
         return self.causal_lm.get_submodule(self.anatomy.trunk)
 
     def trunk(self, **inputs: Any) -> Any:
-        """The output of the decoder without its head: states (B, T, hidden), and the cache if asked for."""
+        """Output of the decoder without its head: states (B, T, hidden), and the cache on request."""
         assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
         return self.decoder(**inputs)
 
     def last_states(self, **inputs: Any) -> tuple[Tensor, Any]:
-        """Hidden states (B, hidden) of the last tokens in a forward of the whole model, and its output."""
+        """Hidden states (B, hidden) of the last tokens in a forward of the whole model, and the model's output."""
         assert self._role is not None, "a forward needs a role: with policy.role('actor'): ..."
         with captured(self.decoder) as found:
             out = self.causal_lm(**inputs, return_dict=True)
         return found[0][:, -1], out
 
     def use(self, path: ForwardPath) -> None:
-        """Compute the model in this way from now on."""
+        """Switch to this path."""
         lm = self.causal_lm
         if lm.config._attn_implementation != path.attention and lm._can_set_attn_implementation():
             lm.set_attn_implementation(path.attention)
         self.path = path
 
     def packed_states(self, pack: Pack, attend: PackAttention | None = None) -> Tensor:
-        """Hidden states (L, hidden) of a pack's tokens: the forward that everything uses.
+        """Hidden states (L, hidden) of a pack's tokens: the forward behind every other.
 
         Args:
-            attend: of packed attention only; None: one without a cache.
+            attend: packed attention to use; None: one without a cache.
         """
         most = self.anatomy.most_tokens
         if most is not None and pack.input_ids.shape[1] >= most and attend is None:
@@ -213,7 +213,7 @@ class Policy(nn.Module):
         return self._row_states(pack)
 
     def token_states(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (L, hidden) of tokens (1, L) that attend as `attend` says."""
+        """Hidden states (L, hidden) of tokens (1, L) under the attention pattern `attend`."""
         with masks_as_functions():
             out = self.trunk(
                 input_ids=input_ids,
@@ -225,7 +225,7 @@ class Policy(nn.Module):
         return states_of(out)[0]
 
     def packed_states_and_cache(self, pack: Pack) -> tuple[Tensor, DynamicCache]:
-        """The same by a dense mask, with the keys and values (1, ..., L)."""
+        """Hidden states by a dense mask, with keys and values (1, ..., L)."""
         return self._masked_states(pack, use_cache=True, past_key_values=DynamicCache())
 
     def _masked_states(self, pack: Pack, **cache: Any) -> tuple[Tensor, DynamicCache]:
@@ -239,7 +239,7 @@ class Policy(nn.Module):
         return states_of(out)[0], getattr(out, "past_key_values", None)
 
     def _row_states(self, pack: Pack) -> Tensor:
-        """The same by each sample's whole row, padded on the right, which a causal model does not see."""
+        """Hidden states by one whole row per sample, padded on the right, where causal attention ignores padding."""
         places = pack.places
         width = max(map(len, places))
         rows = torch.zeros(len(places), width, dtype=torch.long, device=self.device)
@@ -253,11 +253,11 @@ class Policy(nn.Module):
         return states_of(out).flatten(0, 1)[origin]
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> Decoder:
-        """Read prompts, to write after them.
+        """Prefill prompts for decoding.
 
         Args:
-            max_rows: rows of one forward.
-            new_tokens: most tokens that will be written.
+            max_rows: rows per forward.
+            new_tokens: most tokens to decode per row.
         """
         most, longest = self.anatomy.most_tokens, max(map(len, prompts)) + new_tokens
         if self.path.cache == "none" or (most is not None and longest >= most):
@@ -270,7 +270,7 @@ class Policy(nn.Module):
         return kind(self, prompts, max_rows, new_tokens)
 
     def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
-        """Logits over the temperature, float32: (..., hidden) -> (..., V). Ask for the places you need, no more."""
+        """Logits over the temperature, float32: (..., hidden) -> (..., V). Large: pass only the places needed."""
         transform = self.anatomy.transform
         if transform is None:
             logits = own_logits(self.causal_lm, self.decoder, states).float()
@@ -287,12 +287,12 @@ class Policy(nn.Module):
         values: bool = True,
         temperature: float | None = None,
     ) -> dict[str, Tensor]:
-        """What is asked for of the pack's N targets: `logprobs`, `entropy`, `values`, each (N,) float32.
+        """Requested results for the pack's N targets: `logprobs`, `entropy`, `values`, each (N,) float32.
 
-        A value is that of the state before its token, V(s_t); a policy without a value head has none.
+        A value is V(s_t) of the state before its token; without a value head there are none.
 
         Args:
-            entropy: comes with the logprobs.
+            entropy: computed with the logprobs.
             temperature: of the logits; None: that of sampling.
         """
         states = self.packed_states(pack)[pack.predicting]
@@ -311,7 +311,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies, each (N,)."""
         head = self.causal_lm.get_output_embeddings()
-        # Under ZeRO 3 a module's weights are there only while it is called; so are those in float32 of the proof.
+        # Under ZeRO 3, and in float32 within the proof, weights exist only while their module is called.
         as_module = hasattr(head.weight, "ds_id") or any(p.dtype != states.dtype for p in head.parameters())
         if self.anatomy.transform is None or type(head) is not nn.Linear or as_module:
             logits = self.logits(states, temperature)
@@ -331,12 +331,12 @@ class Policy(nn.Module):
         """Write the actor's adapter in PEFT's format, safetensors; plain peft and transformers load it.
 
         Args:
-            state: all trained parameters, whole (`strategy.trainable_state`).
+            state: all trained parameters, unsharded (`strategy.trainable_state`).
         """
         self._save(folder, state, "default")
 
     def save_critic(self, folder: Path, state: dict[str, Tensor]) -> None:
-        """Write the value head, and the critic's adapter if it has one; nothing where there is no critic."""
+        """Write the value head, and the critic's adapter if it has one; nothing without a critic."""
         if self.value_head is None:
             return
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A model in low precision, computed in float32: no rounding hides a difference."""
+"""A model in low precision, computed in float32, so that rounding hides no difference."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def computing_in_float32(lm: nn.Module) -> Iterator[None]:
-    """Each block's weights are in float32 while it is called: no rounding but that of the weights, in little memory.
+    """Each block's weights are in float32 while it is called: only stored weights are rounded, and memory stays low.
 
-    Quantized weights stay what they are. The model's first weight stays in float32 throughout, for its dtype is what
-    transformers takes for the model's, in masks and caches.
+    Quantized weights stay as they are. The model's first weight is in float32 throughout: transformers takes its dtype
+    for the model's, in masks and caches.
     """
     stored: dict[nn.Parameter, torch.dtype] = {}
     first = next(weight for weight in lm.parameters() if weight.is_floating_point())
@@ -45,12 +45,12 @@ def computing_in_float32(lm: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        for weight, dtype in (*stored.items(), (first, dtype_of_first)):  # stored: of a block that has raised
+        for weight, dtype in (*stored.items(), (first, dtype_of_first)):  # stored: left by a block that raised
             weight.data = weight.data.to(dtype)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The model's blocks, and what is beside them: embeddings, norms, head."""
+    """The model's blocks, and the modules beside them: embeddings, norms, head."""
     if not any(isinstance(inner, nn.ModuleList) for inner in module.modules()):
         yield module
         return

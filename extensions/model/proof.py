@@ -1,8 +1,8 @@
-"""The proof at load: what this project computes is compared with the model's own plain forward.
+"""The proof at load: every path of this project is compared with the model's own plain forward.
 
 Paths, from fast to general: packed rows with this project's attention; packed rows with a dense mask for the model's
-attention; plain rows through the model's own forward and cache. The first that agrees with the model on some rows, in
-the forward and in decoding, is used. None: the model is refused.
+attention; plain rows through the model's own forward and cache. The first path that agrees with the model on some rows,
+in the forward and in decoding, is used. If none does, the model is refused.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from extensions.prefix.logprobs import token_logprobs
 from extensions.prefix.tree import Sample, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
 
-CHUNK = 256  # tokens whose logits are there at once
+CHUNK = 256  # tokens per chunk of logits
 WRITTEN = 2  # tokens of each row that are decoded one by one
-TAIL = 16  # last tokens of a row, where a sliding window shows: their mean must hold too
-# Difference that is rounding. A path is judged in float32, whatever the run's dtype: by the largest difference of a
-# logprob, relative to 1 + its size. Where each module rounds its output otherwise, by one bit (`ROUNDED`), the model's
-# own forward differs from itself by nearly as much as an exact path does (a wrong path by 200 times and more), so
-# `NOISE` times that is allowed, and never more than `NEVER_MORE`. In lower precision two orders of the same sums differ
-# by 0.05 nats on average and by 0.25 at most (SmolLM2), which would hide a wrong path; `MEAN` is a sanity check there,
-# and all that there is for quantized weights.
+TAIL = 16  # last tokens of a row, where a sliding window shows: their mean is checked too
+# Tolerance for rounding. A path is judged in float32, whatever the run's dtype, by the largest difference of a logprob
+# relative to 1 + its magnitude. If each module's output is perturbed by one bit (`ROUNDED`), the model's own forward
+# changes by nearly as much as an exact path differs from it; a wrong path differs 200 times as much or more. `NOISE`
+# times that change is allowed, at most `NEVER_MORE`. In lower precision two orders of the same sums differ by 0.05 nats
+# on average and by 0.25 at most (SmolLM2), which would hide a wrong path: there `MEAN` is a sanity check, and the only
+# check for quantized weights.
 ROUNDED, NOISE, NEVER_MORE, MEAN = 2.0**-23, 20.0, 1e-3, 0.15
 WINDOWS = (
     "sliding_window",
@@ -49,17 +49,17 @@ WINDOWS = (
 
 @dataclass(frozen=True)
 class Difference:
-    """Of logprobs to those of the model's own forward, in nats."""
+    """Between logprobs and those of the model's own forward, in nats."""
 
     mean: float
     largest: float
-    relative: float  # the largest, each relative to 1 + the size of its logprob
+    relative: float  # the largest relative to 1 + the magnitude of its logprob
     tokens: int
 
 
 @dataclass
 class Proof:
-    """What was found; `model.json` of the run folder."""
+    """The chosen path and its evidence; written to model.json of the run folder."""
 
     model: str  # its class
     dtype: str
@@ -79,15 +79,15 @@ class Proof:
 
 
 def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_forwards: bool) -> Proof:
-    """Have the policy use the fastest path that is exact.
+    """Switch the policy to the fastest exact path.
 
     Args:
         attention: recipe key model.attn_implementation.
-        rows: what is computed, of different lengths, with something to share.
-        same_forwards: whether all ranks must do as many forwards as each other (ZeRO 3).
+        rows: rows to compare on, of different lengths, with a common prefix.
+        same_forwards: whether all ranks must do equally many forwards (ZeRO 3).
 
     Raises:
-        UserError: there is none.
+        UserError: no path is exact.
     """
     lm = policy.causal_lm
     policy.eval()
@@ -110,7 +110,7 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
                 continue
             except (torch.OutOfMemoryError, MemoryError):
                 raise
-            except Exception as error:  # whatever a model's code raises for inputs that it does not know
+            except Exception as error:  # a model's code may raise anything
                 why = f"{type(error).__name__}: {error}"
                 rejected.append(f"{path}: {' '.join(why.split())[:160]}")
                 continue
@@ -127,13 +127,13 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
             worst = max(one.largest for one in judged.values())
             rejected.append(f"{path}: {' and '.join(failed)} off by up to {worst:.2g} nats")
     raise UserError(
-        f"model.path: {type(lm).__name__} cannot be computed here as its own forward does ({'; '.join(rejected)})."
-        " Use another model, or report this with the family's name"
+        f"model.path: {type(lm).__name__} has no exact path here: each differs from its own forward "
+        f"({'; '.join(rejected)}). Use another model, or report this with the model's family"
     )
 
 
 def check_gradient(policy: Policy, sample: Sample) -> None:
-    """Raises UserError where what the policy computes does not depend on its adapter, for autograd."""
+    """Raises UserError where no gradient reaches the adapter."""
     with policy.role("actor"), torch.enable_grad():
         if not policy(pack([sample], policy.device), values=False)["logprobs"].requires_grad:
             raise UserError(
@@ -143,14 +143,14 @@ def check_gradient(policy: Policy, sample: Sample) -> None:
 
 
 def _paths(policy: Policy, attention: str, same_forwards: bool, rejected: list[str]) -> Iterator[ForwardPath]:
-    """Those to try, from the fastest; what the recipe asks for and cannot be is noted in `rejected`."""
+    """The paths to try, fastest first; a requested attention that cannot be exact is noted in `rejected`."""
     lm = policy.causal_lm
     loaded = lm.config._attn_implementation
-    # transformers' sdpa (5.15) leaves out what it does not know, such as capped scores.
+    # transformers' sdpa (5.15) ignores capped scores.
     capped = getattr(lm.config.get_text_config(), "attn_logit_softcapping", None)
     if attention == "sdpa" and capped:
         rejected.append(
-            f"model.attn_implementation: sdpa leaves out attn_logit_softcapping {capped:g}; set it to auto or eager"
+            f"model.attn_implementation: sdpa ignores attn_logit_softcapping {capped:g}; set it to auto or eager"
         )
         return
     if attention != "auto" or not lm._can_set_attn_implementation():
@@ -178,7 +178,7 @@ def _own_rows(policy: Policy, rows: Sequence[Sample]) -> list[Tensor]:
 
 
 def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
-    """(T - 1,) log-probabilities of each token of a row but its first, by the model's own forward."""
+    """(T - 1,) logprob of each token of a row but the first, by the model's own forward."""
     lm, ids = policy.causal_lm, torch.tensor([row], device=policy.device)
     one = {"logits_to_keep": 1} if lm._supports_logits_to_keep() else {}
     found = []
@@ -192,10 +192,10 @@ def _own_logprobs(policy: Policy, row: Sequence[int]) -> Tensor:
 
 
 def _noise(policy: Policy, sample: Sample, expected: Tensor) -> float:
-    """Largest relative difference of the model's logprobs of a row to its own, where modules round otherwise, and where
-    the row has lost its last token."""
+    """Largest relative change of the model's own logprobs of a row, with perturbed roundings and without the row's last
+    token."""
     row = [*sample.prompt, *sample.response]
-    with _rounded_otherwise(policy.causal_lm):
+    with _perturbed(policy.causal_lm):
         found = [_own_logprobs(policy, row)[:-1]]
     found.append(_own_logprobs(policy, row[:-1]))
     own = expected[:-1].double()
@@ -203,17 +203,17 @@ def _noise(policy: Policy, sample: Sample, expected: Tensor) -> float:
 
 
 @contextmanager
-def _rounded_otherwise(lm: nn.Module) -> Iterator[None]:
+def _perturbed(lm: nn.Module) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
 
-    def round_otherwise(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def perturb(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         signs = torch.randint(2, output.shape, generator=generator).to(output.device) * 2 - 1
         return output * (1 + ROUNDED * signs)
 
     leaves = [module for module in lm.modules() if next(module.children(), None) is None]
-    hooks = [module.register_forward_hook(round_otherwise) for module in leaves]
+    hooks = [module.register_forward_hook(perturb) for module in leaves]
     try:
         yield
     finally:
@@ -222,7 +222,7 @@ def _rounded_otherwise(lm: nn.Module) -> Iterator[None]:
 
 
 def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
-    """Of every token of every row, by the pack of all."""
+    """Difference over every token of every row, computed as one pack."""
     packed = with_sequence_targets(pack(rows, policy.device, min_saved=1), rows)
     found = policy(packed, values=False)["logprobs"]
     by_target = {
@@ -240,7 +240,7 @@ def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor])
 
 
 def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
-    """Of the last tokens of every row, decoded; two rows are of one length, which some caches take for a batch."""
+    """Difference over the last tokens of every row, decoded. Two rows have one length, a batch for some caches."""
     whole = [[*sample.prompt, *sample.response] for sample in rows]
     length = len(whole[0])
     whole, expected = [*whole, whole[-1][:length]], [*expected, expected[-1][: length - 1]]
@@ -266,17 +266,17 @@ def _difference(found: Tensor, own: Tensor, tail: Tensor) -> Difference:
 
 
 def windows_of(config: Any) -> list[int]:
-    """Numbers of tokens beyond which a model's attention leaves some out."""
+    """Sizes of the windows and chunks of a model's attention, in tokens."""
     text = config.get_text_config()
     found = {getattr(text, name, None) for name in WINDOWS}
     return sorted(size for size in found if isinstance(size, int) and size > 0)
 
 
 def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any, new_tokens: int) -> list[Sample]:
-    """Short rows of a run; and for each window that a prompt and its response can reach beyond, one that does.
+    """Short rows of a run, and per window that a prompt with its response can exceed one row that does.
 
     Raises:
-        UserError: the tokenizer has tokens that the model does not know.
+        UserError: the tokenizer has tokens beyond the model's vocabulary.
     """
     encoded = []
     longest = max(examples, key=lambda example: sum(map(len, example.fields.values())))
@@ -284,31 +284,31 @@ def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any,
         ids, text = encoder.encode(example.task, example.fields)
         answer = example.task.answer(example.label) if example.label is not None else "-"
         encoded.append(Sample(ids, encoder.answer_ids(ids, text, answer)))
-    encoder.dropped.clear()  # of these rows; what a run loses is counted as it is used
+    encoder.dropped.clear()  # from these rows; the run counts its own
     _check_vocabulary(encoded, encoder, config)
     encoded.sort(key=lambda sample: len(sample.prompt))
     beyond: list[Sample] = []
     for window in windows_of(config):
         found = next((sample for sample in encoded if len(sample.prompt) + new_tokens > window), None)
         if found is not None and all(len(sample.prompt) + len(sample.response) <= window for sample in beyond):
-            repeats = -(-new_tokens // len(found.response))  # as long as a response may be
+            repeats = -(-new_tokens // len(found.response))  # up to the longest response
             beyond.append(Sample(found.prompt, [*found.response] * repeats))
     return encoded[:2] + (beyond or encoded[2:3])
 
 
 def _check_vocabulary(rows: Sequence[Sample], encoder: PromptEncoder, config: Any) -> None:
-    """Tokens added to a tokenizer may lie beyond a model's vocabulary as long as no row has them."""
+    """Added tokens may lie beyond the model's vocabulary as long as no row contains them."""
     known = getattr(config.get_text_config(), "vocab_size", None)
     largest = max(token for sample in rows for token in (*sample.prompt, *sample.response))
     if known is not None and max(encoder.tokenizer.vocab_size - 1, largest) >= known:
         raise UserError(
             f"model.path: its tokenizer has {len(encoder.tokenizer)} tokens, but config.json says vocab_size {known}, "
-            "so it is another model's; put the model's own tokenizer files in its folder"
+            "so it belongs to another model; put the model's own tokenizer files into its folder"
         )
 
 
 def synthetic_rows(lm: Any) -> list[Sample]:
-    """Three rows that share a prefix, of a model's token ids."""
+    """Three rows of token ids with a common prefix."""
     vocabulary = lm.get_input_embeddings().num_embeddings
     vocabulary = min(vocabulary, getattr(lm.get_output_embeddings(), "out_features", vocabulary))
     generator = torch.Generator().manual_seed(0)

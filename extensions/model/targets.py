@@ -1,4 +1,4 @@
-"""Which modules get LoRA: `lora.target_modules` resolved against the modules of a model."""
+"""`lora.target_modules`, resolved against the modules of a model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from transformers.pytorch_utils import Conv1D
 
 from extensions.common.errors import UserError
 
-# How families name the projections of a token mixer, whole names. MLA has q_b_proj and kv_b_proj, JetMoE kv_proj, RWKV
-# receptance for the query, Zaya two halves of the value; a fused one makes query, key and value at once.
+# Names of a token mixer's projections in all families. MLA has q_b_proj and kv_b_proj, JetMoE kv_proj, RWKV receptance
+# for the query, Zaya two halves of the value; a fused projection computes query, key and value at once.
 QUERY = re.compile(r"(w|project_)?_?(q|query)(_b|_gate)?(_proj|_lin)?|receptance", re.IGNORECASE)
 VALUE = re.compile(r"(w|project_)?_?(v|value|kv)(_b)?(_proj|_lin)?(_current|_delayed)?", re.IGNORECASE)
 FUSED = re.compile(r"(w|in_proj_)?_?(qkvz?|query_key_value)(_proj|_lin)?|c_attn|att_proj|w_pack", re.IGNORECASE)
 STATE_SPACE = re.compile(r"in_proj")  # Mamba: the mixer's input, gate and state projections in one
 MIXER = re.compile(r"att|mixer|mamba|lstm|temporal|rwkv|conv", re.IGNORECASE)
-# Modules whose projections are no token mixer of the decoder, by any part of the path to them: the MLP, experts,
-# routers, sparse attention's own scoring, attention to another sequence, and the towers of other modalities. BLT's
-# patcher cuts the text and is not trained.
+# Path components outside the decoder's token mixers: MLP, experts, routers, the scoring of sparse attention,
+# cross-attention, and towers of other modalities. BLT's patcher segments the text and is not trained.
 OUTSIDE = re.compile(
     r".*mlp.*|.*ffn.*|ff|feed_?forward.*|.*experts?|.*router.*|indexer|compressor|cross_?att.*|encoder_attn|"
     r".*(vision|visual|image|img|audio|speech).*|patcher|.*embed.*",
@@ -41,13 +40,12 @@ OUTSIDE = re.compile(
 def target_modules(
     model: PreTrainedModel, wanted: Literal["auto", "all-linear"] | Iterable[str]
 ) -> tuple[list[str] | str, list[str]]:
-    """What peft is to be given as `target_modules`, and the full names of the modules that this stands for.
+    """peft's `target_modules`, and the full names of the modules that it matches.
 
-    Names as short as they can be to stand for these modules alone; a regular expression where only names with layer
-    numbers would do.
+    The shortest names that match these modules only; a regular expression where names would need layer numbers.
 
     Raises:
-        UserError: the model has no such layers, peft cannot wrap them, or their weights are tied to the embedding.
+        UserError: the model has no such modules, peft cannot wrap them, or their weights are tied to the embedding.
     """
     if wanted == "auto":
         names = _query_and_value(model)
@@ -61,12 +59,12 @@ def target_modules(
 
 
 def matching(model: nn.Module, config: LoraConfig) -> list[str]:
-    """Full names of the modules that peft's configuration of an adapter stands for."""
+    """Full names of the modules that an adapter's config matches."""
     return sorted(name for name, _ in model.named_modules() if name and check_target_module_exists(config, name))
 
 
 def tied_to_embedding(model: PreTrainedModel, names: Iterable[str]) -> str | None:
-    """The first of the modules that shares its weight as head and input embedding of a tied model."""
+    """The first of the modules whose weight is tied between head and input embedding."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or embedding is None or getattr(head, "weight", None) is not embedding.weight:
         return None
@@ -74,16 +72,15 @@ def tied_to_embedding(model: PreTrainedModel, names: Iterable[str]) -> str | Non
 
 
 def wrappable(model: PreTrainedModel) -> list[str]:
-    """Full names of the layers that LoRA can go on; the head is none of them."""
+    """Full names of the modules that can have LoRA, without the head."""
     head = model.get_output_embeddings()
     return [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
 
 
 def _query_and_value(model: PreTrainedModel) -> list[str]:
-    """The paper's choice in any family: query and value of each token mixer, or the projection that they are fused in.
+    """The paper's choice in any family: query and value of each token mixer, or the fused projection.
 
-    A model without any (Mamba) gets the input projections of its mixers; one whose names are not known here what peft
-    lists for its type.
+    Models without them (Mamba) get the input projections of their mixers; unknown names get peft's list for the type.
     """
     inside = [name for name in wrappable(model) if not any(map(OUTSIDE.fullmatch, name.split(".")[:-1]))]
     for patterns in ((QUERY, VALUE, FUSED), (STATE_SPACE,)):
@@ -97,38 +94,38 @@ def _query_and_value(model: PreTrainedModel) -> list[str]:
     if not found:
         raise UserError(
             f"lora.target_modules: auto finds no query and value projections in {type(model).__name__}; name the "
-            f"layers that get LoRA, lora.target_modules=[NAME, ...], or take all-linear. {_layers(model)}"
+            f"modules, lora.target_modules=[NAME, ...], or use all-linear. {_layers(model)}"
         )
     return found
 
 
 def _own_name(name: str) -> str:
-    """The last part of a path that says something: Moshi's projections are q_proj.linear."""
+    """The last meaningful component of a path: Moshi's projections are q_proj.linear."""
     parts = name.split(".")
     return parts[-2] if parts[-1] == "linear" and len(parts) > 1 else parts[-1]
 
 
 def _all_linear(model: PreTrainedModel) -> list[str]:
-    """As peft means it: every linear layer but the head, less those that peft does not allow in a Mamba."""
+    """As peft defines it: every linear layer but the head, without those that peft refuses in Mamba."""
     config = LoraConfig(target_modules="all-linear")
     names = sorted(_maybe_include_all_linear_layers(config, model).target_modules)
     return [name for name in names if _refusal(model, name) is None]
 
 
 def _refusal(model: PreTrainedModel, name: str) -> str | None:
-    """Why peft cannot put LoRA on a module; None where it can."""
+    """Why a module cannot have LoRA; None if it can."""
     module = model.get_submodule(name)
     if not isinstance(module, (nn.Linear, Conv1D)):
-        return f"is {type(module).__name__}, and LoRA goes on linear layers here"
+        return f"is {type(module).__name__}; LoRA needs a linear layer here"
     try:
         _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
     except ValueError:
-        return "is read by Mamba's kernels past LoRA"
+        return "is read by Mamba's kernels without its LoRA"
     return None
 
 
 def _named(model: PreTrainedModel, target: str) -> list[str]:
-    """The modules that a name of the recipe stands for: all that end with it, as in peft."""
+    """The modules that a name in the recipe matches: all that end with it, as in peft."""
     names = matching(model, LoraConfig(target_modules=[target]))
     if not names:
         known = {name.rpartition(".")[2] for name in wrappable(model)}
@@ -138,8 +135,8 @@ def _named(model: PreTrainedModel, target: str) -> list[str]:
     tied = tied_to_embedding(model, names)
     if tied is not None:
         raise UserError(
-            f"lora.target_modules: {target!r} shares its weight: embedding and head are one in this model "
-            "(tie_word_embeddings), so no merged model could have the one with LoRA and the other without; leave it out"
+            f"lora.target_modules: {target!r} is tied to the embedding in this model (tie_word_embeddings): a "
+            "merged model cannot have one with LoRA and the other without; remove it"
         )
     for name in names:
         reason = _refusal(model, name)
@@ -149,7 +146,7 @@ def _named(model: PreTrainedModel, target: str) -> list[str]:
 
 
 def _layers(model: PreTrainedModel) -> str:
-    """The layers to choose from, by their names, those of attention first."""
+    """The names to choose from, attention first."""
     attention: set[str] = set()
     others: set[str] = set()
     for name in wrappable(model):
@@ -162,14 +159,14 @@ def _layers(model: PreTrainedModel) -> str:
 
 
 def short_names(model: PreTrainedModel, names: list[str]) -> list[str]:
-    """The names that stand for these modules alone, as short as they can be."""
+    """The shortest names that match these modules only."""
     chosen = set(names)
     others = [name for name, _ in model.named_modules() if name and name not in chosen]
     return sorted(_find_minimal_target_modules(chosen, others))
 
 
 def _short(model: PreTrainedModel, names: list[str]) -> list[str] | str:
-    """The same, or a regular expression where these names would hold the numbers of layers."""
+    """The same, or a regular expression where these names would need layer numbers."""
     short = short_names(model, names)
     if not any(part.isdigit() for target in short for part in target.split(".")):
         return short

@@ -20,7 +20,7 @@ from extensions.reporting.scores import cell_text, interval_text, metric_text, p
 from extensions.tasks import Task
 
 METHODS = {"ppo": "PPO with a rule-based reward", "sft": "supervised fine-tuning on prompts and gold answers"}
-# The hub's names of metrics, where they differ from ours.
+# Hub names of the metrics that have another name there.
 HUB_METRICS = {
     "matthews": "matthews_correlation",
     "pearson": "pearsonr",
@@ -30,7 +30,7 @@ HUB_METRICS = {
     "subset_accuracy": "accuracy",
 } | dict.fromkeys(("f1_macro", "f1_micro", "f1a", "squad_f1"), "f1")
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
-FIRST_MARK = 0xE000  # private use area: no prompt contains these characters, which stand for fields
+FIRST_MARK = 0xE000  # private use area: characters that no prompt contains, as placeholders for the fields
 
 
 def model_card(
@@ -68,7 +68,7 @@ def model_card(
     text = _template().render(
         card_data=data.to_yaml(),
         name=recipe.name,
-        what="A LoRA adapter" if adapters == 1 else f"{adapters} LoRA adapters, one a task,",
+        what="A LoRA adapter" if adapters == 1 else f"{adapters} LoRA adapters, one per task,",
         base=base,
         package=package,
         method=METHODS[recipe.method],
@@ -83,7 +83,7 @@ def model_card(
         objective=f"the reward named in the recipe (`{recipe.reward}`)" if ppo else "gold answers",
         prompt=_prompt_parts(recipe, encoder, first, answers),
         task=first.display_name,
-        room=f" It has room for {encoder.max_tokens} tokens: cut longer texts." if encoder else "",
+        limit=f" It may have at most {encoder.max_tokens} tokens: truncate longer texts." if encoder else "",
         close=CLOSE,
         special=", add_special_tokens=False" if recipe.prompt.chat_template else "",
         scale="" if temperature == 1 else f" / {temperature}",

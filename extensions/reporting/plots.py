@@ -1,4 +1,4 @@
-"""The pictures: the paper's figure 2, of one run and of several, and scores against what they cost."""
+"""Plots: the paper's figure 2 for one run and for several, SFT losses, scores against samples and time."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Curve:
     samples: Sequence[float]
     minutes: Sequence[float]
     scores: Sequence[float]  # 0 to 1
-    on_training: bool  # measured on the training samples, for want of validations
+    on_training: bool  # accuracy on the training samples, since the run has no validations
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Runs that were trained on the same tasks, and what others reach there without such a training."""
+    """Runs that were trained on the same tasks, with the scores of other rows on these tasks for comparison."""
 
     title: str
     curves: Sequence[Curve]
-    levels: Mapping[str, float]  # label -> score
+    levels: Mapping[str, float]  # label -> score, 0 to 1
 
 
 def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Figure 2 of the paper: iterations against reward, per task and mean, a running mean over the raw values."""
+    """Figure 2 of the paper: reward per iteration, mean and per task, smoothed, with the raw mean behind."""
     steps = [record["step"] for record in metrics]
     figure, axes = _figure(8, 4.5)
     tasks = sorted({task for record in metrics for task in record["reward_by_task"]})
@@ -49,18 +49,18 @@ def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> N
 
 
 def loss_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Steps of SFT against the next-token loss, over all targets and over the answers' tokens alone."""
+    """Next-token loss per SFT step, over all target tokens and over the answer tokens alone."""
     steps = [record["step"] for record in metrics]
     figure, axes = _figure(8, 4.5)
     for name, label in (("loss", "all targets"), ("answer_loss", "answers")):
         _smooth_over_raw(axes, (steps, [record[name] for record in metrics]), label)
-    axes.set(xlabel="SFT step", ylabel="loss (nats a token)", title=title)
+    axes.set(xlabel="SFT step", ylabel="loss (nats per token)", title=title)
     axes.legend(fontsize="small")
     _save(figure, path)
 
 
 def reward_curves(runs: Mapping[str, Points], path: Path) -> None:
-    """Figure 2 of several runs.
+    """Figure 2 of the paper for several runs.
 
     Args:
         runs: label -> iterations, mean rewards.
@@ -74,7 +74,7 @@ def reward_curves(runs: Mapping[str, Points], path: Path) -> None:
 
 
 def accuracy_curves(panels: Sequence[Panel], path: Path) -> None:
-    """Scores against training samples and against training minutes: a row of two for each panel."""
+    """Scores against training samples and against training minutes: one row of two plots per panel."""
     figure, rows = _figure(12, 0.6 + 3.4 * len(panels), len(panels), 2, sharey="row", squeeze=False)
     labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
     labels |= dict.fromkeys(label for panel in panels for label in panel.levels)
@@ -119,11 +119,11 @@ def _smooth_over_raw(axes: Any, points: Points, label: str, color: Any = None) -
 
 
 def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple[Any, Any]:
-    """A figure in inches and its axes, with a light grid."""
+    """A figure (size in inches) and its axes, with a light grid."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar
+    matplotlib.rcParams["text.parse_math"] = False  # names may contain $
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(*grid, figsize=(width, height), layout="constrained", **options)
@@ -133,7 +133,7 @@ def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple[An
 
 
 def _colors(count: int) -> list[Any]:
-    """Distinct ones: ten strong, then ten pale; for more runs as many as needed from blue to red."""
+    """Distinct colours: ten strong, then ten pale; for more than 20, a gradient."""
     import matplotlib
 
     if count > 20:

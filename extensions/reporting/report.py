@@ -90,26 +90,28 @@ def _report_text(rows: Sequence[Row], tables: Sequence[ResultTable], best: Row |
     parts = [TITLE]
     for table in tables:
         files = ", ".join(f"[{ending}]({table.name}.{ending})" for ending in FORMS)
-        parts += [f"## {table.title}", markdown(table), *table.notes, f"The same as files: {files}."]
-    supporting = [
-        (["## Our rows with intervals"], interval_table(rows),
-         ["In percent (mae, rmse and r2 as they are), with 95% bootstrap intervals."]),
-        (["## Bias"], bias_table(rows), ["In percent: shares of the answers, in brackets those of the gold labels."]),
-        (["## Costs"], cost_table(rows), []),
-        (["Training time of PPO over that of SFT:"], time_ratio_table(rows),
-         ["The paper gives one figure, of trainings to convergence. SFT + PPO counts PPO alone."]),
-    ]  # fmt: skip
-    for heading, text, note in supporting:
-        parts += [*heading, text, *note] if text is not None else []
+        parts += [f"## {table.title}", markdown(table), *table.notes, f"As files: {files}."]
+    intervals = "In percent (mae, rmse and r2 as they are), with 95% bootstrap intervals."
+    ratios = "The paper gives one ratio, for training to convergence. SFT + PPO counts the PPO phase alone."
+    parts += [
+        *_section(interval_table(rows), "## Our rows with intervals", intervals),
+        *_section(bias_table(rows), "## Bias", "In percent: shares of the answers (of the gold labels)."),
+        *_section(cost_table(rows), "## Costs"),
+        *_section(time_ratio_table(rows), "Training time of PPO over that of SFT:", ratios),
+    ]
     for plot, title in PLOTS.items():
-        parts += [f"## {title}", f"![{title}]({plot})"] if (out / plot).exists() else []
+        parts += _section(f"![{title}]({plot})" if (out / plot).exists() else None, f"## {title}")
     parts += ["## Runs", _run_list(rows, out)]
     if best is not None:
         parts.append(
             f"[model_card.md](model_card.md) describes {cell_text(best.name)}, the trained row with the most tasks "
-            "and, among those, the best mean."
+            "and, among those, the best mean score."
         )
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _section(text: str | None, heading: str, *notes: str) -> list[str]:
+    return [] if text is None else [heading, text, *notes]
 
 
 def _run_list(rows: Sequence[Row], out: Path) -> str:

@@ -65,7 +65,7 @@ def paper_table(name: str, rows: Sequence[Row]) -> ResultTable | None:
     """
     source = PAPER[name]
     tasks = [task for suite in source["suites"] for task in SUITES[suite] if task.title in source["columns"]]
-    suite = SUITES[source["suites"][0]] if len(source["suites"]) == 1 else []  # which the average is over
+    suite = SUITES[source["suites"][0]] if len(source["suites"]) == 1 else []  # averaged
     columns = {task.name: task.title for task in tasks} | ({AVERAGE: "Average"} if suite else {})
     ours = [kept for row in rows if (kept := row.restricted_to(tasks)).results]
     if not ours:
@@ -74,12 +74,12 @@ def paper_table(name: str, rows: Sequence[Row]) -> ResultTable | None:
     block, origin, unmarked = _our_block(ours, columns, suite)
     notes = [
         f"The paper's numbers are from the evaluation servers (test splits). {origin}",
-        "In percent; two metrics of a task as first/second. Best in bold, second best underlined, in each block for "
-        f"itself.{unmarked}",
+        "In percent; two metrics of a task as first/second. Best in bold, second best underlined, within "
+        f"each block.{unmarked}",
     ]
     if suite:
         counted = sum(task.in_suite_average for task in suite)
-        notes.append(f"Average: over {counted} columns by the paper's rule; the paper's own as it prints them.")
+        notes.append(f"Average: over {counted} columns by the paper's rule; the paper's averages as printed.")
     blocks = [TableBlock("paper", "The paper, on the evaluation servers", theirs), block]
     return ResultTable(name, source["title"], columns, blocks, notes)
 
@@ -146,11 +146,11 @@ def _our_block(ours: Sequence[Row], columns: Mapping[str, str], suite: Sequence[
         counts = [f"{split} split, {_range_text(numbers)} rows" for split, numbers in by_split.items()]
         parts.append(f"{columns[name]}: {' and '.join(counts)}")
     origin = (
-        f"Ours are of labelled rows, scored here ({'; '.join(parts)}). Where a validation split also chose "
-        "checkpoints, epochs or grid cells, its scores are on the high side."
+        f"Ours are from labelled rows, scored locally ({'; '.join(parts)}). Where a validation split also chose "
+        "checkpoints, epochs or grid cells, its scores are optimistic."
     )
     shown = ", ".join(title for name, title in columns.items() if name in unmarked)
-    note = f" No marks where our lines are of different rows ({shown})." if shown else ""
+    note = f" Not marked, since our lines were scored on different rows: {shown}." if shown else ""
     lines = [_our_line(row, suite) for row in ours]
     return TableBlock("ours", title, lines, frozenset(unmarked)), origin, note
 

@@ -1,4 +1,4 @@
-"""The cells of a table as text: blanks, numbers, lists and encodings that another program wrote in its own form."""
+"""Cells of a table as text: numbers, lists and encodings in the format of another program."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WITH_COMMA = re.compile(  # 1,5 or 1.234,5 or 1 234,5; 2,250 or 1,234,567.5
     r"[+-]?(?:(?:[0-9]+|[0-9]{1,3}(?:[. '\u00a0\u202f][0-9]{3})+),[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
 )
-_LIST = re.compile(  # as str() of a Python list, tuple, set or numpy array has it, or JSON
+_LIST = re.compile(  # JSON, or str() of a Python list, tuple, set or numpy array
     r"\[\s*\]|\[\s*(['\"]).*\1\s*\]|\[\s*[-+0-9][-+0-9.,\s]*\]|[({]\s*(['\"]).*\2\s*,?\s*[)}]", re.DOTALL
 )
-_RUN = re.compile(r"[^\x00-\x7f]{2,}")  # one alone is an accent or a sign
-_MISREAD = 0.5, 20, 4  # share of letters that stand in such runs, how many there are, and how many distinct
+_RUN = re.compile(r"[^\x00-\x7f]{2,}")  # a single one is an accent or a sign
+_MISREAD = 0.5, 20, 4  # least share of the letters in such runs, number of these letters, and of distinct ones
 
 
 def shortened(value: str, width: int = 40) -> str:
@@ -35,7 +35,7 @@ def is_number(cell: str) -> bool:
 
 
 def number_with_comma(texts: Sequence[str]) -> str | None:
-    """A number with a decimal comma or thousands commas, where nearly all cells are numbers; None: there is none."""
+    """A number with a decimal comma or thousands commas, if nearly all cells are numbers; else None."""
     found = next((one for one in texts if _WITH_COMMA.fullmatch(one)), None)
     return found if found is not None and most(map(is_number, texts)) else None
 
@@ -46,14 +46,14 @@ def are_lists_as_text(texts: Sequence[str]) -> bool:
 
 
 def commas_in_names(texts: Sequence[str]) -> bool:
-    """Whether commas are part of labels: cells with one have equally many parts, and no such part is a cell itself."""
+    """Whether commas are part of labels: cells with commas have equally many parts, and no part occurs as a cell."""
     cells = {one: [part.strip() for part in one.split(",")] for one in set(texts)}
     joined = [parts for parts in cells.values() if len(parts) > 1]
     return len({len(parts) for parts in joined}) == 1 and not any(part in cells for parts in joined for part in parts)
 
 
 def misread(rows: Sequence[Mapping[Any, Any]]) -> str | None:
-    """A cell of a column whose letters are mostly beyond ASCII, which no text in cp1252 has; None: there is none."""
+    """A cell of a column whose letters are mostly beyond ASCII, as in no text in cp1252; None if there is none."""
     share, count, distinct = _MISREAD
     for column in rows[0] if rows else ():
         cells = [cell for row in rows if isinstance(cell := row.get(column), str)]

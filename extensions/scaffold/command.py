@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from extensions.common.errors import UserError
-from extensions.scaffold.columns import KINDS
+from extensions.scaffold.target import KINDS
 
 KindName = Enum(
     "KindName", {"classification": "classification", "regression": "regression", "multi_label": "multi-label"}
@@ -30,7 +30,7 @@ def init(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="COLUMN", help="column that the model reads; may be repeated; default: those that look so"
+            metavar="COLUMN", help="column that the model reads; may be repeated; default: those that look like text"
         ),
     ] = None,
     kind: Annotated[KindName | None, typer.Option(help="default: by the label column")] = None,
@@ -41,7 +41,7 @@ def init(
     validation: Annotated[str | None, typer.Option(metavar="FILE", help="default: 10% of DATA")] = None,
     test: Annotated[str | None, typer.Option(metavar="FILE", help="default: 10% of DATA")] = None,
     encoding: Annotated[
-        str | None, typer.Option(metavar="NAME", help="of DATA, such as cp1251 or utf-16-le; default: found out")
+        str | None, typer.Option(metavar="NAME", help="of DATA, such as cp1251 or utf-16-le; default: inferred")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="RECIPE", help="default: the name of DATA, with .yaml")] = None,
     force: Annotated[bool, typer.Option("--force", help="write over RECIPE")] = False,
@@ -49,9 +49,10 @@ def init(
     """Write a recipe for a table of your own: columns, labels, split and settings, each with its reason."""
     from extensions.scaffold.entry import InitRequest, make_entry
 
-    said, wanted = parse_words(labels), next((name for name in KINDS if kind and name == kind.value), None)
-    request = InitRequest(data, label, tuple(text or ()), wanted, said, model, out, validation, test, force, encoding)
-    entry = make_entry(request)  # before torch is imported, which takes seconds
+    wanted = next((name for name in KINDS if kind and name == kind.value), None)
+    named = parse_words(labels)
+    request = InitRequest(data, label, tuple(text or ()), wanted, named, model, out, validation, test, force, encoding)
+    entry = make_entry(request)  # before the import of torch, which takes seconds
     import torch
 
     from extensions.scaffold.draft import draft, write
@@ -67,7 +68,7 @@ def parse_words(given: str | None) -> dict[str, str]:
     """`0=negative,1=positive` as label -> word.
 
     Raises:
-        UserError: a part is no LABEL=WORD.
+        UserError: a part is not LABEL=WORD.
     """
     words: dict[str, str] = {}
     for part in (given or "").split(",") if given else ():

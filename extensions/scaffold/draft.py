@@ -1,4 +1,4 @@
-"""From the entry of a task to a recipe: settings by the model, the text, and the check that it works."""
+"""From the entry of a task to a recipe: settings by the model, the text, and a trial load."""
 
 from __future__ import annotations
 
@@ -23,35 +23,37 @@ from extensions.scaffold.entry import InitRequest, TaskEntry, is_unbalanced
 from extensions.scaffold.recipe_text import recipe_text
 from extensions.tasks import Task, is_blank
 
-Warn = Callable[[str], None]
-COUNTED = 500  # rows whose prompts are counted in tokens
+MAX_TOKENIZED = 500  # rows, and label sets, whose tokens are counted
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe that works, and what was decided on the way."""
+    """A recipe that loads, and the decisions behind it."""
 
     entry: TaskEntry
     text: str
-    recipe: Recipe  # as `text` loads
+    recipe: Recipe  # loaded from `text`
     data: RunData
     encoder: PromptEncoder
     decisions: list[str]
     warnings: list[str]
-    tokens: tuple[int, int, int]  # that all prompts begin with, of the rest of a prompt, of an answer; means
+    tokens: tuple[int, int, int]  # of the shared prefix, of the rest of a prompt, of an answer; means
     on_gpu: bool
 
 
 def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
-    """The recipe, loaded and tried; nothing is written.
+    """The recipe, loaded with its data; nothing is written.
 
     Raises:
-        UserError: the model's configuration or tokenizer cannot be loaded, or the data have what no key lets pass.
+        UserError: the model's configuration or tokenizer cannot be loaded, or rows cannot be used and no key skips
+            them.
     """
     model = Model(path=request.model)
     tokenizer, config = load_tokenizer(model), load_config(model)
-    name, source, found = entry.task["name"], entry.source, entry.answers
-    recipe = Recipe.model_validate({"name": name, "model": {"path": request.model}, "data": {"tasks": [entry.task]}})
+    source, target = entry.source, entry.target
+    recipe = Recipe.model_validate(
+        {"name": entry.task["name"], "model": {"path": request.model}, "data": {"tasks": [entry.task]}}
+    )
     task = recipe.data.tasks[0]
     counting = PromptEncoder(tokenizer, 10**9, False)
     counting.check_answers(task)
@@ -78,30 +80,26 @@ def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
     share = float(np.mean(lengths > chosen.max_tokens))
     cut = f"about {share:.1%} of the training rows are longer, and cut" if share else "all training rows fit"
     decisions = [*entry.decisions, f"prompts: at most {chosen.max_tokens} tokens; {cut}"]
-    weights = found.kind == "classification" and is_unbalanced(found.counts)
+    weights = target.kind == "classification" and is_unbalanced(target.counts)
     if weights:
         decisions.append("data.class_weights: balanced, and macro F1 as the score: labels are rare")
-    total = sum(found.counts.values()) or 1
+    total = sum(target.counts.values()) or 1
     text = recipe_text(
         data=request.data,
-        rows=sum(len(table.rows) for table in entry.tables.values()),
-        what=f"{found.kind} of column {str(source['label'])!r}",
         path=entry.path,
-        name=name,
         model=request.model,
         s=chosen,
         weights=weights,
         task=entry.task,
-        answers=found,
+        target=target,
         words=entry.words,
-        shares={label: f"{count / total:.1%}" for label, count in found.counts.items()},
-        source=source,
+        shares={label: f"{count / total:.1%}" for label, count in target.counts.items()},
         sizes={split: len(table.rows) for split, table in entry.tables.items()},
         incomplete=sum("" in _fields(task, row).values() for table in entry.tables.values() for row in table.rows),
         cut=cut,
     )
     warnings = list(entry.warnings)
-    resolved, data = _tried(text, warnings.append)
+    resolved, data = _loaded(text, warnings.append)
     encoder = PromptEncoder(tokenizer, chosen.max_tokens, False)
     prefix = common_prefix(prompts) if len(prompts) > 1 else 0
     rest = round(float(np.minimum(lengths, chosen.max_tokens).mean())) - prefix
@@ -115,27 +113,23 @@ def _fields(task: Task, row: Any) -> dict[str, str]:
 
 
 def _prompts(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[list[int]]:
-    """Prompts of `COUNTED` rows at equal distances, of any length."""
-    count = min(COUNTED, len(rows))
+    """Prompts of at most `MAX_TOKENIZED` rows at equal distances, untruncated."""
+    count = min(MAX_TOKENIZED, len(rows))
     return [encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0] for k in range(count)]
 
 
 def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], of_labels: Sequence[int]) -> int:
-    """Tokens of the longest answer with its tag; of a multi-label task of the longest set of labels in the data."""
+    """Tokens of the longest answer with its tag, of a multi-label task those of the longest label set in the data."""
     if not task.multi_label:
         return max(of_labels)
     sets = {task.parse_label_set(row.get(task.source.label)) for row in rows}
     ids, text = encoder.encode(task, dict.fromkeys(task.fields, ""))
-    longest = sorted(map(task.answer, sets), key=len)[-COUNTED:]
+    longest = sorted(map(task.answer, sets), key=len)[-MAX_TOKENIZED:]
     return max(len(encoder.answer_ids(ids, text, answer)) for answer in longest)
 
 
-def _tried(text: str, warn: Warn) -> tuple[Recipe, RunData]:
-    """The recipe and its data as `nlu validate` reads them.
-
-    Raises:
-        UserError: the data have what no key lets pass.
-    """
+def _loaded(text: str, warn: Callable[[str], None]) -> tuple[Recipe, RunData]:
+    """The recipe and its data, read as `nlu validate` does."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(text, encoding="utf-8")
@@ -144,7 +138,7 @@ def _tried(text: str, warn: Warn) -> tuple[Recipe, RunData]:
 
 
 def write(made: Draft) -> None:
-    """Write the recipe whole, or raise UserError."""
+    """Write the recipe atomically. Raises UserError if the disk refuses."""
     try:
         write_text(made.entry.path, made.text)
     except OSError as error:

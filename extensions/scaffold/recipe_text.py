@@ -11,7 +11,7 @@ import yaml
 
 
 def scalar(value: Any) -> str:
-    """A value as YAML in one line, that reads back as it is, whatever its text looks like."""
+    """A value as one line of YAML that reads back as the same value, whatever its text looks like."""
     if isinstance(value, (list, dict)):
         return _dumped(value, default_flow_style=True)
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
@@ -30,19 +30,19 @@ def _dumped(value: Any, **style: Any) -> str:
 
 
 def comment(value: Any) -> str:
-    """A text in one line, as a comment or a message has it."""
+    """A text in one line, for a comment or a message."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
 @lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(  # nosec B701 # YAML, by the filter; no HTML
+    environment = jinja2.Environment(  # nosec B701 # YAML, escaped by the filter; no HTML
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"yaml": scalar, "comment": comment}
+    environment.filters |= {"yaml": scalar, "comment": comment, "quoted": lambda value: repr(str(value))}
     return environment.from_string(files(__package__).joinpath("recipe.yaml.j2").read_text(encoding="utf-8"))
 
 
 def recipe_text(**values: Any) -> str:
-    """The recipe; see recipe.yaml.j2 for the values."""
+    """The recipe; recipe.yaml.j2 shows the values that it needs."""
     return _template().render(values)

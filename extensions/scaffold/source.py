@@ -1,15 +1,16 @@
-"""The files of a table: which is which split, and how they are read, as far as that is not the default."""
+"""The files of a data set: which file is which split, their encoding and quoting."""
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from extensions.common.errors import UserError
+from extensions.data.load_table import Table, load_table
 from extensions.data.locate import AbsentSplit, download
 from extensions.data.tables import SUFFIXES, class_names, columns_of, format_of, read_rows
 from extensions.scaffold.cells import misread
@@ -17,20 +18,17 @@ from extensions.scaffold.columns import Row
 from extensions.tasks import SPLITS, Source, Task
 
 NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-ENCODINGS = ("utf-8", "cp1252", "latin-1")  # tried in this order; the last reads anything
-_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's begins with UTF-16's
+ENCODINGS = ("utf-8", "cp1252", "latin-1")  # tried in this order; the last one reads anything
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's begins with UTF-16's
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class SourceTable:
-    """One file, read whole."""
+class SourceTable(Table):
+    """The rows of a split, and how its file is read."""
 
-    path: Path
-    keys: dict[str, Any]  # of `source`, where they are not the defaults
-    columns: list[Any]
-    rows: list[Row]
-    notes: list[str] = field(default_factory=list)  # how it was read, where that is not plain
+    keys: dict[str, Any] = field(default_factory=dict)  # of `source`, except the defaults
+    notes: list[str] = field(default_factory=list)  # on encoding and quoting, for the user
 
 
 def find_splits(data: str, validation: str | None, test: str | None) -> dict[str, Path]:
@@ -66,14 +64,14 @@ def _named(folder: Path, names: Sequence[str]) -> Path | None:
     return found[0] if found else None
 
 
-def read_table(path: Path, encoding: str | None = None) -> SourceTable:
-    """A file, with encoding and quoting found out.
+def read_source(path: Path, encoding: str | None = None) -> SourceTable:
+    """Read a file, and infer its encoding and quoting.
 
     Args:
-        encoding: what the user says; None: by the file.
+        encoding: the user's choice; None: by the file.
 
     Raises:
-        UserError: it cannot be read, is not of the encoding, or has no rows.
+        UserError: the file cannot be read, is not in the encoding, or has no rows.
     """
     kind = format_of(path, Source())
     keys: dict[str, Any] = {}
@@ -84,22 +82,19 @@ def read_table(path: Path, encoding: str | None = None) -> SourceTable:
         used = encoding or find_encoding(path)
         if used != "utf-8":
             keys["encoding"] = used
-        if used != "utf-8" and encoding is None:
-            notes.append(f"{path.name} is not UTF-8: read as {used}; look at the prompts, --encoding NAME sets another")
+            if encoding is None:
+                notes.append(
+                    f"{path.name} is not UTF-8: read as {used}; look at the prompts, --encoding NAME sets another"
+                )
     try:
-        if kind in ("csv", "tsv"):
-            quoting, note = _quoting(path, keys)
-            if quoting != "csv":
-                keys["quoting"] = quoting
-                notes.append(note)
-        source = Source(**keys)
-        rows: list[Row] = [row for _, row in read_rows(path, source)]
-        if not rows:
-            raise UserError(f"{path}: no rows; expected at least one")
-        columns = columns_of(path, source)
+        problem = _quoting_problem(path, keys) if kind in ("csv", "tsv") else None
+        if problem is not None:
+            keys["quoting"] = "none"
+            notes.append(f"{path.name}: quotes are characters like others; {problem}")
+        table = load_table(path, Source(**keys))
     except UserError as error:
         raise with_notes(error, notes) from error
-    odd = misread(rows) if encoding is None and keys.get("encoding") in ("cp1252", "latin-1") else None
+    odd = misread(table.rows) if encoding is None and keys.get("encoding") in ("cp1252", "latin-1") else None
     if odd is not None:
         raise UserError(
             f"{path}: not UTF-8, and as {keys['encoding']} most letters of a column are beyond ASCII ({odd!r}), as in "
@@ -107,11 +102,11 @@ def read_table(path: Path, encoding: str | None = None) -> SourceTable:
             "(Greek), shift_jis (Japanese), gb18030 (Chinese), or cp1252 if the cell is right; or save the file as "
             "UTF-8"
         )
-    return SourceTable(path, keys, columns, rows, notes)
+    return SourceTable(**vars(table), keys=keys, notes=notes)
 
 
 def with_notes(error: UserError, notes: Sequence[str]) -> UserError:
-    """An error with the notes on how the file was read, which may be its reason."""
+    """The error with the notes on how the file was read, which may explain it."""
     return UserError("\n".join([str(error), *(f"note: {note}" for note in notes)]))
 
 
@@ -125,8 +120,8 @@ def _check_encoding(path: Path, kind: str, encoding: str) -> None:
             f"--encoding: {encoding!r} is no text encoding; for example utf-8, utf-16-le, cp1252, cp1251, shift_jis"
         ) from error
     with path.open("rb") as file:
-        marked = file.read(4).startswith(_MARKS)
-    if not marked and not _reads(path, encoding):  # a byte order mark says it by itself
+        marked = file.read(4).startswith(_BYTE_ORDER_MARKS)
+    if not marked and not _reads(path, encoding):  # a byte order mark overrides the option
         raise UserError(f"--encoding: {path} has bytes that are not {encoding}; name another, or leave it out")
 
 
@@ -151,38 +146,38 @@ def hub_tables(name: str) -> tuple[dict[str, SourceTable], dict[str, Any]]:
             files = download(probe, split)
         except AbsentSplit:
             continue
-        rows: list[Row] = [row for file in files for _, row in read_rows(file, Source())]
-        tables[split] = SourceTable(files[0], {}, columns_of(files[0], Source()), rows)
+        rows = [row for file in files for _, row in read_rows(file, Source())]
+        tables[split] = SourceTable(files[0], columns_of(files[0], Source()), rows, {})
         renamed |= {split: there} if there != split else {}
     if "train" not in tables:
         raise UserError(f"{name}: no training split in parquet files; name its configuration, as hub:{repo}:CONFIG")
     return tables, hub | ({"splits": renamed} if renamed else {})
 
 
-def named_classes(table: SourceTable, label: Any) -> list[Row]:
-    """The rows, with the names of class numbers in the label column, as the reader of parquet files has them."""
+def with_class_names(table: SourceTable, label: Any) -> SourceTable:
+    """The table with class names in place of the class numbers of a parquet file's label column."""
     names = class_names(table.path, label) if table.path.suffix.lower() == ".parquet" else []
 
     def named(cell: Any) -> Any:
         if isinstance(cell, int) and not isinstance(cell, bool):
-            return names[cell] if 0 <= cell < len(names) else None  # -1: there is none
+            return names[cell] if 0 <= cell < len(names) else None  # -1: unlabelled
         return cell
 
-    return [{**row, label: named(row.get(label))} for row in table.rows] if names else table.rows
+    return replace(table, rows=[{**row, label: named(row.get(label))} for row in table.rows]) if names else table
 
 
 def find_encoding(path: Path) -> str:
-    """utf-8 where the file is, or where a byte order mark says what it is; else the first encoding that reads it.
+    """utf-8 if the file is, or if it has a byte order mark; else the first encoding that reads it.
 
     Raises:
-        UserError: it holds zero bytes, which no such text does.
+        UserError: it holds zero bytes, which text in these encodings does not.
     """
     with path.open("rb") as file:
         start = file.read(4096)
-    if start.startswith(_MARKS):
+    if start.startswith(_BYTE_ORDER_MARKS):
         return "utf-8"
     even, odd = start[::2].count(0), start[1::2].count(0)
-    if max(even, odd) > len(start) / 8:  # Latin letters of UTF-16 have a zero byte each
+    if max(even, odd) > len(start) / 8:  # in UTF-16 every Latin letter has a zero byte
         return "utf-16-be" if even > odd else "utf-16-le"
     found = next(encoding for encoding in ENCODINGS if _reads(path, encoding))
     if found != "utf-8" and max(even, odd):
@@ -205,31 +200,24 @@ def _reads(path: Path, encoding: str) -> bool:
     return True
 
 
-def _quoting(path: Path, keys: dict[str, Any]) -> tuple[str, str]:
-    """csv, or none where quotes do not pair or would join rows that stand in lines of their own; and why."""
-    why = ""
+def _quoting_problem(path: Path, keys: dict[str, Any]) -> str | None:
+    """Why quotes cannot enclose cells: they do not pair, or would join whole rows. None if they can."""
     try:
         quoted = Source(**keys)
         columns = columns_of(path, quoted)
-        for _, row in read_rows(path, quoted):
-            if _swallowed(row, len(columns)):
-                why = "read as quoted, cells would hold whole rows"
-                break
-        else:
-            return "csv", ""
+        if not any(_swallowed(row, len(columns)) for _, row in read_rows(path, quoted)):
+            return None
+        problem = "read as quoted, cells would hold whole rows"
     except UserError as error:
-        why = f"read as quoted it is faulty ({str(error).splitlines()[0][:120]})"
-    bare = Source(**keys, quoting="none")
+        problem = f"read as quoted it is faulty ({str(error).splitlines()[0][:120]})"
     try:
-        if len(columns_of(path, bare)) < 2 or not sum(1 for _ in read_rows(path, bare)):
-            return "csv", ""
+        return problem if len(load_table(path, Source(**keys, quoting="none")).columns) > 1 else None
     except UserError:
-        return "csv", ""
-    return "none", f"{path.name}: quotes are characters like others; {why}"
+        return None
 
 
 def _swallowed(row: Row, columns: int) -> bool:
-    """Whether a cell holds a line that has as many tabs as the table has separators, which no quoted text has."""
+    """Whether a cell holds a line with as many tabs as a row has separators, which no quoted text does."""
     return columns > 2 and any(
         isinstance(cell, str)
         and "\n" in cell
@@ -238,17 +226,17 @@ def _swallowed(row: Row, columns: int) -> bool:
     )
 
 
-def joint(tables: dict[str, SourceTable]) -> dict[str, Any]:
-    """The keys of `source` that all files are read by.
+def common_keys(tables: Mapping[str, SourceTable]) -> dict[str, Any]:
+    """The keys of `source` for reading all files.
 
     Raises:
-        UserError: they differ, which one `source` cannot say.
+        UserError: files need different keys, and a task has one `source`.
     """
-    first = next(iter(tables.values()))
-    for other in tables.values():
+    first, *others = tables.values()
+    for other in others:
         if other.keys != first.keys:
             raise UserError(
                 f"{first.path} and {other.path} are read differently ({first.keys or 'UTF-8, quoted'}; "
-                f"{other.keys or 'UTF-8, quoted'}), which one recipe cannot say; save them alike"
+                f"{other.keys or 'UTF-8, quoted'}), and one recipe reads all files alike; save them in the same format"
             )
     return first.keys

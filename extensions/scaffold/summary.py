@@ -1,4 +1,4 @@
-"""What `nlu init` prints: decisions with reasons, labels, prompts, warnings, and the commands that come next."""
+"""Output of `nlu init`: decisions with reasons, labels, prompts, warnings, and the next commands."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import torch
 
 from extensions.common.errors import UserError
 from extensions.data import subsample_evenly
-from extensions.planner.plan import GPUS, Planner, PlanOptions
+from extensions.planner import GPUS, Planner, PlanOptions
 from extensions.scaffold.draft import Draft
 from extensions.scaffold.recipe_text import comment
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-SHOWN = 3  # prompts
-_ENDS = 700, 500  # characters of a prompt's beginning and end that are shown
+NUM_PROMPTS = 3
+_ENDS = 700, 500  # printed characters of a prompt's beginning and end
 START_S = 20.0  # of a run: imports, loading, the comparison of the model's paths
-FORWARD = 0.5  # share of a training step that a forward alone takes: its backward computes no weights' gradients
+FORWARD_SHARE = 0.5  # of a training step: the backward computes no gradients of frozen weights
 
 
 def summary(made: Draft) -> list[str]:
-    """Everything that was decided, in lines."""
-    recipe, found = made.recipe, made.entry.answers
+    """The lines to print."""
+    recipe, target = made.recipe, made.entry.target
     lines = [f"- {comment(decision)}" for decision in made.decisions]
-    if found.score_range:
-        low, high = found.score_range
-        lines.append(f"scores: from {low:.15g} to {high:.15g}, with {found.decimals} decimals")
-    elif found.counts:
-        total = sum(found.counts.values())
+    if target.score_range:
+        low, high = target.score_range
+        lines.append(f"scores: from {low:.15g} to {high:.15g}, with {target.decimals} decimals")
+    elif target.counts:
+        total = sum(target.counts.values())
         lines.append("labels, and the word that the model writes for each:")
         lines += [
             f"  {label!r}: {made.entry.words[label]!r}, {count} rows ({count / total:.1%})"
-            for label, count in found.counts.items()
+            for label, count in target.counts.items()
         ]
-    for number, row in enumerate(subsample_evenly(made.data.train, SHOWN), start=1):
+    for number, row in enumerate(subsample_evenly(made.data.train, NUM_PROMPTS), start=1):
         _, text = made.encoder.encode(row.task, row.fields)
-        answer = row.task.answer(row.label) if isinstance(row.label, str) and not found.separator else row.label
+        answer = row.task.answer(row.label) if isinstance(row.label, str) and not target.separator else row.label
         lines += [f"prompt {number} of {len(made.data.train)} training rows; the right answer is {answer!r}:"]
         lines += [f"    {line}" for line in _without_middle(text).splitlines()]
     lines += [f"warning: {comment(warning)}" for warning in made.warnings]
@@ -59,11 +59,10 @@ def _commands(made: Draft) -> list[str]:
     seconds = expected_seconds(made)
     return [
         f"  bash {sft} {path}{_about(seconds.get('sft'))}",
-        "      first, since the model does not know the form of the answers: PPO from scratch earns nothing but wrong "
-        "formats",
+        "      first, since the model does not know the answer format: PPO from scratch finds it only by chance",
         f"  nlu predict runs/{recipe.name}-sft new.csv --out answers.csv",
         f"  bash {ppo} {path} {adapter}{_about(seconds.get('ppo'))}",
-        "      if you like: PPO after SFT gains on some tasks and loses on others; keep the run with the better table",
+        "      optional: PPO after SFT gains on some tasks and loses on others; keep the run with the better scores",
         f"  nlu predict runs/{recipe.name} new.csv --out answers.csv",
     ]
 
@@ -77,7 +76,7 @@ def _relative(path: Path) -> str:
 
 def _about(seconds: float | None) -> str:
     if seconds is None:
-        return "   # nlu plan RECIPE says how long, for a GPU that it knows"
+        return "   # nlu plan RECIPE estimates the time on a known GPU"
     if seconds < 5400:
         minutes = max(1, round(seconds / 60))
         return f"   # about {minutes} minute{'s' if minutes > 1 else ''} on this machine"
@@ -85,30 +84,30 @@ def _about(seconds: float | None) -> str:
 
 
 def expected_seconds(made: Draft) -> dict[str, float]:
-    """Method -> seconds of a whole run here: steps as the planner expects them, evaluations by their forwards.
+    """Method -> seconds of a whole run on this machine: the planner's step times, and the forwards of evaluations.
 
-    Empty where the device or the model's family is none that the planner knows.
+    Empty if the planner does not know the device or the model family.
     """
     device = _this_device(made.on_gpu)
     if device is None:
         return {}
-    # What the planner would read the rows and the tokenizer again for.
+    # Sizes and token counts are given, so that the planner reads neither rows nor tokenizer.
     task = made.recipe.data.tasks[0]
     source = task.source.model_copy(update={"sizes": {"train": len(made.data.train)}})
     data = made.recipe.data.model_copy(update={"tasks": [task.model_copy(update={"source": source})]})
     prefix, suffix, answer = made.tokens
     seconds: dict[str, float] = {}
-    evaluation = 0.0  # of a row
+    evaluation = 0.0  # per row
     for method in ("sft", "ppo"):
         recipe = made.recipe.model_copy(update={"method": method, "data": data})
         budget = answer if method == "sft" else recipe.rollout.max_new_tokens
         options = replace(device, prefix_tokens=prefix, suffix_tokens=suffix, response_tokens=budget)
         try:
             plan = Planner(recipe, options).plan(1)
-        except UserError:  # of a family that cannot be counted without weights
+        except UserError:  # a family whose FLOPs cannot be counted without weights
             return {}
         step = plan.chosen.step_s
-        evaluation = evaluation or FORWARD * step / plan.batch_size
+        evaluation = evaluation or FORWARD_SHARE * step / plan.batch_size
         validations = plan.steps // recipe.evaluation.every_steps
         rows = 2 * len(made.data.table) + validations * len(made.data.validation)
         seconds[method] = START_S + plan.steps * step + rows * evaluation
@@ -118,7 +117,7 @@ def expected_seconds(made: Draft) -> dict[str, float]:
 
 
 def _this_device(on_gpu: bool) -> PlanOptions | None:
-    """The planner's options for this machine; None for a GPU that it does not know."""
+    """The planner's options for this machine; None for an unknown GPU."""
     if not on_gpu:
         return PlanOptions(cpu=True, measure=True)
     name = torch.cuda.get_device_name(0).lower().replace(" ", "")

@@ -1,4 +1,4 @@
-"""The words of a task: what the labels are called, and sentences that name the columns as a person would."""
+"""The words of a task: a word per label, and the sentences of the prompt, with readable column names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.scaffold.cells import NUMBER, shortened
-from extensions.scaffold.columns import Answers
+from extensions.scaffold.target import Target
 from extensions.tasks.words import normalize_answer
 
-MOST_REPEATED = 12  # labels that the question names once more; longer lists stand in the answer's format alone
+MAX_REPEATED = 12  # labels that the question repeats; longer lists are only in the answer format
 _GENERIC = {"text", "texts", "sentence", "content", "body", "input", "document", "string", "value"}
 _NO_LABELS = ("none", "none of these", "no label", "nothing applies")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -34,47 +34,49 @@ def listed(items: Sequence[str], last: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
 
 
-def description(texts: Sequence[Any], label: Any, answers: Answers) -> str:
+def description(texts: Sequence[Any], label: Any, target: Target) -> str:
     """Part 1 of the prompt, as a sentence."""
     names = [readable(name) for name in texts]
     if len(names) == 1:
         read = "a text" if names[0] in _GENERIC else with_article(names[0])
     else:
         read = f"{listed([f'the {name}' for name in dict.fromkeys(names)])} of an entry"
-    return f"You are an assistant that reads {read} and {_does(readable(label, 'label'), answers)}."
+    noun = readable(label, "label")
+    if target.kind == "classification":
+        action = f"names its {noun}"
+    elif target.kind == "regression":
+        action = f"gives its {noun} as a number {_range(target)}"
+    else:
+        action = f"lists the {noun} that apply" if _plural(noun) else f"lists every {noun} that applies"
+    return f"You are an assistant that reads {read} and {action}."
 
 
-def _does(label: str, answers: Answers) -> str:
-    if answers.kind == "regression":
-        assert answers.score_range is not None
-        return "gives its {} as a number from {:.15g} to {:.15g}".format(label, *answers.score_range)
-    if answers.kind == "classification":
-        return f"names its {label}"
-    return f"lists the {label} that apply" if _plural(label) else f"lists every {label} that applies"
+def _range(target: Target) -> str:
+    assert target.score_range is not None
+    return "from {:.15g} to {:.15g}".format(*target.score_range)
 
 
 def _plural(noun: str) -> bool:
     return noun.endswith("s") and not noun.endswith("ss")
 
 
-def question(fields: Mapping[str, Any], label: Any, answers: Answers, words: Mapping[str, str]) -> str:
-    """Part 3 of the prompt: a line for each text, and what is asked.
+def question(fields: Mapping[str, Any], label: Any, target: Target, words: Mapping[str, str]) -> str:
+    """Part 3 of the prompt: a line per text, and the question.
 
     Args:
-        fields: field, which stands in braces, -> column.
-        words: label -> the word for it; empty for a regression.
+        fields: placeholder -> column.
+        words: label -> its word; empty for a regression.
     """
     noun = readable(label, "label")
     names = [readable(column) for column in fields.values()]
     names = [f"{name} ({k})" if name in names[: k - 1] else name for k, name in enumerate(names, start=1)]
     lines = [f"{name[:1].upper()}{name[1:]}: {{{field}}}" for name, field in zip(names, fields, strict=True)]
     options = [f'"{word}"'.replace("{", "{{").replace("}", "}}") for word in words.values()]
-    if len(options) > MOST_REPEATED:
+    if len(options) > MAX_REPEATED:
         options = []
-    if answers.kind == "regression":
-        assert answers.score_range is not None
-        asked = "What is the {}, from {:.15g} to {:.15g}?".format(noun, *answers.score_range)
-    elif answers.kind == "classification":
+    if target.kind == "regression":
+        asked = f"What is the {noun}, {_range(target)}?"
+    elif target.kind == "classification":
         asked = f"What is the {noun}: {listed(options, 'or')}?" if options else f"What is the {noun}?"
     else:
         which = f"Which {noun} apply" if _plural(noun) else f"Which {noun} applies"
@@ -83,15 +85,15 @@ def question(fields: Mapping[str, Any], label: Any, answers: Answers, words: Map
 
 
 def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bool) -> tuple[dict[str, str], list[str]]:
-    """Label -> the word that the model should write for it, and what is odd about these words.
+    """Label -> the word that the model writes for it, and notes on odd words.
 
-    Words are lower case, with spaces in the place of underscores and hyphens, and distinct.
+    Words are lower case, with spaces in place of underscores and hyphens, and distinct.
 
     Args:
-        given: label -> its word, as the user says.
+        given: label -> its word, the user's choice.
 
     Raises:
-        UserError: `given` names what is no label, or two labels the same word.
+        UserError: `given` has an unknown label, or gives two labels the same word.
     """
     if given and not labels:
         raise UserError(
@@ -104,14 +106,16 @@ def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bo
             f"--labels: {unknown[0]!r} is no label of the column; its labels are {', '.join(map(repr, labels))}"
         )
     notes: list[str] = []
-    words = {label: _usable(given[label] if label in given else _spoken(label), multi_label) for label in labels}
+    words = {
+        label: _writable(given[label] if label in given else _default_word(label), multi_label) for label in labels
+    }
     for number, label in enumerate(labels, start=1):
         if not words[label]:
             words[label] = f"label {number}"
             notes.append(
                 f"label {label!r} has no letter or digit; its word is {words[label]!r}, --labels gives another"
             )
-    _part_alike(words, given, multi_label, notes)
+    _make_distinct(words, given, multi_label, notes)
     plain = [label for label in labels if label not in given and re.fullmatch(r"[-+]?[0-9.]+|true|false", words[label])]
     if plain:
         pairs = ",".join(f"{label}=WORD" for label in plain[:4])
@@ -123,28 +127,28 @@ def label_words(labels: Sequence[str], given: Mapping[str, str], multi_label: bo
 
 
 def no_label_word(words: Mapping[str, str]) -> str:
-    """What a multi-label row without a label is answered by: no label, and no word of one."""
+    """The answer of a multi-label row without a label: distinct from all labels and words."""
     taken = {normalize_answer(text) for pair in words.items() for text in pair}
     return next((word for word in _NO_LABELS if word not in taken), "none of the labels")
 
 
-def _spoken(label: str) -> str:
-    number = re.fullmatch(r"(-?[0-9]+)\.0+", label)  # a column of whole numbers with gaps, as pandas writes it
+def _default_word(label: str) -> str:
+    number = re.fullmatch(r"(-?[0-9]+)\.0+", label)  # pandas writes a column of whole numbers with gaps so
     if number or re.fullmatch(r"-?[0-9.]+", label):
         return number[1] if number else label
     return " ".join(re.sub(r"[_\-]+", " ", label).split()).lower()
 
 
-def _usable(word: str, multi_label: bool) -> str:
-    """A word without what cannot stand in an answer: its tags' characters, and in a list what separates."""
+def _writable(word: str, multi_label: bool) -> str:
+    """A word without what an answer cannot hold: the characters of its tags, and in a list the separator."""
     word = re.sub(r"judgement", "judgment", _CONTROL.sub(" ", word), flags=re.IGNORECASE)
     word = re.sub(r"[<>,]" if multi_label else r"[<>]", " ", word)
     word = " ".join(word.split()).strip("\"'`.“”‘’«» ")
     return word if any(not character.isspace() for character in word) else ""
 
 
-def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bool, notes: list[str]) -> None:
-    """Give labels that come to the same word another: as they are written, else with a number; note equal numbers."""
+def _make_distinct(words: dict[str, str], given: Mapping[str, str], multi_label: bool, notes: list[str]) -> None:
+    """Give labels with the same word different ones: the label as written, else with a number. Note equal numbers."""
     numbers: dict[float, list[str]] = {}
     for label in filter(NUMBER.fullmatch, words):
         numbers.setdefault(float(label), []).append(label)
@@ -161,7 +165,7 @@ def _part_alike(words: dict[str, str], given: Mapping[str, str], multi_label: bo
             free = [label for label in group if label not in given]
             if again:
                 for label in free:
-                    words[label] = _usable(label, multi_label) or words[label]
+                    words[label] = _writable(label, multi_label) or words[label]
                 continue
             if not any(set(group) <= set(one) for one in equal):
                 notes.append(_hardly_different(group))

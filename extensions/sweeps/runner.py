@@ -26,6 +26,7 @@ from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, write_json, write_text
 from extensions.data import has_split
+from extensions.reporting.scores import percent
 from extensions.runs.resume import is_finished
 from extensions.sweeps.grid import Cell, Outcome, Sweep, as_yaml, assignments, choose, outcome, script
 from extensions.tasks import SUITES
@@ -106,11 +107,11 @@ class Records:
 
 
 def _shown(row: Mapping[str, Any]) -> list[str]:
-    table = _percent(row["table"]) + (f" ({row['split']})" if row["split"] else "")
+    table = percent(row["table"]) + (f" ({row['split']})" if row["split"] else "")
     samples = "-" if row["samples"] is None else str(row["samples"])
     seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
     status = f"{row['status']}, best" if row["best"] else row["status"]
-    return [_percent(row["validation"]), table, samples, seconds, status]
+    return [percent(row["validation"]), table, samples, seconds, status]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -153,7 +154,7 @@ def run(sweep: Sweep, launcher: Sequence[str]) -> int:
             for number, cell in enumerate(sweep.cells):
                 head = f"[{number + 1}/{len(sweep.cells)}] {cell.title}:"
                 if is_finished(cell.folder):
-                    reporter.info(f"{head} finished already, validation {_percent(outcome(cell).validation)}")
+                    reporter.info(f"{head} finished already, validation {percent(outcome(cell).validation)}")
                     continue
                 _run_cell(number, head, launcher, records, reporter)
     except KeyboardInterrupt:
@@ -173,7 +174,7 @@ def _run_cell(number: int, head: str, launcher: Sequence[str], records: Records,
     status = _execute(sweep.command(cell, [*launcher, *_port(launcher)]), log)
     seconds = f"{time.monotonic() - start:.0f} s"
     if status == 0 and is_finished(cell.folder):
-        reporter.info(f"{head} finished in {seconds}, validation {_percent(outcome(cell).validation)}")
+        reporter.info(f"{head} finished in {seconds}, validation {percent(outcome(cell).validation)}")
     else:
         records.failed[number] = status
         tail = "".join(f"\n    {line}" for line in _tail(log))
@@ -304,7 +305,3 @@ def _tail(log: Path, lines: int = 12) -> list[str]:
     text = log.read_text(encoding="utf-8", errors="replace").splitlines()
     start = max(k for k, line in enumerate(text) if line.startswith("$ "))
     return [line for line in text[start + 1 :] if line.strip()][-lines:]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,7 +1,7 @@
-"""The tasks: one declarative entry each.
+"""The tasks, one declarative entry each; no other code refers to a task by name.
 
-To add a task to the project, add an entry to the module of its suite here; to use your own data, write the same keys
-in a recipe under `data.tasks`. Nothing else in the code knows a task by name.
+To add a task to the project, add an entry to the module of its suite; for your own data, write the same keys in a
+recipe under `data.tasks`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import difflib
 
 from extensions.common.errors import UserError
 from extensions.tasks import generated, glue, superglue
-from extensions.tasks.schema import PLACEHOLDER, Task
+from extensions.tasks.rules import PLACEHOLDER
+from extensions.tasks.schema import Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
 from extensions.tasks.words import cell_label, fold, is_blank, nfc, normalize_answer, number_text
 
@@ -33,8 +34,10 @@ __all__ = [
     "number_text",
 ]
 
-_ENTRIES = (*generated.ENTRIES, *glue.ENTRIES, *superglue.ENTRIES)
-TASKS: dict[str, Task] = {entry["name"]: Task.model_validate(entry) for entry in _ENTRIES}
+_ENTRIES = {"generated": generated.ENTRIES, "glue": glue.ENTRIES, "superglue": superglue.ENTRIES}
+TASKS: dict[str, Task] = {
+    entry["name"]: Task.model_validate({"suite": suite, **entry}) for suite in _ENTRIES for entry in _ENTRIES[suite]
+}
 SUITES: dict[str, list[Task]] = {
     suite: [task for task in TASKS.values() if task.suite == suite] for suite in ("glue", "superglue")
 }

@@ -1,4 +1,4 @@
-"""Tasks whose rows the project makes itself (`extensions/data/generated/`): nothing to download."""
+"""Tasks with generated rows (`extensions/data/generated/`): nothing to download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from extensions.tasks.shared import ACCEPTABILITY, NEGATIVE_POSITIVE
 ENTRIES: list[dict[str, Any]] = [
     {
         "name": "acceptability",
-        "suite": "generated",
         "title": "Acceptability",
         **ACCEPTABILITY,
         "metrics": ["accuracy"],
@@ -18,7 +17,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "reviews",
-        "suite": "generated",
         "title": "Reviews",
         "description": "You are an assistant to analyze the sentiment of reviews. The task is to decide whether the "
         "sentiment of a review is positive or negative.",

@@ -1,7 +1,4 @@
-"""GLUE (Table 1 of the paper).
-
-Entries in the order of its columns; files as in the official download; `hub` as in nyu-mll/glue.
-"""
+"""GLUE, in the order of the columns of the paper's Table 1. `files` is the official download, `hub` is nyu-mll/glue."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from extensions.tasks.shared import (
     sizes,
 )
 
+_THREE_WAY = {"columns": NLI_COLUMNS, "labels": ["entailment", "neutral", "contradiction"]}  # as the hub numbers them
 _TSV = {"format": "tsv", "quoting": "none", "unlabelled": ["test"], "keep": {"idx": "index"}}
 
 
@@ -31,32 +29,21 @@ def _hub(config: str, **keys: Any) -> dict[str, Any]:
 ENTRIES: list[dict[str, Any]] = [
     {
         "name": "mnli",
-        "suite": "glue",
         "title": "MNLI-m",
         **THREE_WAY_ENTAILMENT,
         "in_suite_average": True,
         "fallback": "entailment",
         "source": {
             **_TSV,
-            "files": {
-                "train": "MNLI/train.tsv",
-                "validation": "MNLI/dev_matched.tsv",
-                "test": "MNLI/test_matched.tsv",
-            },
+            "files": {**_files("MNLI"), "validation": "MNLI/dev_matched.tsv", "test": "MNLI/test_matched.tsv"},
             "label": "gold_label",
             "sizes": sizes(392702, 9815, 9796),
-            "hub": _hub(
-                "mnli",
-                splits={"validation": "validation_matched", "test": "test_matched"},
-                columns=NLI_COLUMNS,
-                labels=["entailment", "neutral", "contradiction"],
-            ),
+            "hub": _hub("mnli", splits={"validation": "validation_matched", "test": "test_matched"}, **_THREE_WAY),
         },
         "submission": {"file": "MNLI-m.tsv"},
     },
     {
         "name": "mnli_mm",  # evaluation only: the other domain of the same task
-        "suite": "glue",
         "title": "MNLI-mm",
         **THREE_WAY_ENTAILMENT,
         "train_task": "mnli",
@@ -68,17 +55,13 @@ ENTRIES: list[dict[str, Any]] = [
             "label": "gold_label",
             "sizes": {"validation": 9832, "test": 9847},
             "hub": _hub(
-                "mnli",
-                splits={"validation": "validation_mismatched", "test": "test_mismatched"},
-                columns=NLI_COLUMNS,
-                labels=["entailment", "neutral", "contradiction"],
+                "mnli", splits={"validation": "validation_mismatched", "test": "test_mismatched"}, **_THREE_WAY
             ),
         },
         "submission": {"file": "MNLI-mm.tsv"},
     },
     {
         "name": "qqp",
-        "suite": "glue",
         "title": "QQP",
         "description": "You are an assistant to compare the meaning of questions. The task is to decide whether two "
         "questions are duplicates. If the same answer would settle both then they are duplicates, else they are not.",
@@ -102,7 +85,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "qnli",
-        "suite": "glue",
         "title": "QNLI",
         "description": "You are an assistant to analyze whether texts answer questions. The task is to decide whether "
         "a sentence contains the answer to a question.",
@@ -122,7 +104,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "sst2",
-        "suite": "glue",
         "title": "SST-2",
         "description": "You are an assistant to analyze the sentiment of movie reviews. The task is to decide whether "
         "the sentiment of a piece of a review is positive or negative.",
@@ -137,7 +118,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "cola",
-        "suite": "glue",
         "title": "CoLA",
         **ACCEPTABILITY,
         "metrics": ["matthews"],
@@ -158,7 +138,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "stsb",
-        "suite": "glue",
         "title": "STS-B",
         "description": "You are an assistant to compare the meaning of sentences. The task is to rate how similar two "
         "sentences are in meaning, on a scale from 0 (nothing in common) to 5 (the same meaning).",
@@ -180,7 +159,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "mrpc",
-        "suite": "glue",
         "title": "MRPC",
         "description": "You are an assistant to compare the meaning of sentences. The task is to decide whether two "
         "sentences from the news are paraphrases. If they say the same in different words then they are paraphrases, "
@@ -204,7 +182,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "rte",
-        "suite": "glue",
         "title": "RTE",
         **ENTAILMENT,
         "in_suite_average": True,
@@ -218,7 +195,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "wnli",
-        "suite": "glue",
         "title": "WNLI",
         "description": "You are an assistant to analyze what pronouns refer to. The task is to decide whether a second "
         "text follows from a first. It repeats a part of the first, with a pronoun replaced by what it may refer to: "
@@ -233,7 +209,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "ax",  # evaluation only; the labelled file is a separate download
-        "suite": "glue",
         "title": "AX",
         **THREE_WAY_ENTAILMENT,
         "train_task": "mnli",
@@ -246,7 +221,7 @@ ENTRIES: list[dict[str, Any]] = [
                 "validation": {"columns": {"sentence1": "Premise", "sentence2": "Hypothesis"}, "label": "Label"}
             },
             "sizes": {"validation": 1104, "test": 1104},
-            "hub": _hub("ax", columns=NLI_COLUMNS, labels=["entailment", "neutral", "contradiction"]),
+            "hub": _hub("ax", **_THREE_WAY),
         },
         "submission": {"file": "AX.tsv"},
     },

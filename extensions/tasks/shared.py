@@ -1,16 +1,16 @@
-"""What entries of several suites share: wording, mostly."""
+"""Prompts and labels that entries of several suites share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 YES_NO = 'Insert only "Yes" or "No" here'
-# In this order both answers are about as likely at first: with "Positive" first SmolLM2-135M-Instruct gives it 97% of
-# the time on generated reviews, and sampling hardly ever tries the other.
+# This order makes both answers about equally likely at first. With "Positive" first, SmolLM2-135M-Instruct answers it
+# for 97% of the generated reviews, and sampling hardly explores the other.
 NEGATIVE_POSITIVE = 'Insert only "Negative" or "Positive" here'
 
 ACCEPTABILITY: dict[str, Any] = {
-    # Section 4.1 of the paper gives this prompt.
+    # The prompt of the paper's section 4.1.
     "description": "You are an assistant to analyze the linguistic properties of a sentence. The task is to decide the "
     "linguistic acceptability of a sentence. If the sentence is linguistically correct then it is acceptable, else it "
     "is not.",

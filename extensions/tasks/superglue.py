@@ -1,4 +1,4 @@
-"""SuperGLUE (Table 2 of the paper). Files as in the official download; `hub` as in aps/super_glue."""
+"""SuperGLUE (Table 2 of the paper). `files` is the official download, `hub` is aps/super_glue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def _hub(config: str, **keys: Any) -> dict[str, Any]:
 ENTRIES: list[dict[str, Any]] = [
     {
         "name": "boolq",
-        "suite": "superglue",
         "title": "BoolQ",
         "description": "You are an assistant to answer questions about a text. The task is to decide whether the "
         "answer to a question is yes or no according to the text.",
@@ -42,7 +41,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "cb",
-        "suite": "superglue",
         "title": "CB",
         **THREE_WAY_ENTAILMENT,
         "metrics": ["f1_macro", "accuracy"],
@@ -59,7 +57,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "copa",
-        "suite": "superglue",
         "title": "COPA",
         "description": "You are an assistant to analyze causes and effects. The task is to decide which of two "
         "statements is more likely the cause or the effect of a premise.",
@@ -76,7 +73,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "multirc",
-        "suite": "superglue",
         "title": "MultiRC",
         "description": "You are an assistant to check answers to questions about a text. A question may have several "
         "correct answers. The task is to decide whether one given answer is correct.",
@@ -103,7 +99,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "record",
-        "suite": "superglue",
         "title": "ReCoRD",
         "description": "You are an assistant to check statements against a text from the news. In the statement a name "
         "from the text was filled in. The task is to decide whether the statement with that name is right.",
@@ -128,7 +123,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "superglue_rte",
-        "suite": "superglue",
         "title": "RTE",
         **ENTAILMENT,
         "in_suite_average": True,
@@ -143,7 +137,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "wic",
-        "suite": "superglue",
         "title": "WiC",
         "description": "You are an assistant to analyze the meaning of words. The task is to decide whether a word has "
         "the same meaning in two sentences.",
@@ -165,7 +158,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "wsc",
-        "suite": "superglue",
         "title": "WSC",
         "description": "You are an assistant to analyze what pronouns refer to. The task is to decide whether the "
         "pronoun that stands between asterisks in a text refers to a given part of the text.",
@@ -187,7 +179,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "axb",  # evaluation only, labelled
-        "suite": "superglue",
         "title": "AX-b",
         **ENTAILMENT,
         "train_task": "superglue_rte",
@@ -202,7 +193,6 @@ ENTRIES: list[dict[str, Any]] = [
     },
     {
         "name": "axg",  # evaluation only, labelled; rows in pairs that differ in the gender of one pronoun
-        "suite": "superglue",
         "title": "AX-g",
         **ENTAILMENT,
         "train_task": "superglue_rte",

@@ -1,4 +1,4 @@
-"""Label words and answers as they are compared."""
+"""Normal forms in which label words and answers are compared."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import re
 import unicodedata
 from typing import Any
 
-_MOST_MARKS = 30  # that follow each other in any writing (the Stream-Safe Text Format of UAX 15)
-_SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # no marks by their class, but two each when decomposed
-_ASCII_OTHERWISE = re.compile("([\u037e\u1fef\u212a])")  # Greek question mark and varia, Kelvin sign
+_MAX_MARKS = 30  # in a row in any real writing (Stream-Safe Text Format, UAX 15)
+_SPLITS_INTO_MARKS = "\u0f73\u0f75\u0f81"  # not marks by class, but two marks each when decomposed
+_BECOMES_ASCII = re.compile("([\u037e\u1fef\u212a])")  # Greek question mark and varia, Kelvin sign
 
 
 def nfc(text: str) -> str:
-    """Unicode NFC, in which answers are compared: a letter and its mark are one character where there is one.
+    """Unicode NFC, with two exceptions.
 
-    Linear: text with more marks in a row than any writing has stays as it is, since sorting them is quadratic. So do
-    characters that NFC makes ASCII: only what is written in ASCII is read as such.
+    Text with more marks in a row than any real writing is unchanged, since sorting them is quadratic. Characters that
+    NFC would turn into ASCII are unchanged too: only ASCII is read as ASCII.
     """
     if text.isascii():
         return text
     marks = 0
     for character in text:
         marks = marks + 1 if unicodedata.combining(character) or character in _SPLITS_INTO_MARKS else 0
-        if marks > _MOST_MARKS:
+        if marks > _MAX_MARKS:
             return text
     return "".join(
-        part if _ASCII_OTHERWISE.match(part) else unicodedata.normalize("NFC", part)
-        for part in _ASCII_OTHERWISE.split(text)
+        part if _BECOMES_ASCII.match(part) else unicodedata.normalize("NFC", part)
+        for part in _BECOMES_ASCII.split(text)
     )
 
 
 def fold(word: str) -> str:
-    """A label word as answers are compared: case, the width of spaces and the Unicode form (NFC) do not count."""
+    """A word in lower case, with single spaces and in NFC."""
     return " ".join(nfc(nfc(word).lower()).split())
 
 
@@ -45,8 +45,7 @@ _KELVIN = "\u212a"  # lower() makes it an ASCII k
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer that is one word or phrase, as such answers are compared: folded, without the spaces, quotes and
-    direction marks around it and without a full stop."""
+    """A word or phrase folded, without surrounding spaces, quotes and direction marks, and without a full stop."""
     text = nfc(answer).strip(_AROUND)
     if text.endswith(tuple(_STOPS)):
         text = text[:-1].rstrip(_AROUND)
@@ -54,7 +53,7 @@ def normalize_answer(answer: str) -> str:
 
 
 def cell_label(value: Any) -> str:
-    """The text of a label: a whole float is the integer that pandas makes it of where a column has a gap."""
+    """The text of a label. A whole float becomes an integer: pandas makes integers float if a column has gaps."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -63,7 +62,7 @@ def cell_label(value: Any) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a cell of the data holds nothing: None, NaN, pandas' NA and NaT, or text without a visible character."""
+    """Whether a cell is empty: None, NaN, pandas' NA or NaT, or text without a visible character."""
     if isinstance(value, str):
         return not value.strip()
     nan = isinstance(value, float) and value != value
@@ -71,5 +70,5 @@ def is_blank(value: Any) -> bool:
 
 
 def number_text(value: float, decimals: int) -> str:
-    """A number as a model should write it, with so many decimals and no "-0"."""
+    """A number as a model should write it: fixed decimals, no "-0"."""
     return f"{round(value, decimals) + 0.0:.{decimals}f}"

@@ -1,1 +1,1 @@
-"""."""
+"""The training loops: PPO and SFT."""

@@ -39,11 +39,11 @@ def whiten(
 ) -> Tensor:
     """Zero mean and unit (population) variance over the masked entries of all ranks; padding stays 0.
 
-    Two passes in float64, so that the moments do not depend on how the batch lies on the ranks.
+    Two passes in float64, so that the moments do not depend on how the batch is split over ranks.
 
     Args:
-        min_std: least deviation to divide by. A batch in which every answer earns the same has advantages near 0 that
-            are noise; at unit variance they would move the policy as far as real ones.
+        min_std: lower bound of the divisor. In a batch with equal rewards advantages are noise near 0; scaled to unit
+            variance they would move the policy as far as real ones.
     """
     x, m = torch.where(mask.bool(), values, 0.0).double(), mask.double()
     count, total = sum_over_ranks(torch.stack([m.sum(), x.sum()]))

@@ -70,7 +70,7 @@ class Experience:
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) targets of the values
 
     def padded(self) -> dict[str, Tensor]:
-        """What is known so far, one row per sample: scores (B,), the others and the mask (B, T)."""
+        """The tensors computed so far, one row per sample: scores (B,), the others and the mask (B, T)."""
         known = {name: getattr(self, name) for name in EXPERIENCE_TENSORS if len(getattr(self, name))}
         rows = {name: tensor if name == "scores" else self.index.pad(tensor) for name, tensor in known.items()}
         return rows | {"mask": self.index.mask}

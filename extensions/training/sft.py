@@ -4,7 +4,7 @@
 2 update  one pass of the next-token loss, over the whole sequences or over the answers
 3 log
 
-The run around it (data, engine, evaluations, checkpoints) is `extensions.runs.training_run`.
+The run around it (data, evaluations, checkpoints) is `extensions.runs.training_run`.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class SftTrainer(LocalPolicyMixin):
         self.policy, self.engine, self.strategy = policy, engine, strategy
         self.encoder, self.order, self.sft, self.seed = encoder, order, sft, seed
         self.loss = SFTLoss()
-        self._batch: tuple[list[Example], list[Sample]] = ([], [])  # of the iteration in work
+        self._batch: tuple[list[Example], list[Sample]] = ([], [])  # of the current iteration
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the engine's state: nothing."""
+        """Nothing: the engine's state is all."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class SftTrainer(LocalPolicyMixin):
         )
 
     def encode(self, example: Example) -> Sample:
-        """Prompt and gold answer as the model should write it, up to the closing tag."""
+        """Prompt, and gold answer with its closing tag as the response."""
         assert example.label is not None, "training examples are labelled"
         ids, text = self.encoder.encode(example.task, example.fields)
         answer = self.encoder.answer_ids(ids, text, example.task.answer(example.label))
@@ -87,8 +87,8 @@ class SftTrainer(LocalPolicyMixin):
     def update(self, samples: Sequence[Sample], step: int) -> dict[str, Tensor]:
         """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.
 
-        The loss is the mean over the target tokens of all samples of all ranks, each with the weight of its sample, so
-        neither micro-batches nor ranks nor the sharing of prefixes change it, but for what dropout draws.
+        The loss is the mean over the target tokens of all samples of all ranks, weighted by sample, so micro-batches,
+        ranks and shared prefixes do not change it, except for the dropout masks.
         """
         self.policy.train()
         sequence = self.sft.loss == "sequence"
@@ -114,12 +114,12 @@ class SftTrainer(LocalPolicyMixin):
         return sums
 
     def _pack(self, samples: Sequence[Sample]) -> Pack:
-        """A pack with the targets that the loss is over."""
+        """A pack with the targets of the loss."""
         packed = pack(samples, self.policy.device)
         return with_sequence_targets(packed, samples) if self.sft.loss == "sequence" else packed
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """The samples of the iteration in work."""
+        """The samples of the current iteration."""
         records = [
             {
                 "task": example.task.name,
@@ -134,11 +134,11 @@ class SftTrainer(LocalPolicyMixin):
         return records, {}
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Take what `debug_snapshot` gave as the iteration in work."""
+        """Make what `debug_snapshot` returned the current iteration."""
         self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r.get("weight", 1.0)) for r in records]
 
     def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
-        """The loss of one sample of the iteration in work, alone."""
+        """The loss of one sample of the current iteration, alone."""
         packed = self._pack([self._batch[1][slot]])
 
         def actor() -> Tensor:
@@ -148,8 +148,7 @@ class SftTrainer(LocalPolicyMixin):
         return {"actor": actor}
 
     def summarise(self, sums: dict[str, Tensor], step: int, clock: Clock) -> dict[str, Any]:
-        """Metrics over all ranks: mean losses in nats a token, over all targets with their weights, and over the
-        answers' tokens without."""
+        """Metrics over all ranks; mean losses in nats per token, over all targets weighted, over answers unweighted."""
         names = ("loss", "tokens", "answer_loss", "answer_tokens", "target_tokens")
         loss, tokens, answer_loss, answer_tokens, targets = self.strategy.sum(
             torch.stack([sums[n] for n in names])

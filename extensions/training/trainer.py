@@ -1,4 +1,4 @@
-"""What the two training loops share: the clock of an iteration's phases, seeds, sums for the metrics."""
+"""The trainer interface of a run, and what the training loops share: phase timing, seeds, metric sums."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from extensions.model.policy import Policy, Role
 
 
 class Trainer(Protocol):
-    """What a run asks of a training loop."""
+    """The interface between a run and a training loop."""
 
     policy: Policy
     engine: Any  # DeepSpeed's, around the policy
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """One iteration: its metrics, and a record for each sample where there are responses; same on all ranks."""
+        """One iteration: its metrics, and one record per sample where there are responses. Rank 0's are used."""
 
     def summary_line(self, metrics: dict[str, Any]) -> str:
         """The metrics of one iteration in one line for the console."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the engine's state; JSON."""
+        """State for a checkpoint besides the engine's; JSON."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
 
     def weights(self) -> dict[str, Tensor]:
-        """All trained parameters, whole, on the CPU. Call it on every rank."""
+        """All trained parameters, unsharded, on the CPU. Call it on every rank."""
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        """Put back what `weights` gave. Call it on every rank."""
+        """Restore what `weights` returned. Call it on every rank."""
 
     def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
         """Write `state` in PEFT's format, and the critic if there is one, each into its folder."""
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """This rank's samples of the iteration in work, and what is known of them, each (B, ...)."""
+        """This rank's samples of the current iteration, and their tensors so far, (B, ...) each."""
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Take what `debug_snapshot` gave as the iteration in work."""
+        """Make what `debug_snapshot` returned the current iteration."""
 
     def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
-        """The losses of one of these samples, alone, by the role that each must be computed in."""
+        """The losses of one of these samples alone, by the role that each must be computed in."""
 
 
 class LocalPolicyMixin:
-    """What a training loop keeps in a policy of this process."""
+    """The weights of a training loop whose policy lives in this process."""
 
     policy: Policy
 
@@ -72,7 +72,7 @@ class LocalPolicyMixin:
 
 @dataclass
 class Clock:
-    """Seconds by phase of an iteration; work that a GPU was given in a phase counts to it."""
+    """Seconds per phase of an iteration, including the GPU work launched in it."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -90,13 +90,13 @@ class Clock:
 
 
 def add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    """Add to a sum of a metric."""
+    """Add a value to the sum of a metric."""
     value = value.detach().float()
     sums[name] = sums[name] + value if name in sums else value
 
 
 def mixed_seed(*parts: int) -> int:
-    """One seed from several numbers, by a fixed mixing."""
+    """One seed from several integers."""
     mixed = 0
     for part in parts:
         mixed = (mixed * 1_000_003 + part + 1) % (2**63)

@@ -122,7 +122,7 @@ def test_multi_label_rows_keep_every_label_in_every_split(name):
         ({"split": {"validation": 0.6, "test": 0.4}}, "leave no rows for training"),
         ({"split": {"validation": 1.0}}, "less than 1"),
         ({"split": {"test": 0.1}, "files": {"validation": "v.csv"}}, "no training file"),
-        ({"split": {"test": 0.1}, "files": {"train": "a.csv", "test": "b.csv"}}, "files.test is given already"),
+        ({"split": {"test": 0.1}, "files": {"train": "a.csv", "test": "b.csv"}}, "files.test is given too"),
         ({"separator": ", "}, "separator"),
     ],
 )

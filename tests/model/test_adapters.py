@@ -74,10 +74,10 @@ def wider(tensors):
 MISFITS = {
     "renamed": (
         renamed,
-        ["of 8 weights expected", f"8 missing ({Q0}; ", "8 of no layer of the model (base_model.model.lan"],
+        ["of 8 weights expected", f"8 missing ({Q0}; ", "8 without a layer in the model (base_model.model.lan"],
     ),
     "half of the layers": (half, ["4 missing (base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight; "]),
-    "more layers": (twice, ["4 of no layer of the model (base_model.model.model.layers.2.self_attn.q_proj.lora_A.wei"]),
+    "more layers": (twice, ["4 without a layer in the model (base_model.model.model.layers.2.self_attn.q_proj.lora_A"]),
     "another size": (wider, [f"4 of another shape ({Q0}: [4, 48], expected [4, 32]; "]),
 }
 
@@ -89,13 +89,13 @@ def test_an_adapter_of_another_model_is_refused(llama, adapter, change, parts, r
     model = Model(path=str(llama), adapter=str(changed(adapter, change)))
     with pytest.raises(UserError) as caught:
         load_policy(model, LORA, "none", 1.0, CPU, 0, reference or "base", training=reference is not None)
-    for part in [f"model.adapter: {str(adapter)!r} does not fit the model", *parts, "Set model.path to", str(llama)]:
+    for part in [f"model.adapter: {str(adapter)!r} does not match the model", *parts, "Set model.path to", str(llama)]:
         assert part in str(caught.value)
 
 
 def test_an_adapter_of_another_family_is_refused(tiny_model, adapter):
     model = Model(path=str(tiny_model("mpt")), adapter=str(adapter))
-    with pytest.raises(UserError, match=r"does not fit the model: no layer of it has the names q_proj, v_proj\. Set"):
+    with pytest.raises(UserError, match=r"does not match the model: no layer of it has the names q_proj, v_proj\. Set"):
         load_policy(model, LORA, "none", 1.0, CPU, 0, "base", training=False)
 
 
@@ -111,7 +111,7 @@ def test_a_run_with_an_adapter_of_another_model_ends_with_2(llama, adapter, tmp_
     recipe = write_recipe(tmp_path, llama, lora={"alpha": 8})
     assert run_main([str(recipe), f"model.adapter={changed(adapter, renamed)}"], method) == 2
     error = capsys.readouterr().err
-    assert "does not fit the model" in error and Q0 in error and "Traceback" not in error
+    assert "does not match the model" in error and Q0 in error and "Traceback" not in error
 
 
 PLAIN = {
@@ -158,7 +158,7 @@ def test_an_adapter_that_changes_the_base_is_refused(llama, adapter, settings, p
 def test_a_head_that_is_not_the_base_s_is_refused(llama, tmp_path):
     folder = plain_adapter(tmp_path / "adapter", llama, target_modules=["lm_head"], embeddings=True)
     changed(folder, lambda tensors: {k: t + ("base_layer" in k) for k, t in tensors.items()})
-    with pytest.raises(UserError, match=r"1 of no layer of the model \(base_model\.model\.lm_head\.base_layer"):
+    with pytest.raises(UserError, match=r"1 without a layer in the model \(base_model\.model\.lm_head\.base_layer"):
         load_policy(Model(path=str(llama), adapter=str(folder)), LORA, "none", 1.0, CPU, 0, "base", training=False)
 
 
@@ -203,7 +203,7 @@ def test_the_command_refuses_an_adapter_of_another_model(llama, adapter, tmp_pat
     before = tree(tmp_path)
     done = nlu_merge(recipe, tmp_path / "deep" / "new", f"model.adapter={adapter}")
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
-    assert "does not fit the model" in done.stderr and Q0 in done.stderr
+    assert "does not match the model" in done.stderr and Q0 in done.stderr
     assert tree(tmp_path) == before
 
 
@@ -211,7 +211,7 @@ def test_the_command_refuses_an_adapter_of_another_model(llama, adapter, tmp_pat
 def test_an_adapter_of_another_model_is_not_merged(llama, adapter, tmp_path, change, parts):
     changed(adapter, change)
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="does not fit the model") as caught:
+    with pytest.raises(UserError, match="does not match the model") as caught:
         merge_adapter(Model(path=str(llama), adapter=str(adapter)), tmp_path / "deep" / "new")
     assert all(part in str(caught.value) for part in parts)
     assert tree(tmp_path) == before
@@ -219,7 +219,7 @@ def test_an_adapter_of_another_model_is_not_merged(llama, adapter, tmp_path, cha
 
 @pytest.mark.parametrize(
     ("target", "part"),
-    [("file", "is there and not a folder"), ("full", "is not empty"), ("file/new", "cannot be written there")],
+    [("file", "exists and is no folder"), ("full", "is not empty"), ("file/new", "cannot be written there")],
 )
 def test_merging_overwrites_nothing(llama, adapter, tmp_path, monkeypatch, target, part):
     (tmp_path / "file").write_text("mine")
@@ -300,9 +300,7 @@ def test_the_head_of_a_tied_model_is_not_merged(tmp_path):
 def test_a_merged_model_that_is_another_is_not_written(llama, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "_merge", lambda lm, path: 4)
     before = tree(tmp_path)
-    with pytest.raises(
-        UserError, match=r"merged: not written, since the merged model is not that of base and adapter: 4"
-    ):
+    with pytest.raises(UserError, match=r"merged: not written: the merged model differs from base and adapter: 4"):
         merge_adapter(Model(path=str(llama), adapter=str(adapter)), tmp_path / "merged")
     assert tree(tmp_path) == before
 

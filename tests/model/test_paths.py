@@ -51,7 +51,7 @@ def test_a_model_that_no_path_computes_is_refused(folder, monkeypatch):
         return Anatomy(found.trunk, found.hidden_size, LogitTransform(scale=1.01))
 
     monkeypatch.setattr(loading, "examine", wrong)
-    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot be computed here .*nothing shared.*off by up to"):
+    with pytest.raises(UserError, match=r"LlamaForCausalLM has no exact path here.*no shared prefixes.*off by up to"):
         load(folder("llama"))
 
 

@@ -61,7 +61,7 @@ def test_small_weights_do_not_hide_a_wrong_path(tmp_path):
 
 
 def test_sdpa_without_capped_scores_is_refused(tmp_path):
-    with quiet(), pytest.raises(UserError, match=r"sdpa leaves out attn_logit_softcapping 0.5"):
+    with quiet(), pytest.raises(UserError, match=r"sdpa ignores attn_logit_softcapping 0.5"):
         save("gemma2", tmp_path)
         loaded(tmp_path, rows(), attn_implementation="sdpa")
 
@@ -74,7 +74,7 @@ def test_a_forward_that_draws_is_refused(size, tmp_path, monkeypatch):
         return base
 
     monkeypatch.setattr(loading, "load_base", noisy)
-    with quiet(), pytest.raises(UserError, match=r"other logits for the same tokens|not a function of"):
+    with quiet(), pytest.raises(UserError, match=r"different logits for the same tokens|not a function of"):
         save("llama", tmp_path)
         loaded(tmp_path, rows())
 
@@ -150,10 +150,10 @@ def test_a_window_that_only_the_response_reaches_is_compared():
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda w, c: w.pop("model.layers.1.self_attn.q_proj.weight"), "1 weights are not in its files"),
+        (lambda w, c: w.pop("model.layers.1.self_attn.q_proj.weight"), "1 weights are missing from its files"),
         (lambda w, c: w.update({"model.layers.9.mlp.up_proj.weight": torch.ones(2, 2)}), "have no place in the model"),
         (lambda w, c: w.update({"model.layers.1.mlp.up_proj.bias": torch.ones(64)}), "have no place in the model"),
-        (lambda w, c: c.update(num_hidden_layers=5), "9 weights are not in its files"),
+        (lambda w, c: c.update(num_hidden_layers=5), "9 weights are missing from its files"),
         (lambda w, c: c.update(num_hidden_layers=3), "9 weights have no place in the model"),
         (lambda w, c: c.update(hidden_size="big"), "cannot load"),
         (lambda w, c: c.update(num_attention_heads=0), "cannot load"),

@@ -179,9 +179,9 @@ def test_all_linear_goes_on_from_its_adapter(tiny_model, tmp_path):
         ),
         ("llama", ["embed_tokens"], ["'embed_tokens'", "is Embedding", "attention: k_proj"]),
         ("jetmoe", ["input_linear"], ["is JetMoeParallelExperts", "attention: kv_proj"]),
-        ("mamba2", ["out_proj"], ["past LoRA"]),
-        ("gemma2", ["q_proj", "lm_head"], ["'lm_head' shares its weight", "tie_word_embeddings", "leave it out"]),
-        ("gemma2", ["embed_tokens"], ["'embed_tokens' shares its weight", "tie_word_embeddings"]),
+        ("mamba2", ["out_proj"], ["without its LoRA"]),
+        ("gemma2", ["q_proj", "lm_head"], ["'lm_head' is tied to the embedding", "tie_word_embeddings", "remove it"]),
+        ("gemma2", ["embed_tokens"], ["'embed_tokens' is tied to the embedding", "tie_word_embeddings"]),
     ],
 )
 def test_wrong_targets_are_explained(model_type, targets, parts):

@@ -52,7 +52,7 @@ def test_the_card_is_of_the_best_trained_row(scene, written):
     assert best_trained(rows).label == "SFT + PPO-ST"
     assert best_trained([row for row in rows if "prompting" in row.label]) is None
     card = ModelCard.load(written[0] / "model_card.md")
-    assert "2 LoRA adapters, one a task," in card.text and "1152 samples in 72 iterations" in card.text
+    assert "2 LoRA adapters, one per task," in card.text and "1152 samples in 72 iterations" in card.text
     assert "| SST-2 | accuracy | - | 90.0 [85.0, 95.0] | 0.0% | 200 |" in card.text
     assert "started from the adapter `smollm2-sft`" in card.text
     assert [r.dataset_config for r in card.data.eval_results] == ["sst2", "mrpc"]

@@ -137,7 +137,10 @@ def test_numbers_of_different_rows_are_not_marked(tmp_path):
     text = markdown(table_of("superglue", runs_of(*runs)))
     ours = text[text.index("Ours") :]
     assert "**70.0**" in ours and "<u>60.0</u>" in ours and " 90.0 " in ours and " 50.0 " in ours
-    assert "No marks where our lines are of different rows (COPA" in table_of("superglue", runs_of(*runs)).notes[1]
+    assert (
+        "Not marked, since our lines were scored on different rows: COPA"
+        in table_of("superglue", runs_of(*runs)).notes[1]
+    )
 
 
 def bare(cell):

@@ -7,9 +7,10 @@ import yaml
 
 from extensions.common.errors import UserError
 from extensions.scaffold import settings
-from extensions.scaffold.columns import answers, describe, nearest, round_range, suggested_label
+from extensions.scaffold.columns import describe, nearest, suggested_label
 from extensions.scaffold.recipe_text import scalar
-from extensions.scaffold.source import find_encoding, find_splits, read_table
+from extensions.scaffold.source import find_encoding, find_splits, read_source
+from extensions.scaffold.target import infer_target, round_range
 from extensions.scaffold.words import description, label_words, listed, no_label_word, question, readable
 from extensions.tasks.words import normalize_answer
 
@@ -85,7 +86,7 @@ def test_column_kinds(name, values, kind):
     ],
 )
 def test_kinds_of_answers(values, kind, rest):
-    found = answers("x", column(values))
+    found = infer_target("x", column(values))
     assert found.kind == kind and found.why
     for key, value in rest.items():
         got = getattr(found, key)
@@ -109,7 +110,7 @@ def test_kinds_of_answers(values, kind, rest):
         (["2", "2"], "regression", "is 2 in every row"),
         (["a", "b"] * 9, "multi-label", "no cell of column 'x' holds two labels"),
         ([["a"], ["b"]], "classification", "which are labels of multi-label"),
-        ([["a"], ["a"]], None, "knows one label, 'a'"),
+        ([["a"], ["a"]], None, "has one label, 'a'"),
         ([["a, b"], ["c"]], None, "no label may hold one"),
         (["1.00000001", "1.00000002"] * 9, "regression", "give them in another unit"),
         (["y" * 101, "n"] * 9, None, "101 characters; a label has at most 100"),
@@ -134,15 +135,15 @@ def test_kinds_of_answers(values, kind, rest):
 )
 def test_columns_that_are_no_labels(values, wanted, message):
     with pytest.raises(UserError, match=r"^--(label|kind): ") as caught:
-        answers("x", column(values), wanted)
+        infer_target("x", column(values), wanted)
     assert message in str(caught.value)
 
 
 def test_kind_is_the_users():
     ratings = column(["1", "2", "3", "4", "5"] * 9)
-    assert "--kind regression" in answers("x", ratings).why  # how to get the other
-    assert answers("x", ratings, "regression").score_range == (1.0, 5.0)
-    assert answers("x", column(["0.5", "1.5", "2.5"] * 9), "classification").counts == dict.fromkeys(
+    assert "--kind regression" in infer_target("x", ratings).why  # how to get the other
+    assert infer_target("x", ratings, "regression").score_range == (1.0, 5.0)
+    assert infer_target("x", column(["0.5", "1.5", "2.5"] * 9), "classification").counts == dict.fromkeys(
         ["0.5", "1.5", "2.5"], 9
     )
 
@@ -205,7 +206,7 @@ def test_readable_names(name, words):
 
 def test_sentences():
     rows = column(["a", "b"] * 9, "team")
-    found = answers("team", rows)
+    found = infer_target("team", rows)
     assert description(["subject", "ticket_body"], "team", found) == (
         "You are an assistant that reads the subject and the ticket body of an entry and names its team."
     )
@@ -213,11 +214,11 @@ def test_sentences():
         "You are an assistant that reads a review and names its sentiment."
     )
     assert description(["text"], "y", found) == "You are an assistant that reads a text and names its y."
-    scores = answers("mood", column(["-0.9", "0.7", "0.1"] * 9, "mood"))
+    scores = infer_target("mood", column(["-0.9", "0.7", "0.1"] * 9, "mood"))
     assert description(["essay"], "mood", scores).endswith(
         "reads an essay and gives its mood as a number from -1 to 1."
     )
-    tags = answers("tags", column([["a"], ["b", "a"]], "tags"))
+    tags = infer_target("tags", column([["a"], ["b", "a"]], "tags"))
     assert description(["post"], "tags", tags).endswith("reads a post and lists the tags that apply.")
     assert question({"subject": "subject", "ticket_body": "ticket_body"}, "team", found, {"a": "a{b}", "b": "b"}) == (
         'Subject: {subject}\n  Ticket body: {ticket_body}\n  What is the team: "a{{b}}" or "b"?'
@@ -228,7 +229,7 @@ def test_sentences():
 
 
 def test_large_scores_are_written_out():
-    prices = answers("price", column(["1000000", "1000500.5", "1001250"] * 9, "price"), "regression")
+    prices = infer_target("price", column(["1000000", "1000500.5", "1001250"] * 9, "price"), "regression")
     assert prices.score_range == (1000000.0, 1001500.0)
     assert description(["ad"], "price", prices).endswith("gives its price as a number from 1000000 to 1001500.")
     assert question({"ad": "ad"}, "price", prices, {}).endswith("What is the price, from 1000000 to 1001500?")
@@ -236,10 +237,10 @@ def test_large_scores_are_written_out():
 
 def test_kind_of_labels_with_commas_is_the_users():
     pairs = column(["a, b", "b, c", "c, a"] * 9)
-    assert "--kind multi-label" in answers("x", pairs).why
-    assert answers("x", pairs, "multi-label").counts == {"a": 18, "b": 18, "c": 18}
-    assert answers("x", column(["1,2", "2,3", "1"] * 9), "multi-label").counts == {"1": 18, "2": 18, "3": 9}
-    assert answers("x", column(["['a']", "['b']"] * 9), "classification").counts == {"['a']": 9, "['b']": 9}
+    assert "--kind multi-label" in infer_target("x", pairs).why
+    assert infer_target("x", pairs, "multi-label").counts == {"a": 18, "b": 18, "c": 18}
+    assert infer_target("x", column(["1,2", "2,3", "1"] * 9), "multi-label").counts == {"1": 18, "2": 18, "3": 9}
+    assert infer_target("x", column(["['a']", "['b']"] * 9), "classification").counts == {"['a']": 9, "['b']": 9}
 
 
 def test_label_words():
@@ -300,7 +301,7 @@ def test_label_words_are_distinct_and_can_be_written(labels, multi_label):
 def test_settings(parameters, rows):
     found = settings.choose(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
     regime = next(one for one in settings.REGIMES if parameters <= one.parameters)
-    assert regime.fewest_rows <= found.sft_steps * found.batch <= regime.most_rows + found.batch
+    assert regime.min_rows <= found.sft_steps * found.batch_size <= regime.max_rows + found.batch_size
     assert 7 < found.response_budget[0] < found.response_budget[1]
     assert found.max_tokens == 152  # the 95th percentile, in eights
     assert found.validate_every >= 1 and found.max_tokens + found.response_budget[1] <= 2048
@@ -378,7 +379,7 @@ def test_encodings_and_separators(tmp_path, encoding, mark, found, separator):
     assert find_encoding(path) == found
     if mark == b"\x81":
         return
-    table = read_table(path)
+    table = read_source(path)
     assert [tuple(row.values()) for row in table.rows] == LINES[1:]
     assert table.columns == list(LINES[0])
     assert table.keys == ({} if found == "utf-8" else {"encoding": found})
@@ -404,8 +405,8 @@ def test_an_encoding_that_cannot_be_found_out(tmp_path, text, encoding):
     path = tmp_path / "rows.csv"
     path.write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match="--encoding"):
-        read_table(path)
-    table = read_table(path, encoding)
+        read_source(path)
+    table = read_source(path, encoding)
     assert table.keys == {"encoding": encoding} and table.notes == []
     assert [",".join(row.values()) for row in table.rows] == text.splitlines()[1:]
 
@@ -414,30 +415,30 @@ def test_western_texts_are_no_other_encoding(tmp_path):
     path = tmp_path / "rows.csv"
     line = "où êtes-vous allés cet été ?;5 €;été\nÇa m’a déçue, à côté;½ £;là\nÖl für Düsseldorf;¾ ¥;né\n"
     path.write_bytes(("text;price;label\n" + line * 10).encode("cp1252"))
-    assert read_table(path).rows[1]["text"] == "Ça m’a déçue, à côté"
+    assert read_source(path).rows[1]["text"] == "Ça m’a déçue, à côté"
 
 
 def test_encodings_that_the_user_says(tmp_path):
     path = write(tmp_path / "rows.csv", "cp1252")
-    assert read_table(path, "latin-1").keys == {"encoding": "latin-1"}
+    assert read_source(path, "latin-1").keys == {"encoding": "latin-1"}
     with pytest.raises(UserError, match=r"--encoding: .*rows\.csv has bytes that are not utf-8"):
-        read_table(path, "utf-8")
+        read_source(path, "utf-8")
     for name in ("nonsense", "base64"):
         with pytest.raises(UserError, match=f"--encoding: '{name}' is no text encoding"):
-            read_table(path, name)
+            read_source(path, name)
     (tmp_path / "rows.parquet").touch()
     with pytest.raises(UserError, match=r"rows\.parquet is a parquet file"):
-        read_table(tmp_path / "rows.parquet", "utf-8")
+        read_source(tmp_path / "rows.parquet", "utf-8")
 
 
 def test_quotes_that_are_characters(tmp_path):
     path = tmp_path / "glue.tsv"
     path.write_text('a\tb\tc\n"open\t1\tx\nplain\t2\ty\nclosed"\t3\tz\n', encoding="utf-8")
-    table = read_table(path)
+    table = read_source(path)
     assert table.keys == {"quoting": "none"} and "quotes are characters" in table.notes[0]
     assert [row["a"] for row in table.rows] == ['"open', "plain", 'closed"']
     path.write_text('a\tb\tc\n"open ""x"""\t1\t"two\nlines"\nplain\t2\ty\n', encoding="utf-8")
-    table = read_table(path)
+    table = read_source(path)
     assert table.keys == {} and [row["c"] for row in table.rows] == ["two\nlines", "y"]
 
 

@@ -276,7 +276,7 @@ REFUSED = [
     ({"score_range": [0, 1], "metrics": ["r2", "rmse"]}, "give it in extra_metrics"),
     ({"score_range": [0, 1], "multi_label": True}, "multi_label"),
     ({"labels": ["a", "b"], "metrics": ["r2"]}, "does not fit a classification"),
-    ({"labels": ["a", "b"], "metrics": ["f1_micro"]}, "multi_label: true has it"),
+    ({"labels": ["a", "b"], "metrics": ["f1_micro"]}, "it needs multi_label: true"),
     ({"labels": ["a", "b"], "multi_label": True, "metrics": ["accuracy"]}, "does not fit a multi-label"),
     ({"labels": ["a", "b"], "multi_label": True, "positive": "a"}, "positive"),
     ({"labels": ["a", "b"], "multi_label": True, "answer_match": "keyword"}, "answer_match"),
