@@ -109,7 +109,7 @@ def shortened(command, tiny_model, tiny_bert, scene, folder):
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command, tiny_model, tiny_bert, scene, tmp_path):
     done = run_command(shortened(command, tiny_model, tiny_bert, scene, tmp_path))
-    if command.startswith("bash launch/ppo_ray.sh recipes"):  # tests/ray_engine has the runs themselves
+    if command.startswith("bash launch/ppo_ray.sh recipes"):  # tests/ray_backend has the runs themselves
         assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
         assert "not installed in this environment" in done.stderr or "ray.gpus_per_node" in done.stderr
         return
