@@ -108,7 +108,7 @@ def test_pairs_stay_together():
     pairs = [Example(task, i, {"sentence": str(i)}, str(i % 2), str(i // 2)) for i in range(8)]
     single = [Example(task, 8, {"sentence": "8"}, "1")]
     order = BatchOrder(pairs + single, 9, 0, False, None, True)
-    assert Counter(e.index for e in order.batch(0)) == dict.fromkeys(range(9), 1), "no row of label 0 is without its pair"
+    assert Counter(e.index for e in order.batch(0)) == dict.fromkeys(range(9), 1), "every row of label 0 has its pair"
 
 
 # ------------------------------------------------------------------------------------------------------------ weights
