@@ -2,8 +2,8 @@
 
     python tests/tickets.py FOLDER     # tickets.csv (600 rows with teams) and new.csv (50 rows without)
 
-Only the object of a ticket determines the team, and the small teams have each object once or twice; the rest of the text
-is independent of the team. Some bodies are empty, some very long, and a few mention another team's object in passing.
+Only the object of a ticket determines the team, and the small teams have each object once or twice; the rest of the
+text is independent of the team. Some bodies are empty, some very long, and a few mention another team's object.
 """
 
 from __future__ import annotations
