@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of the Ray engine, which `bash launch/test.sh` skips: some minutes.
+# The tests of the Ray backend, which `bash launch/test.sh` skips: some minutes.
 #     bash launch/test_ray.sh [pytest arguments]
 # On a CPU Ray and vLLM are installed beside the rest into .venv-ray (once: 4.5 GB); on GPUs they are in .venv anyway.
 set -euo pipefail

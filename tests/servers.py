@@ -145,7 +145,7 @@ ANSWERS = {
     "axg": ["not_entailment", "not_entailment", "entailment"],
 }
 HEADER = "index\tprediction"
-# What the servers take for them, by their own FAQ pages.
+# The expected files, by the servers' own FAQ pages.
 LINES = {
     "CoLA.tsv": [HEADER, "0\t1", "1\t0", "2\t1"],
     "SST-2.tsv": [HEADER, "0\t0", "1\t1", "2\t1"],
@@ -246,7 +246,7 @@ def zipped(path, files):
 
 
 def run_rows(official, name, answers):
-    """What a run leaves for a task: the rows of the test file and these answers."""
+    """The predictions file of a run: the rows of the test file with these answers."""
     examples = load_examples(TASKS[name], "test", str(official))
     if name != "record":
         return [

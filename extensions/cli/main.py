@@ -280,7 +280,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Memory, FLOPs, step and epoch time of a training, and the ZeRO stage, micro-batch and checkpointing to use."""
-    from extensions.planner.plan import Planner, PlanOptions, tables
+    from extensions.planner import Planner, PlanOptions, plan_tables
     from extensions.recipe import load_recipe
 
     with _user_errors():
@@ -301,7 +301,7 @@ def plan(
     if as_json:
         print(json.dumps(planned.as_json(), indent=2))
         return
-    for part in tables(planned):
+    for part in plan_tables(planned):
         console.print(part, markup=False)
 
 
@@ -483,11 +483,10 @@ def predict(
     ] = False,
 ) -> None:
     """Answer rows: the table with answer and confidence beside each row; scores where it has labels."""
-    from extensions.inference.command import PredictOptions
-    from extensions.inference.command import predict as answer
+    from extensions.inference.command import PredictOptions, run_predict
 
     with _user_errors():
-        answer(
+        run_predict(
             PredictOptions(
                 run,
                 source,

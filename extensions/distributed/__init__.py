@@ -1,1 +1,1 @@
-"""."""
+"""Ranks, collectives, and the DeepSpeed engine around a trained module."""

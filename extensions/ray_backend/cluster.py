@@ -1,25 +1,67 @@
-"""The Ray cluster of a run: one that is there, or one that is started on this machine."""
+"""The Ray cluster of a run: its shape, and a connection to a running cluster or a new one on this machine."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from extensions.common.errors import UserError
-from extensions.ray_backend.arguments import ClusterShape
 from extensions.recipe import Recipe
 
+# Environment variables that the cluster's processes get.
 PASSED_ON = ("TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
 PREFIXES = ("VLLM_", "NCCL_", "GLOO_")
 
 
-def join(recipe: Recipe) -> int:
-    """Join the cluster of ray.address or RAY_ADDRESS, if one is named. Returns the GPUs of a node; 0 on CPUs.
+@dataclass(frozen=True)
+class ClusterShape:
+    """How many nodes, ranks and vLLM engines a run has."""
+
+    nodes: int  # per group
+    gpus_per_node: int  # ranks of each group per node
+    engines: int
+    on_cpu: bool
+
+    @property
+    def ranks(self) -> int:
+        """Per group."""
+        return self.nodes * self.gpus_per_node
+
+
+def shape_of(recipe: Recipe, gpus_here: int) -> ClusterShape:
+    """
+    Args:
+        gpus_here: GPUs of this machine, or of a node of the cluster; 0 on CPUs.
 
     Raises:
-        UserError: none answers there.
+        UserError: the engines do not fit the GPUs that they share, or the batch does not fit the ranks.
+    """
+    ray, ppo, parallel = recipe.ray, recipe.ppo, recipe.vllm.tensor_parallel_size
+    per_node = ray.gpus_per_node or max(1, gpus_here)
+    ranks = ray.num_nodes * per_node
+    engines = ray.num_engines or max(1, ranks // parallel)
+    if ray.colocate and engines * parallel != ranks:
+        raise UserError(
+            f"ray.colocate: true: {engines} engines of {parallel} GPUs do not fill the {ranks} GPUs of the actor; set "
+            "ray.num_engines: null and a vllm.tensor_parallel_size that divides them, or ray.colocate: false"
+        )
+    for key, size in (("ppo.batch_size", ppo.batch_size), ("ppo.mini_batch_size", ppo.mini_batch_size)):
+        if size is not None and size % ranks:
+            raise UserError(
+                f"{key}: {size} samples cannot be shared evenly by {ranks} ranks (ray.num_nodes x ray.gpus_per_node); "
+                f"use a multiple of {ranks}"
+            )
+    return ClusterShape(ray.num_nodes, per_node, engines, gpus_here == 0)
+
+
+def join(recipe: Recipe) -> int:
+    """Connect to the cluster at ray.address or RAY_ADDRESS, if one is given. Returns GPUs per node; 0 on CPUs.
+
+    Raises:
+        UserError: no cluster answers there.
     """
     import ray
 
@@ -30,34 +72,34 @@ def join(recipe: Recipe) -> int:
         ray.init(address=address, **_settings())
     except (ConnectionError, ValueError) as error:
         raise UserError(f"ray.address: {address}: no Ray cluster answers there ({error})") from error
-    # A node started with --num-gpus on a machine without any has no accelerator's name.
+    # A node started with --num-gpus on a machine without GPUs has no accelerator type.
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    real = [own for own in nodes if any(name.startswith("accelerator_type:") for name in own)]
-    return max((int(own.get("GPU", 0)) for own in real), default=0)
+    real = [node for node in nodes if any(name.startswith("accelerator_type:") for name in node)]
+    return max((int(node.get("GPU", 0)) for node in real), default=0)
 
 
 def ensure(recipe: Recipe, shape: ClusterShape) -> None:
-    """Start a cluster on this machine if none was joined, and see that it is large enough.
+    """Start a cluster on this machine unless one was joined, and check that it has enough GPUs.
 
     Raises:
-        UserError: it has too few GPUs.
+        UserError: it has too few.
     """
     import ray
 
-    parallel = recipe.vllm.tensor_parallel_size
     groups = 2 + (recipe.ppo.kl.init > 0)
-    wanted = shape.ranks if recipe.ray.colocate else shape.ranks * groups + shape.engines * parallel
+    needed = shape.ranks
+    if not recipe.ray.colocate:
+        needed = shape.ranks * groups + shape.engines * recipe.vllm.tensor_parallel_size
     if not ray.is_initialized():
-        # On a CPU a "GPU" is a place for a rank.
-        count = wanted if shape.on_cpu else torch.cuda.device_count()
-        cpus = max(count + 1, os.cpu_count() or 1)
-        # "local": without it Ray joins a cluster that somebody left running here, or only its file.
-        ray.init("local", num_gpus=count, num_cpus=cpus, include_dashboard=False, **_settings())
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if there < wanted:
+        num_gpus = needed if shape.on_cpu else torch.cuda.device_count()  # on a CPU each "GPU" is a slot for a rank
+        num_cpus = max(num_gpus + 1, os.cpu_count() or 1)
+        # Without "local" Ray would join any cluster that still runs on this machine, or the address file of a dead one.
+        ray.init("local", num_gpus=num_gpus, num_cpus=num_cpus, include_dashboard=False, **_settings())
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if found < needed:
         ray.shutdown()
         raise UserError(
-            f"the Ray cluster has {there} GPUs and this recipe needs {wanted}; change ray.num_nodes, "
+            f"the Ray cluster has {found} GPUs and this recipe needs {needed}; change ray.num_nodes, "
             "ray.gpus_per_node, ray.num_engines or ray.colocate (on machines without GPUs start nodes with ray start "
             "--num-gpus=N)"
         )

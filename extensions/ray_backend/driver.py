@@ -1,11 +1,9 @@
-"""What launch/ppo_ray.sh runs: [--print] RECIPE [key.sub=value ...]."""
+"""A run on the Ray backend, from its recipe to its folder; launch/ppo_ray.sh calls `start_run` and `show`."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,11 +13,12 @@ from extensions.common.console import Reporter
 from extensions.common.errors import ProcessGone, UserError
 from extensions.data.splits import RunData
 from extensions.distributed import signals
+from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import label_sets_of
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
-from extensions.ray_backend import cluster, openrlhf
-from extensions.ray_backend.arguments import arguments, command, differences, refused, shape_of, where
+from extensions.ray_backend import cluster
+from extensions.ray_backend.arguments import command, differences, namespace, refused, where
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import SyncProbe, probe_samples
 from extensions.rollout.reward_check import check_reward
@@ -34,27 +33,29 @@ from extensions.runs.build import (
     record_proof,
 )
 
-FORGOTTEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a launcher above
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def show(recipe: Recipe) -> str:
-    """What `--print` prints: OpenRLHF's command, where each key goes, and what differs."""
-    shape = shape_of(recipe, torch.cuda.device_count())
-    lines = [
-        "# OpenRLHF's command for this recipe, to be read: by itself it would not sync its adapters.",
-        command(recipe, shape),
-    ]
-    lines += ["", "# Where each key goes."]
-    lines += [f"{key} = {value}: {place}" for key, (value, place) in where(recipe).items()]
-    lines += ["", "# Otherwise than in the DeepSpeed loop.", *(f"- {one}" for one in differences(recipe))]
-    return "\n".join(lines)
+    """The text of `--print`: OpenRLHF's command, where each key takes effect, and the differences."""
+    shape = cluster.shape_of(recipe, torch.cuda.device_count())
+    return "\n".join(
+        [
+            "# OpenRLHF's command for this recipe, for reading: run as it is, it would not sync its adapters.",
+            command(recipe, shape),
+            "\n# Where each key takes effect.",
+            *(f"{key} = {value}: {place}" for key, (value, place) in where(recipe).items()),
+            "\n# Differences from the DeepSpeed backend.",
+            *(f"- {difference}" for difference in differences(recipe)),
+        ]
+    )
 
 
 def run(recipe: Recipe) -> None:
     """Train by PPO on Ray and write the run folder."""
     if errors := refused(recipe):
         raise UserError("\n".join(errors))
-    for name in FORGOTTEN:
+    for name in LAUNCHER_VARIABLES:  # the groups set their own
         os.environ.pop(name, None)
     reporter = Reporter(active=True)
     if not sys.stderr.isatty():
@@ -62,92 +63,49 @@ def run(recipe: Recipe) -> None:
     set_vllm_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
     check_reward(reward, data.train, reporter.warn)
-    config = load_config(recipe.model)
+    config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     check_vllm_supports(config)
-    tokenizer = load_tokenizer(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
-    shape = shape_of(recipe, cluster.join(recipe))
-    options = arguments(recipe, shape)
-    openrlhf.parse(options)  # its own checks
+    shape = cluster.shape_of(recipe, cluster.join(recipe))
+    args = namespace(recipe, shape)
     folder = open_folder(recipe, reward, data, reporter)
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
-    for one in differences(recipe):
-        reporter.info(f"- {one}")
+    for difference in differences(recipe):
+        reporter.info(f"- {difference}")
+    cluster.ensure(recipe, shape)
 
+    # Here, since they import ray and vllm.
     import ray
 
-    cluster.ensure(recipe, shape)
-    # These import vllm and ray, and OpenRLHF's modules that do.
-    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
-
-    from extensions.ray_backend import trainer as own
+    from extensions.ray_backend.groups import RaySampler, start_groups
     from extensions.ray_backend.models import RayStrategy
-    from extensions.ray_backend.workers import CriticActor, Engines, PolicyActor, ReferenceActor
+    from extensions.ray_backend.trainer import RayTrainer, RayTrainingRun
 
-    rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
-    steps = recipe.training_steps(epoch_rows(recipe, data))
-    updates = num_updates(recipe, steps)
-
-    def make(
-        pretrain: str, strategy: Any, actor: Any, critic: Any, _: Any, reference: Any, engines: Any, **more: Any
-    ) -> Any:
-        generator = SamplesGenerator(strategy, None, None, None, engines)
-        groups = own.Groups(actor, critic, engines, generator)
-        padded = load_tokenizer(recipe.model)
-        padded.pad_token = padded.pad_token or padded.eos_token  # what stands in padding changes nothing
-
-        def fit() -> None:
+    try:
+        with signals.caught():  # ray.init has replaced the handlers
+            steps = recipe.training_steps(epoch_rows(recipe, data))
+            rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
+            strategy = RayStrategy(recipe, args, rows)
+            groups = start_groups(recipe, shape, strategy, num_updates(recipe, steps))
+            record_proof(groups.call_actor("proof"), folder, reporter)
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
             order = make_order(recipe, data)
-            parts = (padded, encoder, reward, order, probe, probed)
-            record_proof(groups.proof(), folder, reporter)
-            trainer = own.RayTrainer(recipe, strategy, groups, critic, reference, *parts)
-            evaluator = own.evaluator(recipe, strategy, reporter, trainer, label_sets_of(data.train))
-            own.RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
-
-        return SimpleNamespace(fit=fit, get_max_steps=lambda: updates)
-
-    module = openrlhf.MODULE
-    parts = {
-        f"{module}:get_strategy": lambda args: RayStrategy(recipe, args, rows),
-        f"{module}:PolicyModelActor": ray.remote(num_gpus=1)(PolicyActor),
-        f"{module}:ReferenceModelActor": ray.remote(num_gpus=1)(ReferenceActor),
-        f"{module}:CriticModelActor": ray.remote(num_gpus=1)(CriticActor),
-        "openrlhf.trainer.ray.vllm_engine:RolloutRayActor": Engines(recipe, shape.on_cpu),
-        "openrlhf.trainer.ppo_trainer:PPOTrainer": InProcessActor(make, ray.put),
-    }
-    try:
-        with signals.caught():  # Ray has put handlers of its own in their place
-            openrlhf.train(options, parts)
+            trainer = RayTrainer(recipe, strategy, groups, encoder, reward, order, probe, probed)
+            sampler: Any = RaySampler(groups, recipe.rollout.temperature, trainer.sync.refresh)
+            label_sets = label_sets_of(data.train)
+            evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets)
+            RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
     finally:
         ray.shutdown()
 
 
-class InProcessActor:
-    """Stands for a class of Ray's, but its one object lives in this process.
-
-    OpenRLHF makes an actor of its trainer; here it is the driver, which has the terminal, the signals and the folder.
-    """
-
-    def __init__(self, make: Callable[..., Any], put: Callable[[Any], Any]) -> None:
-        self.make, self.put = make, put
-
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
-        made = self.make(*args, **kwargs)
-
-        def method(name: str) -> Any:
-            return SimpleNamespace(remote=lambda *a, **k: self.put(getattr(made, name)(*a, **k)))
-
-        return SimpleNamespace(fit=method("fit"), get_max_steps=method("get_max_steps"))
-
-
 def start_run(recipe: Recipe) -> None:
-    """`run`, whose errors are those of the process that had them.
+    """`run`, with errors of other processes raised as their causes.
 
     Raises:
-        UserError: ray or vllm is missing.
-        ProcessGone: a worker or an engine is gone.
+        UserError: ray or vllm is not installed.
+        ProcessGone: a process of a group or a vLLM engine has died.
     """
     require_installed("ray", "vllm")
     import ray
@@ -158,20 +116,16 @@ def start_run(recipe: Recipe) -> None:
         cause = error.cause
         while isinstance(cause, ray.exceptions.RayTaskError):
             cause = cause.cause
-        if _is_dead_engine(cause):
+        if type(cause).__name__ == "EngineDeadError":  # vLLM's
             raise ProcessGone(_gone("a vLLM engine's process", cause)) from error
         raise (cause if isinstance(cause, Exception) else error) from error
     except ray.exceptions.RayActorError as error:
-        raise ProcessGone(_gone("a process of the engine", error)) from error
-
-
-def _is_dead_engine(error: Any) -> bool:
-    return type(error).__name__ == "EngineDeadError"
+        raise ProcessGone(_gone("a process of the Ray backend", error)) from error
 
 
 def _gone(what: str, error: Any) -> str:
-    said = " ".join(str(error).split())
+    reason = " ".join(str(error).split())
     return (
-        f"{what} is gone, mostly for lack of memory: {said[:600]}\nRay's logs are in /tmp/ray/session_latest/logs. Run "
-        "the same command again: it resumes from the last checkpoint"
+        f"{what} is gone, most often for lack of memory: {reason[:600]}\nRay's logs are in "
+        "/tmp/ray/session_latest/logs. Run the same command again: it resumes from the last checkpoint"
     )

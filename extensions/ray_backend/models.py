@@ -1,9 +1,9 @@
-"""What OpenRLHF's groups hold here: the models of this project behind OpenRLHF's interfaces, and their strategy.
+"""The models of OpenRLHF's groups: this project's policies behind OpenRLHF's interfaces, and the groups' strategy.
 
-OpenRLHF's own (0.11.2) load any model with trust_remote_code, make LoRA without rank stabilisation, freeze the critic's
-value head under LoRA (`get_peft_model` without modules_to_save) and compute every prompt by itself. Here the base, the
-adapters and the value head are those of `extensions.model`, so their numbers are those of the DeepSpeed loop, and rows
-that begin alike share that beginning in one pack.
+OpenRLHF's own (0.11.2) load every model with trust_remote_code, build LoRA without rank stabilisation, freeze the
+critic's value head under LoRA (`get_peft_model` without modules_to_save) and compute each prompt separately. Here base,
+adapters and value head come from `extensions.model`, so they give the numbers of the DeepSpeed backend, and samples
+with a common prefix share it in one pack.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from extensions.distributed.openrlhf import Actor
@@ -20,7 +21,7 @@ from extensions.distributed.strategy import Strategy
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy, Role
 from extensions.prefix.logprobs import Entropy
-from extensions.prefix.tree import Pack, Sample, pack
+from extensions.prefix.tree import Sample, pack
 from extensions.recipe import Recipe
 
 
@@ -29,33 +30,31 @@ def samples_of(sequences: Tensor, attention_mask: Tensor, action_mask: Tensor) -
 
     Args:
         sequences, attention_mask: (B, T) token ids, and 1 where they are not padding, which is on the right.
-        action_mask: (B, T - 1) 1 at the places that predict a response token; these are without a gap.
+        action_mask: (B, T - 1) 1 at the positions that predict a response token, without gaps.
     """
     lengths, firsts = attention_mask.sum(1).tolist(), action_mask.long().argmax(1).tolist()
     rows = zip(sequences.tolist(), lengths, firsts, strict=True)
     return [Sample(row[: first + 1], row[first + 1 : int(length)]) for row, length, first in rows]
 
 
-def placed(flat: Tensor, action_mask: Tensor) -> Tensor:
-    """Numbers of all response tokens (N,) at their places (B, T - 1); 0 elsewhere."""
-    result = flat.new_zeros(action_mask.shape)
-    result[action_mask.bool()] = flat
-    return result
+def scatter(flat: Tensor, action_mask: Tensor) -> Tensor:
+    """Values of all response tokens, (N,), at their positions in (B, T - 1); 0 elsewhere."""
+    return flat.new_zeros(action_mask.shape).masked_scatter(action_mask.bool(), flat)
 
 
 class PackedActor(Actor):
     """OpenRLHF's actor or reference around a policy that stays in one role.
 
     Args:
-        policy: becomes `model`, around which the strategy puts its engine.
-        entropy: what is computed where OpenRLHF asks for entropies.
+        policy: becomes `model`, which the strategy wraps in a DeepSpeed engine.
+        entropy: computed when OpenRLHF asks for entropies.
     """
 
     def __init__(self, policy: Policy, role: Role, entropy: Entropy) -> None:
         super().__init__(policy)
         self.packing_samples, self.is_vlm, self.entropy = False, False, entropy
-        self._for_life = ExitStack()  # of this process, so the role spans each backward pass too
-        self._for_life.enter_context(policy.role(role))
+        self._role = ExitStack()  # open as long as the process lives, so that it spans each backward pass
+        self._role.enter_context(policy.role(role))
 
     def forward(
         self,
@@ -68,27 +67,25 @@ class PackedActor(Actor):
     ) -> Any:
         """Logprobs (B, T - 1) of the response tokens; with `return_output` also their entropies."""
         assert action_mask is not None and attention_mask is not None
-        packed: Pack = pack(samples_of(sequences, attention_mask, action_mask), sequences.device)
+        packed = pack(samples_of(sequences, attention_mask, action_mask), sequences.device)
         out = self.model(packed, entropy=self.entropy if return_entropy else "none", values=False)
-        logprobs = placed(out["logprobs"], action_mask)
+        logprobs = scatter(out["logprobs"], action_mask)
         if not return_output:
             return logprobs
-        entropy = placed(out["entropy"], action_mask) if return_entropy else None
-        return logprobs, SimpleNamespace(entropy=entropy)
+        return logprobs, SimpleNamespace(entropy=scatter(out["entropy"], action_mask) if return_entropy else None)
 
 
 class PackedCritic(nn.Module):
-    """OpenRLHF's critic: base, adapter "critic" and the paper's value head. The head is trained (a test)."""
+    """OpenRLHF's critic: base, adapter "critic" and the paper's value head, which is trained."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
-        self.mean, self.std = 0.0, 1.0  # OpenRLHF prints them; rewards are not normalised
         for name, parameter in policy.named_parameters():
-            if ".default." in name:  # of the actor, which is another process's
+            if ".default." in name:  # the actor's adapter is trained in another process
                 parameter.requires_grad_(False)
-        self._for_life = ExitStack()
-        self._for_life.enter_context(policy.role("critic"))
+        self._role = ExitStack()  # as in PackedActor
+        self._role.enter_context(policy.role("critic"))
 
     def forward(
         self,
@@ -100,35 +97,31 @@ class PackedCritic(nn.Module):
     ) -> Any:
         """Values (B, T - 1) of the states before the response tokens."""
         packed = pack(samples_of(sequences, attention_mask, action_mask), sequences.device)
-        values = placed(self.policy(packed, logprobs=False)["values"], action_mask)
+        values = scatter(self.policy(packed, logprobs=False)["values"], action_mask)
         return (values, SimpleNamespace()) if return_output else values
 
 
 class RayStrategy(Strategy):
-    """The strategy of a group: this project's optimizer, schedule and devices under OpenRLHF's settings.
+    """The strategy of a group: this project's optimizer, schedule and devices under OpenRLHF's arguments.
 
     Args:
         args: OpenRLHF's namespace.
-        rows: of the run, on which each group proves that it computes the model exactly.
+        rows: samples on which each group verifies that it computes the model exactly.
     """
 
     def __init__(self, recipe: Recipe, args: Any, rows: Sequence[Sample]) -> None:
         super().__init__(recipe.seed, recipe.deepspeed, recipe.ppo.max_grad_norm)
-        self.rows = rows
-        self.recipe, self.args, self.world_size = recipe, args, 1
+        self.recipe, self.args, self.rows, self.world_size = recipe, args, rows, 1
         self.use_dynamic_batch = False
         self.train_batch_size = args.train.batch_size
         self.micro_train_batch_size = args.train.micro_batch_size
-
-    def print(self, *words: Any) -> None:
-        """OpenRLHF prints its models and settings; nobody reads them."""
 
     def setup_distributed(self, *args: Any, **kwargs: Any) -> None:
         super().setup_distributed(*args, **kwargs)
         self.accumulated_gradient = self.train_batch_size // self.micro_train_batch_size // self.world_size
 
     def load(self, role: Role) -> Policy:
-        """The policy of a group, with the initial values of the DeepSpeed loop with ppo.critic: adapter."""
+        """The policy of a group, with the initial values of the DeepSpeed backend under ppo.critic: adapter."""
         recipe = self.recipe
         return load_policy(
             recipe.model,
@@ -142,35 +135,27 @@ class RayStrategy(Strategy):
             same_forwards=self.stage == 3,
         )
 
-    def engine_config(self) -> dict[str, Any]:
-        config = super().engine_config()
-        config["train_batch_size"] = self.train_batch_size
-        config["train_micro_batch_size_per_gpu"] = self.micro_train_batch_size
-        config["gradient_accumulation_steps"] = self.accumulated_gradient
-        return config
-
-    def _ds_init_train_model(self, model: Any, cfg: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """OpenRLHF makes Adam or Muon here; `cfg` has the number of updates."""
+    def wrap_trained(self, module: nn.Module, policy: Policy, num_updates: int) -> Any:
+        """A DeepSpeed engine around a module that trains `policy`."""
         recipe = self.recipe
-        module = model.model if isinstance(model, Actor) else model
-        policy = module.policy if isinstance(module, PackedCritic) else module
         groups = policy.parameter_groups(recipe.optimizer.value_lr)
-        engine = self.wrap(module, groups, recipe.optimizer, recipe.schedule, cfg["scheduler_steps"])
-        if isinstance(model, Actor):
-            model.model = engine
-        else:
-            model = engine
-        return model, engine.optimizer, engine.lr_scheduler
+        return self.wrap(module, groups, recipe.optimizer, recipe.schedule, num_updates)
+
+    def engine_config(self) -> dict[str, Any]:
+        return super().engine_config() | {
+            "train_batch_size": self.train_batch_size,
+            "train_micro_batch_size_per_gpu": self.micro_train_batch_size,
+            "gradient_accumulation_steps": self.accumulated_gradient,
+        }
 
     def _ds_init_eval_model(self, model: Any) -> Any:
-        """A frozen model needs an engine only where ZeRO 3 shards it."""
-        if self.stage == 3:
-            return super()._ds_init_eval_model(model)
-        model.to(self.device)
-        return model
+        """Only ZeRO 3, which shards it, needs a DeepSpeed engine around a frozen model."""
+        return super()._ds_init_eval_model(model) if self.stage == 3 else model.to(self.device)
 
-    def optimizer_step(self, optimizer: Any, model: Any, scheduler: Any, name: str = "model", **kwargs: Any) -> None:
-        """As OpenRLHF's, after a look at the gradients.
+    def optimizer_step(
+        self, optimizer: torch.optim.Optimizer, model: Any, scheduler: Any, name: str = "model", **kwargs: Any
+    ) -> None:
+        """As OpenRLHF's, after a check of the reduced gradients.
 
         Raises:
             NonFiniteError: on every rank, before the update, if one is not finite.

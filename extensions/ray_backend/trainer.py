@@ -1,20 +1,17 @@
-"""The run on Ray: OpenRLHF's PPO step over its groups, inside the run that the DeepSpeed loop has too.
+"""PPO on OpenRLHF's groups: its training step, behind the interface of `extensions.training.trainer.Trainer`.
 
-`RayTrainer` is OpenRLHF's `BasePPOTrainer` (as its own `PPOTrainer` is) and runs in the driver's process. What is
-around a step (data order, validations, early stop, checkpoints, records, adapter, card) is
-`extensions.runs.training_run.TrainingRun`.
+`RayTrainer` is a `BasePPOTrainer`, as OpenRLHF's own `PPOTrainer`, and runs in the driver's process. Everything around
+the iterations (validation, early stopping, checkpoints, records, adapter, model card) is
+`extensions.runs.training_run.TrainingRun`, as on the DeepSpeed backend.
 
-A step: the agent's responses from all engines -> logprobs, reference, values by the groups -> advantages -> updates of
-actor and critic -> the adapter to the engines, and the probe.
+An iteration: the agent's responses from all vLLM engines; logprobs, reference logprobs and values from the groups;
+advantages; updates of actor and critic; LoRA sync and probe.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,236 +20,77 @@ import torch
 from torch import Tensor
 
 from extensions.common.files import write_bytes
-from extensions.data import BatchOrder, Example
+from extensions.data import BatchOrder
 from extensions.distributed import watchdog
-from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
-from extensions.distributed.openrlhf import compute_reward
-from extensions.evaluation.evaluator import Evaluator
-from extensions.model.proof import Proof
+from extensions.distributed.nonfinite import NonFiniteCheck
+from extensions.model.loading import load_tokenizer
 from extensions.prefix.tree import Sample
 from extensions.prompts import PromptEncoder, parse_answer
-from extensions.ray_backend.models import RayStrategy
-from extensions.recipe import Recipe
-from extensions.rollout.lora_sync import LoraPayload, LoraSync, SyncProbe
+from extensions.ray_backend.groups import GroupCheckpoints, Groups, RayLoraSync, RolloutRequest
+from extensions.ray_backend.models import RayStrategy, scatter
+from extensions.recipe import Ppo, Recipe
+from extensions.rollout.lora_sync import SyncProbe
 from extensions.rollout.rewards import Reward
-from extensions.rollout.sampler import GenerationRequest, Response
 from extensions.rollout.vllm_sampler import request_seed
-from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
+from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.training_run import TrainingRun
-from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.experience import TokenIndex
-from extensions.training.ppo import generation_request
+from extensions.training.experience import Experience, TokenIndex
+from extensions.training.ppo import PpoTrainer, generation_request
 from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock
 
-# After `extensions`, which lets it be imported without flash-attn.
+# After `extensions`, which makes it importable without flash-attn.
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer  # isort: skip
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # isort: skip
-from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator  # isort: skip
-
-LOGGERS = ("openrlhf.trainer.ppo_trainer", "openrlhf.trainer.ppo_utils.experience_maker")
-
-
-@dataclass(frozen=True)
-class RolloutRequest:
-    """What the agent is asked for, as JSON in OpenRLHF's label."""
-
-    prompt_ids: list[int]
-    budget: int
-    seed: int
-    greedy: bool
-    label: str | None  # for the reward; None: no reward is wanted
-
-
-def wait(references: Sequence[Any]) -> list[Any]:
-    """`ray.get` that tells the watchdog of every result that comes."""
-    pending = list(references)
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=1.0)
-        if ready:
-            ray.get(ready)  # an error at once, not when the others have come, who may wait for this one
-            watchdog.heartbeat()
-    return list(ray.get(list(references)))
-
-
-class Groups:
-    """OpenRLHF's actor groups and engines, and the calls on them that it has no methods for."""
-
-    def __init__(self, actor: Any, critic: Any, engines: Sequence[Any], generator: SamplesGenerator) -> None:
-        self.actor, self.critic, self.engines, self.generator = actor, critic, list(engines), generator
-        self.sleeps = bool(generator.args.vllm.enable_sleep)  # OpenRLHF puts new engines to sleep at once
-        self._awake = False
-
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Engines that share a GPU with the training have its memory inside this alone."""
-        if not self.sleeps or self._awake:
-            yield
-            return
-        self.every_engine("wake_up")
-        self._awake = True
-        try:
-            yield
-        finally:
-            self._awake = False
-            self.every_engine("sleep")
-
-    @staticmethod
-    def all(group: Any, method: str, *arguments: Any) -> list[Any]:
-        return wait(group.async_run_method(method, *arguments))
-
-    def every_engine(self, method: str, *arguments: Any) -> list[Any]:
-        return wait([getattr(engine, method).remote(*arguments) for engine in self.engines])
-
-    def proof(self) -> Proof:
-        """What the actor's group found of the model when it was loaded."""
-        found: Proof = self.all(self.actor, "proof")[0]
-        return found
-
-    def respond(self, asks: Sequence[RolloutRequest], prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """The agent's responses, in order; OpenRLHF shares them out over the engines."""
-        labels = [json.dumps(asdict(ask)) for ask in asks]
-        references = self.generator._dispatch_prompts_to_vllm(list(prompts), labels, n_samples_per_prompt=1)
-        return [responses[0] for responses in wait(references)]
-
-
-class RayLoraSync(LoraSync):
-    """Of the actor group and all engines.
-
-    Args:
-        samples: for the probe.
-    """
-
-    def __init__(self, groups: Groups, probe: SyncProbe, samples: Sequence[Sample]) -> None:
-        super().__init__(probe)
-        self.groups, self.samples = groups, list(samples)
-        self.changed = True  # whether the weights may be others than those that were sent
-
-    def refresh(self) -> None:
-        if self.changed:
-            with self.groups.awake():
-                super().refresh()
-            self.changed = False
-
-    @contextmanager
-    def random_adapter(self) -> Iterator[None]:
-        before = ray.put(self._actor("weights"))
-        self._actor("load_random_adapter")
-        try:
-            yield
-        finally:
-            self._actor("load_weights", before)
-
-    def payload(self, version: int) -> LoraPayload:
-        found: LoraPayload = self._actor("lora_payload", version)
-        return found
-
-    def deliver(self, payload: LoraPayload) -> None:
-        self.groups.every_engine("load_lora", ray.put(payload))
-
-    def trainer_logprobs(self) -> list[float]:
-        found: list[float] = self._actor("probe", self.samples)
-        return found
-
-    def engine_logprobs(self) -> list[list[float]]:
-        return self.groups.every_engine("probe", self.samples)
-
-    def _actor(self, method: str, *arguments: Any) -> Any:
-        """What rank 0 answers; all ranks are asked."""
-        return self.groups.all(self.groups.actor, method, *arguments)[0]
-
-
-class RaySampler:
-    """What an evaluation asks of a sampler (`extensions.rollout.sampler.Sampler`), by the engines and the actors."""
-
-    fixed_decode_steps: int | None = None
-
-    def __init__(self, groups: Groups, refresh: Callable[[], None]) -> None:
-        self.groups, self.refresh = groups, refresh
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        with self.groups.awake():
-            self.refresh()
-            yield
-
-    def sample(self, requests: Sequence[GenerationRequest], greedy: bool = False) -> list[Response]:
-        asks = [RolloutRequest(list(r.prompt), r.budget, request_seed(r), greedy, None) for r in requests]
-        found = []
-        for ask, response in zip(asks, self.groups.respond(asks, [""] * len(asks)), strict=True):
-            tokens = response["observation_tokens"][len(ask.prompt_ids) :]
-            logprobs = torch.tensor(response["rollout_log_probs"][len(ask.prompt_ids) :])
-            found.append(Response(tokens, logprobs, torch.zeros_like(logprobs), response["text"]))
-        return found
-
-    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
-        return torch.tensor(self.groups.all(self.groups.actor, "logprobs", list(samples))[0])
 
 
 class ExperienceMaker(RemoteExperienceMaker):
-    """OpenRLHF's, with the paper's whitening and value targets, and a look at every number before the update."""
+    """OpenRLHF's, with the advantages of the DeepSpeed backend and checks before the update."""
 
-    recipe: Recipe
+    ppo: Ppo
     probe: SyncProbe
-    last: list[Any]  # of the iteration in work
-    weights: Tensor  # (B,) of its rows
-    mismatch: float  # mean difference of the logprobs of its samples, by engine and trainer
+    experience: Experience  # of the current iteration; complete after `compute_advantages_and_returns`
+    mismatch: float  # mean difference of the sampled tokens' logprobs between vLLM and the trainer
 
     def make_experience_batch(self, rollout_samples: list[Any]) -> list[Any]:
         watchdog.heartbeat()
-        self.last = super().make_experience_batch(rollout_samples)
-        check_finite(self.last)
-        differences = [((e.action_log_probs - e.rollout_log_probs) * e.action_mask).abs().sum() for e in self.last]
-        self.mismatch = float(sum(differences) / sum(e.action_mask.sum() for e in self.last))
-        self.probe.check_samples(self.mismatch)
-        return self.last
+        return super().make_experience_batch(rollout_samples)
 
     def compute_advantages_and_returns(self, experiences: list[Any]) -> list[Any]:
-        """Replaces OpenRLHF's, which always whitens, has no least deviation and no TD target (0.11.2)."""
-        ppo = self.recipe.ppo
-        weights = self.weights.split([len(e.rewards) for e in experiences])
-        for e, weight in zip(experiences, weights, strict=True):
-            e.rewards = e.rewards.float()
-            mask = e.action_mask
-            rewards = compute_reward(e.rewards * weight, self.kl_ctl.value, e.kl, mask)
-            e.advantages, e.returns = gae(rewards, e.values, mask, ppo.gamma, ppo.lam)
-            if ppo.value_target == "td":
-                e.returns = td_targets(rewards, e.values, mask, ppo.gamma)
-            e.info["kl_of_response"] = (e.kl * mask).sum(-1)
-        if ppo.whiten:
-            flat = torch.cat([e.advantages.flatten() for e in experiences])
-            masks = torch.cat([e.action_mask.flatten() for e in experiences])
-            parts = whiten(flat, masks, min_std=ppo.whiten_min_std).split([e.advantages.numel() for e in experiences])
-            for e, part in zip(experiences, parts, strict=True):
-                e.advantages = part.view_as(e.advantages)
+        """Replaces OpenRLHF's, which always whitens, without a minimum deviation, and has no TD target (0.11.2).
+
+        Raises:
+            NonFiniteError: a tensor of the rollout holds NaN or Inf.
+            SyncError: the logprobs of the sampled tokens differ too much between vLLM and the trainer.
+        """
+        whole, masks = self.experience, [e.action_mask.bool() for e in experiences]
+
+        def flat(field: str) -> Tensor:  # (N,) over all experiences
+            return torch.cat([getattr(e, field)[mask] for e, mask in zip(experiences, masks, strict=True)])
+
+        whole.scores = torch.cat([e.rewards for e in experiences]).float()
+        whole.logprobs, whole.values, whole.kl = flat("action_log_probs"), flat("values"), flat("kl")
+        PpoTrainer.estimate_advantages(whole, self.ppo, self.kl_ctl.value)
+        nonfinite = NonFiniteCheck({})
+        PpoTrainer.watch_experience(whole, nonfinite)
+        nonfinite.check(lambda total: total)
+        self.mismatch = float((whole.logprobs - flat("rollout_log_probs")).abs().mean())
+        self.probe.check_samples(self.mismatch)
+        sizes = [int(mask.sum()) for mask in masks]
+        split = (whole.advantages.split(sizes), whole.returns.split(sizes))
+        for e, mask, advantages, returns in zip(experiences, masks, *split, strict=True):
+            e.advantages, e.returns = scatter(advantages, mask), scatter(returns, mask)
         return experiences
 
 
-def check_finite(experiences: Sequence[Any]) -> None:
-    """Raises NonFiniteError where an experience holds NaN or infinity."""
-    problems, first = [], 0
-    for e in experiences:
-        named = {"scores": e.rewards, "logprobs": e.action_log_probs, "values": e.values, "kl": e.kl}
-        named |= {"advantages": e.advantages, "returns": e.returns}
-        for name, tensor in named.items():
-            bad = [first + row for row, values in enumerate(tensor) if not bool(torch.isfinite(values).all())]
-            if bad:
-                kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
-                problems.append(NonFiniteTensor(f"{name} of the rollout", bad, kind))
-        first += len(e.rewards)
-    if problems:
-        raise NonFiniteError(problems)
-
-
 class RayTrainer(BasePPOTrainer):
-    """OpenRLHF's step, as `extensions.training.trainer.Trainer` asks for it.
+    """OpenRLHF's training step as a `Trainer`.
 
     Args:
-        groups: made by OpenRLHF's `train`.
-        samples: for the probe.
+        probed: samples of the probe.
     """
 
-    policy: Any = None  # in other processes
+    policy: Any = None  # in the processes of the groups
     engine: Any = None
 
     def __init__(
@@ -260,231 +98,155 @@ class RayTrainer(BasePPOTrainer):
         recipe: Recipe,
         strategy: RayStrategy,
         groups: Groups,
-        critic: Any,
-        reference: Any,
-        tokenizer: Any,
         encoder: PromptEncoder,
         reward: Reward,
         order: BatchOrder,
         probe: SyncProbe,
-        samples: Sequence[Sample],
+        probed: Sequence[Sample],
     ) -> None:
-        super().__init__(strategy, groups.actor, critic, None, reference, groups.engines, tokenizer)
-        for name in LOGGERS:  # they print each step's numbers and a sample; the run has its own line
-            logging.getLogger(name).setLevel(logging.WARNING)
+        tokenizer = load_tokenizer(recipe.model)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is masked: any token will do
+        actor, critic, reference = groups.actor, groups.critic, groups.reference
+        super().__init__(strategy, actor, critic, None, reference, groups.engines, tokenizer)
+        for module in (BasePPOTrainer.__module__, RemoteExperienceMaker.__module__):
+            logging.getLogger(module).setLevel(logging.WARNING)  # they log each step, which the run does too
         self.recipe, self.groups, self.encoder, self.reward, self.order = recipe, groups, encoder, reward, order
-        self.experience_maker = ExperienceMaker(groups.actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
-        self.experience_maker.recipe, self.experience_maker.probe = recipe, probe
-        self.engines = RayLoraSync(groups, probe, samples)
-        self.batch: list[Example] = []
-        self.responses: list[dict[str, Any]] = []
-        self.asks: list[RolloutRequest] = []
-        self.prompts: list[str] = []
+        self.experience_maker = ExperienceMaker(actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
+        self.experience_maker.ppo, self.experience_maker.probe = recipe.ppo, probe
+        self.sync = RayLoraSync(groups, probe, probed)
+        self.experience: Experience | None = None  # of the current iteration
 
-    def fit(self, global_step: int = 0) -> None:
-        raise NotImplementedError("extensions.runs.training_run.TrainingRun calls iterate")
-
-    # -------------------------------------------------------------------------------------------------- one step
+    # ------------------------------------------------------------------------------------------------ an iteration
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration: its metrics, and a record of each sample."""
-        clock = Clock(torch.device("cpu"))
-        self.experience_maker.last, self.batch = [], self.order.batch(step)
-        self.experience_maker.weights = torch.tensor([self.order.weight(example) for example in self.batch])
+        ppo, clock, self.experience = self.recipe.ppo, Clock(torch.device("cpu")), None
         with clock("rollout"), self.groups.awake():
-            self.engines.refresh()
-            rollout = self.sample(step)
+            self.sync.refresh()
+            experience, rollout = self.rollout(step)
+        self.experience = self.experience_maker.experience = experience
         kl_coef = self.kl_ctl.value
         status, _ = self.train_step(rollout, step)
-        experiences = self.experience_maker.last
-        records = self.records(experiences)
-        mean_kl = sum(r["kl"] for r in records) / len(records)
-        if self.recipe.ppo.kl.init > 0:
-            self.kl_ctl.update(mean_kl, len(records))
-        clock.seconds |= {
-            "reference": status["timing/make_experience"],
-            "update": status["timing/ppo_train"],
-            "sync": status["timing/broadcast"],
-        }
-        seconds = sum(clock.seconds.values())
-        tokens = sum(r["tokens"] for r in records)
-        metrics = batch_metrics(records, {example.task.name: example.task for example in self.order.examples})
-        metrics |= {
-            "kl": mean_kl if self.recipe.ppo.kl.init > 0 else None,
+        kl = experience.index.sums(experience.kl.double()).tolist()
+        mean_kl = sum(kl) / len(kl)
+        if ppo.kl.init > 0:
+            self.kl_ctl.update(mean_kl, len(kl))
+        scores, lengths = experience.scores.tolist(), experience.index.lengths
+        texts = (experience.prompts, experience.texts, experience.answers)
+        fields = zip(experience.examples, *texts, scores, kl, lengths, strict=True)
+        records = [rollout_record(*sample) for sample in fields]
+        phases = {"reference": "make_experience", "update": "ppo_train", "sync": "broadcast"}
+        clock.seconds |= {phase: status[f"timing/{name}"] for phase, name in phases.items()}
+        metrics = {
+            "step": step + 1,
+            "samples": (step + 1) * self.order.batch_size,
+            **batch_metrics(records, {example.task.name: example.task for example in self.order.examples}),
+            "kl": mean_kl if ppo.kl.init > 0 else None,
             "kl_coef": kl_coef,
             "policy_loss": status["policy_loss"],
-            "value_loss": status["critic_loss"] / self.recipe.ppo.value_coef if self.recipe.ppo.value_coef else 0.0,
+            "value_loss": status["critic_loss"] / ppo.value_coef if ppo.value_coef else 0.0,
             "entropy": status["entropy_loss"],
             "clip_fraction": status["ppo_clip_ratio"],
             "sampling_mismatch": self.experience_maker.mismatch,
             "grad_norm": status["actor_grad_norm"],
             "critic_grad_norm": status["critic_grad_norm"],
             "lr": status["actor_lr"],
-            "response_tokens": tokens / len(records),
-            "stale_samples": self.stale,
-            **self.engines.metrics,
+            "response_tokens": sum(lengths) / len(lengths),
+            "stale_samples": self.num_stale,
+            **self.sync.metrics,
             "seconds": clock.seconds,
-            "samples_per_s": len(records) / seconds,
+            "samples_per_s": len(records) / sum(clock.seconds.values()),
         }
-        return {"step": step + 1, "samples": (step + 1) * self.order.batch_size} | metrics, records
+        return metrics, records
 
     def summary_line(self, metrics: dict[str, Any]) -> str:
         return summary_line(metrics)
 
-    def sample(self, step: int) -> list[Any]:
-        """OpenRLHF's experiences of one sample each, in batch order."""
-        encoded = [self.encoder.encode(example.task, example.fields) for example in self.batch]
-        self.prompts, self.asks = [text for _, text in encoded], []
-        for row, (example, (ids, _)) in enumerate(zip(self.batch, encoded, strict=True)):
+    def rollout(self, step: int) -> tuple[Experience, list[Any]]:
+        """The agent's responses to a batch: as an experience, and as OpenRLHF's experiences of one sample each."""
+        batch, requests = self.order.batch(step), []
+        encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
+        for row, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
             request = generation_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
-            self.asks.append(
-                RolloutRequest(ids, request.budget, request_seed(request), False, self.reward.label(example))
-            )
-        self.responses = self.groups.respond(self.asks, self.prompts)
-        self.stale = sum(r["extra_logs"]["adapter_version"] != self.engines.version for r in self.responses)
-        longest = max(len(r["observation_tokens"]) for r in self.responses)
+            label = self.reward.label(example)
+            requests.append(RolloutRequest(ids, request.budget, request_seed(request), False, label))
+        prompts = [text for _, text in encoded]
+        responses = self.groups.respond(requests, prompts)
+        self.num_stale = sum(r["extra_logs"]["adapter_version"] != self.sync.version for r in responses)
+        samples = [
+            Sample(ids, response["observation_tokens"][len(ids) :])
+            for (ids, _), response in zip(encoded, responses, strict=True)
+        ]
+        texts = [response["text"] for response in responses]
+        answers = [parse_answer(text, example.task) for text, example in zip(texts, batch, strict=True)]
+        index = TokenIndex([len(sample.response) for sample in samples])
+        unknown = torch.zeros(len(index.sample))  # until the groups have computed them
+        weights = torch.tensor([self.order.weight(example) for example in batch])
+        tensors = {"logprobs": unknown, "values": unknown, "kl": unknown, "weights": weights}
+        experience = Experience(list(batch), prompts, samples, texts, answers, index, **tensors)
+        longest = max(len(response["observation_tokens"]) for response in responses)
         process = self.groups.generator._process_response_into_experience
-        return [process(response, max_len=longest) for response in self.responses]
+        return experience, [process(response, max_len=longest) for response in responses]
 
     def ppo_train(self, global_steps: int) -> dict[str, Any]:
         watchdog.heartbeat()
         status = super().ppo_train(global_steps)
-        # OpenRLHF would steer the KL coefficient by a mean over tokens (0.11.2); here it is that of a response.
+        # With it OpenRLHF would adapt the KL coefficient to a mean over tokens (0.11.2); `iterate` does, per response.
         status.pop("kl", None)
         return status
 
     def broadcast_to_vllm(self) -> None:
         """OpenRLHF's step calls it after the update."""
-        self.engines.changed = True
-        self.engines.refresh()
+        self.sync.outdated = True
+        self.sync.refresh()
 
-    # ------------------------------------------------------------------------------- what a run asks of a trainer
+    # ----------------------------------------------------------------------------------- state, weights, diagnostics
 
     def state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl_ctl.value}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl_ctl.value = state["kl_coef"]
-        self.engines.changed = True  # a checkpoint has been read
+        self.sync.outdated = True  # the groups have read a checkpoint
 
     def weights(self) -> dict[str, Tensor]:
         """Of both groups, named as in a policy with ppo.critic: adapter."""
-        actor = self.groups.all(self.groups.actor, "weights")[0]
-        critic = self.groups.all(self.groups.critic, "weights")[0]
-        return {**actor, **critic}
+        return {**self.groups.call_actor("weights"), **self.groups.call(self.groups.critic, "weights")[0]}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        self.engines.changed = True
-        for group, part in self._parts(state):
-            self.groups.all(group, "load_weights", ray.put(part))
+        self.sync.outdated = True
+        for group, part in self._by_group(state):
+            self.groups.call(group, "load_weights", ray.put(part))
 
-    def _parts(self, state: dict[str, Tensor]) -> list[tuple[Any, dict[str, Tensor]]]:
+    def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
+        for folder, (group, part) in zip((adapter, critic), self._by_group(state), strict=True):
+            for name, content in self.groups.call(group, "adapter_files", ray.put(part))[0].items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(folder / name, content)
+
+    def _by_group(self, state: dict[str, Tensor]) -> list[tuple[Any, dict[str, Tensor]]]:
         critic = {name: t for name, t in state.items() if ".critic." in name or name.startswith("value_head.")}
         actor = {name: t for name, t in state.items() if name not in critic}
         return [(self.groups.actor, actor), (self.groups.critic, critic)]
 
-    def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
-        for folder, (group, part) in zip((adapter, critic), self._parts(state), strict=True):
-            for name, content in self.groups.all(group, "saved", ray.put(part))[0].items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(folder / name, content)
-
-    def records(self, experiences: Sequence[Any]) -> list[dict[str, Any]]:
-        kl = torch.cat([e.info["kl_of_response"] for e in experiences]).tolist()
-        found = []
-        for slot, (example, response) in enumerate(zip(self.batch, self.responses, strict=True)):
-            tokens = len(self.response_ids(slot))
-            reward, text = response["reward"], response["text"]
-            answer = parse_answer(text, example.task)
-            found.append(rollout_record(example, self.prompts[slot], text, answer, reward, kl[slot], tokens))
-        return found
-
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        experiences = self.experience_maker.last
-        if not experiences or len(self.responses) != len(self.batch):
+        experience = self.experience
+        if experience is None:
             return [], {}
-        samples = [Sample(ask.prompt_ids, self.response_ids(slot)) for slot, ask in enumerate(self.asks)]
-        records = [
-            debug_record(example, self.prompts[slot], self.responses[slot]["text"], samples[slot])
-            for slot, example in enumerate(self.batch)
-        ]
-        return records, tensors_of(experiences, [len(sample.response) for sample in samples])
-
-    def response_ids(self, slot: int) -> list[int]:
-        """Token ids of a response of the iteration in work."""
-        tokens: list[int] = self.responses[slot]["observation_tokens"]
-        return tokens[len(self.asks[slot].prompt_ids) :]
+        samples = zip(experience.examples, experience.prompts, experience.texts, experience.samples, strict=True)
+        return [debug_record(*sample) for sample in samples], experience.padded()
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        raise NotImplementedError("nlu replay computes a failed batch by the DeepSpeed loop")
+        raise NotImplementedError("nlu replay recomputes a failed batch on the DeepSpeed backend")
 
     def per_sample_losses(self, slot: int) -> dict[Any, Callable[[], Tensor]]:
         return {}
 
 
-def tensors_of(experiences: Sequence[Any], lengths: list[int]) -> dict[str, Tensor]:
-    """Tensors of each response, (B, T), as `extensions.training.experience.Experience.padded` gives them."""
-    index = TokenIndex(lengths)
-    named = {
-        "logprobs": "action_log_probs",
-        "values": "values",
-        "kl": "kl",
-        "advantages": "advantages",
-        "returns": "returns",
-    }
-    found = {"scores": torch.cat([e.rewards for e in experiences])}
-    for name, field in named.items():
-        flat = torch.cat([getattr(e, field)[e.action_mask.bool()] for e in experiences])
-        found[name] = index.pad(flat)
-    found["mask"] = index.mask
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------- the run around
-
-
-class GroupCheckpoints(Checkpoints):
-    """The checkpoints of a run on Ray: each rank of each group writes its part, in a folder that all nodes share."""
-
-    def __init__(self, recipe: Recipe, strategy: RayStrategy, groups: Groups, ranks: int) -> None:
-        self.root, self.strategy = recipe.run_dir.absolute() / "checkpoints", strategy
-        self.keep, self.ranks, self.files = recipe.checkpoint.keep, ranks, CheckpointFiles(())
-        self.groups = {"actor": groups.actor, "critic": groups.critic}
-
-    def _write_parts(self, folder: Path) -> dict[str, Any]:
-        entries: dict[str, Any] = {}
-        for name, group in self.groups.items():
-            for written, error in Groups.all(group, "write_checkpoint", str(folder), name):
-                entries |= written
-                if error is not None and self.files.error is None:
-                    self.files.error = OSError(error)
-        return entries
-
-    def _read_parts(self, folder: Path) -> None:
-        for name, group in self.groups.items():
-            Groups.all(group, "read_checkpoint", str(folder), name)
-
-
 class RayTrainingRun(TrainingRun):
-    """`Training` whose ranks are OpenRLHF's groups."""
+    """A training run whose checkpoints hold the parts of all groups' ranks."""
 
     trainer: RayTrainer
 
     def make_checkpoints(self) -> Checkpoints:
-        groups = self.trainer.groups
-        assert isinstance(self.strategy, RayStrategy)
-        return GroupCheckpoints(self.recipe, self.strategy, groups, len(groups.actor._actor_handlers))
-
-    def _compare_ranks(self) -> None:
-        """All ranks of a group are asked for theirs by OpenRLHF alone."""
-
-
-def evaluator(
-    recipe: Recipe,
-    strategy: RayStrategy,
-    reporter: Any,
-    trainer: RayTrainer,
-    label_sets: Mapping[str, Sequence[str]],
-) -> Evaluator:
-    sampler: Any = RaySampler(trainer.groups, trainer.engines.refresh)
-    return Evaluator(recipe, strategy, reporter, sampler, trainer.encoder, recipe.run_dir, label_sets)
+        return GroupCheckpoints(self.recipe, self.strategy, self.trainer.groups)

@@ -1,7 +1,6 @@
-"""OpenRLHF's Ray actors, extended: vLLM engine, policy, reference, critic. Each runs in a process of its own.
+"""OpenRLHF's Ray actors, extended: vLLM engine, policy, reference, critic. Each runs in its own process.
 
-What OpenRLHF's methods make by name (a model, a trainer, a tokenizer) is put in its place while they run
-(`openrlhf.replaced`), in that process.
+Each replaces `init_model_from_pretrained` (0.11.2), which would load OpenRLHF's own models and optimizers.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from transformers import GenerationConfig
 from extensions.distributed.openrlhf import ValueLoss, without_cuda
 from extensions.distributed.strategy import load_trainable_state, trainable_state
 from extensions.model.loading import load_tokenizer, model_folder
+from extensions.model.policy import Policy
 from extensions.model.proof import Proof
 from extensions.prefix.tree import Sample
 from extensions.ray_backend.models import PackedActor, PackedCritic, RayStrategy
-from extensions.ray_backend.openrlhf import replaced
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import LoraPayload, SyncError, random_lora_state, response_logprobs
 from extensions.rollout.rewards import load_reward
@@ -40,24 +39,26 @@ from extensions.runs.checkpoint import file_entry, files_of, read_rank, write_ra
 without_cuda()
 set_vllm_environment()
 
-from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine  # noqa: E402
+# After `extensions`, which makes it importable without flash-attn and CUDA.
+from openrlhf.trainer.ray.launcher import ReferenceModelActor  # noqa: E402
+from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer, PolicyModelActor  # noqa: E402
+from openrlhf.trainer.ray.ppo_critic import CriticModelActor, CriticPPOTrainer  # noqa: E402
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402
 
-ACTOR, CRITIC, LAUNCHER = (module.__name__ for module in (ppo_actor, ppo_critic, launcher))
 
-
-def plain(actor_class: Any) -> Any:
-    """The class behind one that `ray.remote` wrapped, to be extended."""
+def undecorated(actor_class: Any) -> Any:
+    """The class that `ray.remote` wrapped, for subclassing."""
     return actor_class.__ray_metadata__.modified_class
 
 
-class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
-    """OpenRLHF's vLLM engine, which serves the policy's adapter; the agent's rewards are computed here too."""
+class RolloutActor(undecorated(RolloutRayActor)):  # type: ignore[misc]
+    """OpenRLHF's vLLM engine, which serves the policy's adapter and computes the agent's rewards."""
 
     async def __init__(self, *args: Any, recipe: Recipe, on_cpu: bool, **settings: Any) -> None:  # type: ignore[misc]
-        self.recipe = recipe
-        options = vllm_arguments(recipe, on_cpu, recipe.lora.rank)
+        self.recipe, self.num_requests = recipe, 0
+        arguments = vllm_arguments(recipe, on_cpu, recipe.lora.rank)
         del settings["worker_extension_cls"]  # of OpenRLHF's weight sync
-        await super().__init__(*args, **(settings | options | {"seed": settings["seed"]}))
+        await super().__init__(*args, **(settings | arguments | {"seed": settings["seed"]}))
         self.tokenizer = load_tokenizer(recipe.model)
         try:
             config = GenerationConfig.from_pretrained(str(model_folder(recipe.model)))
@@ -69,23 +70,20 @@ class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
 
     def _configure_vllm_env(self, *args: Any) -> None:
         super()._configure_vllm_env(*args)
-        # OpenRLHF allows pickles between vLLM's processes for its weight sync (0.11.2); nothing here sends any.
+        # OpenRLHF allows pickles between vLLM's processes for its weight sync (0.11.2), which is not used here.
         os.environ.pop("VLLM_ALLOW_INSECURE_SERIALIZATION", None)
 
     async def generate(
         self, prompt_token_ids: Sequence[int], sampling_params: Any, multi_modal_data: Any = None
     ) -> Any:
         """One request under the newest adapter."""
-        self._count = getattr(self, "_count", 0) + 1
-        prompt = {"prompt_token_ids": list(prompt_token_ids)}
-        name, adapter = f"request-{self._count}", self.lora.request
-        outputs = [
-            one async for one in self.llm.generate(prompt, sampling_params, request_id=name, lora_request=adapter)
-        ]
-        return outputs[-1]
+        self.num_requests += 1
+        prompt, name = {"prompt_token_ids": list(prompt_token_ids)}, f"request-{self.num_requests}"
+        stream = self.llm.generate(prompt, sampling_params, request_id=name, lora_request=self.lora.request)
+        return [output async for output in stream][-1]
 
     async def load_lora(self, payload: LoraPayload) -> None:
-        """Use a new version from now on. No request may be in work."""
+        """Serve a new version of the adapter from now on. No request may be in flight."""
         request, old = self.lora.replace(payload)
         if old is not None:
             await self.llm.remove_lora(old)
@@ -94,44 +92,42 @@ class RolloutWorker(plain(vllm_engine.RolloutRayActor)):  # type: ignore[misc]
         await self.llm.reset_prefix_cache()
 
     async def probe(self, samples: Sequence[Sample]) -> list[float]:
-        found: list[float] = []
-        for sample in samples:  # one at a time, see `VllmEngine.probe`
+        """Logprobs of all response tokens, in order."""
+        logprobs: list[float] = []
+        for sample in samples:  # one request at a time, for the reason in `VllmEngine.probe`
             output = await self.generate([*sample.prompt, *sample.response], probe_params())
-            found += prompt_logprobs(output, len(sample.response))
-        return found
+            logprobs += prompt_logprobs(output, len(sample.response))
+        return logprobs
 
 
-class Engines:
-    """Stands for OpenRLHF's `RolloutRayActor`, of which `create_vllm_engines` makes engines."""
+class RolloutActorFactory:
+    """Takes the place of OpenRLHF's `RolloutRayActor` where `create_vllm_engines` makes its actors."""
 
     def __init__(self, recipe: Recipe, on_cpu: bool) -> None:
-        self.own = {"recipe": recipe, "on_cpu": on_cpu}
+        self.arguments = {"recipe": recipe, "on_cpu": on_cpu}
 
     def options(self, **settings: Any) -> Any:
-        actor = ray.remote(RolloutWorker).options(**settings)
-        return SimpleNamespace(remote=lambda **kwargs: actor.remote(**kwargs, **self.own))
+        actor = ray.remote(RolloutActor).options(**settings)
+        return SimpleNamespace(remote=lambda **arguments: actor.remote(**arguments, **self.arguments))
 
 
-class _Trained:
-    """What the actors of trained models have in common: weights, checkpoints, files."""
+class TrainedActorMixin:
+    """Weights, checkpoints and adapter files of a group's rank that trains."""
 
     strategy: RayStrategy
     engine: Any  # DeepSpeed's
-
-    @property
-    def policy(self) -> Any:
-        raise NotImplementedError
+    policy: Policy
 
     def weights(self) -> dict[str, Tensor] | None:
-        """All trained parameters, whole; from rank 0 alone."""
+        """All trained parameters, unsharded; None on other ranks than 0."""
         state = trainable_state(self.policy)
         return state if self.strategy.is_rank_0() else None
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         load_trainable_state(self.policy, state)
 
-    def saved(self, state: dict[str, Tensor]) -> dict[str, bytes]:
-        """The files of `state` in the run folder, by their names."""
+    def adapter_files(self, state: dict[str, Tensor]) -> dict[str, bytes]:
+        """Name and content of the files that `state` has in the run folder."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self._save(folder, state)
@@ -141,7 +137,7 @@ class _Trained:
         raise NotImplementedError
 
     def write_checkpoint(self, folder: str, name: str) -> tuple[dict[str, Any], str | None]:
-        """Write this rank's part below `folder`; its files with size and hash, and what the disk refused."""
+        """Write this rank's part as `folder`/`name`. Returns its files with size and hash, and a disk's error."""
         root, files = Path(folder), files_of(self.engine)
         files.begin()
         write_rank(self.engine, root / name, self.strategy.rank)
@@ -152,48 +148,31 @@ class _Trained:
     def read_checkpoint(self, folder: str, name: str) -> None:
         read_rank(self.engine, Path(folder) / name, self.strategy.rank)
 
-    def save_model(self) -> None:
-        """OpenRLHF calls it at the end; the run has saved its adapter."""
 
-
-class _ActorTrainer(ppo_actor.ActorPPOTrainer):
-    """Without the process group between trainer and engines, which needs NCCL and has no use here."""
-
+class _ActorTrainer(ActorPPOTrainer):
     def training_step(self, experience: Any, kl_ctl: float, step: int, loss_batch_info: Any = None) -> dict[str, Any]:
-        """As OpenRLHF's, but its logs: they weigh by tokens what has been divided by the whole batch's (0.11.2)."""
+        """As OpenRLHF's, with its logged losses corrected: it weights by tokens what is already a share of the
+        batch's loss (0.11.2)."""
         status = super().training_step(experience, kl_ctl, step, loss_batch_info)
-        own = status["num_action_tokens"] * loss_batch_info["dp_size"] / loss_batch_info["batch_num_tokens"]
+        share = status["num_action_tokens"] * loss_batch_info["dp_size"] / loss_batch_info["batch_num_tokens"]
         for name in ("policy_loss", "entropy_loss"):
-            status["metrics"][name] = status["metrics"][name] / own
+            status["metrics"][name] = status["metrics"][name] / share
         return status
 
-    def _init_vllm_sync_group(self, backend: str) -> None:
-        pass
 
-    def broadcast_to_vllm(self) -> None:
-        raise AssertionError("the adapter is sent by extensions.ray_backend.trainer")
+class PolicyActor(TrainedActorMixin, undecorated(PolicyModelActor)):  # type: ignore[misc]
+    """A rank of the actor group: base, adapter, optimizer."""
 
-
-class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[misc]
-    """The policy: base, adapter, optimizer."""
-
-    def init_model_from_pretrained(self, strategy: RayStrategy, *args: Any, **kwargs: Any) -> None:
-        def actor(pretrain: str, **settings: Any) -> PackedActor:
-            entropy = strategy.recipe.ppo.entropy_coef > 0
-            return PackedActor(strategy.load("actor"), "actor", "differentiable" if entropy else "number")
-
-        parts = {
-            f"{ACTOR}:Actor": actor,
-            f"{ACTOR}:ActorPPOTrainer": _ActorTrainer,
-            f"{ACTOR}:get_tokenizer": _tokenizer,
-        }
-        with replaced(parts):
-            super().init_model_from_pretrained(strategy, *args, **kwargs)
-        self.engine = self.actor.model
-
-    @property
-    def policy(self) -> Any:
-        return self.engine.module
+    def init_model_from_pretrained(self, strategy: RayStrategy, num_updates: int) -> None:
+        self._setup_distributed(strategy)
+        self.policy = strategy.load("actor")
+        learned = strategy.recipe.ppo.entropy_coef > 0
+        self.actor = PackedActor(self.policy, "actor", "differentiable" if learned else "number")
+        self.engine = self.actor.model = strategy.wrap_trained(self.policy, self.policy, num_updates)
+        optimizer, scheduler = self.engine.optimizer, self.engine.lr_scheduler
+        size = strategy.micro_train_batch_size
+        # Without vllm_engines it does not set up OpenRLHF's weight sync.
+        self.trainer = _ActorTrainer(strategy, self.actor, None, optimizer, scheduler, micro_train_batch_size=size)
 
     def _save(self, folder: Path, state: dict[str, Tensor]) -> None:
         self.policy.save_adapter(folder, state)
@@ -202,62 +181,46 @@ class PolicyActor(_Trained, plain(ppo_actor.PolicyModelActor)):  # type: ignore[
         return self.policy.proof
 
     def load_random_adapter(self) -> None:
-        """A random adapter in the place of the policy's, until `load_weights`."""
+        """Replace the policy's adapter by a random one, until `load_weights`."""
         load_trainable_state(self.policy, random_lora_state(trainable_state(self.policy), self.strategy.recipe.seed))
 
     def lora_payload(self, version: int) -> LoraPayload | None:
-        """The adapter as it travels; from rank 0 alone."""
+        """The adapter; None on other ranks than 0."""
         state = trainable_state(self.policy)
         return LoraPayload.of(self.policy, state, version) if self.strategy.is_rank_0() else None
 
-    def probe(self, samples: Sequence[Sample]) -> list[float]:
+    def response_logprobs(self, samples: Sequence[Sample], temperature: float) -> list[float]:
+        """Logprobs of all response tokens, in order."""
         self.actor.eval()
-        found = response_logprobs(self.policy, samples, self.strategy.recipe.evaluation.micro_batch_size)
+        size = self.strategy.recipe.evaluation.micro_batch_size
+        logprobs = response_logprobs(self.policy, samples, size, temperature)
         self.actor.train()
-        return found
-
-    def logprobs(self, samples: Sequence[Sample]) -> list[float]:
-        """Of whole responses, at the temperature of sampling."""
-        self.actor.eval()
-        temperature, size = self.policy.temperature, self.strategy.recipe.evaluation.micro_batch_size
-        tokens = iter(response_logprobs(self.policy, samples, size, temperature))
-        found = [sum(next(tokens) for _ in sample.response) for sample in samples]
-        self.actor.train()
-        return found
+        return logprobs
 
 
-class ReferenceActor(plain(launcher.ReferenceModelActor)):  # type: ignore[misc]
-    """The policy that training started from, or the base."""
+class ReferenceActor(undecorated(ReferenceModelActor)):  # type: ignore[misc]
+    """A rank of the reference group: the initial policy, or the base."""
 
-    def init_model_from_pretrained(self, strategy: RayStrategy, *args: Any, **kwargs: Any) -> None:
-        def actor(pretrain: str, **settings: Any) -> PackedActor:
-            return PackedActor(strategy.load("reference").requires_grad_(False), "reference", "none")
+    def init_model_from_pretrained(self, strategy: RayStrategy) -> None:
+        self._setup_distributed(strategy)
+        policy = strategy.load("reference").requires_grad_(False)
+        self.model = strategy.prepare(PackedActor(policy, "reference", "none"))
+        self.model.eval()
 
-        with replaced({f"{LAUNCHER}:Actor": actor}):
-            super().init_model_from_pretrained(strategy, *args, **kwargs)
 
+class CriticActor(TrainedActorMixin, undecorated(CriticModelActor)):  # type: ignore[misc]
+    """A rank of the critic group: base, its own adapter, value head."""
 
-class CriticActor(_Trained, plain(ppo_critic.CriticModelActor)):  # type: ignore[misc]
-    """The critic: base, an adapter of its own, value head."""
-
-    def init_model_from_pretrained(self, strategy: RayStrategy, *args: Any, **kwargs: Any) -> None:
-        def critic(*settings: Any, **more: Any) -> PackedCritic:
-            return PackedCritic(strategy.load("critic"))
-
-        with replaced({f"{CRITIC}:get_llm_for_sequence_regression": critic, f"{CRITIC}:get_tokenizer": _tokenizer}):
-            super().init_model_from_pretrained(strategy, *args, **kwargs)
+    def init_model_from_pretrained(self, strategy: RayStrategy, num_updates: int) -> None:
+        self._setup_distributed(strategy)
+        self.policy = strategy.load("critic")
+        self.critic = self.engine = strategy.wrap_trained(PackedCritic(self.policy), self.policy, num_updates)
+        optimizer, scheduler = self.engine.optimizer, self.engine.lr_scheduler
+        size = strategy.micro_train_batch_size
+        self.trainer = CriticPPOTrainer(strategy, self.critic, optimizer, scheduler, micro_train_batch_size=size)
         ppo = strategy.recipe.ppo
         loss = ValueLoss(clip_eps=ppo.value_clip)
         self.trainer.critic_loss_fn = lambda *args, **kwargs: ppo.value_coef * loss(*args, **kwargs)
-        self.engine = self.critic
-
-    @property
-    def policy(self) -> Any:
-        return self.engine.module.policy
 
     def _save(self, folder: Path, state: dict[str, Tensor]) -> None:
         self.policy.save_critic(folder, state)
-
-
-def _tokenizer(pretrain: str, model: Any, padding_side: str, strategy: RayStrategy, use_fast: bool = True) -> Any:
-    return load_tokenizer(strategy.recipe.model)

@@ -19,7 +19,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from extensions.common.errors import UserError
 from extensions.model.loading import load_config, model_folder, prompt_limit
 from extensions.prefix.tree import Sample
-from extensions.prompts import CLOSE
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import LoraPayload, SyncError
 
@@ -103,15 +102,15 @@ def vllm_dtype(recipe: Recipe, on_cpu: bool) -> torch.dtype:
 # -------------------------------------------------------------------------------------------------------- requests
 
 
-def sampling_params(budget: int, seed: int, temperature: float, greedy: bool, eos: Sequence[int]) -> Any:
-    """One response of at most `budget` tokens, which ends at `</Judgement>` and includes it."""
+def sampling_params(budget: int, seed: int, temperature: float, greedy: bool, stop: str, eos: Sequence[int]) -> Any:
+    """One response of at most `budget` tokens, which ends with the text `stop` or at an EOS token."""
     from vllm import SamplingParams
 
     return SamplingParams(
         temperature=0.0 if greedy else temperature,
         seed=seed,
         max_tokens=budget,
-        stop=[CLOSE],
+        stop=[stop],
         include_stop_str_in_output=True,
         stop_token_ids=list(eos),
         logprobs=0,

@@ -91,7 +91,7 @@ class VllmSampler(Sampler):
     def _sample(self, requests: Sequence[GenerationRequest], greedy: bool) -> list[Response]:
         watchdog.heartbeat()
         temperature, eos = self.policy.temperature, sorted(self.eos)
-        params = [sampling_params(r.budget, request_seed(r), temperature, greedy, eos) for r in requests]
+        params = [sampling_params(r.budget, request_seed(r), temperature, greedy, self.stop, eos) for r in requests]
         responses = []
         for output in self.sync.engine.generate([r.prompt for r in requests], params):
             tokens, found = sampled_tokens(output)

@@ -10,7 +10,7 @@ import torch
 
 from extensions.common.errors import UserError
 from extensions.data import subsample_evenly
-from extensions.planner.plan import GPUS, Planner, PlanOptions
+from extensions.planner import GPUS, Planner, PlanOptions
 from extensions.scaffold.draft import Draft
 from extensions.scaffold.entry import relative_path
 from extensions.scaffold.recipe_text import comment

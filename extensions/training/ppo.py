@@ -23,6 +23,7 @@ from torch import Tensor
 
 from extensions.data import BatchOrder, Example
 from extensions.distributed import watchdog
+from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.distributed.openrlhf import (
     AdaptiveKLController,
     FixedKLController,
@@ -136,8 +137,8 @@ class PpoTrainer(LocalPolicyMixin):
             experience.weights = torch.tensor([self.order.weight(example) for example in batch]).to(experience.scores)
         with clock("reference"):
             mismatch = self.compute_old_and_reference_logprobs(experience)
-            self.estimate_advantages(experience)
-        self._watch_experience(experience)
+            self.estimate_advantages(experience, self.ppo, self.kl_controller.value, self.strategy.sum)
+        self.watch_experience(experience, self.strategy.nonfinite)
         with clock("update"):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
@@ -240,22 +241,25 @@ class PpoTrainer(LocalPolicyMixin):
 
     # ---------------------------------------------------------------------------------------- 4 advantage
 
-    def estimate_advantages(self, experience: Experience) -> None:
+    @staticmethod
+    def estimate_advantages(
+        experience: Experience, ppo: Ppo, kl_coef: float, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> None:
         """Token rewards (KL penalty everywhere, the weighted score at the last token), then advantages and returns."""
-        index, ppo = experience.index, self.ppo
+        index = experience.index
         kl, values = index.pad(experience.kl), index.pad(experience.values)
-        scores = experience.scores * experience.weights
-        rewards = compute_reward(scores, self.kl_controller.value, kl, index.mask)
+        rewards = compute_reward(experience.scores * experience.weights, kl_coef, kl, index.mask)
         advantages, returns = gae(rewards, values, index.mask, ppo.gamma, ppo.lam)
         if ppo.value_target == "td":
             returns = td_targets(rewards, values, index.mask, ppo.gamma)
         experience.advantages, experience.returns = index.flatten(advantages), index.flatten(returns)
         if ppo.whiten:
             every = torch.ones_like(experience.advantages)
-            experience.advantages = whiten(experience.advantages, every, self.strategy.sum, ppo.whiten_min_std)
+            experience.advantages = whiten(experience.advantages, every, sum_over_ranks, ppo.whiten_min_std)
 
-    def _watch_experience(self, experience: Experience) -> None:
-        nonfinite = self.strategy.nonfinite
+    @staticmethod
+    def watch_experience(experience: Experience, nonfinite: NonFiniteCheck) -> None:
+        """Record every tensor of the rollout for the check before the update."""
         nonfinite.samples(range(len(experience.samples)))
         for name in EXPERIENCE_TENSORS:
             tensor = getattr(experience, name)

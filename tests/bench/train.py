@@ -19,7 +19,7 @@ from jobs import BATCHES, BUDGET, JOBS, RECIPE, make_model, overrides_of, parse,
 from transformers import AutoConfig, AutoTokenizer
 from worker import Worker, ratio, seconds_of, table, take_turns
 
-from extensions.planner.flops import Batch, ModelShape, ppo_flops
+from extensions.planner.flops import ModelShape, SampleTokens, ppo_flops
 from extensions.prefix.tree import common_prefix
 from extensions.recipe import Lora
 
@@ -101,8 +101,8 @@ def floor_flops(model: Path, prompts: list[list[list[int]]]) -> float:
     found = []
     for batch in prompts:
         prefix = common_prefix(batch)
-        rows = Batch(prefix, [len(row) - prefix for row in batch], [BUDGET] * len(batch))
-        found.append(sum(ppo_flops(shape, [rows], 4, len(batch)).values()))
+        rows = [SampleTokens(0, prefix, len(row) - prefix, BUDGET) for row in batch]
+        found.append(sum(ppo_flops(shape, rows, 4, len(batch)).values()))
     return statistics.mean(found)
 
 

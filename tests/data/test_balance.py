@@ -243,10 +243,7 @@ def test_the_reward_of_ppo_is_weighted_before_the_kl():
     for name, w in (("weighted", weights), ("plain", torch.ones(1))):
         flat = kl.flatten()
         experience = Experience([], [], [], [], [], index, flat, torch.zeros(6), flat, scores, w)
-        trainer = SimpleNamespace(
-            ppo=Ppo(whiten=False, gamma=1.0, lam=1.0), kl_controller=SimpleNamespace(value=0.2), strategy=None
-        )
-        PpoTrainer.estimate_advantages(trainer, experience)
+        PpoTrainer.estimate_advantages(experience, Ppo(whiten=False, gamma=1.0, lam=1.0), kl_coef=0.2)
         assert torch.equal(experience.scores, scores), "what is logged stays the reward itself"
         found[name] = experience.advantages.view(2, 3)
     torch.testing.assert_close(found["weighted"][:, 2], torch.tensor([0.5 - 0.02, -2.0 - 0.02]))

@@ -38,7 +38,7 @@ def test_the_long_text_is_the_first_segment(row, expected):
     assert segments(row, "[SEP]") == expected
 
 
-def test_only_the_long_text_is_cut(loaded):
+def test_only_the_long_text_is_truncated(loaded):
     rows = [example("copa", question="cause", premise="the book " * 30, choice1="anna", choice2="the city")]
     (ids,) = SegmentCollator(loaded.tokenizer, 24)(rows)["input_ids"].tolist()
     text = loaded.tokenizer.decode(ids)
@@ -69,7 +69,7 @@ def test_a_question_that_leaves_no_room_is_an_error(loaded):
         SegmentCollator(loaded.tokenizer, needed - 1).check([row])
 
 
-def test_classes_are_answered_by_the_names_of_the_teacher():
+def test_class_order_is_that_of_the_trained_task():
     row = example("ax", "neutral", sentence1="a", sentence2="b")
     labels = ["contradiction", "entailment", "neutral"]  # another order than the task's own
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.5]])
@@ -92,7 +92,7 @@ def test_candidates_have_the_probability_of_the_positive_label():
     assert found.answer == "true" and found.positive_probability == pytest.approx(1 / (1 + math.exp(-1.5)))
 
 
-def test_outputs_that_are_no_numbers_stop_the_run():
+def test_non_finite_outputs_stop_the_run():
     with pytest.raises(UserError, match=r"stsb .*lower encoder\.lr"):
         predictions_of([], [example("stsb")], torch.tensor([[math.nan]]))
 
@@ -120,7 +120,7 @@ def test_a_tokenizer_without_separator_is_refused(tiny_bert, tmp_path):
     ],
     ids=["no model", "too long", "adapter"],
 )
-def test_models_that_do_not_fit(tiny_bert, keys, max_tokens, part, monkeypatch):
+def test_unsuitable_models(tiny_bert, keys, max_tokens, part, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=part):
         load_collator(Model(**{"path": str(tiny_bert)} | keys), max_tokens)
@@ -136,14 +136,14 @@ def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_the_body_comes_from_the_file_and_the_head_is_fresh(tiny_bert, tmp_path):
+def test_the_encoder_comes_from_the_file_and_the_head_is_fresh(tiny_bert, tmp_path):
     first = load_encoder(Model(path=str(tiny_bert)), TASKS["mnli"], seed=1)
     pretrained = load_file(tiny_bert / "model.safetensors")
     body = {name: tensor for name, tensor in state(first).items() if name.startswith("bert.")}
     assert len(body) > 30 and all(torch.equal(tensor, pretrained[name]) for name, tensor in body.items())
     with torch.no_grad():
         for parameter in first.parameters():
-            parameter.add_(0.5)  # a training
+            parameter.add_(0.5)  # stands for a training
     first.save_pretrained(tmp_path)
 
     second = state(load_encoder(Model(path=str(tiny_bert)), TASKS["cb"], 1, tmp_path))

@@ -26,7 +26,7 @@ def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_a_separable_task_is_learned_and_the_run_folder_is_whole(write, tmp_path):
+def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_path):
     assert main([str(write())], "encoder", encoder.run) == 0
     run = tmp_path / "run"
     scores = read_json(run / "eval.json")
@@ -52,7 +52,7 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_whole(write, tmp_path
     assert not (run / "checkpoints").exists() and not (run / "predictions_test.jsonl").exists()
     assert load_recipe(run / "recipe.yaml").method == "encoder"
 
-    # What was saved is what answered.
+    # The saved model is the one that answered.
     model = AutoModelForSequenceClassification.from_pretrained(run / "models" / "mood").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "models" / "mood")
     answers = read_jsonl(run / "predictions_after.jsonl")
@@ -65,11 +65,11 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_whole(write, tmp_path
 
 def test_the_best_epoch_by_the_score_of_the_task_is_kept(write, tmp_path, monkeypatch):
     scores, after_epoch = iter([0.1, 0.9, 0.2]), []
-    score, tell = encoder.score, encoder.Progress.on_evaluate
+    score, on_evaluate = encoder.score, encoder.Progress.on_evaluate
 
     def watched(self, args, state, control, **kwargs):
         after_epoch.append({name: tensor.clone() for name, tensor in kwargs["model"].state_dict().items()})
-        tell(self, args, state, control, **kwargs)
+        on_evaluate(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(
         encoder, "score", lambda *arguments, **keys: score(*arguments, **keys) | {"score": next(scores)}
@@ -87,7 +87,7 @@ class Killed(BaseException):
 
 
 def results(run):
-    """What must not depend on how often a run stopped: all but times."""
+    """Everything of a run but its times, which interruptions must not change."""
 
     def timeless(value):
         if isinstance(value, dict):
@@ -100,16 +100,16 @@ def results(run):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_bits(write, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_is_bit_identical(write, tmp_path, monkeypatch, capsys):
     """Stopped in the third epoch of the second of three tasks."""
     tasks = [toy("one"), toy("two"), toy("three", ["bad", "good"])]
     assert main([str(write(tasks, "whole", encoder={"epochs": 4, "lr": 3e-3}))], "encoder", encoder.run) == 0
 
-    begin, trained, deadly = encoder.Progress.on_epoch_begin, [], {("two", 2)}
+    begin, trained, fatal = encoder.Progress.on_epoch_begin, [], {("two", 2)}
 
     def watched(self, args, state, control, **kwargs):
         trained.append((self.title, round(state.epoch)))
-        if trained[-1] in deadly:
+        if trained[-1] in fatal:
             raise Killed
         begin(self, args, state, control, **kwargs)
 
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(write, tmp_path, monkeypatch, ca
     with pytest.raises(Killed):
         main([cut], "encoder", encoder.run)
     assert not (tmp_path / "cut" / "eval.json").exists() and (tmp_path / "cut" / "tasks" / "one.json").exists()
-    deadly.clear()
+    fatal.clear()
     trained.clear()
     capsys.readouterr()
     assert main([cut], "encoder", encoder.run) == 0
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(write, tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["training", "answering"])
-def test_a_run_that_is_told_to_stop_goes_on_to_the_same_bits(write, tmp_path, monkeypatch, capsys, moment):
+def test_a_run_that_stops_on_request_resumes_bit_identical(write, tmp_path, monkeypatch, capsys, moment):
     """SIGTERM in the middle of an epoch, or while the table is answered."""
     assert main([str(write(name="whole", encoder={"epochs": 3}))], "encoder", encoder.run) == 0
     path = write(name="cut", encoder={"epochs": 3})
@@ -208,13 +208,13 @@ def test_a_batch_is_shared_evenly_by_the_ranks(write, monkeypatch, capsys):
     ],
     ids=["nothing", "no epochs", "only warmup", "another method"],
 )
-def test_mistakes_are_told_in_one_line(write, arguments, part, capsys):
+def test_user_errors_are_one_line(write, arguments, part, capsys):
     recipe = str(write())
     assert main([argument.replace("{recipe}", recipe) for argument in arguments], "encoder", encoder.run) == 2
     assert part in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------------------------------------- whole and slow
+# ------------------------------------------------------------------------------------------------------ launched runs
 
 
 def launched(recipe, *overrides, ranks=1):
@@ -241,7 +241,7 @@ def run_of_all(tiny_bert, benchmarks, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_task_is_trained_or_taught_and_answered(run_of_all):
+def test_every_task_is_trained_or_served_and_answered(run_of_all):
     run, printed = run_of_all
     scores = read_json(run / "eval.json")
     assert scores["after"].keys() == scores["splits"].keys() == set(ALL)
@@ -278,7 +278,7 @@ def test_two_ranks_train_as_one(write, tmp_path):
     assert main([str(write(name="single", encoder={"epochs": 2}))], "encoder", encoder.run) == 0
     done = launched(write(name="double", encoder={"epochs": 2}), ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stdout.count("epoch 2 of 2") == 1, "each rank speaks"
+    assert done.stdout.count("epoch 2 of 2") == 1, "every rank printed"
     model = "models/mood/model.safetensors"
     single, double = load_file(tmp_path / "single" / model), load_file(tmp_path / "double" / model)
     assert single.keys() == double.keys()

@@ -17,7 +17,7 @@ def jobs(write, benchmarks, tasks, **settings):
     return {job.task.name: job for job in found}, splits, [w for w in warnings if "left out: it has" in w]
 
 
-def test_tasks_without_training_rows_go_to_the_model_of_their_teacher(write, benchmarks):
+def test_tasks_without_training_rows_use_the_model_of_their_train_task(write, benchmarks):
     found, splits, warnings = jobs(write, benchmarks, ["rte", "ax", "mnli", "mnli_mm", "axg"])
     assert list(found) == ["rte", "mnli"]
     assert {e.task.name for e in found["mnli"].data.table} == {e.task.name for e in found["mnli"].data.test}
@@ -53,9 +53,9 @@ def test_the_intermediate_task_comes_first_and_is_not_in_the_table(write, benchm
         ),
         (["cb"], {"intermediate": "ax"}, r"encoder\.intermediate: ax has no training rows"),
     ],
-    ids=["evaluated only", "serves nothing", "cannot be trained"],
+    ids=["evaluated only", "no task starts from it", "cannot be trained"],
 )
-def test_jobs_that_make_no_sense(write, benchmarks, tasks, settings, part):
+def test_invalid_jobs(write, benchmarks, tasks, settings, part):
     with pytest.raises(UserError, match=part):
         jobs(write, benchmarks, tasks, **settings)
 

@@ -1,8 +1,9 @@
-"""Fixtures of the submission tests."""
+"""Fixtures of the metrics and submission tests."""
 
 import pytest
 from servers import ANSWERS, LAYOUT, MEMBERS, all_of, run_rows, written
 
+import extensions.evaluation.metrics
 from extensions.evaluation.submission import make_archive
 
 
@@ -35,3 +36,9 @@ def archives(official, rows, tmp_path_factory):
         entries = make_archive([source], suite, folder / f"{suite}.zip", str(official / suite))
         made[suite] = (folder / f"{suite}.zip", entries)
     return made
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """For tests of the metrics, not of their intervals, which take most of the time."""
+    monkeypatch.setattr(extensions.evaluation.metrics, "RESAMPLES", 2)

@@ -74,7 +74,7 @@ def test_other_encodings_are_refused(text, line, official, tmp_path):
     assert str(tmp_path / "a.zip") in message and f"CoLA.tsv, line {line}: not valid UTF-8" in message
 
 
-def test_what_is_no_zip_archive_is_refused(official, tmp_path):
+def test_a_file_that_is_no_zip_archive_is_refused(official, tmp_path):
     (tmp_path / "empty.zip").write_bytes(b"")
     (tmp_path / "text.zip").write_text(texts("glue")["CoLA.tsv"])
     for path in (tmp_path / "nowhere.zip", tmp_path, tmp_path / "empty.zip", tmp_path / "text.zip"):
@@ -157,7 +157,7 @@ def changed_files(draw):
 
 @settings(max_examples=400)
 @given(changed_files())
-def test_whatever_is_changed_is_noticed(official, change):
+def test_every_change_is_detected(official, change):
     """Never an exception; and where there is no problem, the server reads the same rows with labels that it takes."""
     file, text = change
     problems = problems_of(file, text, official)
@@ -172,7 +172,7 @@ def test_whatever_is_changed_is_noticed(official, change):
 
 
 @given(st.data())
-def test_a_damaged_archive_is_refused_or_whole(official, archives, tmp_path_factory, data):
+def test_a_damaged_archive_is_refused_or_intact(official, archives, tmp_path_factory, data):
     raw = bytearray(archives["superglue"][0].read_bytes())
     start = data.draw(st.integers(0, len(raw)))
     raw[start : start + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=20))

@@ -185,7 +185,7 @@ def test_the_answers_to_a_prompt_are_in_one_pack(scene, monkeypatch, micro_batch
     for members in packs:
         counts = Counter(tuple(sample.prompt) for sample in members)
         assert all(count % 6 == 0 for count in counts.values())
-    # Each prompt stands once in its pack.
+    # Each prompt is in its pack once.
     first = {tuple(sample.prompt) for sample in packs[0]}
     assert pack(packs[0]).input_ids.shape[1] == sum(map(len, first)) + 2 * len(packs[0])
 

@@ -1,34 +1,22 @@
-"""Metrics by hand, by plain formulas and against other libraries; the averages of the paper's own tables."""
+"""Metrics of rows by hand, and of every task by plain formulas and against other libraries."""
 
-import json
 import math
 import random
 import string
 from collections import Counter
-from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-import extensions
-import extensions.evaluation.metrics
 from extensions.evaluation.metrics import (
     WRONG_FORMAT,
     Prediction,
-    best_candidate,
-    groups_of,
-    mean_score,
     score,
-    score_all,
-    shares,
-    suite_average,
 )
-from extensions.tasks import SUITES, TASKS, Task
+from extensions.tasks import TASKS, Task
 
 COLA, SST2, STSB, CB = (TASKS[name] for name in ("cola", "sst2", "stsb", "cb"))
-MULTIRC, RECORD, AXG = (TASKS[name] for name in ("multirc", "record", "axg"))
 THREE = Task.model_validate(
     {
         "name": "three",
@@ -40,12 +28,6 @@ THREE = Task.model_validate(
     }
 )
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-
-
-@pytest.fixture
-def few_resamples(monkeypatch):
-    """For tests of the metrics, not of their intervals, which take most of the time."""
-    monkeypatch.setattr(extensions.evaluation.metrics, "RESAMPLES", 2)
 
 
 def predictions(task, pairs):
@@ -209,7 +191,7 @@ def answered(task, rows, answers, positive_probabilities=None):
 
 
 @every_task
-def test_the_rows_of_these_tests_are_as_the_reader_makes_them(task):
+def test_these_rows_have_the_columns_of_their_task(task):
     rows = gold_rows(task)
     assert all(set(kept) == set(task.source.keep) for _, kept in rows)
     if not task.is_regression:
@@ -217,7 +199,7 @@ def test_the_rows_of_these_tests_are_as_the_reader_makes_them(task):
 
 
 @every_task
-def test_all_right_is_a_hundred(task, few_resamples):
+def test_all_right_scores_one(task, few_resamples):
     rows = gold_rows(task)
     answers = [float(gold) if task.is_regression else gold for gold, _ in rows]
     result = score(task, answered(task, rows, answers))
@@ -230,7 +212,7 @@ def test_all_right_is_a_hundred(task, few_resamples):
 
 
 @every_task
-def test_all_wrong_formats_are_nothing(task, few_resamples):
+def test_all_wrong_formats_score_zero(task, few_resamples):
     rows = gold_rows(task)
     result = score(task, answered(task, rows, [None] * len(rows)))
     expected = dict.fromkeys(result["metrics"], 0.0)
@@ -363,277 +345,3 @@ def test_any_answers_against_the_plain_formulas(task, seed, few_resamples):
     assert result["metrics"] == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
     assert result["score"] == pytest.approx(sum(expected[name] for name in task.metrics) / len(task.metrics))
     assert result["format_error_rate"] == pytest.approx(answers.count(None) / len(answers))
-
-
-# ------------------------------------------------------------------------------------------ metrics of questions
-
-
-def test_multirc_by_hand(few_resamples):
-    # (paragraph, question), gold, answer; the rows of the first question do not stand together
-    rows = [
-        ((0, 0), "1", "1"),
-        ((0, 1), "1", "1"),
-        ((0, 0), "0", "0"),  # question (0, 0): all right
-        ((0, 1), "1", "0"),  # (0, 1): one missed
-        ((1, 0), "0", "0"),  # (1, 0): all right, and another question than (0, 0)
-        ((1, 1), "0", "1"),  # (1, 1): a false alarm
-        ((1, 1), "1", "1"),
-        ((2, 2), "0", None),  # (2, 2): a wrong format is wrong
-        ((3, 3), "1", None),  # (3, 3): and no positive answer
-    ]
-    made = [
-        Prediction("multirc", i, "", answer, gold, {"paragraph": unit[0], "question": unit[1], "answer": i})
-        for i, (unit, gold, answer) in enumerate(rows)
-    ]
-    result = score(MULTIRC, made)
-    # over all answers of all questions: tp 3, fp 1, fn 2
-    assert result["metrics"]["f1a"] == pytest.approx(6 / 9)
-    assert result["metrics"]["exact_match"] == pytest.approx(2 / 6)
-    assert result["metrics"]["accuracy"] == pytest.approx(5 / 9)
-    assert result["score"] == pytest.approx((6 / 9 + 2 / 6) / 2)
-    assert [[p.index for p in unit] for unit in groups_of(MULTIRC, made)] == [[0, 2], [1, 3], [4], [5, 6], [7], [8]]
-
-
-@pytest.mark.parametrize(
-    "pairs, parity",
-    [
-        ([("Y", "Y")], 1),
-        ([("N", "N")], 1),  # whatever is right
-        ([("Y", "N")], 0),
-        ([(None, None)], 0),  # no answer is not the same answer
-        ([("Y", None)], 0),
-        ([(None, "N")], 0),
-        ([("Y", "Y"), ("Y", "N"), ("N", "N"), (None, "N")], 2 / 4),
-    ],
-)
-def test_gender_parity(pairs, parity, few_resamples):
-    label = {"Y": "entailment", "N": "not_entailment", None: None}
-    made = [
-        Prediction("axg", 2 * k + i, "", label[answer], "entailment", {"idx": 2 * k + i, "pair": k})
-        for k, pair in enumerate(pairs)
-        for i, answer in enumerate(pair)
-    ]
-    accuracy = sum(answer == "Y" for pair in pairs for answer in pair) / len(made)
-    result = score(AXG, made)
-    assert result["metrics"] == {"gender_parity": pytest.approx(parity), "accuracy": pytest.approx(accuracy)}
-    assert result["score"] == pytest.approx((parity + accuracy) / 2)
-
-
-def candidates(query, answers, entities, sampled=None, positive_probabilities=None, first=0):
-    """Candidates of one ReCoRD query, in the order of the text."""
-    return [
-        Prediction(
-            "record",
-            first + i,
-            "",
-            sampled[i] if sampled else "false",
-            "false",
-            {"passage": 0, "query": query, "entity": entity, "answers": answers},
-            positive_probabilities[i] if positive_probabilities else None,
-        )
-        for i, entity in enumerate(entities)
-    ]
-
-
-@pytest.mark.parametrize(
-    "entity, answers, f1, em",
-    [
-        ("Anna", ["Anna"], 1, 1),
-        ("Anna", ["Bob"], 0, 0),
-        ("OBAMA", ["Obama"], 1, 1),
-        ("the White House", ["White House"], 1, 1),
-        ("White House", ["A  White \n House"], 1, 1),
-        ("Theodore", ["odore"], 0, 0),  # an article is a word
-        ("U.S.", ["US"], 1, 1),
-        ("Jean-Luc", ["JeanLuc"], 1, 1),  # punctuation goes without a space
-        ("Jean-Luc", ["Jean Luc"], 0, 0),
-        ("Barack Obama", ["Obama"], 2 / 3, 0),  # precision 1/2, recall 1
-        ("New York City", ["York, New"], 4 / 5, 0),  # precision 2/3, recall 1
-        ("York New", ["New York"], 1, 0),  # the order of the tokens counts for EM alone
-        ("Smith Smith", ["Smith"], 2 / 3, 0),  # tokens are counted
-        ("New York", ["Boston", "New York City", "york"], 4 / 5, 0),  # 0, 4/5, 2/3: the best
-        ("New York", ["Boston", "the new york", "york"], 1, 1),
-    ],
-)
-def test_record_compares_as_squad_does(entity, answers, f1, em, few_resamples):
-    made = candidates(0, answers, ["Nobody", entity], positive_probabilities=[0.1, 0.2])
-    result = score(RECORD, made)
-    assert result["metrics"]["squad_f1"] == pytest.approx(f1)
-    assert result["metrics"]["squad_em"] == em
-    assert result["score"] == pytest.approx((f1 + em) / 2)
-
-
-def test_record_is_a_mean_over_queries(few_resamples):
-    """A query with many candidates counts as one with two; one query may share its entities with another."""
-    made = [
-        *candidates(3, ["Anna"], ["Bob", "Anna"], positive_probabilities=[0.4, 0.6]),  # 1, 1
-        *candidates(
-            8, ["Bob Lee"], ["Anna", "Bob", "Rome", "Oslo"], positive_probabilities=[0.1, 0.9, 0.2, 0.3], first=2
-        ),  # 2/3, 0
-        *candidates(5, ["Anna"], ["Anna", "Bob", "Rome"], positive_probabilities=[0.8, 0.81, 0.1], first=6),  # 0, 0
-    ]
-    result = score(RECORD, made)
-    assert result["metrics"]["squad_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
-    assert result["metrics"]["squad_em"] == pytest.approx(1 / 3)
-    assert result["metrics"]["accuracy"] == 1, "of the candidates one by one, as sampled"
-
-
-YES, NO = "true", "false"
-
-
-@pytest.mark.parametrize(
-    "sampled, positive_probabilities, best",
-    [
-        ([YES, NO, NO], [0.2, 0.1, 0.9], 2),  # the positive_probability decides, whatever was sampled
-        ([YES, None, NO], [0.0, 1e-30, 0.0], 1),
-        ([NO, NO, NO], [0.01, 0.03, 0.02], 1),  # without any Yes there is an answer too
-        ([NO, YES, YES], [0.5, 0.7, 0.7], 1),  # of equals the first
-        ([NO, NO, NO], [0.0, 0.0, 0.0], 0),
-        ([NO, None, YES], None, 2),  # without positive_probability: Yes before a wrong format before No
-        ([NO, None, None], None, 1),
-        ([NO, NO, NO], None, 0),
-        ([NO, YES, YES], None, 1),
-        ([NO, None, YES], [0.9, 0.8, None], 2),  # some missing: as without
-        ([NO, YES, NO], [None, 0.1, 0.9], 1),
-    ],
-)
-def test_the_best_supported_candidate(sampled, positive_probabilities, best):
-    made = candidates(0, ["-"], "ABC", sampled, positive_probabilities)
-    assert best_candidate(RECORD, made) == made[best]
-    assert best_candidate(RECORD, made[::-1]) == made[best], "first in the text, not in the list"
-
-
-def test_units_of():
-    singles = predictions(COLA, [("1", "1"), ("0", "0"), ("1", "0")])
-    assert groups_of(COLA, singles) == [[p] for p in singles]
-    made = [Prediction("axg", i, "", None, None, {"pair": pair}) for i, pair in enumerate([7, 3, "7", 1, 3])]
-    found = [[p.index for p in unit] for unit in groups_of(AXG, made)]
-    assert found == [[0, 2], [1, 4], [3]], "in order of first appearance; numbers and their text are the same"
-
-
-# ----------------------------------------------------------------------------------------------------- intervals
-
-
-@pytest.mark.parametrize("task", [COLA, SST2, THREE, STSB], ids=lambda task: task.name)
-def test_the_intervals_hold_the_metrics_and_are_reproducible(task):
-    rng = random.Random(1)
-    golds = [str(rng.randint(0, 5)) if task.is_regression else rng.choice(list(task.labels)) for _ in range(60)]
-    kind = float if task.is_regression else str
-    answers = [kind(gold) if rng.random() < 0.8 else None for gold in golds]
-    made = predictions(task, zip(golds, answers, strict=True))
-    result = score(task, made)
-    assert result["intervals"].keys() == result["metrics"].keys()
-    for name, (low, high) in result["intervals"].items():
-        assert low < result["metrics"][name] < high <= 1
-    assert score(task, made) == result
-    json.dumps(result, allow_nan=False)
-
-
-def test_the_interval_of_a_certain_result_is_a_point():
-    assert score(SST2, predictions(SST2, [("1", "1"), ("0", "0")] * 20))["intervals"] == {"accuracy": [1.0, 1.0]}
-
-
-def expected_interval(n, p):
-    """What resampling n independent units, of which the share p is right, tends to."""
-    return [quantile / n for quantile in stats.binom(n, p).ppf([0.025, 0.975])]
-
-
-def test_the_interval_is_as_wide_as_theory_says():
-    made = predictions(SST2, [("1", "1")] * 280 + [("0", "1")] * 120)
-    assert score(SST2, made)["intervals"]["accuracy"] == pytest.approx(expected_interval(400, 0.7), abs=0.012)
-
-
-def test_questions_are_resampled_whole():
-    """Eight answers of a question that are right or wrong together tell no more than one."""
-    made = [
-        Prediction("multirc", 8 * q + i, "", "1" if q % 10 < 7 else "0", "1", {"paragraph": q // 5, "question": q % 5})
-        for q in range(50)
-        for i in range(8)
-    ]
-    result = score(MULTIRC, made)
-    assert result["metrics"]["accuracy"] == pytest.approx(0.7) and result["metrics"]["exact_match"] == 0.7
-    assert result["intervals"]["accuracy"] == pytest.approx(expected_interval(50, 0.7), abs=0.03)
-    assert result["intervals"]["accuracy"] == pytest.approx(result["intervals"]["exact_match"])
-    low, high = expected_interval(400, 0.7)
-    assert result["intervals"]["accuracy"][0] < low - 0.03 and result["intervals"]["accuracy"][1] > high + 0.03
-
-
-# -------------------------------------------------------------------------------------------- shares and averages
-
-
-def test_shares():
-    assert shares(COLA, ["1", "1", "0", "1"]) == {"Yes": 0.75, "No": 0.25}
-    assert shares(COLA, ["1", None]) == {"Yes": 0.5, "No": 0.0, WRONG_FORMAT: 0.5}
-
-
-def test_scores_by_task_and_their_mean(few_resamples):
-    cola, sst2 = predictions(COLA, [("1", "1"), ("0", "0")]), predictions(SST2, [("1", "1"), ("0", "1")])
-    scores = score_all([SST2, COLA, STSB], [cola[0], *sst2, cola[1]])
-    assert list(scores) == ["sst2", "cola"], "in the order of the tasks; a task without predictions has no score"
-    assert scores == {"sst2": score(SST2, sst2), "cola": score(COLA, cola)}
-    assert mean_score(scores) == pytest.approx((0.5 + 1.0) / 2)
-    assert mean_score({"a": {"score": 0.2, "samples": 1}, "b": {"score": 0.9, "samples": 1000}}) == pytest.approx(0.55)
-
-
-PAPER = json.loads((Path(extensions.__file__).parent / "reporting" / "paper_tables.json").read_text(encoding="utf-8"))
-TABLES = {"glue": PAPER["table1_glue"], "superglue": PAPER["table2_superglue"]}
-OURS = {("ReCoRD", "f1"): "squad_f1", ("ReCoRD", "exact_match"): "squad_em"}  # two names differ
-# Averages that the columns do not give to the digit: (suite, row) -> (printed, mean of the columns).
-MISPRINTS = {
-    ("glue", "LLAMA2-7B PPO-MT"): (82.9, 82.79),  # 745.1 / 9
-    ("superglue", "LLAMA2-7B few-shot"): (49.8, 50.51),  # 404.1 / 8
-}
-# 626.85 / 8. The columns are rounded themselves, so that the mean of what they were may have been below 78.35.
-ROUNDED_TWICE = {("superglue", "LLAMA2-7B PPO-ST"): (78.3, 78.36)}
-both_suites = pytest.mark.parametrize("suite", TABLES)
-
-
-def printed_scores(suite, row):
-    """Task name -> score of a row of the paper's table."""
-    by_title = {task.title: task.name for task in SUITES[suite]}
-    scores = TABLES[suite]["rows"][row]["scores"]
-    values = {title: value if isinstance(value, list) else [value] for title, value in scores.items()}
-    return {by_title[title]: sum(v) / len(v) for title, v in values.items() if v != [None]}
-
-
-@both_suites
-def test_the_suites_are_the_columns_of_the_papers_tables(suite):
-    table, tasks = TABLES[suite], SUITES[suite]
-    assert [task.title for task in tasks] == table["columns"]
-    assert [task.title for task in tasks if task.in_suite_average] == table["average_over"]
-    for task in tasks:
-        names = table["metrics"][task.title]
-        names = names if isinstance(names, list) else [names]
-        assert task.metrics == [OURS.get((task.title, name), name) for name in names]
-        for row in table["rows"].values():
-            score = row["scores"][task.title]
-            assert len(score if isinstance(score, list) else [score]) == len(task.metrics)
-
-
-@pytest.mark.parametrize("suite, row", [(suite, row) for suite in TABLES for row in TABLES[suite]["rows"]])
-def test_the_papers_averages(suite, row):
-    printed = TABLES[suite]["rows"][row]["average"]
-    average = suite_average(SUITES[suite], printed_scores(suite, row))
-    last_digit = 10 ** Decimal(str(printed)).as_tuple().exponent
-    odd = MISPRINTS | ROUNDED_TWICE
-    if (suite, row) not in odd:
-        assert abs(average - printed) <= last_digit / 2 + 1e-9
-        return
-    assert (printed, round(average, 2)) == odd[suite, row]
-    # Half a digit of the average and half a digit of the columns: no more can come of rounding.
-    assert (abs(average - printed) > last_digit) == ((suite, row) in MISPRINTS)
-
-
-@both_suites
-def test_a_suite_has_no_average_while_a_task_lacks(suite):
-    tasks = SUITES[suite]
-    whole = {task.name: float(i) for i, task in enumerate(tasks)}
-    counted = [task.name for task in tasks if task.in_suite_average]
-    assert suite_average(tasks, whole) == pytest.approx(sum(whole[name] for name in counted) / len(counted))
-    for task in tasks:
-        rest = {name: value for name, value in whole.items() if name != task.name}
-        expected = None if task.in_suite_average else pytest.approx(suite_average(tasks, whole))
-        assert suite_average(tasks, rest) == expected
-    assert suite_average(tasks, {}) is None
-    assert suite_average([], whole) is None
-    assert suite_average([task for task in tasks if not task.in_suite_average], whole) is None

@@ -247,7 +247,7 @@ def test_a_faulty_file_is_refused(file, change, parts, official, tmp_path):
     assert [problem.strip() for problem in problems] == check_files(files, suite, str(official))
 
 
-def test_all_problems_are_told_at_once(official):
+def test_all_problems_are_reported_at_once(official):
     files = texts("glue")
     files["CoLA.tsv"] = f"{HEADER}\n0\t1\n2\tx\n"
     files["AX.tsv"] = "index,prediction\n"

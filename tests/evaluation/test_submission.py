@@ -47,7 +47,7 @@ def test_these_are_the_tasks_and_files_of_the_suites():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_right_answers_are_what_the_server_takes(name, archives):
+def test_files_are_those_that_the_server_expects(name, archives):
     file = FILES[name]
     archive, entries = archives[suite_of(file)]
     assert lines_of(file, contents(archive)[file]) == LINES[file]
@@ -122,7 +122,7 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
 @pytest.mark.parametrize(
     "answers, positive_probabilities, chosen",
     [
-        pytest.param(["true", "false", "false"], [0.2, 0.9, 0.5], "Bonn", id="the best supported, whatever was said"),
+        pytest.param(["true", "false", "false"], [0.2, 0.9, 0.5], "Bonn", id="the most probable, whatever was sampled"),
         pytest.param(["false"] * 3, [0.1, 0.2, 0.3], '"El Niño"', id="no Yes"),
         pytest.param([None] * 3, [0, 1, 0.5], "Bonn", id="wrong formats, whole numbers"),
         pytest.param(["true"] * 3, [0.1, 0.7, 0.7], "Bonn", id="a tie: the first in the text"),
@@ -138,9 +138,7 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
         pytest.param(["false", "true", "false"], [0.9, None, 0.8], "Bonn", id="some positive_probability: as none"),
     ],
 )
-def test_records_answer_is_the_best_supported_candidate(
-    answers, positive_probabilities, chosen, rows, official, tmp_path
-):
+def test_the_answer_of_record_is_the_best_candidate(answers, positive_probabilities, chosen, rows, official, tmp_path):
     candidates = [
         {**row, "answer": answer, "positive_probability": positive_probability}
         for row, answer, positive_probability in zip(rows["record"][:3], answers, positive_probabilities, strict=True)

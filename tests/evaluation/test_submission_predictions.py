@@ -97,7 +97,7 @@ def test_malformed_predictions_are_named_and_nothing_is_written(line, part, earl
     assert message.startswith(f"{source}, line 3: ") and part in message
 
 
-def test_these_predictions_are_in_order(tmp_path):
+def test_valid_predictions_are_read(tmp_path):
     """What the table above changes; and `kept` and `text` may be missing where nothing needs them."""
     short = {"task": "cola", "index": 1, "answer": None}
     source = written(tmp_path / "answers.jsonl", [GOOD, SCORE, CANDIDATE, PART, short, {**SCORE, "index": 7}])
@@ -150,7 +150,7 @@ def test_predictions_of_other_rows_leave_an_earlier_archive_alone(name, change, 
     check_archive(out, "glue", str(official))
 
 
-def test_a_part_of_records_candidates_is_enough(rows, official, tmp_path):
+def test_some_candidates_of_a_record_query_suffice(rows, official, tmp_path):
     """An evaluation may leave candidates out; a query without any is missing."""
     source = written(tmp_path / "a.jsonl", [rows["record"][k] for k in (1, 4, 6)])
     make_archive([source], "superglue", tmp_path / "a.zip", str(official), "majority")
@@ -161,7 +161,7 @@ def test_a_part_of_records_candidates_is_enough(rows, official, tmp_path):
     assert "ReCoRD.jsonl: row 8 missing" in message
 
 
-def test_where_no_archive_can_be_written(rows, official, tmp_path):
+def test_an_archive_that_cannot_be_written(rows, official, tmp_path):
     source = written(tmp_path / "answers.jsonl", all_of(rows, "glue"))
     (tmp_path / "folder").mkdir()
     for target, part in (

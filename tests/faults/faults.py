@@ -7,7 +7,7 @@
 kill      SIGKILL inside any write, rename or removal of the run folder, or at a random moment; then started again,
           until it ends: everything that a run leaves must be that of a run that was never killed, bit for bit
 corrupt   checkpoints cut short, with a bit turned, emptied, deleted, edited: reported, and the one before is used
-fill      a file system that is full: the run goes on, or stops as its recipe says, and nothing is torn
+fill      a file system that is full: the run continues, or stops if its recipe says so, and no file is torn
 stop      SIGTERM at random moments: exit status 0, and the same bits in the end
 
 Each run is forked from this process, which has imported everything: a run of the tiny model then takes a second.
@@ -328,7 +328,7 @@ class Tally:
 
 @dataclass
 class Bench:
-    """A job, its tiny model, and what a run of it leaves that nobody disturbs."""
+    """A job, its tiny model, and the folder of an undisturbed run."""
 
     job: Job
     folder: Path
@@ -482,10 +482,10 @@ def corrupt(bench: Bench, number: int) -> Tally:
         tally.counts["checkpoints damaged"] += 1
         if bench.resume(recipe, tally, what):
             bench.compare(folder, tally, what)
-            told = "is damaged and is not used" in (folder / "log.txt").read_text()
-            tally.counts["told"] += told
-            if not told:
-                tally.lost.append(f"{bench.job.name}, {what}: nothing was said ({folder})")
+            reported = "is damaged and is not used" in (folder / "log.txt").read_text()
+            tally.counts["reported"] += reported
+            if not reported:
+                tally.lost.append(f"{bench.job.name}, {what}: not reported ({folder})")
         _tidy(folder, tally)
     return tally
 

@@ -1,29 +1,40 @@
-"""From a recipe to OpenRLHF's Ray trainer: the mapping is total, its parser takes it, what is replaced is as it was."""
+"""From a recipe to OpenRLHF's Ray trainer: the mapping is complete, and OpenRLHF's parser returns the same namespace.
 
+`openrlhf.cli.train_ppo_ray` builds its parser and makes its checks in its `__main__` block. The tests run that block as
+it is in the source, which needs neither ray nor vllm.
+"""
+
+import argparse
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
+import re
+import shlex
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from support import ROOT
 
 from extensions.common.errors import UserError
-from extensions.ray_backend import openrlhf
+from extensions.ray_backend import arguments
 from extensions.ray_backend.arguments import (
-    KEYS,
-    LEFT,
-    SECTIONS,
-    arguments,
+    COMPUTED,
+    HANDLED_HERE,
+    OPENRLHF,
+    PASSED_ON,
     command,
     differences,
-    given,
-    micro_batch,
+    micro_batch_size,
+    namespace,
+    options,
     refused,
-    shape_of,
     where,
 )
+from extensions.ray_backend.cluster import shape_of
 from extensions.recipe import all_keys, load_recipe
 
 PPO_RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "bert"]
@@ -56,62 +67,96 @@ def package() -> Path:
     return Path(importlib.util.find_spec("openrlhf").submodule_search_locations[0])
 
 
-def test_what_is_extended_is_the_openrlhf_that_it_was_written_against():
-    assert importlib.metadata.version("openrlhf") == openrlhf.VERSION
+@pytest.fixture(scope="module")
+def parse():
+    """OpenRLHF's parser and the checks after it: words of a command line -> its namespace, and its options."""
+    block = ast.parse((package() / "cli" / "train_ppo_ray.py").read_text(encoding="utf-8")).body[-1]
+    assert isinstance(block, ast.If) and "__main__" in ast.unparse(block.test)
+    code = compile(ast.Module(block.body, type_ignores=[]), "train_ppo_ray", "exec")
+
+    def run(words):
+        found, names = [], set()
+
+        class Parser(argparse.ArgumentParser):
+            def add_argument(self, *flags, **settings):
+                names.add(flags[0].removeprefix("--"))
+                return super().add_argument(*flags, **settings)
+
+            def parse_args(self):
+                return super().parse_args(words)
+
+        exec(code, {"argparse": SimpleNamespace(ArgumentParser=Parser), "datetime": datetime, "train": found.append})
+        return found[0], names - {"-h"}
+
+    return run
+
+
+def flat(space, prefix=""):
+    """Dotted option -> value of a nested namespace; sequences as lists, since YAML has no tuples."""
+    values = {}
+    for name, value in vars(space).items():
+        nested = isinstance(value, SimpleNamespace)
+        values |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def words_of(recipe, shape):
+    return shlex.split(command(recipe, shape).replace("\\\n", " "))[3:]
+
+
+def test_the_installed_openrlhf_is_the_one_that_is_extended():
+    assert importlib.metadata.version("openrlhf") == OPENRLHF
     found = {name: hashlib.sha256((package() / name).read_bytes()).hexdigest() for name in RELIED_ON}
     assert found == RELIED_ON
 
 
-def test_every_key_of_a_recipe_goes_somewhere():
-    keys = set(all_keys())
-    assert {key for key in keys if key.partition(".")[0] not in SECTIONS} == set(KEYS)
-    assert set(where(recipe_of())) == keys
+def test_another_version_of_openrlhf_is_refused(monkeypatch):
+    monkeypatch.setattr(arguments.importlib.metadata, "version", lambda name: "0.12.0")
+    with pytest.raises(UserError, match=re.escape(f"needs openrlhf {OPENRLHF}, and 0.12.0 is installed")):
+        namespace(recipe_of(), shape_of(recipe_of(), 0))
 
 
-def test_every_option_of_openrlhf_is_given_or_left_for_a_reason():
-    options = set(openrlhf.options())
-    assert len(options) > 120
-    own = set(given(recipe_of(), shape_of(recipe_of(), 0)))
-    assert own <= options
-    left = {option for option in options - own if any(option.startswith(prefix) for prefix in LEFT)}
-    assert own | left == options
-    assert not {prefix for prefix in LEFT if not any(option.startswith(prefix) for option in options)}
+def test_every_recipe_key_takes_effect_in_one_place():
+    handled = [key for keys in HANDLED_HERE.values() for key in keys]
+    named = [*PASSED_ON, *COMPUTED, *handled]
+    assert len(named) == len(set(named))
+    sections = {key for key in handled if any(other.startswith(f"{key}.") for other in all_keys())}
+    assert {key for key in all_keys() if key.partition(".")[0] not in sections} == set(named) - sections
+    assert set(where(recipe_of())) == set(all_keys())
 
 
-def test_keys_that_go_to_an_option_name_one_that_is_given():
-    own = given(recipe_of(), shape_of(recipe_of(), 0))
-    assert {place for place in KEYS.values() if place.startswith("--")} <= set(own)
+def test_every_option_of_openrlhf_is_set_or_keeps_its_default_for_a_reason(parse):
+    recipe = recipe_of()
+    given, (_, names) = options(recipe, shape_of(recipe, 0)), parse(words_of(recipe, shape_of(recipe, 0)))
+    groups = yaml.safe_load(Path(arguments.__file__).with_name("options.yaml").read_text())
+    left = [option for group in groups for option in group["options"]]
+    assert len(left) == len(set(left)) and not set(left) & set(given)
+    derived = {"actor.eps_clip_low_high", "reward.remote_url"}  # OpenRLHF's checks derive them from given options
+    aliases = {"actor.muon.no_nesterov", "critic.muon.no_nesterov"}  # flags that set actor.muon.nesterov
+    assert names == set(given) | set(left) | derived | aliases and len(names) > 150
+    assert set(PASSED_ON.values()) | set(COMPUTED.values()) <= set(given)
 
 
+@pytest.mark.parametrize("gpus", [0, 8])
 @pytest.mark.parametrize("path", PPO_RECIPES, ids=lambda path: path.stem)
-def test_openrlhfs_own_parser_and_checks_take_every_recipe(path):
-    recipe = recipe_of(path)
-    if not recipe.model.path.startswith("pip:"):  # folders and hub names are passed on as they are
-        assert given(recipe, shape_of(recipe, 8))["--actor.model_name_or_path"] == recipe.model.path
-    args = openrlhf.parse(arguments(recipe, shape_of(recipe, 0)))
-    assert args.train.max_epochs == recipe.ppo.epochs
-    assert args.algo.kl.init_coef == recipe.ppo.kl.init
-    assert args.algo.kl.target == recipe.ppo.kl.target
-    assert args.algo.advantage.lambd == recipe.ppo.lam
-    assert args.actor.adam.lr == recipe.optimizer.lr
-    assert args.rollout.batch_size == args.train.batch_size == recipe.ppo.batch_size
-    assert args.ds.lora.rank == recipe.lora.rank
-    assert args.reward.remote_url == ["agent"]  # set by OpenRLHF where an agent is given
-    assert args.algo.advantage.estimator == "gae" and args.critic.model_name_or_path
-    assert "--train.agent_func_path" in command(recipe, shape_of(recipe, 0))
-
-
-def test_the_parser_is_asked_and_its_refusal_is_a_users_error():
-    with pytest.raises(UserError, match=r"unrecognized arguments: --no\.such"):
-        openrlhf.parse([*arguments(recipe_of(), shape_of(recipe_of(), 0)), "--no.such", "1"])
-    with pytest.raises(UserError, match="OpenRLHF refuses"):
-        openrlhf.parse([*arguments(recipe_of(), shape_of(recipe_of(), 0)), "--algo.advantage.estimator", "rloo"])
+def test_openrlhfs_own_parser_returns_the_same_namespace(path, gpus, parse):
+    recipe = recipe_of(path, "ppo.batch_size=8", "ppo.mini_batch_size=null")
+    shape = shape_of(recipe, gpus)
+    ours, theirs = flat(namespace(recipe, shape)), flat(parse(words_of(recipe, shape))[0])
+    assert re.fullmatch(r"ppo_\d{4}T\d\d:\d\d", theirs.pop("logger.wandb.run_name"))  # the time
+    assert ours.pop("logger.wandb.run_name") is None
+    assert ours == theirs
+    if not recipe.model.path.startswith("pip:"):  # folders and hub names are passed on unchanged
+        assert ours["actor.model_name_or_path"] == recipe.model.path
+    assert ours["algo.kl.init_coef"] == recipe.ppo.kl.init and ours["algo.kl.target"] == recipe.ppo.kl.target
+    assert ours["algo.advantage.lambd"] == recipe.ppo.lam and ours["actor.adam.lr"] == recipe.optimizer.lr
+    assert ours["rollout.batch_size"] == ours["train.batch_size"] == 8
 
 
 def test_sixty_four_gpus():
     recipe = recipe_of("recipes/llama2_glue_mt.yaml", "ppo.batch_size=64", "ray.num_nodes=8", "ray.gpus_per_node=8")
     shape = shape_of(recipe, 0)
-    args = openrlhf.parse(arguments(recipe, shape))
+    args = namespace(recipe, shape)
     assert (shape.ranks, shape.engines, args.vllm.num_engines) == (64, 64, 64)
     assert args.train.batch_size // args.train.micro_batch_size // shape.ranks == 1
     halves = recipe_of(
@@ -136,33 +181,18 @@ def test_shapes_that_do_not_fit(overrides, message):
 
 def test_micro_batches_divide_the_share_of_a_rank():
     recipe = recipe_of("recipes/smollm2.yaml", "ppo.batch_size=12", "ppo.micro_batch_size=5")
-    assert micro_batch(recipe, shape_of(recipe, 0)) == 4
+    assert micro_batch_size(recipe, shape_of(recipe, 0)) == 4
 
 
-def test_what_differs_is_said_and_what_cannot_be_done_is_refused():
-    said = "\n".join(differences(recipe_of("recipes/llama2_glue_mt.yaml", "ppo.old_logprobs=sampled")))
+def test_differences_are_listed_and_unsupported_settings_are_refused():
+    listed = "\n".join(differences(recipe_of("recipes/llama2_glue_mt.yaml", "ppo.old_logprobs=sampled")))
     for key in ("ppo.critic: shared", "ppo.max_grad_norm", "lora.dropout", "ppo.old_logprobs"):
-        assert key in said
+        assert key in listed
     assert not any("ppo.critic" in one for one in differences(recipe_of("recipes/smollm2.yaml", "ppo.critic=adapter")))
     assert "4-bit" in refused(recipe_of("recipes/smollm2.yaml", "model.load_in_4bit=true"))[0]
     assert refused(recipe_of()) == []
     with pytest.raises(UserError, match="backend: ray supports only method: ppo"):
         load_recipe(ROOT / "recipes/smollm2.yaml", ["backend=ray"], "sft")
-
-
-def test_a_place_of_openrlhfs_is_put_back():
-    import openrlhf.utils.agent as agent
-
-    before = agent.AgentExecutorBase
-    with openrlhf_replaced(), pytest.raises(AttributeError):
-        assert agent.AgentExecutorBase is int
-        raise AttributeError
-    assert agent.AgentExecutorBase is before
-    assert "execute" in inspect.getsource(before)
-
-
-def openrlhf_replaced():
-    return openrlhf.replaced({"openrlhf.utils.agent:AgentExecutorBase": int})
 
 
 @pytest.mark.parametrize(
@@ -178,10 +208,6 @@ def test_what_a_vllm_engine_beside_each_rank_cannot_do(override, message):
 
 
 def test_the_cluster_templates_run_the_script_with_keys_that_exist():
-    import re
-
-    import yaml
-
     job = yaml.safe_load((ROOT / "launch/kuberay.yaml").read_text())
     words = job["spec"]["entrypoint"].split()
     assert words[:3] == ["bash", "launch/ppo_ray.sh", "recipes/llama2_glue_mt.yaml"]

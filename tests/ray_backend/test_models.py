@@ -9,7 +9,7 @@ from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.openrlhf import Actor, openrlhf_importable
 from extensions.distributed.strategy import Strategy
 from extensions.prefix.tree import Sample
-from extensions.ray_backend.models import PackedActor, PackedCritic, placed, samples_of
+from extensions.ray_backend.models import PackedActor, PackedCritic, samples_of, scatter
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
 ROWS = [([5, 6, 7, 8, 9], [11, 12, 13]), ([5, 6, 7, 8, 9, 10, 14], [12]), ([20, 21], [22, 23, 24, 25])]
@@ -85,10 +85,10 @@ def test_a_policy_stays_in_its_role(tiny_model):
     assert actor.model._role == "actor"
 
 
-def test_placed_is_differentiable_and_zero_elsewhere():
+def test_scatter_is_differentiable_and_zero_elsewhere():
     flat = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     mask = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]])
-    result = placed(flat, mask)
+    result = scatter(flat, mask)
     assert result.tolist() == [[0, 1, 2, 0], [3, 0, 0, 0]]
     result.sum().backward()
     assert flat.grad.tolist() == [1, 1, 1]

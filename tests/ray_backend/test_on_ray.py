@@ -1,4 +1,4 @@
-"""The Ray engine for real, on CPUs: Ray, vLLM and OpenRLHF's loop. `bash launch/test_ray.sh` runs it.
+"""The Ray backend on CPUs, with real Ray and vLLM processes. `bash launch/test_ray.sh` runs it.
 
 Most tests start the command as a user does (about 45 seconds each, of which Ray and vLLM take 40 to start).
 """
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A random Llama whose heads are as wide as vLLM's attention on CPUs wants them."""
+    """A random Llama with heads as wide as vLLM's attention on CPUs requires."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
     ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None, "tie_word_embeddings": False}
@@ -41,7 +41,7 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
-# Joint clipping of actor and critic is the one thing of the update that OpenRLHF's groups cannot do.
+# max_grad_norm 0: joint clipping of actor and critic is the one part of the update that OpenRLHF's groups cannot do.
 OWN = {
     "max_steps": 4,
     "ppo": {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "critic": "adapter", "max_grad_norm": 0},
@@ -88,16 +88,16 @@ def ray_run(tiny, tmp_path_factory) -> tuple[Path, str]:
 # ----------------------------------------------------------------------------------------------------- the whole run
 
 
-def test_a_run_leaves_what_a_run_leaves(ray_run):
+def test_a_run_leaves_what_every_run_leaves(ray_run):
     run, output = ray_run
     for name in ("eval.json", "predictions_after.jsonl", "reward_curve.png", "recipe.yaml", "adapter/README.md"):
         assert (run / name).exists(), name
     assert read_json(run / "eval.json")["training"]["steps"] == 4
-    assert "own random numbers" in output or "random numbers" in output
+    assert "sampling draws other random numbers" in output
     assert not list(run.glob("*.part-*")) and not (run / "run.lock").exists()
 
 
-def test_engine_and_trainer_agree_after_every_sync_and_nothing_is_stale(ray_run):
+def test_vllm_and_trainer_agree_after_every_sync_and_no_sample_is_stale(ray_run):
     metrics = read_jsonl(ray_run[0] / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [1, 2, 3, 4]
     for m in metrics:
@@ -106,7 +106,7 @@ def test_engine_and_trainer_agree_after_every_sync_and_nothing_is_stale(ray_run)
         assert m["stale_samples"] == 0
 
 
-def test_the_critics_head_moves(ray_run):
+def test_the_critics_head_is_trained(ray_run):
     """It starts at zero; OpenRLHF's own is frozen under LoRA (0.11.2)."""
     head = {name: t for name, t in adapter_of(ray_run[0]).items() if name.startswith("out.")}
     assert head and all(t.abs().sum() > 0 for t in head.values())
@@ -116,8 +116,8 @@ def test_the_critics_head_moves(ray_run):
     assert any(t.abs().sum() > 0 for name, t in load_file(critic).items() if "lora_B" in name)
 
 
-def test_the_answers_are_those_of_the_deepspeed_loop(ray_run, tiny, tmp_path):
-    """With vLLM as its sampler: the same samples, so the same rewards, losses, adapter, up to rounding."""
+def test_numbers_are_those_of_the_deepspeed_backend(ray_run, tiny, tmp_path):
+    """With rollout.backend: vllm: the same samples, so the same rewards, losses and adapter, up to rounding."""
     run = tmp_path / "run"
     finish(start(write(tmp_path, tiny, rollout={"backend": "vllm"}), script="ppo"))
     ours, theirs = timeless(run / "metrics.jsonl"), timeless(ray_run[0] / "metrics.jsonl")
@@ -144,7 +144,7 @@ def test_the_answers_are_those_of_the_deepspeed_loop(ray_run, tiny, tmp_path):
 
 
 def killed(tiny: Path, folder: Path, find) -> tuple[Path, str]:
-    """A long run in which one process was killed after some steps: its folder, and what it said."""
+    """A long run, one process of which was killed after some steps: its folder and its output."""
     recipe = write(folder, tiny, max_steps=2000, checkpoint={"every_steps": 2})
     process = start(recipe)
     wait_for(lambda: steps_of(folder / "run") >= 5, process)
@@ -168,7 +168,7 @@ def below(driver: psutil.Process, *words: str) -> psutil.Process:
 @pytest.mark.parametrize(
     "words", [("VLLM::EngineCore",), ("ray::PolicyActor", "ray::Policy")], ids=["engine", "worker"]
 )
-def test_a_killed_process_ends_the_run_clearly_and_it_resumes(tiny, tmp_path, words):
+def test_a_killed_process_ends_the_run_with_one_message_and_it_resumes(tiny, tmp_path, words):
     run, output = killed(tiny, tmp_path, lambda driver: below(driver, *words))
     assert "error: " in output and "is gone" in output and "run the same command again" in output.lower(), output[
         -3000:
@@ -176,7 +176,7 @@ def test_a_killed_process_ends_the_run_clearly_and_it_resumes(tiny, tmp_path, wo
     assert "Traceback" not in output
     last = max(int(path.name.rpartition("-")[2]) for path in (run / "checkpoints").glob("step-*"))
     assert last >= 4
-    # The end that the recipe had is far off: what may change does not include it, so the run is told to stop.
+    # max_steps must not change on resume and is far off, so the run is stopped by a signal.
     process = start(tmp_path / "recipe.yaml")
     wait_for(lambda: steps_of(run) >= last + 4, process)
     psutil.Process(process.pid).send_signal(signal.SIGTERM)
@@ -185,13 +185,13 @@ def test_a_killed_process_ends_the_run_clearly_and_it_resumes(tiny, tmp_path, wo
     assert [m["step"] for m in read_jsonl(run / "metrics.jsonl")] == list(range(1, steps_of(run) + 1))
 
 
-def test_a_resumed_run_ends_like_one_that_never_stopped(ray_run, tiny, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(ray_run, tiny, tmp_path):
     recipe = write(tmp_path, tiny, checkpoint={"every_steps": 1})
     process = start(recipe)
     wait_for(lambda: steps_of(tmp_path / "run") >= 2, process)
     psutil.Process(process.pid).send_signal(signal.SIGTERM)
     finish(process)
-    finish(start(recipe, "backend=ray", script="ppo"))  # what a recipe with backend: ray gets from the other script
+    finish(start(recipe, "backend=ray", script="ppo"))  # resumed by the other script
     assert timeless(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 4
     for (name, a), b in zip(adapter_of(tmp_path / "run").items(), adapter_of(ray_run[0]).values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4, msg=name)
@@ -204,7 +204,7 @@ def test_a_reward_that_raises_stops_the_run_and_is_named(tiny, tmp_path):
     assert "broken.py raised ValueError: no such thing" in output
 
 
-def test_a_family_that_vllm_does_not_have_is_refused_before_anything_starts(tiny, tmp_path):
+def test_a_family_that_vllm_does_not_support_is_refused_before_anything_starts(tiny, tmp_path):
     from transformers import MptConfig
 
     model = tmp_path / "mpt"
@@ -222,7 +222,7 @@ def test_a_family_that_vllm_does_not_have_is_refused_before_anything_starts(tiny
 
 @pytest.fixture
 def two_nodes():
-    """A Ray cluster of two nodes on this machine, one place for a rank each; its address."""
+    """Address of a Ray cluster of two nodes on this machine, with one place for a rank each."""
     ray, port = Path(sys.executable).with_name("ray"), free_port()
     env = environment() | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     common = [str(ray), "start", "--num-gpus=1", "--num-cpus=2", "--disable-usage-stats"]
@@ -237,7 +237,7 @@ def two_nodes():
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes, stage):
+def test_two_nodes_give_the_numbers_of_one(ray_run, tiny, tmp_path, two_nodes, stage):
     recipe = write(tmp_path, tiny, ray={"num_nodes": 2, "gpus_per_node": 1}, deepspeed={"zero_stage": stage})
     output = finish(start(recipe, RAY_ADDRESS=two_nodes))
     metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
@@ -251,17 +251,17 @@ def test_two_nodes_give_what_one_gives(ray_run, tiny, tmp_path, two_nodes, stage
     assert ranks == 2
 
 
-# ----------------------------------------------------------------------------------------------------- other engines
+# ----------------------------------------------------------------------------------------------------- vLLM engines
 
 
-def test_engines_that_share_a_gpu_are_awake_for_rollouts_alone():
+def test_engines_that_share_a_gpu_are_awake_only_during_rollouts():
     from types import SimpleNamespace
 
-    from extensions.ray_backend.trainer import Groups
+    from extensions.ray_backend.groups import Groups
 
-    settings = SimpleNamespace(args=SimpleNamespace(vllm=SimpleNamespace(enable_sleep=True)))
-    groups, calls = Groups(None, None, [], settings), []
-    groups.every_engine = calls.append
+    strategy = SimpleNamespace(args=SimpleNamespace(vllm=SimpleNamespace(enable_sleep=True)))
+    groups, calls = Groups(strategy, None, None, None, []), []
+    groups.call_engines = calls.append
     with groups.awake():
         with groups.awake():  # a sync inside
             calls.append("inside")
@@ -272,12 +272,12 @@ def test_engines_that_share_a_gpu_are_awake_for_rollouts_alone():
         assert len(calls) == 4
 
 
-def test_the_wrong_adapter_is_found(tiny):
-    """An engine that got another adapter than the trainer has does not pass the probe."""
+def test_the_probe_finds_a_wrong_adapter(tiny):
+    """It fails if the vLLM engine has another adapter than the trainer."""
     from extensions.data import load_examples
     from extensions.distributed.strategy import load_trainable_state, trainable_state
     from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit
-    from extensions.prompts import PromptEncoder
+    from extensions.prompts import CLOSE, PromptEncoder
     from extensions.recipe import Recipe
     from extensions.rollout.lora_sync import (
         LoraPayload,
@@ -310,9 +310,9 @@ def test_the_wrong_adapter_is_found(tiny):
     load_trainable_state(policy, random_lora_state(state, 2))
     with pytest.raises(SyncError, match="does not sample from the policy in training"):
         probe.check("other", logprobs(), [engine.probe(samples)], "another one")
-    # More prompts than are read at once: none is cut, and each row draws by its own seed.
+    # More prompt tokens than one step takes: no prompt is chunked, and each request samples by its own seed.
     prompts = [[7 + row % 300] * 100 + [5, 6] for row in range(60)]
-    params = [sampling_params(4, row, 1.0, False, [0]) for row in range(60)]
+    params = [sampling_params(4, row, 1.0, False, CLOSE, [0]) for row in range(60)]
     together = [sampled_tokens(output)[0] for output in engine.generate(prompts, params)]
     assert together[50:] == [sampled_tokens(output)[0] for output in engine.generate(prompts[50:], params[50:])]
     engine.load(LoraPayload.of(policy, trainable_state(policy), 2))

@@ -1,4 +1,4 @@
-"""Rewards of section 4.3 by hand, users' reward files, and OpenRLHF's contract."""
+"""Rewards of section 4.3 against hand-computed values, users' reward files, and OpenRLHF's contract."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_golden_rewards(task, gold, answer, expected):
     assert reward(f"{answer}{CLOSE}", pack_label(task, gold)) == pytest.approx(expected, abs=1e-12)
 
 
-# Written down here, not taken from the tasks: what to answer for each label.
+# Written here and not taken from the tasks: (label, answer) pairs.
 ANSWERS = {
     **dict.fromkeys(["acceptability", "cola", "qqp", "mrpc", "wnli"], (("1", "Yes"), ("0", "No"))),
     **dict.fromkeys(["boolq", "record", "wic", "wsc"], (("true", "Yes"), ("false", "No"))),
@@ -97,7 +97,7 @@ EVERY_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
 def worth(task, gold, answer_of):
-    """By hand: 1 or 0, and 2.5 less the distance."""
+    """The reward of section 4.3 for a well-formed answer."""
     return 2.5 - abs(float(answer_of) - float(gold)) if task is STSB else float(gold == answer_of)
 
 
@@ -122,14 +122,14 @@ def test_rewards_of_every_task(task):
 
 
 @pytest.mark.parametrize("gold", ["0.000", "0.6", "2.5", "3.333", "5.000", "5"])
-def test_rewards_of_scores_fall_by_the_distance(gold):
+def test_rewards_of_scores_fall_with_the_distance(gold):
     values = [reward(f"{tenths / 10}{CLOSE}", pack_label(STSB, gold)) for tenths in range(51)]
     assert values == pytest.approx([2.5 - abs(tenths / 10 - float(gold)) for tenths in range(51)], abs=1e-12)
     assert min(values) >= -2.5 and max(values) <= 2.5
 
 
 @pytest.mark.parametrize("task", [*TASKS.values(), OWN, OWN_SCORE], ids=lambda task: task.name)
-def test_packed_labels_come_back(task):
+def test_packed_labels_round_trip(task):
     for gold in list(task.labels) or ["1.25", "3.000"]:
         packed = pack_label(task, gold)
         assert isinstance(packed, str)
@@ -141,7 +141,7 @@ def test_packed_labels_come_back(task):
         )
 
 
-def test_an_own_task_named_like_a_built_in_one_keeps_its_own_labels():
+def test_a_users_task_named_like_a_built_in_one_keeps_its_labels():
     task = OWN.model_copy(update={"name": "cola"})
     assert reward(f"Sports{CLOSE}", pack_label(task, "s")) == 1.0
     assert reward(f"Yes{CLOSE}", pack_label(task, "s")) == -1.0
@@ -156,7 +156,7 @@ def test_an_own_task_named_like_a_built_in_one_keeps_its_own_labels():
         *('{"task": "stsb", "gold": "~3"}', '{"task": "own", "gold": "1", "score_range": [0, Infinity]}'),
     ],
 )
-def test_foreign_labels_are_refused(packed):
+def test_labels_not_made_by_pack_label_are_refused(packed):
     with pytest.raises(ValueError, match="pack_label"):
         reward(f"Yes{CLOSE}", packed)
 
@@ -251,7 +251,7 @@ def test_reward_func_finds_the_response_in_the_decoded_query(change, end):
         assert result["rewards"].tolist() == [value]
 
 
-def test_tags_inside_the_data_do_not_move_the_response():
+def test_tags_in_the_data_do_not_shift_the_response():
     fields = {"sentence": f'{OPEN}Yes{CLOSE} is "Yes"'}
     prompt = prompt_text(COLA, fields)
     for query in (prompt, f"<s> {' '.join(prompt.split())}"):
@@ -264,7 +264,7 @@ def test_reward_func_refuses_lists_of_different_lengths():
         reward_func(["a", "b"], ["a"], ["c"])
 
 
-def test_openrlhf_loads_the_file_and_gets_the_same_numbers():
+def test_openrlhf_loads_the_file_and_computes_the_same_rewards():
     pytest.importorskip("aiohttp", reason="OpenRLHF's agent module needs aiohttp, which comes with Ray")
     pytest.importorskip("openrlhf")
     from extensions.distributed.openrlhf import openrlhf_importable
@@ -300,12 +300,12 @@ def called(path, texts=("a", "b"), labels=("1", "0")):
     return load_reward(path)(list(texts), ["p"] * len(texts), examples(*labels))
 
 
-def test_the_built_in_reward_by_name():
+def test_the_built_in_reward_is_found_by_name():
     loaded = load_reward("nlu")
     assert loaded([f"Yes{CLOSE}", f"No{CLOSE}", "No"], ["p"] * 3, examples("1", "1", "0")) == [1.0, 0.0, -1.0]
 
 
-def test_a_users_file_gets_text_and_the_label_of_the_data(write):
+def test_a_users_file_receives_the_text_and_the_label_in_the_data(write):
     path = write("def reward(text, label):\n    assert label in ('1', '0')\n    return len(text) + int(label)\n")
     assert called(path, texts=("abc", "")) == [4.0, 0.0]
 
@@ -333,7 +333,7 @@ def test_a_users_file_of_openrlhfs_contract(write):
         "fractions.Fraction(1, 2)",
     ],
 )
-def test_numbers_of_every_kind_are_taken(write, returned):
+def test_numbers_of_every_type_are_accepted(write, returned):
     path = write(
         f"import fractions\nimport numpy as np\nimport torch\ndef reward(text, label):\n    return {returned}\n"
     )
@@ -348,14 +348,14 @@ def test_numbers_of_every_kind_are_taken(write, returned):
         *("np.array([1.0])", "torch.tensor([1.0])", "torch.tensor(float('nan'))", "text", "(1.0, 2.0)"),
     ],
 )
-def test_a_value_that_is_no_number_is_named(write, returned):
+def test_an_error_names_a_value_that_is_not_one_finite_number(write, returned):
     path = write(f"import numpy as np\nimport torch\ndef reward(text, label):\n    return {returned}\n")
     with pytest.raises(UserError, match=r"reward function reward of .*mine\.py returned") as caught:
         called(path, texts=("the response",), labels=("1",))
     assert "'the response'" in str(caught.value) and "label '1'" in str(caught.value)
 
 
-def test_a_reward_that_raises_is_named_with_its_sample(write):
+def test_an_error_names_a_reward_that_raises_and_its_sample(write):
     path = write("def reward(text, label):\n    return {'0': 1.0}[label]\n")
     with pytest.raises(UserError, match=r"reward function reward of .*mine\.py raised KeyError: '1'") as caught:
         called(path, texts=("first", "second"), labels=("0", "1"))
@@ -377,7 +377,7 @@ def test_a_reward_that_raises_is_named_with_its_sample(write):
         ("raise OSError('no network')", r"failed on a batch of 2 samples: OSError: no network"),
     ],
 )
-def test_faulty_batches_are_named(write, body, message):
+def test_errors_of_a_batch_name_the_reward(write, body, message):
     with pytest.raises(UserError, match=message) as caught:
         called(write(f"def reward_func(queries, prompts, labels):\n    {body}\n"))
     assert "reward_func of" in str(caught.value)
@@ -398,18 +398,18 @@ def test_faulty_batches_are_named(write, body, message):
         ("1 / 0\n", r"cannot be imported: ZeroDivisionError"),
     ],
 )
-def test_faulty_files_are_explained_when_loaded(write, source, message):
+def test_faulty_files_are_refused_on_loading(write, source, message):
     with pytest.raises(UserError, match=message):
         load_reward(write(source))
 
 
 @pytest.mark.parametrize("name", ["nope", "no/such/file.py", "", "tests", "__init__", "nlu.py", "\0.py"])
-def test_missing_files_are_explained(name):
+def test_missing_files_are_refused(name):
     with pytest.raises(UserError, match=r"reward: .*neither a file of reward_fns/ \(.*nlu.*\) nor .*\.py file"):
         load_reward(name)
 
 
-def test_a_folder_is_not_a_file(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     (tmp_path / "folder.py").mkdir()
     with pytest.raises(UserError, match="neither a file"):
         load_reward(str(tmp_path / "folder.py"))

@@ -237,7 +237,7 @@ def test_an_adapter_evaluates_as_in_its_run_and_as_a_merged_model(trained, tiny_
     assert answers(tmp_path / "merged") == answers(trained)
 
 
-def test_merging_without_an_adapter_is_told(tiny_model, tmp_path):
+def test_merging_without_an_adapter_is_an_error(tiny_model, tmp_path):
     path = eval_recipe(tmp_path, tiny_model("llama"))
     done = CliRunner().invoke(app, ["merge", str(path), str(tmp_path / "merged")])
     assert done.exit_code == 2 and "model.adapter" in done.stderr and not (tmp_path / "merged").exists()
@@ -248,7 +248,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_killed_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys, dtype):
+def test_a_killed_evaluation_resumes_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys, dtype):
     """The batches are the same ones, so that also in bfloat16 nothing is rounded differently."""
     dtype = f"model.dtype={dtype}"
     whole, cut = (eval_recipe(tmp_path / name, tiny_model("llama")) for name in ("whole", "cut"))
@@ -318,7 +318,7 @@ def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path,
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "decoding"), [(0, "sample"), (3, "sample"), (3, "likelihood")])
 def test_two_ranks_go_on_for_one(tiny_model, tmp_path, stage, decoding):
-    """Killed on one rank, resumed on two: the answers of one run, in its order, and dropped demonstrations are told."""
+    """Killed on one rank, resumed on two: the answers of an uninterrupted run; dropped demonstrations are reported."""
     sections = {
         "prompt": {"shots": 4, "max_tokens": 300},
         "evaluation": {"decoding": decoding, "max_samples": 13},

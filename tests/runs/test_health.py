@@ -1,4 +1,4 @@
-"""Training health: what each watch says, when, and what it passes over; the same after a resume."""
+"""Training health: the warnings of each watch, their thresholds, and the same warnings after a resume."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def record(answer, gold="1", task="cola"):
     return {"task": task, "answer": answer, "gold": gold}
 
 
-def said(watch, series):
+def warnings_of(watch, series):
     """(iteration from 1, warning) of a series of (metrics, records)."""
     return [
         (k, text)
@@ -30,7 +30,7 @@ def said(watch, series):
 
 
 def iterations(watch, series):
-    return [k for k, _ in said(watch, series)]
+    return [k for k, _ in warnings_of(watch, series)]
 
 
 def metrics_of(**series):
@@ -47,8 +47,8 @@ def batches(pairs, batch=16):
     return [({}, records[k : k + batch]) for k in range(0, len(records), batch)]
 
 
-def test_collapse_is_noticed_once_a_window():
-    found = said(CollapseWatch([COLA]), batches([("1", "1"), ("1", "0")] * 168))
+def test_collapse_is_noticed_once_per_window():
+    found = warnings_of(CollapseWatch([COLA]), batches([("1", "1"), ("1", "0")] * 168))
     assert [k for k, _ in found] == [10, 20]
     assert found[0][1] == (
         "cola: 100% of the last 160 answers are 'Yes'; the policy may have collapsed to one class. Try a larger "
@@ -87,7 +87,7 @@ def test_tasks_are_watched_apart_and_regression_is_not():
 
 
 def test_kl_far_above_its_target_three_times_in_a_row():
-    found = said(KlWatch(6.0), metrics_of(kl=[29.0, 31.0, 32.5, 33.0, 40.0], kl_coef=[0.2] * 5))
+    found = warnings_of(KlWatch(6.0), metrics_of(kl=[29.0, 31.0, 32.5, 33.0, 40.0], kl_coef=[0.2] * 5))
     assert [k for k, _ in found] == [4]
     assert found[0][1] == (
         "step 4: kl is above 30 (5 x ppo.kl.target: 6) in 3 iterations in a row (31, 32.5, 33), with kl_coef 0.2: the "
@@ -113,11 +113,11 @@ def test_thresholds_of_a_far_kl(kl, expected):
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf, None], ids=str)
 def test_kl_that_is_not_finite(bad):
-    found = said(KlWatch(6.0), metrics_of(kl=[1.0, bad, 31.0, 31.0, bad, 31.0], kl_coef=[0.2] * 6))
+    found = warnings_of(KlWatch(6.0), metrics_of(kl=[1.0, bad, 31.0, 31.0, bad, 31.0], kl_coef=[0.2] * 6))
     assert [k for k, _ in found] == [2]
     assert found[0][1].startswith(f"step 2: kl is {'null' if bad is None else bad} and kl_coef is 0.2: ")
     assert "optimizer.lr" in found[0][1]
-    found = said(KlWatch(6.0), metrics_of(kl=[bad] * 21, kl_coef=[0.2] * 21))
+    found = warnings_of(KlWatch(6.0), metrics_of(kl=[bad] * 21, kl_coef=[0.2] * 21))
     assert [k for k, _ in found] == [1, 11, 21]
 
 
@@ -138,15 +138,15 @@ def test_kl_that_is_not_finite(bad):
     ],
 )
 def test_coefficient_of_the_penalty(coef, expected, part):
-    found = said(KlWatch(6.0), metrics_of(kl=[5.0] * len(coef), kl_coef=coef))
+    found = warnings_of(KlWatch(6.0), metrics_of(kl=[5.0] * len(coef), kl_coef=coef))
     assert [k for k, _ in found] == expected
     if part is not None:
         assert part in found[0][1]
 
 
-def test_kinds_of_kl_trouble_are_quiet_apart():
+def test_each_kind_of_kl_warning_has_its_own_quiet_period():
     series = metrics_of(kl=[31.0, 31.0, 31.0, nan, 31.0], kl_coef=[0.2, 0.2, 2e3, 2e3, 2e3])
-    texts = said(KlWatch(6.0), series)
+    texts = warnings_of(KlWatch(6.0), series)
     assert [(k, text.split()[2]) for k, text in texts] == [(3, "kl"), (3, "kl_coef"), (4, "kl")]
 
 
@@ -164,7 +164,7 @@ def answers(*runs, batch=16):
 
 
 def test_lost_format():
-    found = said(FormatWatch(), answers((160, 80), (304, 304)))
+    found = warnings_of(FormatWatch(), answers((160, 80), (304, 304)))
     # 80 right and 80 wrong, then wrong ones alone: the right ones leave the window 16 an iteration.
     assert [k for k, _ in found] == [14, 24]
     assert found[0][1] == (
@@ -189,7 +189,7 @@ def test_thresholds_of_a_lost_format(runs, expected):
 
 
 def test_format_that_is_never_found():
-    found = said(FormatWatch(), answers(*[(160, 152)] * 8))
+    found = warnings_of(FormatWatch(), answers(*[(160, 152)] * 8))
     assert [k for k, _ in found] == [40], "once"
     assert found[0][1] == (
         "step 40: at least 95% of any 160 answers of the first 640 have a wrong format, so there is hardly a reward to "
@@ -210,7 +210,7 @@ def test_format_in_any_batch_size(batch, wrong):
 
 def test_no_gradient_in_ppo():
     ppo = {"reward_mean": [0.5] * 10, "reward_std": [0.1] * 10, "grad_norm": [9.9e-8] * 9 + [0.0]}
-    found = said(GradientWatch(), metrics_of(**ppo))
+    found = warnings_of(GradientWatch(), metrics_of(**ppo))
     assert found == [
         (
             10,
@@ -222,7 +222,7 @@ def test_no_gradient_in_ppo():
 
 
 def test_no_gradient_in_sft():
-    ((_, text),) = said(HealthMonitor([COLA], None), metrics_of(grad_norm=[0.0] * 10, loss=[0.25] * 10))
+    ((_, text),) = warnings_of(HealthMonitor([COLA], None), metrics_of(grad_norm=[0.0] * 10, loss=[0.25] * 10))
     assert text.startswith("step 10: grad_norm is under 1e-07 in 10 iterations in a row (now 0, with loss 0.25): ")
     assert "ppo." not in text and "evaluation.patience" in text
 
@@ -251,7 +251,7 @@ def rewards(deviations, accuracies, mean=-1.0):
 
 
 def test_rewards_that_are_all_equal():
-    assert said(RewardWatch(), rewards([0.0] * 20, [0.0] * 20)) == [
+    assert warnings_of(RewardWatch(), rewards([0.0] * 20, [0.0] * 20)) == [
         (
             20,
             "step 20: within each of the last 20 batches all rewards are equal (now -1, with accuracy 0 and "
@@ -262,17 +262,17 @@ def test_rewards_that_are_all_equal():
     ]
 
 
-def test_a_solved_task_is_told_mildly():
-    assert said(RewardWatch(), rewards([0.0] * 20, [1.0] * 20, mean=1.0)) == [
+def test_a_solved_task_has_a_mild_warning():
+    assert warnings_of(RewardWatch(), rewards([0.0] * 20, [1.0] * 20, mean=1.0)) == [
         (
             20,
             "step 20: every answer of the last 20 batches is right (accuracy 1): the training samples are solved, and "
             "there is little left to learn. evaluation.patience, with evaluation.every_steps, stops early",
         )
     ]
-    ((_, text),) = said(RewardWatch(), rewards([0.0] * 20, [0.0] + [1.0] * 19, mean=1.0))
+    ((_, text),) = warnings_of(RewardWatch(), rewards([0.0] * 20, [0.0] + [1.0] * 19, mean=1.0))
     assert "all rewards are equal (now 1, with accuracy 1 and" in text
-    ((_, text),) = said(RewardWatch(), rewards([0.0] * 20, [None] * 20))  # a regression has no accuracy
+    ((_, text),) = warnings_of(RewardWatch(), rewards([0.0] * 20, [None] * 20))  # a regression has no accuracy
     assert "with accuracy null" in text
 
 
@@ -328,7 +328,7 @@ def troubled():
 
 
 def test_every_warning_of_a_troubled_run():
-    found = said(HealthMonitor([COLA], 6.0), troubled())
+    found = warnings_of(HealthMonitor([COLA], 6.0), troubled())
     kinds = {
         "collapse": "collapsed to one class",
         "far": "5 x ppo.kl.target",
@@ -359,7 +359,7 @@ def through_json(watch, tasks=(COLA,), kl_target=6.0):
 
 
 @pytest.mark.parametrize("kl_target", [6.0, None])
-def test_a_run_resumed_at_any_point_warns_as_one_that_never_stopped(kl_target):
+def test_a_resumed_run_warns_like_an_uninterrupted_one(kl_target):
     watch = HealthMonitor([COLA], kl_target)
     for k, (metrics, records) in enumerate(troubled(), 1):
         resumed = through_json(watch, kl_target=kl_target)
@@ -381,7 +381,7 @@ ITERATION = st.tuples(
 
 
 @given(st.lists(st.tuples(ITERATION, st.integers(1, 40)), max_size=8), st.integers(0, 100))
-def test_any_metrics_are_taken_and_any_state_is_json(parts, cut):
+def test_any_metrics_are_accepted_and_any_state_is_json(parts, cut):
     series = [
         ({"step": 0} | metrics, [record(answer, "0") for answer in given_answers])
         for (metrics, given_answers), times in parts
@@ -401,9 +401,11 @@ def test_any_metrics_are_taken_and_any_state_is_json(parts, cut):
 def test_warnings_name_keys_of_the_recipe():
     known, sections = all_keys(), {key.split(".")[0] for key in all_keys() if "." in key}
     series = [*troubled(), *metrics_of(grad_norm=[0.0] * 10, loss=[0.0] * 10)]
-    texts = [text for _, text in said(HealthMonitor([COLA], 6.0), series)]
-    texts += [text for _, text in said(HealthMonitor([COLA], 6.0), answers((640, 640)))]
-    texts += [text for _, text in said(HealthMonitor([COLA], 6.0), metrics_of(kl=[1.0] * 2, kl_coef=[0.2, 1e-7]))]
+    texts = [text for _, text in warnings_of(HealthMonitor([COLA], 6.0), series)]
+    texts += [text for _, text in warnings_of(HealthMonitor([COLA], 6.0), answers((640, 640)))]
+    texts += [
+        text for _, text in warnings_of(HealthMonitor([COLA], 6.0), metrics_of(kl=[1.0] * 2, kl_coef=[0.2, 1e-7]))
+    ]
     for text in texts:
         named = [key for key in re.findall(r"\b[a-z_]+(?:\.[a-z_0-9]+)+", text) if key.split(".")[0] in sections]
         assert named, text

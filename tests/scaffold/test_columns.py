@@ -299,7 +299,7 @@ def test_label_words_are_distinct_and_can_be_written(labels, multi_label):
 @pytest.mark.parametrize("parameters", [1e6, 1.35e8, 1e9, 7e9])
 @pytest.mark.parametrize("rows", [1, 10, 480, 100_000])
 def test_settings(parameters, rows):
-    found = settings.choose(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
+    found = settings.choose_settings(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
     regime = next(one for one in settings.REGIMES if parameters <= one.parameters)
     assert regime.min_rows <= found.sft_steps * found.batch_size <= regime.max_rows + found.batch_size
     assert 7 < found.response_budget[0] < found.response_budget[1]
@@ -308,10 +308,12 @@ def test_settings(parameters, rows):
 
 
 def test_prompts_fit_the_models_context():
-    assert settings.choose(1e8, 480, 3000, 60, 2048, 7, on_gpu=False).max_tokens == 512  # a CPU's cap
-    assert settings.choose(1e8, 480, 3000, 60, 2048, 7, on_gpu=True).max_tokens == 1024
-    assert settings.choose(1e8, 480, 3000, 60, 256, 7, on_gpu=False).max_tokens == 256 - 12  # the context's
-    assert settings.choose(1e8, 480, 3000, 900, 8192, 7, on_gpu=False).max_tokens == 1800  # 50 labels in the prompt
+    assert settings.choose_settings(1e8, 480, 3000, 60, 2048, 7, on_gpu=False).max_tokens == 512  # a CPU's cap
+    assert settings.choose_settings(1e8, 480, 3000, 60, 2048, 7, on_gpu=True).max_tokens == 1024
+    assert settings.choose_settings(1e8, 480, 3000, 60, 256, 7, on_gpu=False).max_tokens == 256 - 12  # the context's
+    assert (
+        settings.choose_settings(1e8, 480, 3000, 900, 8192, 7, on_gpu=False).max_tokens == 1800
+    )  # 50 labels in the prompt
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Activation memory and kernel counts of a model, traced with fake tensors: shapes without values."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.polynomial import Polynomial
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from extensions.planner.flops import meta_model
+from extensions.recipe import Lora
+
+LENGTHS = 64, 128, 256  # tokens of the traced forwards
+NO_KERNEL = {torch.ops.aten._unsafe_view.default, torch.ops.aten.empty_like.default}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A training forward of the decoder: per layer, and outside the layers."""
+
+    layer_bytes: Polynomial  # kept for the backward pass, by tokens of the pack
+    other_bytes: Polynomial
+    layer_kernels: float
+    other_kernels: float
+
+
+def trace_model(config: Any, lora: Lora, attention: str, dtype: torch.dtype, trust_remote_code: bool) -> Trace:
+    """Trace forwards of the model cut to one and two layers.
+
+    Args:
+        config: of transformers.
+        attention: the `attn_implementation`.
+    """
+    one, two = (_trace_layers(n, config, lora, attention, dtype, trust_remote_code) for n in (1, 2))
+    # The second layer is like all later ones; the first keeps less, since nothing trained is before it.
+    layer, other = two - one, 2 * one - two
+    # Bytes are polynomials of degree 2 in the length, so three lengths suffice.
+    layer_bytes, other_bytes = (Polynomial.fit(LENGTHS, counts[:, 0], 2) for counts in (layer, other))
+    return Trace(layer_bytes, other_bytes, float(layer[-1, 1]), float(other[-1, 1]))
+
+
+def _trace_layers(num_layers: int, config: Any, *model_arguments: Any) -> np.ndarray:
+    """(len(LENGTHS), 2): bytes kept and kernels started by a forward of the model's first layers."""
+    config = copy.deepcopy(config)
+    config.get_text_config().num_hidden_layers = num_layers
+    model = meta_model(config, *model_arguments)
+    found = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu").train()  # fake, not meta: attention then takes a fused kernel, as on a GPU
+        for tokens in LENGTHS:
+            inputs = {
+                "input_ids": torch.zeros(1, tokens, dtype=torch.long),
+                "position_ids": torch.arange(tokens)[None],
+                "attention_mask": torch.zeros(1, 1, tokens, tokens, dtype=model.dtype),
+            }
+            with _KernelCounter() as kernels:
+                kept = kept_bytes(model.base_model, inputs)
+            found.append((kept, kernels.count))
+    return np.array(found)
+
+
+class _KernelCounter(TorchDispatchMode):
+    """Counts the operations that start a kernel: all except views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "aten" and not func.is_view and func not in NO_KERNEL
+        return func(*args, **(kwargs or {}))
+
+
+def kept_bytes(trunk: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """Bytes of all storages that autograd keeps of one forward, weights excluded."""
+    weights = {p.untyped_storage()._cdata for p in trunk.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trunk(**inputs, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -1,0 +1,154 @@
+"""A training job: everything that its memory and time depend on, except the number of ranks and the setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from extensions.common.errors import UserError
+from extensions.model.loading import attention_of, load_config
+from extensions.planner.activations import Trace, trace_model
+from extensions.planner.devices import PlanOptions, find_device, link_rate
+from extensions.planner.flops import ModelShape, SampleTokens, packed_work, ppo_flops, training_flops
+from extensions.planner.tokens import count_tokens, typical_batch
+from extensions.prefix.attention import NAME as PACKED
+from extensions.recipe import Recipe
+
+BYTES_4BIT = 0.516  # per weight in nf4 with double quantisation (QLoRA, section 3)
+USABLE = 0.92  # of the memory: the allocator loses some to fragmentation
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The keys that may be chosen without changing the results (beyond rounding)."""
+
+    zero_stage: int
+    gradient_checkpointing: bool
+    micro_batch_size: int
+
+    def assignments(self, method: str) -> list[str]:
+        """`key=value`, for the command line."""
+        return [
+            f"deepspeed.zero_stage={self.zero_stage}",
+            f"model.gradient_checkpointing={str(self.gradient_checkpointing).lower()}",
+            f"{method}.micro_batch_size={self.micro_batch_size}",
+        ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One rank under one setting."""
+
+    setting: Setting
+    memory: dict[str, float]  # part -> GiB, at the peak of a step
+    at_load: float  # GiB while the model is loaded: the whole base, before ZeRO 3 shards it
+    seconds: dict[str, float]  # phase -> seconds of one step
+
+    @property
+    def total(self) -> float:
+        """Peak GiB."""
+        return max(sum(self.memory.values()), self.at_load)
+
+    @property
+    def step_s(self) -> float:
+        return sum(self.seconds.values())
+
+
+class TrainingJob:
+    """A recipe, its model, data and device.
+
+    Args:
+        warn: gets what is unusual but no error.
+
+    Raises:
+        UserError: the method trains no LLM, the model's family cannot be traced, an option is invalid.
+    """
+
+    def __init__(self, recipe: Recipe, options: PlanOptions, warn: Callable[[str], None]) -> None:
+        if recipe.method not in ("ppo", "sft"):
+            raise UserError(f"method: {recipe.method!r} trains no LLM; plan a recipe of ppo or sft (method=ppo)")
+        self.recipe, self.options, model, ppo = recipe, options, recipe.model, recipe.ppo
+        link_rate(options.link, 1)
+        if model.load_in_4bit and options.cpu:
+            raise UserError("model.load_in_4bit: true needs a GPU; set it to false, or leave out --cpu")
+        config = load_config(model)
+        attention = attention_of(model, config)
+        auto = "float32" if options.cpu else "bfloat16"
+        self.dtype = auto if model.dtype == "auto" else model.dtype
+        self.shape, self.trace = _measure(config, recipe, attention, getattr(torch, self.dtype))
+        self.device = find_device(options, self.dtype, self.shape.hidden)
+        self.tokens, self.tokens_source = count_tokens(recipe, config, options, warn)
+
+        self.num_heads = config.get_text_config().num_attention_heads
+        self.dense = attention != PACKED  # attention computes all pairs, most of them masked
+        self.value_bytes = 2 if self.dtype == "bfloat16" else 4
+        self.base_bytes = float(self.value_bytes * self.shape.parameters)
+        if model.load_in_4bit:
+            self.base_bytes += (BYTES_4BIT - self.value_bytes) * self.shape.linear
+
+        self.ppo = recipe.method == "ppo"
+        self.sequence_loss = not self.ppo and recipe.sft.loss == "sequence"
+        self.batch_size = recipe.training_batch
+        mini_batch_size = ppo.mini_batch_size if self.ppo else None
+        self.optimizer_steps = self.batch_size // (mini_batch_size or self.batch_size)  # per pass over the batch
+        self.num_adapters = 2 if self.ppo and ppo.critic == "adapter" else 1
+        self.trained = self.num_adapters * self.shape.lora  # parameters; PPO's value head has biases
+        self.trained += self.shape.value_head + self.shape.hidden + 1 if self.ppo else 0
+        self.reference_adapter = (
+            self.ppo and model.adapter is not None and ppo.kl.reference == "start" and ppo.kl.init > 0
+        )
+        # Without any of these, the first update's forward provides the old logprobs of one pack (training.ppo).
+        separate = bool(recipe.lora.dropout) or mini_batch_size is not None or ppo.critic != "shared"
+        when = ppo.old_logprobs
+        self.recomputes = separate and (when == "recomputed" or (when == "auto" and self.dtype != "float32"))
+
+    def fits(self, estimate: Estimate) -> bool:
+        return estimate.total <= USABLE * self.device.memory
+
+    def divides_among(self, ranks: int) -> bool:
+        """Whether the ranks get equal shares of an optimizer step, as `extensions.runs.training_run` requires."""
+        return self.batch_size // self.optimizer_steps % ranks == 0
+
+    def batch(self, rows: int, longest: bool = False) -> list[SampleTokens]:
+        """`rows` rows of a step; see `typical_batch`."""
+        rollout, stated = self.recipe.rollout, self.options.response_tokens
+        budget = (stated, stated) if stated is not None else (rollout.min_new_tokens, rollout.max_new_tokens)
+        return typical_batch(self.tokens, rows, budget if self.ppo else None, longest)
+
+    def flops(self, rows: int, setting: Setting, dense: bool = False) -> dict[str, float]:
+        """FLOPs of a step on a rank with `rows` rows, by phase."""
+        batch, size, checkpointing = self.batch(rows), setting.micro_batch_size, setting.gradient_checkpointing
+        if not self.ppo:
+            work = packed_work(batch, size, self.sequence_loss, dense)
+            return {"update": training_flops(self.shape, work, checkpointing)}
+        ppo = self.recipe.ppo
+        return ppo_flops(
+            self.shape,
+            batch,
+            ppo.epochs,
+            size,
+            rows // self.optimizer_steps or 1,
+            ppo.critic,
+            reference=ppo.kl.init > 0,
+            reference_adapter=self.reference_adapter,
+            recompute=self.recomputes,
+            checkpointing=checkpointing,
+            dense=dense,
+        )
+
+
+def _measure(config: Any, recipe: Recipe, attention: str, dtype: torch.dtype) -> tuple[ModelShape, Trace]:
+    """Shape and trace; UserError for a family whose code fails without weights."""
+    lora, trusted = recipe.lora, recipe.model.trust_remote_code
+    try:
+        return ModelShape.of(config, lora, trusted), trace_model(config, lora, attention, dtype, trusted)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"nlu plan cannot count models of the family {config.model_type!r}, whose code does not run without "
+            f"weights ({type(error).__name__}: {' '.join(str(error).split())[:99]}); nlu check loads and measures one"
+        ) from error
