@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from extensions.common.errors import UserError
 from extensions.data import check_trainable, has_split, is_labelled, load_examples, load_training, subsample_evenly
+from extensions.data.examples import Warn
 from extensions.data.splits import RunData
 from extensions.recipe import Recipe
 from extensions.tasks import Task
-
-Warn = Callable[[str], None]
 
 
 @dataclass
@@ -38,7 +37,7 @@ def load_jobs(recipe: Recipe, warn: Warn) -> list[Job]:
     jobs: dict[str, Job] = {}
     if first is not None:
         jobs[first.name] = _intermediate(recipe, first, trained, warn)
-    for task in trained:  # the intermediate task may be one of them: its job is replaced, in first place
+    for task in trained:  # may replace the job of the intermediate task
         _check_labelled(task)
         served = first is not None and task.name in recipe.encoder.intermediate_for and task.name != first.name
         start = first.name if first is not None and served else None

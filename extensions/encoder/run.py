@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +70,20 @@ def run(recipe: Recipe) -> None:
         EncoderRun(recipe, strategy, reporter, folder, collator, data).go(jobs)
 
 
+@dataclass
 class EncoderRun:
     """The jobs of a recipe, one after the other. Only rank 0 has a folder."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        strategy: Strategy,
-        reporter: Reporter,
-        folder: RunFolder | None,
-        collator: SegmentCollator,
-        data: RunData,
-    ) -> None:
-        self.recipe, self.strategy, self.reporter, self.folder = recipe, strategy, reporter, folder
-        self.collator, self.data, self.root = collator, data, recipe.run_dir
+    recipe: Recipe
+    strategy: Strategy
+    reporter: Reporter
+    folder: RunFolder | None
+    collator: SegmentCollator
+    data: RunData
 
     def go(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            if (self.root / "tasks" / f"{job.task.name}.json").exists():
+            if (self.recipe.run_dir / "tasks" / f"{job.task.name}.json").exists():
                 self.reporter.info(f"{job.task.display_name}: finished before")
             else:
                 self.fine_tune(job)
@@ -96,10 +92,10 @@ class EncoderRun:
 
     def fine_tune(self, job: Job) -> None:
         """Train on one task, keep the best epoch, answer its rows; `tasks/TASK.json` is written last."""
-        task, train, recipe = job.task, job.data.train, self.recipe
+        task, train, recipe, root = job.task, job.data.train, self.recipe, self.recipe.run_dir
         start = f" from the model of {job.start}" if job.start else ""
         self.reporter.info(f"{task.display_name}: {len(train)} training rows, {recipe.encoder.epochs} epochs{start}")
-        source = self.root / "models" / job.start if job.start else None
+        source = root / "models" / job.start if job.start else None
         model = load_encoder(recipe.model, task, recipe.seed, source, self.reporter.warn)
         progress = Progress(self.reporter, task.display_name, self.strategy)
         validation = by_length(job.data.validation)
@@ -109,7 +105,7 @@ class EncoderRun:
             result = score(task, found, intervals=False)
             return {"score": result["score"], "result": result, "seconds": progress.seconds}
 
-        checkpoints = self.root / "checkpoints" / task.name
+        checkpoints = root / "checkpoints" / task.name
         trainer = Trainer(
             model,
             training_arguments(recipe, self.strategy, checkpoints),
@@ -126,9 +122,9 @@ class EncoderRun:
         table = self.answer(trainer, job, job.data.table)
         test = self.answer(trainer, job, job.data.test)
         if self.folder is not None:
-            model.save_pretrained(self.root / "models" / task.name)
-            self.collator.tokenizer.save_pretrained(self.root / "models" / task.name)
-            tasks = self.root / "tasks"
+            model.save_pretrained(root / "models" / task.name)
+            self.collator.tokenizer.save_pretrained(root / "models" / task.name)
+            tasks = root / "tasks"
             tasks.mkdir(exist_ok=True)
             for kind, predictions in (("after", table), ("test", test)):
                 write_jsonl(tasks / f"{task.name}.{kind}.jsonl", [asdict(prediction) for prediction in predictions])
@@ -140,7 +136,7 @@ class EncoderRun:
                 "scores": score_all(recipe.data.tasks, table),
             }
             write_json(tasks / f"{task.name}.json", record)
-            shutil.rmtree(self.root / "checkpoints")
+            shutil.rmtree(root / "checkpoints")
         trainer.accelerator.free_memory()  # for the next model
         self.strategy.barrier()  # the next model may start from this one
 
@@ -198,15 +194,17 @@ class EncoderRun:
         self.reporter.info(f"models: {root / 'models'}")
 
 
+@dataclass(eq=False)
 class Progress(TrainerCallback):
     """Seconds of training without validations, console messages, and the end on request."""
 
-    def __init__(self, reporter: Reporter, title: str, strategy: Strategy) -> None:
-        self.reporter, self.title, self.strategy = reporter, title, strategy
-        self.seconds = 0.0
-        self.stopped = False
-        self._training = False
-        self._started = time.monotonic()
+    reporter: Reporter
+    title: str
+    strategy: Strategy
+    seconds: float = 0.0
+    stopped: bool = False
+    _training: bool = False
+    _started: float = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logged = [entry["eval_seconds"] for entry in state.log_history if "eval_seconds" in entry]

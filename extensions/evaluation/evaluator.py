@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from extensions.recipe import Recipe
 from extensions.rollout.sampler import Sampler
 
 
+@dataclass
 class Evaluator:
     """Answers rows on all ranks; whole batches are distributed round-robin.
 
@@ -32,18 +33,13 @@ class Evaluator:
         label_sets: multi-label task -> label sets of its training rows; see `likelihood.candidates`.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        strategy: Strategy,
-        reporter: Reporter,
-        sampler: Sampler,
-        encoder: PromptEncoder,
-        folder: Path,
-        label_sets: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
-        self.recipe, self.strategy, self.reporter, self.folder = recipe, strategy, reporter, folder
-        self.sampler, self.encoder, self.label_sets = sampler, encoder, label_sets or {}
+    recipe: Recipe
+    strategy: Strategy
+    reporter: Reporter
+    sampler: Sampler
+    encoder: PromptEncoder
+    folder: Path
+    label_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def predict(
         self, examples: list[Example], title: str, file: str | None = None, resumable: bool = False

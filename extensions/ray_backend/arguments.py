@@ -89,7 +89,7 @@ HANDLED_HERE = {
 }  # fmt: skip
 
 
-def where(recipe: Recipe) -> dict[str, tuple[Any, str]]:
+def key_table(recipe: Recipe) -> dict[str, tuple[Any, str]]:
     """Each key of the recipe with its value and where it takes effect."""
     places = {key: f"--{option}" for key, option in (PASSED_ON | COMPUTED).items()}
     places |= {key: place for place, keys in HANDLED_HERE.items() for key in keys}
@@ -163,7 +163,7 @@ def command(recipe: Recipe, shape: ClusterShape) -> str:
     return " \\\n    ".join(lines)
 
 
-def refused(recipe: Recipe) -> list[str]:
+def unsupported(recipe: Recipe) -> list[str]:
     """Settings of a recipe that this backend cannot run."""
     errors = []
     if recipe.model.load_in_4bit:

@@ -18,7 +18,7 @@ from extensions.evaluation.likelihood import label_sets_of
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster
-from extensions.ray_backend.arguments import command, differences, namespace, refused, where
+from extensions.ray_backend.arguments import command, differences, key_table, namespace, unsupported
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import SyncProbe, probe_samples
 from extensions.rollout.reward_check import check_reward
@@ -44,7 +44,7 @@ def show(recipe: Recipe) -> str:
             "# OpenRLHF's command for this recipe, for reading: run as it is, it would not sync its adapters.",
             command(recipe, shape),
             "\n# Where each key takes effect.",
-            *(f"{key} = {value}: {place}" for key, (value, place) in where(recipe).items()),
+            *(f"{key} = {value}: {place}" for key, (value, place) in key_table(recipe).items()),
             "\n# Differences from the DeepSpeed backend.",
             *(f"- {difference}" for difference in differences(recipe)),
         ]
@@ -53,7 +53,7 @@ def show(recipe: Recipe) -> str:
 
 def run(recipe: Recipe) -> None:
     """Train by PPO on Ray and write the run folder."""
-    if errors := refused(recipe):
+    if errors := unsupported(recipe):
         raise UserError("\n".join(errors))
     for name in LAUNCHER_VARIABLES:  # the groups set their own
         os.environ.pop(name, None)

@@ -28,11 +28,11 @@ from extensions.ray_backend.arguments import (
     PASSED_ON,
     command,
     differences,
+    key_table,
     micro_batch_size,
     namespace,
     options,
-    refused,
-    where,
+    unsupported,
 )
 from extensions.ray_backend.cluster import shape_of
 from extensions.recipe import all_keys, load_recipe
@@ -110,7 +110,7 @@ def test_the_installed_openrlhf_is_the_one_that_is_extended():
     assert found == RELIED_ON
 
 
-def test_another_version_of_openrlhf_is_refused(monkeypatch):
+def test_another_version_of_openrlhf_is_unsupported(monkeypatch):
     monkeypatch.setattr(arguments.importlib.metadata, "version", lambda name: "0.12.0")
     with pytest.raises(UserError, match=re.escape(f"needs openrlhf {OPENRLHF}, and 0.12.0 is installed")):
         namespace(recipe_of(), shape_of(recipe_of(), 0))
@@ -122,7 +122,7 @@ def test_every_recipe_key_takes_effect_in_one_place():
     assert len(named) == len(set(named))
     sections = {key for key in handled if any(other.startswith(f"{key}.") for other in all_keys())}
     assert {key for key in all_keys() if key.partition(".")[0] not in sections} == set(named) - sections
-    assert set(where(recipe_of())) == set(all_keys())
+    assert set(key_table(recipe_of())) == set(all_keys())
 
 
 def test_every_option_of_openrlhf_is_set_or_keeps_its_default_for_a_reason(parse):
@@ -184,13 +184,13 @@ def test_micro_batches_divide_the_share_of_a_rank():
     assert micro_batch_size(recipe, shape_of(recipe, 0)) == 4
 
 
-def test_differences_are_listed_and_unsupported_settings_are_refused():
+def test_differences_are_listed_and_unsupported_settings_are_unsupported():
     listed = "\n".join(differences(recipe_of("recipes/llama2_glue_mt.yaml", "ppo.old_logprobs=sampled")))
     for key in ("ppo.critic: shared", "ppo.max_grad_norm", "lora.dropout", "ppo.old_logprobs"):
         assert key in listed
     assert not any("ppo.critic" in one for one in differences(recipe_of("recipes/smollm2.yaml", "ppo.critic=adapter")))
-    assert "4-bit" in refused(recipe_of("recipes/smollm2.yaml", "model.load_in_4bit=true"))[0]
-    assert refused(recipe_of()) == []
+    assert "4-bit" in unsupported(recipe_of("recipes/smollm2.yaml", "model.load_in_4bit=true"))[0]
+    assert unsupported(recipe_of()) == []
     with pytest.raises(UserError, match="backend: ray supports only method: ppo"):
         load_recipe(ROOT / "recipes/smollm2.yaml", ["backend=ray"], "sft")
 
