@@ -22,9 +22,9 @@ def main(script: str, arguments: Sequence[str]) -> int:
     from extensions.runs.main import main as run_main
 
     if script == "encoder":
-        from extensions.encoder.run import run
+        from extensions.encoder.run import run_encoder
 
-        return run_main(arguments, "encoder", run)
+        return run_main(arguments, "encoder", run_encoder)
     if script == "ppo_ray":
         from extensions.ray_backend.driver import show, start_run
 
