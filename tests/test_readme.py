@@ -1,4 +1,4 @@
-"""The README promises only what runs: every command in it is executed, every example in it is used."""
+"""The pages promise only what runs: every command in them is executed, every example is used, every link leads on."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import shlex
 import pytest
 import yaml
 from official import write_benchmarks
-from readme import README, blocks, own_data_commands
+from readme import PAGES, README, blocks, commands_of, own_data_commands
 from support import ROOT, free_port, run_command
 from typer.testing import CliRunner
 
@@ -33,17 +33,50 @@ SMALL = [
 ]
 
 
+OWN_TASKS, TASKS_PAGE = PAGES["extensions/tasks/OWN_TASKS.md"], PAGES["extensions/tasks/TASKS.md"]
+
+
 def commands():
-    """Those of the section on one's own data are run by tests/test_tickets.py, in a folder of their own."""
-    own = own_data_commands()
-    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line and line not in own]
+    """Of all pages, once each, without those on the tickets, which tests/test_tickets.py runs."""
+    found = dict.fromkeys(command for text in PAGES.values() for command in commands_of(text))
+    return [command for command in found if "tickets" not in command]
 
 
 def test_no_command_escapes_the_tests():
-    """A new kind of command in the README needs a case in `shortened`."""
+    """A new kind of command in a page needs a case in `shortened`."""
     known = ("deepspeed ", "bash launch/", "nlu ")
-    assert len(commands()) >= 13 and all(command.startswith(known) for command in commands())
+    assert len(commands()) >= 35 and all(command.startswith(known) for command in commands())
+    tickets = {command for text in PAGES.values() for command in commands_of(text) if "tickets" in command}
+    assert tickets == {*own_data_commands(), "nlu validate tickets.yaml"}
+
+
+def test_the_readme_is_short_and_so_is_each_room_s():
+    assert README.count("\n") <= 130
+    rooms = [path for path in (ROOT / "extensions").iterdir() if (path / "__init__.py").exists()]
+    assert len(rooms) >= 18
+    for room in rooms:
+        text = PAGES[f"extensions/{room.name}/README.md"]
+        assert text.count("\n") <= 50, f"{room.name}: more than a screen"
+        assert f"extensions/{room.name}/README.md" in README, f"{room.name} is missing from the map of rooms"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[page]):
+        assert target.startswith("https://") or (folder / target).exists(), target
+    for path in re.findall(r"`((?:extensions|reward_fns|recipes|launch|tests)/[\w./]*)`", PAGES[page]):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_linked():
+    linked = {
+        ((ROOT / page).parent / target).resolve()
+        for page, text in PAGES.items()
+        for target in re.findall(r"\]\(([^)#]+)", text)
+        if not target.startswith("https://")
+    }
+    assert [page for page in PAGES if page != "README.md" and (ROOT / page) not in linked] == []
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +159,7 @@ def test_commands_run(command, tiny_model, tiny_bert, scene, tmp_path):
 
 def rows_of_the_table():
     """The commands of the table of rows, which go without data.root there."""
-    table = README[README.index("| row | the shortest way") :].partition("\n\n")[0]
+    table = README[README.index("| row | command |") :].partition("\n\n")[0]
     return re.findall(r"`((?:deepspeed|nlu) [^`]*)`", table)
 
 
@@ -147,7 +180,7 @@ def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, 
     method = script.removeprefix("launch/").removesuffix(".sh")
     if method == "encoder":
         settings += [f"model.path={tiny_bert}", "encoder.max_tokens=128"]
-        assert main([recipe, *settings], "encoder", encoder.run) == 0
+        assert main([recipe, *settings], "encoder", encoder.run_encoder) == 0
     else:
         settings += [f"model.path={tiny_model('llama')}", "prompt.max_tokens=400", "ppo.micro_batch_size=4"]
         assert main([recipe, *settings], method) == 0
@@ -156,7 +189,7 @@ def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, 
 
 def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (recipe,), (_, reward, _) = blocks("yaml"), blocks("python")
+    (recipe,), (reward, _) = blocks("yaml", OWN_TASKS), blocks("python", OWN_TASKS)
     assert recipe.count("\n") + reward.count("\n") < 25, "own data and reward in under 25 lines"
     rows = [f'"my {x}, {y}","{t}"' for x in "abcdefgh" for y in "pqr" for t in ("Billing", "IT_support")]
     (tmp_path / "tickets.csv").write_text("\n".join(["ticket body,team", *rows]) + "\n")
@@ -176,7 +209,7 @@ def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
 
 
 def test_a_task_of_the_project_works_as_shown(tmp_path):
-    *_, entry = blocks("python")
+    *_, entry = blocks("python", OWN_TASKS)
     assert entry.count("\n") < 20
     task = Task.model_validate(eval(entry, {"THREE_WAY_ENTAILMENT": THREE_WAY_ENTAILMENT}))
     (tmp_path / "SNLI").mkdir()
@@ -189,13 +222,10 @@ def test_a_task_of_the_project_works_as_shown(tmp_path):
 
 
 def test_the_table_of_tasks_is_that_of_the_code():
-    rows = {cells[1]: cells[2:6] for cells in (re.split(r" *\| *", line) for line in README.splitlines()) if cells[1:]}
+    rows = {
+        cells[1]: cells[2:6] for cells in (re.split(r" *\| *", line) for line in TASKS_PAGE.splitlines()) if cells[1:]
+    }
     for task in (task for suite in SUITES.values() for task in suite):
         answers = "0 to 5" if task.is_regression else " / ".join(words[0] for words in task.labels.values())
         sizes = " / ".join(str(task.source.sizes.get(split, "-")) for split in ("train", "validation", "test"))
         assert rows[f"`{task.name}`"] == [task.title, answers, ", ".join(task.metrics), sizes]
-
-
-def test_every_room_in_the_table_exists():
-    for path in re.findall(r"`((?:extensions|reward_fns|recipes|launch)/[\w./]*)`", README):
-        assert (ROOT / path).exists(), path

@@ -31,11 +31,12 @@ from extensions.ray_backend.models import RayStrategy, scatter
 from extensions.recipe import Ppo, Recipe
 from extensions.rollout.lora_sync import SyncProbe
 from extensions.rollout.rewards import Reward
+from extensions.rollout.sampler import training_request
 from extensions.rollout.vllm_sampler import request_seed
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.experience import Experience, TokenIndex
-from extensions.training.ppo import PpoTrainer, generation_request
+from extensions.training.ppo import PpoTrainer
 from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock
 
@@ -167,7 +168,7 @@ class RayTrainer(BasePPOTrainer):
         batch, requests = self.order.batch(step), []
         encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
         for row, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
-            request = generation_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
+            request = training_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
             label = self.reward.label(example)
             requests.append(RolloutRequest(ids, request.budget, request_seed(request), False, label))
         prompts = [text for _, text in encoded]

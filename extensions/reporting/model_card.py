@@ -19,7 +19,6 @@ from extensions.recipe import Recipe, adapter_name
 from extensions.reporting.scores import cell_text, interval_text, metric_text, percent
 from extensions.tasks import Task
 
-METHODS = {"ppo": "PPO with a rule-based reward", "sft": "supervised fine-tuning on prompts and gold answers"}
 # Hub names of the metrics that have another name there.
 HUB_METRICS = {
     "matthews": "matthews_correlation",
@@ -49,56 +48,39 @@ def model_card(
         encoder: of the run. None: a prompt that needs the tokenizer (chat template, demonstrations) is not shown.
         label_sets: multi-label task -> label sets of its training rows.
     """
-    tasks, base, adapter = recipe.data.tasks, recipe.model.path, recipe.model.adapter
-    package = base.removeprefix("pip:") if base.startswith("pip:") else None
+    task, base = recipe.data.tasks[0], recipe.model.path
+    answers = candidates(task, (label_sets or {}).get(task.name, ())).forms
     data = ModelCardData(
         library_name="peft",
-        base_model=base if package is None and not os.path.exists(base) else None,
+        base_model=None if base.startswith("pip:") or os.path.exists(base) else base,
         tags=["lora", recipe.method, "text-classification"],
         model_name=recipe.name,
-        eval_results=_eval_results(tasks, scores),
+        eval_results=_eval_results(recipe.data.tasks, scores),
     )
-    decoding = {
-        "sample": f"sampling one answer at temperature {recipe.rollout.temperature}",
-        "greedy": "greedy decoding",
-        "likelihood": "taking the most probable of the task's answers",
-    }
-    first, ppo, training, temperature = tasks[0], recipe.method == "ppo", scores["training"], recipe.rollout.temperature
-    answers = candidates(first, (label_sets or {}).get(first.name, ())).forms
     text = _template().render(
         card_data=data.to_yaml(),
-        name=recipe.name,
-        what="A LoRA adapter" if adapters == 1 else f"{adapters} LoRA adapters, one per task,",
-        base=base,
-        package=package,
-        method=METHODS[recipe.method],
-        start="" if adapter is None else f", started from the adapter `{adapter_name(adapter)}`",
-        tasks=", ".join(task.display_name for task in tasks),
-        samples=training["samples"],
-        steps=f"{training['steps']} {'iterations' if ppo else 'optimizer steps'}",
-        minutes=f"{training['seconds'] / 60:.1f}",
-        split=scores["split"],
-        decoding=decoding[recipe.evaluation.decoding],
-        rows=_score_rows(tasks, scores),
-        objective=f"the reward named in the recipe (`{recipe.reward}`)" if ppo else "gold answers",
-        prompt=_prompt_parts(recipe, encoder, first, answers),
-        task=first.display_name,
-        limit=f" It may have at most {encoder.max_tokens} tokens: truncate longer texts." if encoder else "",
-        close=CLOSE,
-        special=", add_special_tokens=False" if recipe.prompt.chat_template else "",
-        scale="" if temperature == 1 else f" / {temperature}",
-        expectation=first.is_regression and first.suite == "own",
+        recipe=recipe,
+        scores=scores,
+        rows=_score_rows(recipe.data.tasks, scores),
+        adapters=adapters,
+        task=task,
+        prompt=_prompt_parts(recipe, encoder, task),
+        answers=answers,
+        max_prompt_tokens=None if encoder is None else encoder.max_tokens,
+        max_tokens=_answer_budget(recipe, encoder, task, answers),
         lora_rank=next((rank for rank in VLLM_RANKS if rank >= recipe.lora.rank), recipe.lora.rank),
-        max_tokens=_answer_budget(recipe, encoder, first, answers),
+        close=CLOSE,
     )
     return ModelCard(text)
 
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # nosec B701 # Markdown
+    environment = jinja2.Environment(  # nosec B701 # Markdown, no HTML
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters |= {"repr": repr, "quote": shlex.quote}
-    environment.globals["fenced"] = _fenced
+    environment.globals |= {"fenced": _fenced, "adapter_name": adapter_name}
     return environment.from_string(files(__package__).joinpath("model_card.md.j2").read_text(encoding="utf-8"))
 
 
@@ -143,14 +125,11 @@ def _eval_results(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[Eval
     ]
 
 
-def _prompt_parts(
-    recipe: Recipe, encoder: PromptEncoder | None, task: Task, answers: Mapping[str, list[str]]
-) -> dict[str, Any] | None:
+def _prompt_parts(recipe: Recipe, encoder: PromptEncoder | None, task: Task) -> dict[str, Any] | None:
     """What the card's code forms a prompt from; None if that needs the tokenizer, and there is no encoder.
 
     Returns:
-        parts: text around the fields, one list of lines per part. columns: between the parts. answers: answer -> texts
-        that mean it. row: an example.
+        parts: the text around the fields, each a list of lines. columns: between the parts. row: an example.
     """
     fields = {field: chr(FIRST_MARK + k) for k, field in enumerate(task.fields)}
     if encoder is not None:
@@ -164,7 +143,6 @@ def _prompt_parts(
     return {
         "parts": [piece.splitlines(keepends=True) or [""] for piece in pieces[::2]],
         "columns": [columns[mark] for mark in pieces[1::2]],
-        "answers": answers,
         "row": {column: f"your {column}" for column in task.text_columns.values()},
     }
 

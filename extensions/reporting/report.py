@@ -95,7 +95,9 @@ def _report_text(rows: Sequence[Row], tables: Sequence[ResultTable], best: Row |
     ratios = "The paper gives one ratio, for training to convergence. SFT + PPO counts the PPO phase alone."
     parts += [
         *_section(interval_table(rows), "## Our rows with intervals", intervals),
-        *_section(bias_table(rows), "## Bias", "In percent: shares of the answers (of the gold labels)."),
+        *_section(
+            bias_table(rows), "## Bias", "In percent: shares of the answers and, in parentheses, of the gold labels."
+        ),
         *_section(cost_table(rows), "## Costs"),
         *_section(time_ratio_table(rows), "Training time of PPO over that of SFT:", ratios),
     ]

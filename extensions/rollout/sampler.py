@@ -25,6 +25,7 @@ from extensions.prefix.tree import Sample, micro_batches, pack
 
 # Finished rows leave the batch when at most this share of it is unfinished: leaving costs a copy.
 COMPACT_BELOW = 0.9
+TRAINING = 0  # purpose of the random numbers of rollouts; that of evaluation is another
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ def random_numbers(seed: int, purpose: int, step: int, row: int, max_new_tokens:
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, step]))
     return rng.random(), rng.random(max_new_tokens)
+
+
+def training_request(ids: Sequence[int], seed: int, step: int, row: int, budget: Sequence[int]) -> GenerationRequest:
+    """The request of one training sample: a budget uniform in [low, high] (section 5.1), and its random numbers."""
+    low, high = budget
+    draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
+    return GenerationRequest(ids, low + int(draw * (high - low + 1)), uniforms)
 
 
 class Sampler:

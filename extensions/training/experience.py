@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from extensions.data import Example
-from extensions.prefix.tree import Sample
+from extensions.prefix.tree import Pack, Sample, micro_batches, pack
 
 # Tensors that a failed batch is written with, each padded to (B, ...).
 EXPERIENCE_TENSORS = ("scores", "logprobs", "values", "kl", "advantages", "returns")
@@ -51,6 +51,19 @@ class TokenIndex:
         return torch.cat(spans).to(self.sample.device)
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that one forward computes."""
+
+    slots: tuple[int, ...]  # of the experience, in the order of the pack's targets
+    pack: Pack
+    tokens: Tensor  # (n,) flat places of its response tokens in the experience
+
+    def sums(self, flat: Tensor) -> Tensor:
+        """Sum over each response, in the order of `slots`: (n,) -> (len(slots),)."""
+        return torch.stack([part.sum() for part in flat.detach().split(self.pack.lengths)])
+
+
 @dataclass
 class Experience:
     """One rank's share of a batch."""
@@ -68,6 +81,19 @@ class Experience:
     weights: Tensor = field(default_factory=lambda: torch.ones(1))  # (B,) weight of each sample, or (1,) for all
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) whitened if the recipe says so
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) targets of the values
+    # By the slots that they cover.
+    _micro_batches: dict[tuple[int, ...], list[MicroBatch]] = field(default_factory=dict, init=False)
+
+    def micro_batches(self, slots: Sequence[int], size: int) -> list[MicroBatch]:
+        """Samples at `slots` in packs of at most `size`; made once, for the reference and every epoch."""
+        key = tuple(slots)
+        if key not in self._micro_batches:
+            device = self.index.sample.device
+            self._micro_batches[key] = [
+                MicroBatch(chunk, pack([self.samples[slot] for slot in chunk], device), self.index.tokens_of(chunk))
+                for chunk in micro_batches(self.samples, key, size)
+            ]
+        return self._micro_batches[key]
 
     def padded(self) -> dict[str, Tensor]:
         """The tensors computed so far, one row per sample: scores (B,), the others and the mask (B, T)."""

@@ -35,30 +35,15 @@ from extensions.distributed.openrlhf import (
 from extensions.distributed.strategy import Strategy
 from extensions.model.policy import Policy, Role
 from extensions.prefix.logprobs import Entropy
-from extensions.prefix.tree import Pack, Sample, micro_batches, pack
+from extensions.prefix.tree import Pack, Sample
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Ppo
 from extensions.rollout.rewards import Reward
-from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
+from extensions.rollout.sampler import Sampler, training_request
 from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.experience import EXPERIENCE_TENSORS, Experience, TokenIndex
+from extensions.training.experience import EXPERIENCE_TENSORS, Experience, MicroBatch, TokenIndex
 from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
 from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
-
-TRAINING = 0  # purpose of the random numbers drawn here
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Samples that one forward computes; packed once per iteration, for the reference and every epoch."""
-
-    slots: tuple[int, ...]  # of the rank's batch, in the order of the pack's targets
-    pack: Pack
-    tokens: Tensor  # (n,) flat places of its response tokens in the experience
-
-    def sums(self, flat: Tensor) -> Tensor:
-        """Sum over each response, in the order of `slots`: (n,) -> (len(slots),)."""
-        return torch.stack([part.sum() for part in flat.detach().split(self.pack.lengths)])
 
 
 @dataclass
@@ -112,7 +97,6 @@ class PpoTrainer(LocalPolicyMixin):
             not sampler.exact or ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
         )
         self._experience: Experience | None = None  # of the current iteration
-        self._micro_batches: dict[tuple[int, ...], list[MicroBatch]] = {}  # of it, by the slots that they cover
         # Without dropout, a first update that is a single forward repeats the forward of the old policy: keep that.
         dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.modules())
         self.one_forward = not dropout and ppo.mini_batch_size is None and ppo.critic == "shared"
@@ -154,10 +138,9 @@ class PpoTrainer(LocalPolicyMixin):
         requests = []
         for slot, (ids, _) in enumerate(encoded):
             row = slot * self.strategy.world_size + self.strategy.rank
-            requests.append(generation_request(ids, self.seed, step, row, self.response_budget))
+            requests.append(training_request(ids, self.seed, step, row, self.response_budget))
         with self.sampler.session():
             responses = self.sampler.sample(requests)
-        self._micro_batches.clear()
         index = TokenIndex([len(response.tokens) for response in responses], self.policy.device)
         return Experience(
             examples=list(batch),
@@ -185,7 +168,9 @@ class PpoTrainer(LocalPolicyMixin):
             again = self._old_policy(experience)
             difference = sums["sampling_mismatch"] = (again["logprobs"] - experience.logprobs).abs().sum()
             if not self.sampler.exact:
-                total, tokens = self.strategy.sum(torch.stack([difference, _count(experience.logprobs)])).tolist()
+                total, tokens = self.strategy.sum(
+                    torch.stack([difference, difference.new_tensor(len(experience.logprobs))])
+                ).tolist()
                 self.sampler.check_logprob_mismatch(total / tokens)
             experience.logprobs = again["logprobs"]
             experience.values = again.get("values", experience.values)
@@ -221,23 +206,12 @@ class PpoTrainer(LocalPolicyMixin):
         """`forward` of every micro-batch, its results put in batch order: (N,) each."""
         results: dict[str, Tensor] = {}
         with self.policy.role(role):
-            for part in self._split(experience, range(len(experience.samples))):
+            for part in experience.micro_batches(range(len(experience.samples)), self.ppo.micro_batch_size):
                 watchdog.heartbeat()
                 for name, values in forward(part.pack).items():
                     flat = results.setdefault(name, values.new_zeros(len(experience.index.sample)))
                     flat[part.tokens] = values
         return results
-
-    def _split(self, experience: Experience, slots: Sequence[int]) -> list[MicroBatch]:
-        """Micro-batches of some slots: the same objects each time within an iteration."""
-        key = tuple(slots)
-        if key not in self._micro_batches:
-            samples, index = experience.samples, experience.index
-            self._micro_batches[key] = [
-                MicroBatch(chunk, pack([samples[slot] for slot in chunk], self.policy.device), index.tokens_of(chunk))
-                for chunk in micro_batches(samples, key, self.ppo.micro_batch_size)
-            ]
-        return self._micro_batches[key]
 
     # ---------------------------------------------------------------------------------------- 4 advantage
 
@@ -297,7 +271,7 @@ class PpoTrainer(LocalPolicyMixin):
         tokens = self.strategy.sum(torch.tensor(float(own_tokens), device=self.policy.device))
         scale = {"dp_size": self.strategy.world_size, "batch_num_tokens": tokens}
         per_loss = tokens / self.strategy.world_size  # a loss times this is a sum over its tokens
-        parts = self._split(experience, slots)
+        parts = experience.micro_batches(slots, self.ppo.micro_batch_size)
         shared = self.ppo.critic == "shared"
         for k, part in enumerate(parts):
             watchdog.heartbeat()
@@ -319,7 +293,7 @@ class PpoTrainer(LocalPolicyMixin):
                 with self.policy.role("critic"):
                     value_loss = self._value_loss(experience, self.engine(part.pack, logprobs=False), part, scale)
                     self.strategy.update(self.engine, self.ppo.value_coef * value_loss, last)
-            count = _count(actor.logprobs)
+            count = actor.entropy.new_tensor(len(part.tokens))
             add(sums, "tokens", count)
             add(sums, "policy_loss", actor.policy_loss * per_loss)
             add(sums, "value_loss", value_loss * per_loss)
@@ -366,7 +340,6 @@ class PpoTrainer(LocalPolicyMixin):
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Make what `debug_snapshot` returned the current iteration."""
-        self._micro_batches.clear()
         index = TokenIndex([len(r["response_ids"]) for r in records], self.policy.device)
         flat = {name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"}
         self._experience = Experience(
@@ -383,7 +356,7 @@ class PpoTrainer(LocalPolicyMixin):
         """The losses of one sample of the current iteration, alone, by the role that each must be computed in."""
         experience = self._experience
         assert experience is not None
-        (part,) = self._split(experience, [slot])
+        (part,) = experience.micro_batches([slot], 1)
         scale = {"dp_size": 1, "batch_num_tokens": torch.tensor(float(experience.index.lengths[slot]))}
         shared = self.ppo.critic == "shared"
 
@@ -441,15 +414,3 @@ class PpoTrainer(LocalPolicyMixin):
             "samples_per_s": len(records) / seconds,
         }
         return metrics, records
-
-
-def _count(flat: Tensor) -> Tensor:
-    """Number of its entries, on its device."""
-    return torch.tensor(float(len(flat)), device=flat.device)
-
-
-def generation_request(ids: Sequence[int], seed: int, step: int, row: int, budget: Sequence[int]) -> GenerationRequest:
-    """The generation request of one sample: a budget uniform in [low, high] (section 5.1), and its random numbers."""
-    low, high = budget
-    draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
-    return GenerationRequest(ids, low + int(draw * (high - low + 1)), uniforms)
