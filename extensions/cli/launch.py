@@ -1,6 +1,6 @@
 """Entry point of the scripts in launch/, one process per rank: the environment first, then the method on its backend.
 
-Imports nothing heavy at the top: the environment must be set before torch loads.
+No heavy imports at the top: the environment must be set before torch loads.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def main(script: str, arguments: Sequence[str]) -> int:
     from extensions.runs.main import main as run_main
 
     if script == "encoder":
-        from extensions.encoder.run import run
+        from extensions.encoder.run import run_encoder
 
-        return run_main(arguments, "encoder", run)
+        return run_main(arguments, "encoder", run_encoder)
     if script == "ppo_ray":
-        from extensions.ray_backend.driver import show, start_run
+        from extensions.ray_backend.driver import describe_run, start_run
 
-        do = (lambda recipe: print(show(recipe))) if "--print" in arguments else start_run
+        do = (lambda recipe: print(describe_run(recipe))) if "--print" in arguments else start_run
         return run_main([word for word in arguments if word != "--print"], "ppo", do, script, ["backend=ray"])
     return run_main(arguments, script, on_backend)
 
@@ -38,7 +38,7 @@ def on_backend(recipe: Recipe) -> None:
     if recipe.backend == "ray":
         from extensions.ray_backend.driver import start_run
 
-        if os.environ.get("RANK", "0") == "0":  # Ray starts ranks of its own
+        if os.environ.get("RANK", "0") == "0":  # Ray starts its own ranks
             start_run(recipe)
         return
     from extensions.runs.build import run

@@ -1,4 +1,4 @@
-"""What can be wrong with a run and is known before its model is loaded: reward, data, tokenizer, prompts."""
+"""Errors of a run that can be found before its model is loaded: in reward, data, tokenizer and prompts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Warn = Callable[[str], None]
 
 
 def needs_root(recipe: Recipe) -> bool:
-    """Whether the recipe leaves data.root to the command line, as the shipped ones do."""
+    """Whether data.root must be given on the command line, as for the recipes of the project."""
     return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
 
 
 def problems(recipe: Recipe, warn: Warn) -> list[str]:
-    """Every error in what a valid recipe names: reward file, data files, model files, prompts."""
+    """Every error in the files that a valid recipe names: reward, data, model; and in its prompts."""
     found: list[str] = []
 
     def result_of(check: Callable[[], Any]) -> Any:
@@ -51,7 +51,7 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
 
 
 def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
-    """Configuration and tokenizer load, every prompt fits, every answer can be written."""
+    """Check that configuration and tokenizer load, every prompt fits, and the tokenizer can encode every answer."""
     from extensions.model.hub import HubUnreachable
     from extensions.model.loading import load_config, load_tokenizer
     from extensions.runs.build import make_encoder

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.table import Table
 
 from extensions.common.errors import UserError
 from extensions.data.examples import load_examples
@@ -14,7 +15,7 @@ from extensions.data.locate import is_labelled, is_present
 from extensions.data.sampling import subsample_evenly
 from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
-from extensions.tasks import SPLITS, Task
+from extensions.tasks import SPLITS, SUITES, TASKS, Task
 
 SAMPLE = 500  # rows whose prompts are tokenized
 
@@ -72,3 +73,40 @@ def lengths(task: Task, root: str | None, encoders: Sequence[PromptEncoder]) -> 
         shared = common_prefix(prompts) if len(prompts) > 1 else 0
         found.append(Lengths(float(counts.mean()), float(np.percentile(counts, 95)), shared / float(counts.mean())))
     return found
+
+
+def task_table() -> Table:
+    """The built-in tasks and their official sizes."""
+    table = Table("name", "suite", "fields", "answers", "metrics", "train / validation / test rows")
+    for task in TASKS.values():
+        answers = " / ".join(words[0] for words in task.labels.values())
+        if task.score_range is not None:
+            answers = "{:g} to {:g}".format(*task.score_range)
+        sizes = " / ".join(str(task.source.sizes.get(split, "-")) for split in SPLITS) if task.source.sizes else ""
+        table.add_row(task.name, task.suite, ", ".join(task.fields), answers, ", ".join(task.metrics), sizes)
+    return table
+
+
+def survey_tables(root: str, encoders: Mapping[str, PromptEncoder]) -> Iterator[Table | str]:
+    """Contents and problems of a folder, and prompt lengths by each encoder, to be printed without markup."""
+    contents = Table("task", "split", "rows", "labels", title="What was found", title_justify="left")
+    columns = [f"{name}: mean, p95 tokens; prefix" for name in encoders]
+    prompts = Table("task", *columns, title="Prompts", title_justify="left")
+    absent, problems = [], []
+    for task in (task for suite in SUITES.values() for task in suite):
+        found = survey(task, root)
+        if not found:
+            absent.append(task.name)
+        for k, part in enumerate(found):
+            labels = ", ".join(f"{word} {count}" for word, count in part.labels.items())
+            rows = "-" if part.rows is None else str(part.rows)
+            contents.add_row(task.name if k == 0 else "", part.split, rows, labels)
+            problems += part.problems
+        if found and all(part.rows is not None for part in found):
+            measured = lengths(task, root, list(encoders.values())) or []
+            prompts.add_row(task.name, *(f"{m.mean:.0f}, {m.p95:.0f}; {m.prefix_share:.0%}" for m in measured))
+    yield contents
+    if absent:
+        yield f"not there: {', '.join(absent)}"
+    yield from (f"- {problem}" for problem in problems)
+    yield prompts

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from extensions.common.errors import UserError
 from extensions.common.files import write_bytes
 from extensions.data import HUB, Example
@@ -84,6 +86,18 @@ def make_archive(
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     return entries
+
+
+def archive_table(entries: Sequence[ArchiveEntry]) -> Table:
+    """The files of an archive, their rows, and how many answers were replaced."""
+    table = Table("file", "rows", "wrong format, given the fallback label", "from")
+    for entry in entries:
+        assert entry.task.submission is not None
+        share = f"{entry.fallbacks} ({100 * entry.fallbacks / entry.rows:.1f}%)"
+        wrong = "-" if entry.filled or entry.task.is_ranked else f"{share}, {entry.task.fallback!r}"
+        origin = "majority baseline" if entry.filled else "predictions"
+        table.add_row(entry.task.submission.file, str(entry.rows), wrong, origin)
+    return table
 
 
 def check_archive(path: Path, suite: str, data_root: str | None = None) -> None:

@@ -1,59 +1,27 @@
-"""One's own files: placeholders, faulty rows, held-out splits, samples, warnings. Expected rows are stated here."""
+"""The user's own files: placeholders, malformed rows, warnings, the hub. Expected rows are stated here."""
 
 import json
-from collections import Counter
 
 import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from own_task import own, put, refused
 from pydantic import ValidationError
 
 from extensions.common.errors import UserError
 from extensions.data import (
     Example,
     has_split,
-    is_labelled,
     is_present,
     load_examples,
-    load_training,
 )
 from extensions.data.checks import check_lengths, check_rows
-from extensions.data.partition import hold_out, stratified_sample
 from extensions.data.splits import RunData
 from extensions.prompts import PromptEncoder, prompt_text
 from extensions.recipe import load_recipe
-from extensions.tasks import TASKS, Task, fold
 
-
-def own(**keys):
-    source = {"files": {"train": "rows.csv"}, "label": "team"} | keys.pop("source", {})
-    entry = {
-        "name": "tickets",
-        "description": "Name the team.",
-        "question": 'The ticket "{subject}" says "{ticket body}".',
-        "labels": ["billing", "sales"],
-    }
-    return Task.model_validate(entry | keys | {"source": source})
-
-
-def put(folder, rows, name="rows.csv"):
-    path = folder / name
-    frame = pandas.DataFrame(rows)
-    if name.endswith("parquet"):
-        frame.to_parquet(path)
-    elif name.endswith("jsonl"):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        frame.to_csv(path, sep="\t" if name.endswith("tsv") else ",", index=False)
-    return path
-
-
-def refused(task, folder, split="train"):
-    with pytest.raises(UserError) as caught:
-        load_examples(task, split, str(folder))
-    return str(caught.value)
-
+SPLITS = ("train", "validation", "test")
 
 NASTY = [
     {"id": "007", "subject": "Invoice, again", "ticket body": 'He said "pay",\nthen left.', "team": "billing"},
@@ -109,7 +77,7 @@ def test_any_column_can_be_a_placeholder(tmp_path, name):
         ({"description": "An open { brace."}, ["description", "brace"]),
     ],
 )
-def test_a_brace_that_is_no_placeholder_is_an_error(keys, parts):
+def test_a_brace_outside_a_placeholder_is_an_error(keys, parts):
     with pytest.raises(ValidationError) as caught:
         own(**keys)
     for part in parts:
@@ -123,7 +91,7 @@ def test_literal_braces_in_the_other_texts():
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
-def test_a_field_that_is_no_column_names_the_nearest(tmp_path, name):
+def test_a_missing_column_names_the_nearest(tmp_path, name):
     put(tmp_path, NASTY, name)
     message = refused(own(question="{subject} {ticket_body}", source={"files": {"train": name}}), tmp_path)
     assert "no field 'ticket_body'" in message and "id, subject, ticket body, team" in message
@@ -145,9 +113,9 @@ def test_numbers_and_booleans_are_texts(tmp_path, name):
     ]
 
 
-# ----------------------------------------------------------------------------------------------------- faulty rows
+# ----------------------------------------------------------------------------------------------------- invalid rows
 
-FAULTY = [
+INVALID = [
     {"subject": "a", "ticket body": "b", "team": "billing"},
     {"subject": "", "ticket body": "b", "team": "billing"},
     {"subject": "a", "ticket body": " ", "team": "sales"},
@@ -160,8 +128,8 @@ FAULTY = [
 ]
 
 
-def test_all_faulty_rows_are_reported_with_what_lets_them_pass(tmp_path):
-    path = put(tmp_path, FAULTY)
+def test_all_invalid_rows_are_reported_with_the_keys_that_accept_them(tmp_path):
+    path = put(tmp_path, INVALID)
     path.write_text(path.read_text() + "one,two,three,four\n")
     message = refused(own(), tmp_path)
     assert f"{path}: 8 rows cannot be used" in message
@@ -184,8 +152,8 @@ def test_all_faulty_rows_are_reported_with_what_lets_them_pass(tmp_path):
         ("keep", [("a", "b"), ("", "b"), ("a", ""), ("c", "d")], ["left out 1 rows that have no text at all"]),
     ],
 )
-def test_rows_that_may_pass(tmp_path, choice, fields, said):
-    path = put(tmp_path, FAULTY)
+def test_keys_that_accept_invalid_rows(tmp_path, choice, fields, said):
+    path = put(tmp_path, INVALID)
     warnings = []
     task = own(source={"incomplete": choice, "unknown_labels": "skip"})
     examples = load_examples(task, "train", str(tmp_path), warn=warnings.append)
@@ -193,13 +161,13 @@ def test_rows_that_may_pass(tmp_path, choice, fields, said):
     said.append("left out 4 rows that have no label of the task: 'Billing' (2), 'legal' (1), '' (1)")
     assert sorted(warnings) == sorted(f"{path}: {one}" for one in said)
     assert [example.index for example in examples] == list(range(len(fields)))
-    rows = [(FAULTY[e.kept["row"]]["subject"], FAULTY[e.kept["row"]]["ticket body"].strip()) for e in examples]
+    rows = [(INVALID[e.kept["row"]]["subject"], INVALID[e.kept["row"]]["ticket body"].strip()) for e in examples]
     assert rows == fields, "the row of the file is found again"
 
 
 @pytest.mark.parametrize("quoting", ["csv", "none"])
-def test_torn_rows_are_never_skipped_in_a_file_of_one_s_own(tmp_path, quoting):
-    """The trap: `incomplete: skip` lost rows torn at quoted line breaks with a warning."""
+def test_ragged_rows_of_own_files_are_never_skipped(tmp_path, quoting):
+    """`incomplete: skip` must not drop rows that are split at quoted line breaks."""
     (tmp_path / "rows.tsv").write_text('subject\tticket body\tteam\na\t"two\nlines"\tsales\nb\tc\tsales\nd\te\n')
     task = own(source={"files": {"train": "rows.tsv"}, "incomplete": "skip", "quoting": quoting})
     message = refused(task, tmp_path)
@@ -215,187 +183,6 @@ def test_scores_out_of_range_are_counted(tmp_path):
         in message
     )
     assert "rows without a label: 1" in message
-
-
-# ----------------------------------------------------------------------------------------------------------- splits
-
-SPLITS = ("train", "validation", "test")
-SHARES = {"validation": 0.2, "test": 0.1, "seed": 3}
-
-
-def tickets(counts):
-    """Rows by label, sorted, each fifth text twice, in another case and with other spaces."""
-    rows = []
-    for label, count in counts.items():
-        for k in range(count):
-            text = f"text {k} of {label}" if k % 5 else f"TEXT  {k + 1} of {label.upper()}"
-            rows.append({"subject": "s", "ticket body": text, "team": label})
-    return rows
-
-
-def parts_of(task, folder, seed=0):
-    return {split: load_examples(task, split, str(folder), seed) for split in SPLITS}
-
-
-def body(example):
-    return fold(example.fields["ticket body"])
-
-
-def test_a_held_out_split(tmp_path):
-    counts = {"billing": 300, "sales": 150, "legal": 45, "it": 5}
-    rows = tickets(counts)
-    put(tmp_path, rows)
-    task = own(labels=list(counts), source={"split": SHARES})
-    parts = parts_of(task, tmp_path)
-    assert sorted(e.kept["row"] for part in parts.values() for e in part) == list(range(500)), "each row once"
-    for part in parts.values():
-        assert [e.index for e in part] == list(range(len(part)))
-        assert [e.kept["row"] for e in part] == sorted(e.kept["row"] for e in part), "in the order of the file"
-        assert all(rows[e.kept["row"]]["ticket body"] == e.fields["ticket body"] for e in part)
-        assert {e.label for e in part} == set(counts), "every class is in every split"
-    bodies = {split: {body(e) for e in part} for split, part in parts.items()}
-    assert not bodies["train"] & bodies["validation"] and not bodies["test"] & (bodies["train"] | bodies["validation"])
-    for split, share in (("validation", 0.2), ("test", 0.1)):
-        found = Counter(e.label for e in parts[split])
-        for label in ("billing", "sales", "legal"):
-            assert found[label] == pytest.approx(share * counts[label], abs=3 + 0.06 * counts[label])
-    assert parts_of(task, tmp_path, seed=9) == parts, "whatever the run's seed"
-    other = parts_of(own(labels=list(counts), source={"split": SHARES | {"seed": 4}}), tmp_path)
-    assert {body(e) for e in other["test"]} != bodies["test"]
-    for split in SPLITS:
-        assert has_split(task, split) and is_labelled(task, split) and is_present(task, split, str(tmp_path))
-
-
-def test_classes_of_three_texts_are_in_every_split(tmp_path):
-    labels = [f"team {k}" for k in range(40)]
-    put(
-        tmp_path, [{"subject": "s", "ticket body": f"{label} {k}", "team": label} for label in labels for k in range(3)]
-    )
-    for seed in range(5):
-        task = own(labels=labels, source={"split": {"validation": 0.1, "test": 0.1, "seed": seed}})
-        for part in parts_of(task, tmp_path).values():
-            assert Counter(e.label for e in part) == dict.fromkeys(labels, 1)
-
-
-def test_a_class_of_two_texts_is_trained_on(tmp_path):
-    put(tmp_path, [*tickets({"billing": 30}), *({"subject": "s", "ticket body": b, "team": "sales"} for b in "ab")])
-    parts = parts_of(own(source={"split": SHARES}), tmp_path)
-    assert [Counter(e.label for e in part)["sales"] for part in parts.values()] == [2, 0, 0]
-
-
-def test_one_text_with_two_labels_is_on_one_side(tmp_path):
-    rows = [{"subject": "s", "ticket body": f"t{k}", "team": team} for team in ("sales", "billing") for k in range(9)]
-    put(tmp_path, rows)
-    for seed in range(10):
-        parts = parts_of(own(source={"split": SHARES | {"seed": seed}}), tmp_path)
-        sides = [{body(e) for e in part} for part in parts.values()]
-        assert sum(map(len, sides)) == 9 and all(sides)
-
-
-def test_a_regression_is_split_by_quantiles(tmp_path):
-    rows = [{"subject": "s", "ticket body": f"t{k}", "team": f"{k**3 / 8e6:.6f}"} for k in range(200)]
-    put(tmp_path, rows)
-    task = own(labels={}, score_range=[0, 1], metrics=["pearson"], source={"split": SHARES})
-    for split, count in (("validation", 40), ("test", 20)):
-        places = [example.kept["row"] for example in load_examples(task, split, str(tmp_path))]
-        assert len(places) == count
-        assert Counter(place // 20 for place in places) == dict.fromkeys(range(10), count / 10)
-
-
-@pytest.mark.parametrize("name", ["labels", "rare sets"])
-def test_multi_label_rows_keep_every_label_in_every_split(name):
-    sets = ["bug", "bug, crash", "crash, ui", "none", "bug, crash, ui"]
-    counts = [40, 30, 3, 20, 1 if name == "rare sets" else 9]
-    task = own(labels=["bug", "crash", "ui"]).model_copy(update={"multi_label": True})
-    rows = [label for label, count in zip(sets, counts, strict=True) for _ in range(count)]
-    examples = [Example(task, i, {"subject": "s", "ticket body": f"t{i}"}, label) for i, label in enumerate(rows)]
-    parts = hold_out(examples, {"validation": 0.1, "test": 0.1}, 0)
-    assert sorted(i for part in parts.values() for i in part) == list(range(len(rows)))
-    for part in parts.values():
-        assert {one for i in part for one in rows[i].split(", ")} == {"bug", "crash", "ui", "none"}
-
-
-@pytest.mark.parametrize(
-    "source, part",
-    [
-        ({"split": {"validation": 0.6, "test": 0.4}}, "leave no rows for training"),
-        ({"split": {"validation": 1.0}}, "less than 1"),
-        ({"split": {"test": 0.1}, "files": {"validation": "v.csv"}}, "no training file"),
-        ({"split": {"test": 0.1}, "files": {"train": "a.csv", "test": "b.csv"}}, "files.test is given too"),
-        ({"separator": ", "}, "separator"),
-    ],
-)
-def test_splits_that_cannot_be(source, part):
-    with pytest.raises(ValidationError, match=part):
-        own(source=source)
-
-
-def test_a_split_that_would_be_empty(tmp_path):
-    put(tmp_path, tickets({"billing": 1, "sales": 1}))
-    assert "source.split leaves no rows for validation" in refused(
-        own(source={"split": SHARES}), tmp_path, "validation"
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------- samples
-
-
-def test_a_file_sorted_by_label_is_sampled_from_all_of_it(tmp_path):
-    """The trap: the first rows of a file sorted by label are of one class."""
-    put(tmp_path, tickets({"billing": 500, "sales": 100}))
-    examples = load_training(own(), str(tmp_path), 60, seed=1)
-    assert Counter(e.label for e in examples) == {"billing": 50, "sales": 10}
-    assert [e.index for e in examples] == sorted(e.index for e in examples), "in the order of the file"
-    assert (
-        load_training(own(), str(tmp_path), 60, seed=1) == examples != load_training(own(), str(tmp_path), 60, seed=2)
-    )
-    assert load_training(own(), str(tmp_path), None) == load_training(own(), str(tmp_path), 600)
-
-
-@pytest.mark.parametrize("limit", [4, 5, 10, 100])
-def test_no_class_is_lost(limit):
-    labels = ["a"] * 1000 + ["b"] * 2 + ["c"] * 30 + ["d"]
-    task = own(labels=["a", "b", "c", "d"])
-    examples = [Example(task, i, {}, label) for i, label in enumerate(labels)]
-    for seed in range(5):
-        found = stratified_sample(examples, limit, seed)
-        assert len(found) == limit and {e.label for e in found} == set("abcd")
-
-
-@pytest.mark.parametrize("limit", [1, 2, 7, 50])
-def test_pairs_and_questions_stay_whole(limit):
-    task = TASKS["multirc"]
-    questions = [Example(task, i, {}, str(i % 2), None, {"paragraph": i // 9, "question": i // 3}) for i in range(90)]
-    pairs = [Example(TASKS["acceptability"], i, {}, str(i % 2), f"pair {i // 2}") for i in range(60)]
-    for examples, key, size in (
-        (questions, lambda e: e.kept["question"], 3),
-        (pairs, lambda e: e.pair, 2),
-    ):
-        found = stratified_sample(examples, limit, 0)
-        assert set(Counter(map(key, found)).values()) == {size}
-        assert len(found) == max(size, limit // size * size)
-
-
-def test_one_sample_serves_a_run(tmp_path):
-    put(tmp_path, tickets({"billing": 90, "sales": 30}))
-    raw = own(source={"split": {"validation": 0.2}}).model_dump(exclude_defaults=True, mode="json")
-    (tmp_path / "r.yaml").write_text(
-        json.dumps(
-            {
-                "name": "a",
-                "method": "sft",
-                "model": {"path": "b"},
-                "data": {"tasks": [raw], "root": str(tmp_path), "max_train_samples": 20},
-                "evaluation": {"every_steps": 1},
-            }
-        )
-    )
-    recipe = load_recipe(tmp_path / "r.yaml")
-    data = RunData.load(recipe, lambda message: None)
-    assert data.train == load_training(recipe.data.tasks[0], str(tmp_path), 20, recipe.seed)
-    assert len(data.train) == 20 and data.splits == {"tickets": "validation"} and data.table
-    assert not {body(e) for e in data.train} & {body(e) for e in data.table}
-    assert load_recipe(tmp_path / "r.yaml", []).data.tasks[0].source.split.validation == 0.2
 
 
 # --------------------------------------------------------------------------------------------------------- warnings
@@ -444,7 +231,7 @@ def test_a_run_warns_of_its_own_files(tmp_path):
     assert "tickets: all 3 rows of train have the label 'sales'" in warnings
 
 
-def test_cut_rows_are_counted(tiny_model):
+def test_truncated_rows_are_counted(tiny_model):
     from transformers import AutoTokenizer
 
     task = own()
@@ -506,7 +293,7 @@ def hub(tmp_path, monkeypatch):
         ("en", "en/{}/0000.parquet"),
     ],
 )
-def test_one_s_own_task_from_the_hub(hub, config, layout):
+def test_own_task_from_the_hub(hub, config, layout):
     hub("train", layout)
     hub("dev", layout)
     repo = {
@@ -546,7 +333,7 @@ def test_a_split_drawn_from_the_hub(hub):
         load_examples(task, "validation", None)
 
 
-def test_a_hub_that_cannot_be_read_says_what_to_do(monkeypatch):
+def test_an_unreachable_hub_is_a_user_error(monkeypatch):
     import huggingface_hub
 
     def fails(*_, **__):
@@ -561,7 +348,7 @@ def test_a_hub_that_cannot_be_read_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.parametrize("names", [["1", "0"], ["-1", "0", "1"], ["1", "2", "3"], ["bad", "good"]])
-def test_a_class_number_is_the_place_of_its_name(tmp_path, names):
+def test_class_numbers_are_indices_of_the_class_names(tmp_path, names):
     """Also where the names are numbers themselves."""
     features = {"team": {"names": names, "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
@@ -598,13 +385,13 @@ def test_whole_numbers_that_pandas_made_floats_are_labels(tmp_path):
     assert [row.label for row in examples] == ["0", "1", "1"]
 
 
-def test_the_first_line_that_excel_takes_the_separator_from(tmp_path):
+def test_the_separator_line_of_excel(tmp_path):
     (tmp_path / "rows.csv").write_text("sep=;\nsubject;ticket body;team\na,b;c;billing\n")
     [row] = load_examples(own(), "train", str(tmp_path))
     assert row.fields == {"subject": "a,b", "ticket body": "c"} and row.label == "billing"
 
 
-def test_a_column_called_idx_is_kept_as_it_is(tmp_path):
+def test_a_column_named_idx_is_kept_unchanged(tmp_path):
     put(tmp_path, [row | {"idx": "003"} for row in NASTY])
     [first, *_] = load_examples(own(source={"keep": {"idx": "idx"}}), "train", str(tmp_path))
     assert first.kept["idx"] == "003"

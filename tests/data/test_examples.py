@@ -1,4 +1,4 @@
-"""Reading files with every known trap, and the order of the batches."""
+"""Examples from TSV and JSONL files: valid, hostile and malformed."""
 
 import datetime
 import json
@@ -10,13 +10,10 @@ import pytest
 
 from extensions.common.errors import UserError
 from extensions.data import (
-    BatchOrder,
-    Example,
     has_split,
     is_labelled,
     is_present,
     load_examples,
-    rows_of_epoch,
 )
 from extensions.tasks import TASKS, Hub, Task
 
@@ -165,7 +162,7 @@ def test_label_types(root, label, expected):
 
 
 @pytest.mark.parametrize("named", ["n\u00e9gatif", "ne\u0301gatif"])
-def test_labels_in_another_unicode_form_are_the_task_s(root, named):
+def test_labels_match_in_another_unicode_form(root, named):
     task = Task.model_validate(OWN.model_dump(exclude_defaults=True) | {"labels": ["positif", named], "positive": None})
     records = [
         {"premise": "a", "hypothesis": "b", "label": label} for label in ("n\u00e9gatif", "ne\u0301gatif", "positif")
@@ -246,7 +243,7 @@ def test_missing_files_splits_and_folders(root):
     assert "no such file" in refused(OWN, "train", root)
 
 
-def test_names_that_no_file_system_takes(root):
+def test_names_that_are_too_long_for_the_file_system(root):
     assert "cannot be looked up (task sst2, split train" in refused(SST2, "train", root / ("x" * 300))
     source = OWN.source.model_copy(update={"files": {"train": "x" * 300}})
     message = refused(OWN.model_copy(update={"source": source}), "train", root)
@@ -254,7 +251,7 @@ def test_names_that_no_file_system_takes(root):
 
 
 @pytest.mark.parametrize("config", ["/abs", "**b"])
-def test_folders_of_the_hub_that_are_no_patterns(root, config):
+def test_configs_of_the_hub_that_are_not_patterns(root, config):
     hub = Hub(repo="a/b", config=config)
     task = OWN.model_copy(update={"source": OWN.source.model_copy(update={"hub": hub})})
     assert "cannot be looked up" in refused(task, "train", root)
@@ -264,7 +261,7 @@ KEEPING = {"files": {"train": "train.jsonl"}, "keep": {"group": "g"}}
 
 
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '["\\udfff"]', '{"a": [NaN]}'])
-def test_what_cannot_stand_beside_a_prediction(root, value):
+def test_values_that_a_file_of_predictions_cannot_hold(root, value):
     task = Task.model_validate(OWN.model_dump(exclude={"source"}) | {"source": KEEPING})
     put(root, "train.jsonl", jsonl(GOOD | {"g": [1, "a", None]}, GOOD))
     assert [e.kept for e in load_examples(task, "train", str(root))] == [{"group": [1, "a", None]}, {}]
@@ -284,7 +281,7 @@ def test_dates_of_a_parquet_file_cannot_be_kept(root):
         assert part in refused(TASKS["boolq"], "train", root)
 
 
-def test_columns_that_tell_questions_apart_must_be_there(root):
+def test_columns_of_group_by_must_exist(root):
     source = {"source": KEEPING, "group_by": ["group"]}
     task = Task.model_validate(OWN.model_dump(exclude={"source", "group_by"}) | source)
     put(root, "train.jsonl", jsonl(GOOD | {"g": 1}, GOOD))
@@ -326,163 +323,9 @@ def test_row_counts_of_the_real_files(data_root, task, counts):
         assert not any('""' in text or "\t" in text for example in examples[:500] for text in example.fields.values())
 
 
-# ---------------------------------------------------------------------------------------------------------- batches
-
-
-def make(task, labels, first=0, pairs=False):
-    return [
-        Example(task, i, dict.fromkeys(task.fields, f"{task.name} {i}"), label, f"pair {i // 2}" if pairs else None)
-        for i, label in enumerate(labels, start=first)
-    ]
-
-
-def names(batch):
-    return [(example.task.name, example.index) for example in batch]
-
-
-SETS = {
-    "one task": make(COLA, ["1"] * 23 + ["0"] * 9),
-    "two tasks": make(COLA, ["1", "0"] * 20) + make(SST2, ["1"] * 7 + ["0"] * 3),
-    "with regression": make(COLA, ["1", "0"] * 8) + make(STSB, ["1.0", "2.5", "5.0"] * 5),
-    "pairs": make(COLA, ["1", "0"] * 16, pairs=True),
-    "one row": make(COLA, ["1"]),
-}
-
-
-@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-@pytest.mark.parametrize("batch_size", [1, 4, 7, 16])
-@pytest.mark.parametrize("examples", SETS.values(), ids=SETS)
-def test_each_epoch_is_a_permutation(examples, batch_size, balanced):
-    order, size = BatchOrder(examples, batch_size, 3, balanced), len(examples)
-    epochs = 3
-    drawn = [e for step in range(-(-epochs * size // batch_size)) for e in order.batch(step)]
-    whole = [names(drawn[k * size : (k + 1) * size]) for k in range(epochs)]
-    for epoch in whole:
-        assert sorted(epoch) == sorted(names(examples))
-    if size > 10:
-        assert whole[0] != whole[1] != whole[2], "each epoch has an order of its own"
-    assert all(len(order.batch(step)) == batch_size for step in (0, 1, 1000))
-
-
-@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-@pytest.mark.parametrize("examples", SETS.values(), ids=SETS)
-def test_a_batch_is_a_pure_function_of_seed_and_step(examples, balanced):
-    forward = BatchOrder(examples, 4, 5, balanced)
-    batches = [names(forward.batch(step)) for step in range(30)]
-    for step in (29, 3, 17, 3):
-        assert names(forward.batch(step)) == batches[step]
-        assert names(BatchOrder(examples, 4, 5, balanced).batch(step)) == batches[step]
-    if len(examples) > 1:
-        other = BatchOrder(examples, 4, 6, balanced)
-        assert [names(other.batch(step)) for step in range(30)] != batches
-
-
-@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-@pytest.mark.parametrize("batch_size", [2, 4, 8])
-def test_pairs_come_in_one_batch(batch_size, balanced):
-    order = BatchOrder(SETS["pairs"], batch_size, 1, balanced)
-    for step in range(40):
-        pairs = Counter(example.pair for example in order.batch(step))
-        assert all(count % 2 == 0 for count in pairs.values())
-
-
-@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-def test_pairs_stay_side_by_side_among_single_rows(balanced):
-    examples = SETS["pairs"] + make(SST2, ["1", "0", "1"] * 5)
-    order = BatchOrder(examples, len(examples), 1, balanced)
-    for epoch in range(5):
-        places = [example.pair for example in order.batch(epoch)]
-        for k, pair in enumerate(places):
-            if pair is not None:
-                assert pair in (places[k - 1] if k else None, places[k + 1] if k + 1 < len(places) else None)
-
-
-@pytest.mark.parametrize("batch_size", [4, 8, 12, 16])
-@pytest.mark.parametrize("seed", range(3))
-def test_balanced_batches_are_balanced(batch_size, seed):
-    # Two classes of equal size, each spread evenly: the k-th of n lies in [k/n, (k+1)/n), so that in any window the
-    # counts of the classes differ by less than 4; both are whole and their sum is even, hence by at most 2.
-    size = 240
-    order = BatchOrder(make(COLA, ["1"] * (size // 2) + ["0"] * (size // 2)), batch_size, seed, True)
-    for step in range(size // batch_size):
-        counts = Counter(example.label for example in order.batch(step))
-        assert abs(counts["0"] - counts["1"]) <= 2
-
-
-def test_without_balance_batches_vary_more():
-    examples = make(COLA, ["1"] * 120 + ["0"] * 120)
-    counts = [Counter(e.label for e in BatchOrder(examples, 12, 0, False).batch(step))["1"] for step in range(20)]
-    assert max(counts) - min(counts) > 2
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_tasks_are_mixed_in_proportion(seed):
-    examples = make(COLA, ["1", "0"] * 120) + make(SST2, ["1", "0"] * 40) + make(STSB, ["2.5"] * 80)
-    order = BatchOrder(examples, 20, seed, True)
-    for step in range(len(examples) // 20):
-        counts = Counter(example.task.name for example in order.batch(step))
-        # 12, 4 and 4 on average; a class of units strays by less than 2, and the window by what all of them stray
-        for name, mean in (("cola", 12), ("sst2", 4), ("stsb", 4)):
-            assert abs(counts[name] - mean) <= 6
-    plain = BatchOrder(examples, 100, seed, False)
-    drawn = Counter(example.task.name for step in range(4) for example in plain.batch(step))
-    assert drawn == {"cola": 240, "sst2": 80, "stsb": 80}
-
-
-def test_own_files_stand_by_themselves_beside_tasks_of_the_hub(tmp_path):
+def test_own_files_need_no_root_beside_tasks_of_the_hub(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"premise": "a", "hypothesis": "b", "label": true}\n')
     task = OWN.model_copy(update={"source": OWN.source.model_copy(update={"files": {"train": str(path)}})})
     assert is_present(task, "train", "hub") and not is_present(task, "test", "hub")
     assert [example.label for example in load_examples(task, "train", "hub")] == ["true"]
-
-
-# ----------------------------------------------------------------------------------------------------------- mixing
-
-
-@pytest.mark.parametrize(
-    ("mixing", "expected"),
-    [
-        ("proportional", {"a": 900, "b": 90, "c": 10}),
-        ("capped", {"a": 100, "b": 90, "c": 10}),
-        ("temperature", {"a": 705, "b": 223, "c": 74}),  # 1000 * sqrt(n) / (30 + 9.4868 + 3.1623), by hand
-        ("uniform", {"a": 333, "b": 333, "c": 333}),
-    ],
-)
-def test_rows_of_an_epoch(mixing, expected):
-    found = rows_of_epoch({"a": 900, "b": 90, "c": 10}, mixing, cap=100, temperature=2.0)
-    assert found == pytest.approx(expected, abs=2)
-    assert rows_of_epoch({"a": 900, "b": 90, "c": 10}, "temperature", 1, 1.0) == {"a": 900, "b": 90, "c": 10}
-
-
-@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-def test_tasks_come_in_their_shares_and_each_row_before_it_comes_again(balanced):
-    """A task of 40 rows gives 15 an epoch, one of 8 gives 20: after 8 epochs 3 and 20 passes."""
-    examples = make(COLA, ["1", "0"] * 20) + make(SST2, ["1", "0"] * 4)
-    order = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
-    drawn = [example for step in range(7 * 8) for example in order.batch(step)]
-    for epoch in range(8):
-        part = Counter(example.task.name for example in drawn[35 * epoch : 35 * (epoch + 1)])
-        assert part == {"cola": 15, "sst2": 20}
-    seen = Counter(names(drawn))
-    assert {seen["cola", i] for i in range(40)} == {3} and {seen["sst2", i] for i in range(8)} == {20}
-    again = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
-    assert names(again.batch(33)) == names(order.batch(33)), "of seed and step alone"
-    passes = [names(e for e in drawn if e.task is SST2)[8 * k : 8 * (k + 1)] for k in range(20)]
-    if not balanced:
-        assert len({tuple(p) for p in passes}) > 10, "each pass has an order of its own"
-
-
-def test_mixing_keeps_pairs_together():
-    examples = make(COLA, ["1", "0"] * 16, pairs=True) + make(SST2, ["1", "0"] * 3)
-    order = BatchOrder(examples, 2, 1, False, {"cola": 10, "sst2": 6})
-    for epoch in range(6):
-        drawn = [e for step in range(8 * epoch, 8 * epoch + 8) for e in order.batch(step) if e.task is COLA]
-        assert len(drawn) == 10 and set(Counter(e.pair for e in drawn).values()) == {2}
-
-
-def test_all_rows_without_mixing_is_the_order_as_it_was():
-    examples = SETS["two tasks"]
-    sizes = Counter(example.task.name for example in examples)
-    plain, mixed = BatchOrder(examples, 4, 3, False), BatchOrder(examples, 4, 3, False, sizes)
-    assert [names(plain.batch(step)) for step in range(40)] == [names(mixed.batch(step)) for step in range(40)]
