@@ -19,8 +19,8 @@ elif ! command -v deepspeed >/dev/null; then
     exit 1
 fi
 
-# DeepSpeed's launcher answers a signal by giving its ranks 30 seconds and ends with status 1. Here it has a process group
-# of its own, which Ctrl-C does not reach, and the ranks are told to stop: they finish the step, save, and all end well.
+# On a signal DeepSpeed's launcher kills its ranks after 30 seconds and exits with status 1. Here it runs in its own process
+# group, which Ctrl-C does not reach, and the ranks get SIGTERM: they finish the step, save and exit with status 0.
 set -m
 deepspeed --quiet ${NPROC:+--num_accelerators "$NPROC"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$script" "$@" &
 launcher=$!
@@ -31,8 +31,8 @@ stop() {
     if [ "$asked" -gt 1 ]; then
         kill -KILL -- "-$launcher" 2>/dev/null
     else
-        echo "${0##*/}: stopping after this step; once more ends it at once" >&2
-        # Without ranks on this machine, or without pkill, the launcher; ranks that lose theirs stop too.
+        echo "${0##*/}: stopping after this step; a second signal kills the run" >&2
+        # Without ranks on this machine, or without pkill: the launcher. Ranks whose launcher is gone stop too.
         pkill -TERM -g "$launcher" -f -- '--local_rank=' 2>/dev/null || kill -TERM "$launcher" 2>/dev/null
     fi
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: makes .venv in the repo root, installs the pinned set for this machine
 # (CPU or GPU), and puts it on PATH. A stamp in .venv lets the next call do nothing; an interrupted install is
-# taken up where it stopped.
+# resumed.
 #
 # The user decides where packages come from: pip's own PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS
 # are used as they are. On a Linux machine without a GPU the default registry's torch is a CUDA build, which
@@ -133,7 +133,7 @@ setup_install() { # device
     setup_check_machine "$python" "$device"
     echo "setup: installing the $device set into $venv (once)" >&2
 
-    # Scripts in a virtual environment hold its path, so one that was moved or copied is made anew.
+    # Scripts in a virtual environment hold its path, so a moved or copied environment is rebuilt.
     if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" != "$venv" ]; then rm -rf "$venv"; fi
     mkdir -p "$venv"
     rm -f "$stamp"
@@ -179,10 +179,10 @@ setup_main() {
 
 unset PYTHONHOME
 export PIP_USER=0 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
-# ppo.sh says why.
+# extensions/common/environment.py says why.
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
 setup_main
-# DeepSpeed warns in each of its processes when it finds no accelerator unless it is told.
+# Without this, every DeepSpeed process warns that it finds no accelerator.
 { read -r _ && read -r device _; } <"$stamp"
 if [ "$device" = cpu ]; then export DS_ACCELERATOR=cpu; fi
 export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
