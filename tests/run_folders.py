@@ -126,6 +126,13 @@ def cells_of(line):
     return [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
+def size_of(png):
+    """Width and height in pixels."""
+    content = png.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+
+
 @cache
 def scores_of(good):
     """Real scores of a classification, with `good` of 10 answers right, and of a regression; cheap intervals."""

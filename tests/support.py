@@ -20,6 +20,7 @@ from extensions.evaluation.answers import answer_batch, in_batches
 from extensions.model.loading import load_policy
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model
+from extensions.sweeps.grid import plan
 
 # Words that a tiny encoder can tell apart.
 GOOD, BAD = ("good", "great", "fine", "lovely"), ("bad", "awful", "dull", "poor")
@@ -102,6 +103,16 @@ def write_recipe(folder: Path, model: Path, **sections) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(merged(recipe, sections)))
     return path
+
+
+def sweep_recipe(folder, **sections):
+    """A recipe of two tasks for sweeps, without a model."""
+    base = {"data": {"tasks": ["sst2", "cola"]}, "evaluation": {"every_steps": 1}}
+    return write_recipe(folder, Path("model"), **base | sections)
+
+
+def planned_sweep(path, *overrides, method="ppo", grid=(), together=False, out=Path("out"), warnings=None):
+    return plan(path, overrides, method, grid, together, out, [].append if warnings is None else warnings.append)
 
 
 def merged(recipe: dict, sections: dict) -> dict:

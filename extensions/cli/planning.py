@@ -83,14 +83,14 @@ def sweep(
 ) -> None:
     """Run tasks x a grid of recipe keys, each as its own run, and choose the best of each task by validation."""
     from extensions.sweeps.grid import parse_launcher, plan
-    from extensions.sweeps.runner import collect, left, run
+    from extensions.sweeps.runner import collect, run, unfinished
 
     program = parse_launcher(launcher)
     planned = plan(recipe, overrides or [], method.value, grid or [], together, out, warn)
     if collected:
         collect(planned)
     elif commands:
-        for cell in left(planned):
+        for cell in unfinished(planned):
             print(shlex.join(planned.command(cell, program)))
     else:
         raise typer.Exit(run(planned, program))

@@ -59,10 +59,9 @@ def predict(
     ] = False,
 ) -> None:
     """Answer rows: the input with answer and confidence per row; scores if it has labels."""
-    from extensions.inference.command import PredictOptions
-    from extensions.inference.command import predict as answer
+    from extensions.inference.command import PredictOptions, run_predict
 
-    answer(
+    run_predict(
         PredictOptions(
             run,
             source,

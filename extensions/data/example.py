@@ -1,4 +1,4 @@
-"""One row of a task, and which rows are one question."""
+"""One row of a task, and the groups of rows that are one question."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Example:
     task: Task
     index: int  # row number in its split, from 0: seeds its sampling, so that results do not depend on batch layout
     fields: dict[str, str]
-    label: str | None  # as it stands in the data; None where the split is unlabelled
-    pair: str | None = None  # rows that differ in one thing and in their label share one: drawn into the same batch
+    label: str | None  # as in the data; None if the split is unlabelled
+    pair: str | None = None  # id of a minimal pair, or of a query's two candidates: both are in the same batch
     kept: dict[str, Any] = field(default_factory=dict)  # columns of `source.keep`, such as official row numbers
 
 

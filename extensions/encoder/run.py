@@ -41,7 +41,7 @@ from extensions.reporting.scores import before_after_table
 from extensions.runs.folder import RunFolder
 
 
-def run(recipe: Recipe) -> None:
+def run_encoder(recipe: Recipe) -> None:
     """Fine-tune, evaluate and write the run folder of a recipe, on this rank.
 
     Errors in the recipe's data and model folder are found before the first training.

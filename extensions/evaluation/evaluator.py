@@ -55,7 +55,7 @@ class Evaluator:
             Stopped: on every rank, if any rank was asked to stop.
         """
         strategy, recipe = self.strategy, self.recipe
-        self.warn_dropped()  # by training, since the last evaluation
+        self._warn_dropped()  # by training, since the last evaluation
         stem = Path(file).stem if file is not None and resumable else None
         known = self._resume(stem) if stem is not None else {}
         batches = self._pending(examples, known)
@@ -88,7 +88,7 @@ class Evaluator:
                 self.reporter.progress(len(found) * strategy.world_size, left)
         if part is not None:
             part.close()
-        self.warn_dropped()
+        self._warn_dropped()
         by_key = known | {(p.task, p.index): p for rank in strategy.gather(found) for p in rank}
         predictions = [by_key[example.task.name, example.index] for example in examples]
         if strategy.is_rank_0() and file is not None:
@@ -142,7 +142,7 @@ class Evaluator:
         self.strategy.barrier()
         return known
 
-    def warn_dropped(self) -> None:
+    def _warn_dropped(self) -> None:
         """Warn of prompts that lost demonstrations since the last call. Call it on every rank."""
         dropped = sum((Counter(counts) for counts in self.strategy.gather(dict(self.encoder.dropped))), Counter())
         self.encoder.dropped.clear()

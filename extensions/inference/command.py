@@ -24,7 +24,7 @@ from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
 from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.inference.predictor import Answer, Predictor, check_columns
-from extensions.inference.tables import STDIN, InputTable, output_format, read_input, render, write_output
+from extensions.inference.tables import STDIN, InputTable, output_format, read_input, render_table, write_output
 from extensions.reporting.scores import before_after_table
 from extensions.tasks import Task, is_blank
 
@@ -49,7 +49,7 @@ class PredictOptions:
     trust_remote_code: bool
 
 
-def predict(options: PredictOptions) -> None:
+def run_predict(options: PredictOptions) -> None:
     """Run the command. Messages go to standard error; with --out the score table goes to standard output.
 
     Raises:
@@ -95,7 +95,7 @@ def predict(options: PredictOptions) -> None:
         )
     answers = [Answer(error=table.errors[k]) if k in table.errors else one for k, one in enumerate(answers)]
     seconds = time.monotonic() - start
-    write_output(options.out, render(table, _added_columns(task, answers, options, kind), kind))
+    write_output(options.out, render_table(table, _added_columns(task, answers, options, kind), kind))
     messages.print(f"{len(answers)} rows in {seconds:.1f} s ({len(answers) / seconds:.1f} rows/s)")
     unanswered = sum(one.error is not None for one in answers)
     if unanswered:

@@ -108,7 +108,7 @@ def output_format(out: Path | None, kind: str | None) -> str:
     return found
 
 
-def render(table: InputTable, added: Mapping[str, Sequence[Any]], kind: str) -> bytes:
+def render_table(table: InputTable, added: Mapping[str, Sequence[Any]], kind: str) -> bytes:
     """Content of a file with the table and further columns after its own.
 
     Args:

@@ -83,7 +83,7 @@ HANDLED_HERE = {
         "vllm.probe_samples", "vllm.probe_tolerance", "ray.address",
     ),
     "differs": ("ppo.critic", "ppo.old_logprobs", "ppo.max_grad_norm"),
-    "refused": ("model.load_in_4bit",),
+    "must be false": ("model.load_in_4bit",),
     "always vllm": ("rollout.backend",),
     "of another method": ("sft", "encoder"),
 }  # fmt: skip

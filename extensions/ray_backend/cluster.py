@@ -11,9 +11,9 @@ import torch
 from extensions.common.errors import UserError
 from extensions.recipe import Recipe
 
-# Environment variables that the cluster's processes get.
-PASSED_ON = ("TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
-PREFIXES = ("VLLM_", "NCCL_", "GLOO_")
+# Environment variables that the cluster's processes receive.
+FORWARDED = ("TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE", "XDG_CACHE_HOME")
+FORWARDED_PREFIXES = ("VLLM_", "NCCL_", "GLOO_")
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,11 @@ def ensure(recipe: Recipe, shape: ClusterShape) -> None:
 def _settings() -> dict[str, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    passed = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PREFIXES)}
+    forwarded = {
+        name: value for name, value in os.environ.items() if name in FORWARDED or name.startswith(FORWARDED_PREFIXES)
+    }
     return {
-        "runtime_env": {"env_vars": passed},
+        "runtime_env": {"env_vars": forwarded},
         "log_to_driver": os.environ.get("NLU_RAY_LOGS") == "1",
         "logging_level": "warning",
     }

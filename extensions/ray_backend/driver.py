@@ -1,4 +1,4 @@
-"""A run on the Ray backend, from its recipe to its folder; launch/ppo_ray.sh calls `start_run` and `show`."""
+"""A run on the Ray backend, from its recipe to its folder; launch/ppo_ray.sh calls `start_run` and `describe_run`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from extensions.runs.build import (
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def show(recipe: Recipe) -> str:
+def describe_run(recipe: Recipe) -> str:
     """The text of `--print`: OpenRLHF's command, where each key takes effect, and the differences."""
     shape = cluster.shape_of(recipe, torch.cuda.device_count())
     return "\n".join(
@@ -51,8 +51,7 @@ def show(recipe: Recipe) -> str:
     )
 
 
-def run(recipe: Recipe) -> None:
-    """Train by PPO on Ray and write the run folder."""
+def _run(recipe: Recipe) -> None:
     if errors := unsupported(recipe):
         raise UserError("\n".join(errors))
     for name in LAUNCHER_VARIABLES:  # the groups set their own
@@ -101,7 +100,7 @@ def run(recipe: Recipe) -> None:
 
 
 def start_run(recipe: Recipe) -> None:
-    """`run`, with errors of other processes raised as their causes.
+    """Train by PPO on Ray and write the run folder. Errors of other processes are raised as their causes.
 
     Raises:
         UserError: ray or vllm is not installed.
@@ -111,7 +110,7 @@ def start_run(recipe: Recipe) -> None:
     import ray
 
     try:
-        run(recipe)
+        _run(recipe)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         while isinstance(cause, ray.exceptions.RayTaskError):

@@ -56,9 +56,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         UserError: invalid data, prompts, reward or folder, found before the model is loaded; or the model.
     """
     method, ppo = recipe.method, recipe.ppo
-    strategy = Strategy(
-        recipe.seed, recipe.deepspeed, recipe.sft.max_grad_norm if method == "sft" else ppo.max_grad_norm
-    )
+    max_grad_norm = recipe.sft.max_grad_norm if method == "sft" else ppo.max_grad_norm
+    strategy = Strategy(recipe.seed, recipe.deepspeed, max_grad_norm)
     strategy.setup_distributed(timedelta(seconds=max(1800.0, recipe.deepspeed.timeout + 2 * watchdog.GRACE)))
     reporter = Reporter(active=strategy.is_rank_0())
     if not (reporter.active and sys.stderr.isatty()):
@@ -73,9 +72,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
-    folder = None
-    if strategy.is_rank_0():
-        folder = open_folder(recipe, reward, data, reporter)
+    folder = open_folder(recipe, reward, data, reporter) if strategy.is_rank_0() else None
     strategy.barrier()  # the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
@@ -139,19 +136,15 @@ def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> 
 
 def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
     """Hashes of what the run reads besides the base model; a resumed run must read the same."""
+    config = recipe.deepspeed.config
     return {
         "model.adapter": adapter_hash(recipe.model.adapter),
-        "reward": None
-        if reward.packed_labels
-        else sha256(reward.path),  # built-in rewards have the version of the project
+        # Built-in rewards have the version of the project.
+        "reward": None if reward.packed_labels else sha256(reward.path),
         "data": data.fingerprint(),
-        "deepspeed.config": _hash_of(recipe.deepspeed.config),
+        # A missing file is an error of its reader.
+        "deepspeed.config": sha256(Path(config)) if config is not None and Path(config).is_file() else None,
     }
-
-
-def _hash_of(path: str | None) -> str | None:
-    """None if there is no such file; its reader raises the error."""
-    return sha256(Path(path)) if path is not None and Path(path).is_file() else None
 
 
 def _check_ranks(recipe: Recipe, world_size: int) -> None:

@@ -14,13 +14,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from extensions.tasks import Task
 
 Metrics = dict[str, Any]
 Records = Sequence[dict[str, Any]]
-CHECK_TEXT = "check rollouts.jsonl for text outside the prompt's language"
 
 
 class HealthMonitor:
@@ -125,6 +124,8 @@ class KlWatch(Watch):
 
     name = "kl"
     FACTOR, IN_A_ROW, LOW, HIGH, QUIET = 5.0, 3, 1e-6, 1e3, 10
+    SLOWER = "a lower optimizer.lr, a higher ppo.kl.init, ppo.max_grad_norm: 1 or less"
+    CHECK_TEXT = "check rollouts.jsonl for text outside the prompt's language"
 
     target: float
     above: list[float] = field(default_factory=list)  # the last values above the limit, in a row
@@ -137,11 +138,7 @@ class KlWatch(Watch):
             return []
         self.iteration += 1
         kl, coef = metrics["kl"], metrics.get("kl_coef")
-        found = {
-            "finite": self._not_finite(kl, coef),
-            "far": self._far(kl, coef),
-            "coef": self._diverged(kl, coef),
-        }
+        found = {"finite": self._not_finite(kl, coef), "far": self._far(kl, coef), "coef": self._diverged(kl, coef)}
         warnings = []
         for kind, text in found.items():
             if text is not None and self.iteration >= self.quiet_until.get(kind, 0):
@@ -150,40 +147,34 @@ class KlWatch(Watch):
         return warnings
 
     def _not_finite(self, kl: float | None, coef: float | None) -> str | None:
-        if kl is not None and all(math.isfinite(value) for value in (kl, coef) if value is not None):
+        if _finite(kl) and (coef is None or _finite(coef)):
             return None
         # An adaptive coefficient that a NaN has reached stays NaN.
         return (
             f"kl is {_shown(kl)} and kl_coef is {_shown(coef)}: a value has overflowed, and the run will not recover. "
-            "Train again with a lower optimizer.lr, ppo.max_grad_norm: 1 or less, a higher ppo.kl.init or a smaller "
-            f"ppo.clip; {CHECK_TEXT}"
+            f"Train again with {self.SLOWER} or a smaller ppo.clip; {self.CHECK_TEXT}"
         )
 
     def _far(self, kl: float | None, coef: float | None) -> str | None:
         limit = self.FACTOR * self.target
-        if kl is None or not math.isfinite(kl) or kl <= limit:
-            self.above = []
-            return None
-        self.above = [*self.above, float(kl)][-self.IN_A_ROW :]
+        self.above = [*self.above, float(kl)][-self.IN_A_ROW :] if _finite(kl) and kl > limit else []
         if len(self.above) < self.IN_A_ROW:
             return None
         return (
             f"kl is above {limit:g} ({self.FACTOR:g} x ppo.kl.target: {self.target:g}) in {self.IN_A_ROW} iterations "
             f"in a row ({', '.join(map(_shown, self.above))}), with kl_coef {_shown(coef)}: the policy is leaving its "
-            "reference. Try a lower optimizer.lr, a higher ppo.kl.init, ppo.max_grad_norm: 1 or less, or a smaller "
-            f"ppo.clip; {CHECK_TEXT}"
+            f"reference. Try {self.SLOWER}, or a smaller ppo.clip; {self.CHECK_TEXT}"
         )
 
     def _diverged(self, kl: float | None, coef: float | None) -> str | None:
-        if coef is None or not math.isfinite(coef):
+        if not _finite(coef):
             return None
         first = self.first_coef = float(coef) if self.first_coef is None else self.first_coef
         change = f"to {coef:.3g} (from {first:.3g}), with kl {_shown(kl)} and ppo.kl.target: {self.target:g}"
         if coef > max(self.HIGH, first):
             return (
-                f"kl_coef has grown {change}: the penalty outweighs every reward, and the KL does not come down. Try a "
-                "lower optimizer.lr, a higher ppo.kl.init, ppo.max_grad_norm: 1 or less, a smaller ppo.clip, or a "
-                f"higher ppo.kl.target; {CHECK_TEXT}"
+                f"kl_coef has grown {change}: the penalty outweighs every reward, and the KL does not come down. Try "
+                f"{self.SLOWER}, a smaller ppo.clip, or a higher ppo.kl.target; {self.CHECK_TEXT}"
             )
         if coef < min(self.LOW, first):
             return (
@@ -303,6 +294,10 @@ class RewardWatch(Watch):
             "noise or zero. Try a larger ppo.batch_size, data.balanced: true, or a small ppo.entropy_coef such as "
             "0.01; check in rollouts.jsonl whether the task is solved, and if so stop early by evaluation.patience"
         ]
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def _shown(value: float | None) -> str:

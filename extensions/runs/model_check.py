@@ -47,15 +47,7 @@ def check_model(
     device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
     rows = proof_rows(examples, encoder, config, recipe.rollout.max_new_tokens)
     policy = load_policy(
-        recipe.model,
-        recipe.lora,
-        "none",
-        1.0,
-        device,
-        recipe.seed,
-        "base",
-        training=recipe.method != "eval",
-        rows=rows,
+        recipe.model, recipe.lora, "none", 1.0, device, recipe.seed, "base", recipe.method != "eval", rows
     )
     sampler = Sampler(policy, encoder.tokenizer, CLOSE, recipe.evaluation.micro_batch_size)
     proof, lm, tokenizer = policy.proof, policy.causal_lm, encoder.tokenizer

@@ -210,7 +210,7 @@ class TrainingRun(Run):
             "validated": self.validated,
             "seconds": self.seconds,
             "trainer": self.trainer.state(),
-            "watch": self.health.state(),
+            "health": self.health.state(),
             "best": self.best,
             "scores": self.scores,
         }
@@ -263,7 +263,7 @@ class TrainingRun(Run):
         self.step, self.validated, self.seconds = state["step"], state["validated"], state["seconds"]
         self.best, self.best_state, self.scores = state["best"], checkpoint.best, state["scores"]
         self.trainer.load_state(state["trainer"])
-        self.health.load_state(state["watch"])
+        self.health.load_state(state["health"])
         self.saved = (self.step, self.validated)
         if self.folder is not None:
             self.folder.cut_back(self.step, self.validated)

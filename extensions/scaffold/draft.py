@@ -62,7 +62,7 @@ def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
     lengths = np.array([len(ids) for ids in prompts])
     answer_tokens = list(map(len, counting.label_ids(task).values()))
     fixed = len(counting.encode(task, dict.fromkeys(task.fields, ""))[0])
-    chosen = settings.choose(
+    chosen = settings.choose_settings(
         ModelShape.of(config, recipe.lora).parameters,
         round(len(rows) * (1 - sum(source.get("split", {}).values()))),
         int(np.percentile(lengths, 95)),

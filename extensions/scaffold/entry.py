@@ -217,7 +217,7 @@ def _source(
     """The entry `source` of the task, without defaults."""
     lack = any(is_blank(row.get(column)) for table in tables.values() for row in table.rows for column in texts.columns)
     keys: dict[str, Any] = {
-        "files": {} if hub else {split: _relative_path(table.path) for split, table in tables.items()},
+        "files": {} if hub else {split: relative_path(table.path) for split, table in tables.items()},
         "hub": hub,
         "split": {split: HELD_OUT for split in ("validation", "test") if split not in tables},
         **common_keys(tables),
@@ -239,7 +239,7 @@ def _placeholder(column: Any, number: int) -> str:
     return name if plain and PLACEHOLDER.findall(f"{{{name}}}") == [name] else f"column_{number}"
 
 
-def _relative_path(path: Path) -> str:
+def relative_path(path: Path) -> str:
     """The path relative to the working directory if it is below; commands that run elsewhere set data.root."""
     try:
         return path.resolve().relative_to(Path.cwd().resolve()).as_posix()

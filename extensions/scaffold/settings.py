@@ -48,7 +48,7 @@ class Settings:
     validation_rows: int
 
 
-def choose(
+def choose_settings(
     parameters: float,
     train_rows: int,
     prompt_tokens: int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from extensions.common.errors import UserError
 from extensions.data import subsample_evenly
 from extensions.planner import GPUS, Planner, PlanOptions
 from extensions.scaffold.draft import Draft
+from extensions.scaffold.entry import relative_path
 from extensions.scaffold.recipe_text import comment
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -55,7 +55,7 @@ def _without_middle(text: str) -> str:
 def _commands(made: Draft) -> list[str]:
     recipe = made.recipe
     path, adapter = shlex.quote(str(made.entry.path)), f"model.adapter=runs/{recipe.name}-sft/adapter"
-    sft, ppo = (_relative(LAUNCH / f"{method}.sh") for method in ("sft", "ppo"))
+    sft, ppo = (shlex.quote(relative_path(LAUNCH / f"{method}.sh")) for method in ("sft", "ppo"))
     seconds = expected_seconds(made)
     return [
         f"  bash {sft} {path}{_about(seconds.get('sft'))}",
@@ -65,13 +65,6 @@ def _commands(made: Draft) -> list[str]:
         "      optional: PPO after SFT gains on some tasks and loses on others; keep the run with the better scores",
         f"  nlu predict runs/{recipe.name} new.csv --out answers.csv",
     ]
-
-
-def _relative(path: Path) -> str:
-    try:
-        return shlex.quote(path.relative_to(Path.cwd().resolve()).as_posix())
-    except ValueError:
-        return shlex.quote(os.fspath(path))
 
 
 def _about(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -149,33 +150,31 @@ def _writable(word: str, multi_label: bool) -> str:
 
 def _make_distinct(words: dict[str, str], given: Mapping[str, str], multi_label: bool, notes: list[str]) -> None:
     """Give labels with the same word different ones: the label as written, else with a number. Note equal numbers."""
-    numbers: dict[float, list[str]] = {}
-    for label in filter(NUMBER.fullmatch, words):
-        numbers.setdefault(float(label), []).append(label)
-    equal = [group for group in numbers.values() if len(group) > 1]
+    equal = _clashes({label: float(label) for label in words if NUMBER.fullmatch(label)})
     notes += map(_hardly_different, equal)
-    for again in (True, False):
-        groups: dict[str, list[str]] = {}
-        for label, word in words.items():
-            groups.setdefault(normalize_answer(word), []).append(label)
-        for group in (group for group in groups.values() if len(group) > 1):
-            both = [label for label in group if label in given]
-            if len(both) > 1:
-                raise UserError(f"--labels: {both[0]!r} and {both[1]!r} have the same word, {words[both[0]]!r}")
-            free = [label for label in group if label not in given]
-            if again:
-                for label in free:
-                    words[label] = _writable(label, multi_label) or words[label]
-                continue
-            if not any(set(group) <= set(one) for one in equal):
-                notes.append(_hardly_different(group))
-            taken = {normalize_answer(word) for word in words.values()}
-            for label in free if len(free) < len(group) else free[1:]:
-                number = next(
-                    n for n in range(2, len(words) + 3) if normalize_answer(f"{words[label]} {n}") not in taken
-                )
-                words[label] = f"{words[label]} {number}"
+    for group in _clashes({label: normalize_answer(word) for label, word in words.items()}):
+        both = [label for label in group if label in given]
+        if len(both) > 1:
+            raise UserError(f"--labels: {both[0]!r} and {both[1]!r} have the same word, {words[both[0]]!r}")
+        words |= {label: _writable(label, multi_label) or words[label] for label in group if label not in given}
+    for group in _clashes({label: normalize_answer(word) for label, word in words.items()}):
+        if not any(set(group) <= set(one) for one in equal):
+            notes.append(_hardly_different(group))
+        taken = {normalize_answer(word) for word in words.values()}
+        unchanged = next((label for label in group if label in given), group[0])
+        for label in group:
+            if label != unchanged:
+                numbered = (f"{words[label]} {n}" for n in range(2, len(words) + 3))
+                words[label] = next(word for word in numbered if normalize_answer(word) not in taken)
                 taken.add(normalize_answer(words[label]))
+
+
+def _clashes(keys: Mapping[str, Any]) -> list[list[str]]:
+    """Groups of labels with the same key."""
+    groups: defaultdict[Any, list[str]] = defaultdict(list)
+    for label, key in keys.items():
+        groups[key].append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _hardly_different(labels: Sequence[str]) -> str:

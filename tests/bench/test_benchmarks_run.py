@@ -11,6 +11,12 @@ pytestmark = pytest.mark.slow
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all benchmarks, which share the tiny model."""
+    return tmp_path_factory.mktemp("bench")
+
+
 def tables(text: str) -> list[list[dict[str, str]]]:
     """The Markdown tables of a text; each row as column -> cell."""
     found = []
@@ -38,8 +44,8 @@ def check_figures(rows: list[dict[str, str]], names: set[str]) -> None:
             assert column in names or cell == "-" or NUMBER.search(cell), (column, cell)
 
 
-def test_train(tmp_path):
-    text, rows = run_tiny("train", tmp_path)
+def test_train(folder):
+    text, rows = run_tiny("train", folder)
     assert [row["system"] for row in rows] == ["ours", "hf-sft", "ours-sft"]
     assert list(rows[0])[1:] == [
         "s/iteration (min - max)",
@@ -57,37 +63,37 @@ def test_train(tmp_path):
         assert len(NUMBER.findall(line)) >= 3 and not re.search(r"\b(nan|inf)\b", line)
 
 
-def test_evaluation(tmp_path):
-    _, rows = run_tiny("evaluation", tmp_path)
+def test_evaluation(folder):
+    _, rows = run_tiny("evaluation", folder)
     ours = ["job", "dtype", "rows/s here", "rows/s generate", "generate / here, s (min - max)", "right format"]
     assert len(rows) == 1 and list(rows[0]) == ours
     check_figures(rows, {"job", "dtype"})
     assert rows[0]["right format"].endswith("of 8")
 
 
-def test_predict(tmp_path):
-    _, rows = run_tiny("predict", tmp_path)
+def test_predict(folder):
+    _, rows = run_tiny("predict", folder)
     ours = ["rows", "rows/s here", "rows/s generate", "generate / here, s (min - max)", "right", "wrong format"]
     assert len(rows) == 1 and list(rows[0]) == ours and rows[0]["rows"] == "8"
     check_figures(rows, set())
 
 
-def test_ranks(tmp_path):
-    _, rows = run_tiny("ranks", tmp_path, "--port", str(free_port()))
+def test_ranks(folder):
+    _, rows = run_tiny("ranks", folder, "--port", str(free_port()))
     assert [row["ranks"] for row in rows] == ["1", "2"]
     assert list(rows[0])[1:] == ["s/iteration (min - max)", "speed-up"] and rows[0]["speed-up"] == "1.00"
     check_figures(rows, set())
 
 
-def test_checkpoints(tmp_path):
-    _, rows = run_tiny("checkpoints", tmp_path)
+def test_checkpoints(folder):
+    _, rows = run_tiny("checkpoints", folder)
     assert len(rows) == 1
     assert list(rows[0])[1:] == ["s/step", "s/checkpoint", "checkpoint / step", "MB per checkpoint"]
     check_figures(rows, {"optimizer"})
 
 
-def test_engines(tmp_path):
-    text, rows = run_tiny("engines", tmp_path)
+def test_engines(folder):
+    text, rows = run_tiny("engines", folder)
     ours = ["backend", "rollout", "reference", "update", "sync", "step", "until first step", "GiB", "step, ratio"]
     assert list(rows[0]) == ours
     present = {row["backend"] for row in rows}

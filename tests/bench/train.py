@@ -143,7 +143,7 @@ def report(result: dict[str, Any]) -> str:
             if who in found
         ]
         lines.append(
-            f"- floor of PPO: {result['floor_flops'] / 1e12:.2g} TFLOP at {rate / 1e9:.0f} GFLOP/s = {floor:.2g} s; "
+            f"- floor of PPO: {result['floor_flops'] / 1e12:.3g} TFLOP at {rate / 1e9:.0f} GFLOP/s = {floor:.3g} s; "
             + ", ".join(shares)
         )
     for one, other, what in (

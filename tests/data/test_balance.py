@@ -44,7 +44,7 @@ def epochs(order, size, count=1):
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_every_label_has_as_many_rows_as_the_commonest(balanced):
+def test_every_label_has_as_many_rows_as_the_most_frequent(balanced):
     examples = rows({"it": 10, "hr": 4, "legal": 1})
     order = BatchOrder(examples, 5, 3, balanced, None, oversample=True)
     found = epochs(order, 30, 40)
@@ -70,7 +70,7 @@ def test_a_resumed_run_gets_the_same_batches_and_another_seed_others():
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_copies_of_a_row_stand_apart(balanced, seed):
+def test_copies_of_a_row_are_spread(balanced, seed):
     """The k-th of 20 copies in the k-th twentieth of its label's places."""
     order = BatchOrder(rows({"it": 60, "hr": 3}), 20, seed, balanced, None, True)
     (epoch,) = epochs(order, 120)
@@ -82,7 +82,7 @@ def test_copies_of_a_row_stand_apart(balanced, seed):
             assert 9 <= sum(e.label == "hr" for e in epoch[20 * k : 20 * k + 20]) <= 11
 
 
-def test_without_oversampling_the_order_is_what_it_was():
+def test_without_oversampling_the_order_does_not_change():
     """Golden values of the commit before."""
     examples = rows({"it": 4, "hr": 2})
     found = {b: [e.index for s in range(3) for e in BatchOrder(examples, 4, 0, b).batch(s)] for b in (False, True)}
@@ -108,7 +108,7 @@ def test_pairs_stay_together():
     pairs = [Example(task, i, {"sentence": str(i)}, str(i % 2), str(i // 2)) for i in range(8)]
     single = [Example(task, 8, {"sentence": "8"}, "1")]
     order = BatchOrder(pairs + single, 9, 0, False, None, True)
-    assert Counter(e.index for e in order.batch(0)) == dict.fromkeys(range(9), 1), "no row of label 0 stands alone"
+    assert Counter(e.index for e in order.batch(0)) == dict.fromkeys(range(9), 1), "every row of label 0 has its pair"
 
 
 # ------------------------------------------------------------------------------------------------------------ weights
@@ -197,7 +197,7 @@ def test_ranks_do_not_change_the_weighted_loss(tiny_model):
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=2e-6)
 
 
-def test_targets_weigh_what_their_samples_weigh():
+def test_targets_have_the_weights_of_their_samples():
     rows = [Sample([1, 2, 3], [7, 8], 0.5), Sample([1, 2, 4], [9], 2.0)]
     packed = with_sequence_targets(pack(rows, min_saved=1), rows)
     found = dict(
@@ -287,7 +287,7 @@ LABELS = "labels: [a, b]"
         ),
     ],
 )
-def test_contradictions_are_refused(tmp_path, method, keys, kind, parts):
+def test_contradictory_keys_are_refused(tmp_path, method, keys, kind, parts):
     keys = "\n  ".join(keys.strip("{}").split(", "))
     (tmp_path / "r.yaml").write_text(RECIPE.format(method=method, keys=keys, kind=kind))
     with pytest.raises(UserError) as caught:

@@ -125,12 +125,12 @@ PROMPT = ("description", "answer_format", "question", "labels")
 
 
 @pytest.mark.parametrize("names", [("mnli", "mnli_mm", "ax", "cb"), ("rte", "superglue_rte", "axb", "axg")])
-def test_what_is_one_task_has_one_prompt(names):
+def test_diagnostic_sets_share_the_prompt_of_their_task(names):
     """A diagnostic set is answered by the model that was trained on the task it belongs to."""
     assert len({json.dumps([getattr(TASKS[name], key) for key in PROMPT]) for name in names}) == 1
 
 
-def test_other_tasks_have_prompts_of_their_own():
+def test_other_tasks_have_distinct_prompts():
     groups = [{"mnli", "mnli_mm", "ax", "cb"}, {"rte", "superglue_rte", "axb", "axg"}]
     names = [name for name in SIZES if not any(name in group for group in groups)] + ["mnli", "rte"]
     assert len({TASKS[name].description for name in names}) == len(names) == 15
@@ -187,7 +187,7 @@ def test_real_files(data_root, name):
 
 
 @pytest.mark.parametrize("name", ["cola", "sst2", "rte", "superglue_rte", "wnli", "cb", "copa", "multirc"])
-def test_the_fallback_label_is_the_commonest_of_the_training_file(data_root, name):
+def test_the_fallback_label_is_the_most_frequent_of_the_training_file(data_root, name):
     counts = Counter(example.label for example in read(name, "train", data_root))
     assert counts[TASKS[name].fallback] == max(counts.values()) > sorted(counts.values())[-2]
 

@@ -1,4 +1,4 @@
-"""Reading files with every known trap."""
+"""Examples from TSV and JSONL files: valid, hostile and malformed."""
 
 import datetime
 import json
@@ -162,7 +162,7 @@ def test_label_types(root, label, expected):
 
 
 @pytest.mark.parametrize("named", ["n\u00e9gatif", "ne\u0301gatif"])
-def test_labels_in_another_unicode_form_are_the_task_s(root, named):
+def test_labels_match_in_another_unicode_form(root, named):
     task = Task.model_validate(OWN.model_dump(exclude_defaults=True) | {"labels": ["positif", named], "positive": None})
     records = [
         {"premise": "a", "hypothesis": "b", "label": label} for label in ("n\u00e9gatif", "ne\u0301gatif", "positif")
@@ -243,7 +243,7 @@ def test_missing_files_splits_and_folders(root):
     assert "no such file" in refused(OWN, "train", root)
 
 
-def test_names_that_no_file_system_takes(root):
+def test_names_that_are_too_long_for_the_file_system(root):
     assert "cannot be looked up (task sst2, split train" in refused(SST2, "train", root / ("x" * 300))
     source = OWN.source.model_copy(update={"files": {"train": "x" * 300}})
     message = refused(OWN.model_copy(update={"source": source}), "train", root)
@@ -251,7 +251,7 @@ def test_names_that_no_file_system_takes(root):
 
 
 @pytest.mark.parametrize("config", ["/abs", "**b"])
-def test_folders_of_the_hub_that_are_no_patterns(root, config):
+def test_configs_of_the_hub_that_are_not_patterns(root, config):
     hub = Hub(repo="a/b", config=config)
     task = OWN.model_copy(update={"source": OWN.source.model_copy(update={"hub": hub})})
     assert "cannot be looked up" in refused(task, "train", root)
@@ -261,7 +261,7 @@ KEEPING = {"files": {"train": "train.jsonl"}, "keep": {"group": "g"}}
 
 
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '["\\udfff"]', '{"a": [NaN]}'])
-def test_what_cannot_stand_beside_a_prediction(root, value):
+def test_values_that_a_file_of_predictions_cannot_hold(root, value):
     task = Task.model_validate(OWN.model_dump(exclude={"source"}) | {"source": KEEPING})
     put(root, "train.jsonl", jsonl(GOOD | {"g": [1, "a", None]}, GOOD))
     assert [e.kept for e in load_examples(task, "train", str(root))] == [{"group": [1, "a", None]}, {}]
@@ -281,7 +281,7 @@ def test_dates_of_a_parquet_file_cannot_be_kept(root):
         assert part in refused(TASKS["boolq"], "train", root)
 
 
-def test_columns_that_tell_questions_apart_must_be_there(root):
+def test_columns_of_group_by_must_exist(root):
     source = {"source": KEEPING, "group_by": ["group"]}
     task = Task.model_validate(OWN.model_dump(exclude={"source", "group_by"}) | source)
     put(root, "train.jsonl", jsonl(GOOD | {"g": 1}, GOOD))
@@ -323,7 +323,7 @@ def test_row_counts_of_the_real_files(data_root, task, counts):
         assert not any('""' in text or "\t" in text for example in examples[:500] for text in example.fields.values())
 
 
-def test_own_files_stand_by_themselves_beside_tasks_of_the_hub(tmp_path):
+def test_own_files_need_no_root_beside_tasks_of_the_hub(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"premise": "a", "hypothesis": "b", "label": true}\n')
     task = OWN.model_copy(update={"source": OWN.source.model_copy(update={"files": {"train": str(path)}})})

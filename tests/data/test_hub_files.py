@@ -39,7 +39,7 @@ def test_the_hubs_files_give_the_official_rows(tmp_path, name, layout):
     assert [split for split in SPLITS if is_present(TASKS[name], split, str(tmp_path))] == hub_splits(name)
 
 
-def test_scores_of_the_hub_are_spelled_as_people_write_them(tmp_path):
+def test_scores_of_32_bits_keep_their_decimals(tmp_path):
     """32-bit 3.8 is 3.799999952316284."""
     write_hub(tmp_path, "stsb", LAYOUTS[0])
     assert [example.label for example in read("stsb", "train", tmp_path)] == ["0", "3.8", "4.333", "5"]
@@ -67,7 +67,7 @@ def test_a_split_does_not_take_the_files_of_another(tmp_path):
             assert texts == [hub_split(name, split)]
 
 
-def test_official_files_go_before_the_hubs(tmp_path):
+def test_official_files_take_precedence_over_the_hubs(tmp_path):
     write_hub(tmp_path, "cola", LAYOUTS[0])
     put(tmp_path, "CoLA/train.tsv", "gj04\t1\t\tThe official row.\n")
     assert [example.fields["sentence"] for example in read("cola", "train", tmp_path)] == ["The official row."]
@@ -158,7 +158,7 @@ def test_root_hub_prefers_the_main_branch(hub_cache):
 
 
 @pytest.mark.parametrize("name, split", [("mnli_mm", "validation"), ("wsc", "train"), ("axg", "test")])
-def test_root_hub_without_network_or_cache_says_what_to_do(hub_cache, name, split):
+def test_root_hub_without_network_or_cache(hub_cache, name, split):
     with pytest.raises(UserError) as caught:
         read(name, split, "hub")
     for part in ("data.root: hub", HUB_REPOS[name], f"task {name}", f"split {split}", "network", "official download"):

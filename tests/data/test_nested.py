@@ -439,7 +439,7 @@ NAMES = {"multirc": multirc, "record": record, "wsc": wsc, "axg": winogender}
 
 @settings(max_examples=600)
 @given(mutated(tuple(NAMES)))
-def test_a_row_function_raises_what_it_says(drawn):
+def test_row_functions_raise_only_documented_errors(drawn):
     name, one, _ = drawn
     try:
         rows = list(NAMES[name](one))

@@ -39,7 +39,7 @@ def found(name, split, root):
     return [(example.fields, example.label, example.kept) for example in read(name, split, root)]
 
 
-def test_the_files_of_this_test_are_of_the_official_form():
+def test_the_invented_files_have_the_official_columns():
     """What this file writes has the columns that the benchmark's descriptions count."""
     for name, counts in COLUMNS.items():
         for split, count in zip(TSV[name], counts, strict=True):
@@ -61,7 +61,7 @@ def test_official_files(tmp_path, name, bom, end):
 
 @pytest.mark.parametrize("name", ALL)
 def test_splits(tmp_path, name):
-    """Which splits there are, and which are labelled; each from a file of its own, without which it is absent."""
+    """The splits and the labelled ones; each has its own file, without which it is absent."""
     task = TASKS[name]
     assert [split for split in SPLITS if split in task.source.files] == list(EXPECTED_SPLITS[name])
     assert [split for split in SPLITS if is_labelled(task, split)] == list(EXPECTED_LABELLED[name])
@@ -102,7 +102,7 @@ def test_both_rte_tasks_read_their_own_file(tmp_path, together):
     assert found("rte", "test", tmp_path) == expected("rte", "test")
 
 
-def test_the_hubs_two_rte_folders_are_told_apart_by_suite(tmp_path):
+def test_rte_folders_of_the_hub_are_distinguished_by_suite(tmp_path):
     for name, suite in (("rte", "glue"), ("superglue_rte", "superglue")):
         write_hub(tmp_path / suite, name, LAYOUTS[0])
     for name in ("rte", "superglue_rte"):

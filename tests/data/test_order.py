@@ -45,7 +45,7 @@ def test_each_epoch_is_a_permutation(examples, batch_size, balanced):
     for epoch in whole:
         assert sorted(epoch) == sorted(names(examples))
     if size > 10:
-        assert whole[0] != whole[1] != whole[2], "each epoch has an order of its own"
+        assert whole[0] != whole[1] != whole[2], "each epoch has another order"
     assert all(len(order.batch(step)) == batch_size for step in (0, 1, 1000))
 
 
@@ -133,7 +133,7 @@ def test_rows_of_an_epoch(mixing, expected):
 
 
 @pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-def test_tasks_come_in_their_shares_and_each_row_before_it_comes_again(balanced):
+def test_tasks_keep_their_shares_and_no_row_repeats_within_a_pass(balanced):
     """A task of 40 rows gives 15 an epoch, one of 8 gives 20: after 8 epochs 3 and 20 passes."""
     examples = make(COLA, ["1", "0"] * 20) + make(SST2, ["1", "0"] * 4)
     order = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
@@ -147,7 +147,7 @@ def test_tasks_come_in_their_shares_and_each_row_before_it_comes_again(balanced)
     assert names(again.batch(33)) == names(order.batch(33)), "of seed and step alone"
     passes = [names(e for e in drawn if e.task is SST2)[8 * k : 8 * (k + 1)] for k in range(20)]
     if not balanced:
-        assert len({tuple(p) for p in passes}) > 10, "each pass has an order of its own"
+        assert len({tuple(p) for p in passes}) > 10, "each pass has another order"
 
 
 def test_mixing_keeps_pairs_together():
@@ -158,7 +158,7 @@ def test_mixing_keeps_pairs_together():
         assert len(drawn) == 10 and set(Counter(e.pair for e in drawn).values()) == {2}
 
 
-def test_all_rows_without_mixing_is_the_order_as_it_was():
+def test_mixing_with_all_rows_does_not_change_the_order():
     examples = SETS["two tasks"]
     sizes = Counter(example.task.name for example in examples)
     plain, mixed = BatchOrder(examples, 4, 3, False), BatchOrder(examples, 4, 3, False, sizes)

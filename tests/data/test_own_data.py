@@ -77,7 +77,7 @@ def test_any_column_can_be_a_placeholder(tmp_path, name):
         ({"description": "An open { brace."}, ["description", "brace"]),
     ],
 )
-def test_a_brace_that_is_no_placeholder_is_an_error(keys, parts):
+def test_a_brace_outside_a_placeholder_is_an_error(keys, parts):
     with pytest.raises(ValidationError) as caught:
         own(**keys)
     for part in parts:
@@ -91,7 +91,7 @@ def test_literal_braces_in_the_other_texts():
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.parquet"])
-def test_a_field_that_is_no_column_names_the_nearest(tmp_path, name):
+def test_a_missing_column_names_the_nearest(tmp_path, name):
     put(tmp_path, NASTY, name)
     message = refused(own(question="{subject} {ticket_body}", source={"files": {"train": name}}), tmp_path)
     assert "no field 'ticket_body'" in message and "id, subject, ticket body, team" in message
@@ -113,9 +113,9 @@ def test_numbers_and_booleans_are_texts(tmp_path, name):
     ]
 
 
-# ----------------------------------------------------------------------------------------------------- faulty rows
+# ----------------------------------------------------------------------------------------------------- invalid rows
 
-FAULTY = [
+INVALID = [
     {"subject": "a", "ticket body": "b", "team": "billing"},
     {"subject": "", "ticket body": "b", "team": "billing"},
     {"subject": "a", "ticket body": " ", "team": "sales"},
@@ -128,8 +128,8 @@ FAULTY = [
 ]
 
 
-def test_all_faulty_rows_are_reported_with_what_lets_them_pass(tmp_path):
-    path = put(tmp_path, FAULTY)
+def test_all_invalid_rows_are_reported_with_the_keys_that_accept_them(tmp_path):
+    path = put(tmp_path, INVALID)
     path.write_text(path.read_text() + "one,two,three,four\n")
     message = refused(own(), tmp_path)
     assert f"{path}: 8 rows cannot be used" in message
@@ -152,8 +152,8 @@ def test_all_faulty_rows_are_reported_with_what_lets_them_pass(tmp_path):
         ("keep", [("a", "b"), ("", "b"), ("a", ""), ("c", "d")], ["left out 1 rows that have no text at all"]),
     ],
 )
-def test_rows_that_may_pass(tmp_path, choice, fields, said):
-    path = put(tmp_path, FAULTY)
+def test_keys_that_accept_invalid_rows(tmp_path, choice, fields, said):
+    path = put(tmp_path, INVALID)
     warnings = []
     task = own(source={"incomplete": choice, "unknown_labels": "skip"})
     examples = load_examples(task, "train", str(tmp_path), warn=warnings.append)
@@ -161,13 +161,13 @@ def test_rows_that_may_pass(tmp_path, choice, fields, said):
     said.append("left out 4 rows that have no label of the task: 'Billing' (2), 'legal' (1), '' (1)")
     assert sorted(warnings) == sorted(f"{path}: {one}" for one in said)
     assert [example.index for example in examples] == list(range(len(fields)))
-    rows = [(FAULTY[e.kept["row"]]["subject"], FAULTY[e.kept["row"]]["ticket body"].strip()) for e in examples]
+    rows = [(INVALID[e.kept["row"]]["subject"], INVALID[e.kept["row"]]["ticket body"].strip()) for e in examples]
     assert rows == fields, "the row of the file is found again"
 
 
 @pytest.mark.parametrize("quoting", ["csv", "none"])
-def test_torn_rows_are_never_skipped_in_a_file_of_one_s_own(tmp_path, quoting):
-    """The trap: `incomplete: skip` lost rows torn at quoted line breaks with a warning."""
+def test_ragged_rows_of_own_files_are_never_skipped(tmp_path, quoting):
+    """`incomplete: skip` must not drop rows that are split at quoted line breaks."""
     (tmp_path / "rows.tsv").write_text('subject\tticket body\tteam\na\t"two\nlines"\tsales\nb\tc\tsales\nd\te\n')
     task = own(source={"files": {"train": "rows.tsv"}, "incomplete": "skip", "quoting": quoting})
     message = refused(task, tmp_path)
@@ -231,7 +231,7 @@ def test_a_run_warns_of_its_own_files(tmp_path):
     assert "tickets: all 3 rows of train have the label 'sales'" in warnings
 
 
-def test_cut_rows_are_counted(tiny_model):
+def test_truncated_rows_are_counted(tiny_model):
     from transformers import AutoTokenizer
 
     task = own()
@@ -293,7 +293,7 @@ def hub(tmp_path, monkeypatch):
         ("en", "en/{}/0000.parquet"),
     ],
 )
-def test_one_s_own_task_from_the_hub(hub, config, layout):
+def test_own_task_from_the_hub(hub, config, layout):
     hub("train", layout)
     hub("dev", layout)
     repo = {
@@ -333,7 +333,7 @@ def test_a_split_drawn_from_the_hub(hub):
         load_examples(task, "validation", None)
 
 
-def test_a_hub_that_cannot_be_read_says_what_to_do(monkeypatch):
+def test_an_unreachable_hub_is_a_user_error(monkeypatch):
     import huggingface_hub
 
     def fails(*_, **__):
@@ -348,7 +348,7 @@ def test_a_hub_that_cannot_be_read_says_what_to_do(monkeypatch):
 
 
 @pytest.mark.parametrize("names", [["1", "0"], ["-1", "0", "1"], ["1", "2", "3"], ["bad", "good"]])
-def test_a_class_number_is_the_place_of_its_name(tmp_path, names):
+def test_class_numbers_are_indices_of_the_class_names(tmp_path, names):
     """Also where the names are numbers themselves."""
     features = {"team": {"names": names, "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
@@ -385,13 +385,13 @@ def test_whole_numbers_that_pandas_made_floats_are_labels(tmp_path):
     assert [row.label for row in examples] == ["0", "1", "1"]
 
 
-def test_the_first_line_that_excel_takes_the_separator_from(tmp_path):
+def test_the_separator_line_of_excel(tmp_path):
     (tmp_path / "rows.csv").write_text("sep=;\nsubject;ticket body;team\na,b;c;billing\n")
     [row] = load_examples(own(), "train", str(tmp_path))
     assert row.fields == {"subject": "a,b", "ticket body": "c"} and row.label == "billing"
 
 
-def test_a_column_called_idx_is_kept_as_it_is(tmp_path):
+def test_a_column_named_idx_is_kept_unchanged(tmp_path):
     put(tmp_path, [row | {"idx": "003"} for row in NASTY])
     [first, *_] = load_examples(own(source={"keep": {"idx": "idx"}}), "train", str(tmp_path))
     assert first.kept["idx"] == "003"

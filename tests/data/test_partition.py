@@ -126,7 +126,7 @@ def test_multi_label_rows_keep_every_label_in_every_split(name):
         ({"separator": ", "}, "separator"),
     ],
 )
-def test_splits_that_cannot_be(source, part):
+def test_invalid_shares_of_a_split(source, part):
     with pytest.raises(ValidationError, match=part):
         own(source=source)
 
@@ -142,7 +142,7 @@ def test_a_split_that_would_be_empty(tmp_path):
 
 
 def test_a_file_sorted_by_label_is_sampled_from_all_of_it(tmp_path):
-    """The trap: the first rows of a file sorted by label are of one class."""
+    """The first rows of a file sorted by label are of one class."""
     put(tmp_path, tickets({"billing": 500, "sales": 100}))
     examples = load_training(own(), str(tmp_path), 60, seed=1)
     assert Counter(e.label for e in examples) == {"billing": 50, "sales": 10}
@@ -177,7 +177,7 @@ def test_pairs_and_questions_stay_whole(limit):
         assert len(found) == max(size, limit // size * size)
 
 
-def test_one_sample_serves_a_run(tmp_path):
+def test_the_sample_of_a_run(tmp_path):
     put(tmp_path, tickets({"billing": 90, "sales": 30}))
     raw = own(source={"split": {"validation": 0.2}}).model_dump(exclude_defaults=True, mode="json")
     (tmp_path / "r.yaml").write_text(

@@ -35,7 +35,7 @@ def test_groups_of_rows():
     rows = questions(COLA, [1] * 3)
     assert by_question(rows) == [[row] for row in rows]
     assert indices(by_question(questions(MULTIRC, [2, 1, 3]))) == [[0, 1], [2], [3, 4, 5]]
-    # A question number is of its paragraph; a question's rows need not stand together; numbers may be text.
+    # A question number is of its paragraph; a question's rows need not be adjacent; numbers may be text.
     places = [(1, 0), (0, 0), (1, 0), (0, 1), ("0", "0"), (1, 1)]
     rows = [Example(MULTIRC, i, {}, "1", None, {"paragraph": p, "question": q}) for i, (p, q) in enumerate(places)]
     assert indices(by_question(rows)) == [[0, 2], [1, 4], [3], [5]]
@@ -58,7 +58,7 @@ def test_subsamples_keep_questions_whole():
     assert [row.index for row in subsample_evenly(rows, 10)] == [0, 1, 4, 5, 8, 9, 12, 13, 16, 17]
     assert [row.index for row in subsample_evenly(rows, 7)] == [0, 1, 6, 7, 12, 13], "three pairs fit in seven rows"
     assert [row.index for row in subsample_evenly(rows, 1)] == [0, 1], "at least one"
-    # Rows of a question that do not stand together come together.
+    # Rows of a question that are not adjacent become adjacent.
     rows = [Example(AXG, i, {}, None, None, {"pair": i % 3}) for i in range(6)]
     assert [row.index for row in subsample_evenly(rows, 4)] == [0, 3, 1, 4]
 

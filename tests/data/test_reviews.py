@@ -108,7 +108,7 @@ def test_words_of_sentiment_keep_their_polarity(split):
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_negation_turns_the_meaning(split):
+def test_negation_reverses_the_label(split):
     side, turned = polarity(split), 0
     for row in (row for row in ROWS[split] if row["phenomenon"] == "negated"):
         said = words(row["sentence"])

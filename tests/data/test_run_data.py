@@ -86,7 +86,7 @@ def test_a_run_needs_a_task_to_train_on(small, names):
     assert ", ".join(names) in str(caught.value) and "training split" in str(caught.value)
 
 
-def test_a_diagnostic_set_that_is_not_there_is_left_out_with_a_warning(small):
+def test_a_missing_diagnostic_set_is_left_out_with_a_warning(small):
     (small / "glue/diagnostic/diagnostic-full.tsv").unlink()
     data, said = load(small, ["mnli", "ax"], predict_test=True)
     assert by_task(data.table) == {"mnli": 4} and data.splits == {"mnli": "validation"}
@@ -139,7 +139,7 @@ def test_the_split_of_the_table(small):
         load(small, ["rte"], split="test")
 
 
-def test_the_table_and_the_validations_take_some_rows_and_the_test_answers_all(small):
+def test_table_and_validations_are_subsampled_and_the_test_split_is_not(small):
     data, _ = load(
         small,
         ["sst2", "multirc", "axb", "superglue_rte"],
@@ -157,7 +157,7 @@ def test_the_table_and_the_validations_take_some_rows_and_the_test_answers_all(s
     assert by_task(data.test) == {"sst2": 3, "multirc": 3, "axb": 4, "superglue_rte": 3}
 
 
-def test_no_validations_and_no_answers_unless_asked(small):
+def test_validations_and_test_predictions_are_optional(small):
     data, said = load(small, ["cola"])
     assert data.validation == [] and data.test == []
     assert len(said) == 2, "only the files of train and validation are read"

@@ -75,7 +75,7 @@ def test_scores_are_not_counted(tmp_path):
     assert seen("stsb", tmp_path) == [("validation", 2, {})]
 
 
-def test_only_what_is_there_is_shown(tmp_path):
+def test_only_existing_splits_are_shown(tmp_path):
     assert survey(TASKS["cola"], str(tmp_path)) == []
     cola(tmp_path)
     (tmp_path / "CoLA/train.tsv").unlink()
@@ -91,7 +91,7 @@ def test_only_what_is_there_is_shown(tmp_path):
         ("", ["no rows"]),
     ],
 )
-def test_a_broken_file_is_a_problem_and_the_others_are_shown(tmp_path, broken, parts):
+def test_an_invalid_file_is_a_problem_and_the_others_are_shown(tmp_path, broken, parts):
     cola(tmp_path)
     put(tmp_path, "CoLA/dev.tsv", broken)
     train, validation, test = survey(TASKS["cola"], str(tmp_path))
@@ -187,7 +187,7 @@ def test_one_row_shares_nothing(tmp_path):
     assert (found.mean, found.p95, found.prefix_share) == (len(prompt), len(prompt), 0)
 
 
-def test_lengths_are_of_the_training_split_or_the_first_that_is_there(tmp_path):
+def test_lengths_are_of_the_training_split_or_the_first_that_exists(tmp_path):
     assert lengths(TASKS["sst2"], str(tmp_path), [encoder()]) is None
     for length, name, text in (
         (1, "test", "index\tsentence\n0\tx\n"),
@@ -199,7 +199,7 @@ def test_lengths_are_of_the_training_split_or_the_first_that_is_there(tmp_path):
         assert found.mean == len(prompts_of("sst2", ["x" * length])[0])
 
 
-def test_lengths_of_a_broken_file(tmp_path):
+def test_lengths_of_an_invalid_file(tmp_path):
     put(tmp_path, "SST-2/train.tsv", "sentence\tlabel\ngood\t5\n")
     with pytest.raises(UserError, match=r"train\.tsv, line 2"):
         lengths(TASKS["sst2"], str(tmp_path), [encoder()])

@@ -93,7 +93,7 @@ def frame():
     ],
     ids=["LF minimal", "LF all", "CRLF minimal", "CRLF all", "CR all"],
 )
-def test_what_pandas_writes_is_read_as_it_was(tmp_path, separator, line_end, quoting):
+def test_files_written_by_pandas_are_read_exactly(tmp_path, separator, line_end, quoting):
     path = tmp_path / "rows.csv"
     rows = frame()
     rows.to_csv(path, sep=separator, lineterminator=line_end, quoting=quoting, index=False)
@@ -126,7 +126,7 @@ def test_encodings_that_are_set(tmp_path, encoding):
     assert "line 2: not valid UTF-8 at byte " in message and "source.encoding" in message and "cp1252" in message
 
 
-def test_the_byte_that_is_no_utf_8_is_named(tmp_path):
+def test_the_invalid_byte_is_named(tmp_path):
     path = put(tmp_path, "rows.csv", b'text,label\n"two\nlines",a\ncaf\xe9,b\n')
     assert "line 4: not valid UTF-8 at byte 4 of the line (e9)" in refused(path)
     path = put(tmp_path, "rows.csv", b"text,label\rone,a\rcaf\xe9,b\r")
@@ -143,7 +143,7 @@ def test_long_cells(tmp_path, size):
 
 
 def test_a_tsv_with_quotes(tmp_path):
-    """The trap: read without quotes, doubled quotes stay and rows tear at quoted line breaks."""
+    """Without quoting, doubled quotes would stay and rows would split at quoted line breaks."""
     path = tmp_path / "rows.tsv"
     rows = frame()
     rows.to_csv(path, sep="\t", index=False)
@@ -254,7 +254,7 @@ def test_utf_16_without_its_mark(tmp_path):
     assert read(path, encoding="utf-16-le") == [{"text": "a", "label": "b"}]
 
 
-def test_all_faulty_rows_are_reported_at_once(tmp_path):
+def test_all_malformed_rows_are_reported_together(tmp_path):
     lines = ["text,label", "fine,a", *["torn"] * 5, "x,y,z", '"a"b,c', "nul\0,a", "fine,b"]
     message = refused(put(tmp_path, "rows.csv", "\n".join(lines)))
     assert "8 rows cannot be used" in message
@@ -268,7 +268,7 @@ def test_all_faulty_rows_are_reported_at_once(tmp_path):
     assert good == ["a", "b"], "the others are given first"
 
 
-def test_faulty_lines_of_jsonl(tmp_path):
+def test_malformed_lines_of_jsonl(tmp_path):
     path = put(tmp_path, "rows.jsonl", '{"a": 1}\n[1]\n{\nnull\n{"b": 2}\n')
     message = refused(path)
     assert "3 rows cannot be used" in message and "lines that are not JSON objects: 2" in message

@@ -27,7 +27,7 @@ def state(model):
 
 
 def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_path):
-    assert main([str(write())], "encoder", encoder.run) == 0
+    assert main([str(write())], "encoder", encoder.run_encoder) == 0
     run = tmp_path / "run"
     scores = read_json(run / "eval.json")
     assert scores["after"]["mood"]["metrics"]["accuracy"] == 1.0 and scores["after"]["mood"]["samples"] == 16
@@ -75,7 +75,7 @@ def test_the_best_epoch_by_the_score_of_the_task_is_kept(write, tmp_path, monkey
         encoder, "score", lambda *arguments, **keys: score(*arguments, **keys) | {"score": next(scores)}
     )
     monkeypatch.setattr(encoder.Progress, "on_evaluate", watched)
-    assert main([str(write(encoder={"epochs": 3}))], "encoder", encoder.run) == 0
+    assert main([str(write(encoder={"epochs": 3}))], "encoder", encoder.run_encoder) == 0
     kept = load_file(tmp_path / "run" / "models" / "mood" / "model.safetensors")
     same = [all(torch.equal(tensors[name], kept[name]) for name in kept) for tensors in after_epoch]
     assert same == [False, True, False]
@@ -103,7 +103,7 @@ def results(run):
 def test_a_resumed_run_is_bit_identical(write, tmp_path, monkeypatch, capsys):
     """Stopped in the third epoch of the second of three tasks."""
     tasks = [toy("one"), toy("two"), toy("three", ["bad", "good"])]
-    assert main([str(write(tasks, "whole", encoder={"epochs": 4, "lr": 3e-3}))], "encoder", encoder.run) == 0
+    assert main([str(write(tasks, "whole", encoder={"epochs": 4, "lr": 3e-3}))], "encoder", encoder.run_encoder) == 0
 
     begin, trained, fatal = encoder.Progress.on_epoch_begin, [], {("two", 2)}
 
@@ -116,12 +116,12 @@ def test_a_resumed_run_is_bit_identical(write, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encoder.Progress, "on_epoch_begin", watched)
     cut = str(write(tasks, "cut", encoder={"epochs": 4, "lr": 3e-3}))
     with pytest.raises(Killed):
-        main([cut], "encoder", encoder.run)
+        main([cut], "encoder", encoder.run_encoder)
     assert not (tmp_path / "cut" / "eval.json").exists() and (tmp_path / "cut" / "tasks" / "one.json").exists()
     fatal.clear()
     trained.clear()
     capsys.readouterr()
-    assert main([cut], "encoder", encoder.run) == 0
+    assert main([cut], "encoder", encoder.run_encoder) == 0
     assert "one: finished before" in capsys.readouterr().out
     assert trained == [("two", 2), ("two", 3), *(("three", epoch) for epoch in range(4))]
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_is_bit_identical(write, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("moment", ["training", "answering"])
 def test_a_run_that_stops_on_request_resumes_bit_identical(write, tmp_path, monkeypatch, capsys, moment):
     """SIGTERM in the middle of an epoch, or while the table is answered."""
-    assert main([str(write(name="whole", encoder={"epochs": 3}))], "encoder", encoder.run) == 0
+    assert main([str(write(name="whole", encoder={"epochs": 3}))], "encoder", encoder.run_encoder) == 0
     path = write(name="cut", encoder={"epochs": 3})
     name = {"training": "on_step_end", "answering": "on_prediction_step"}[moment]
     method = getattr(encoder.Progress, name)
@@ -148,10 +148,10 @@ def test_a_run_that_stops_on_request_resumes_bit_identical(write, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(encoder.Progress, name, stopping)
-        assert main([str(path)], "encoder", encoder.run) == 0
+        assert main([str(path)], "encoder", encoder.run_encoder) == 0
     assert "resume with: bash launch/encoder.sh" in capsys.readouterr().out
     assert not (tmp_path / "cut" / "eval.json").exists()
-    assert main([str(path)], "encoder", encoder.run) == 0
+    assert main([str(path)], "encoder", encoder.run_encoder) == 0
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     ours, theirs = (load_file(f / "models" / "mood" / "model.safetensors") for f in (cut, whole))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
@@ -175,7 +175,7 @@ def test_the_intermediate_model_is_the_start_of_its_tasks(write, tmp_path, monke
         return built
 
     monkeypatch.setattr(encoder, "load_encoder", watched)
-    assert main([str(recipe)], "encoder", encoder.run) == 0
+    assert main([str(recipe)], "encoder", encoder.run_encoder) == 0
     tuned = load_file(tmp_path / "run" / "models" / "first" / "model.safetensors")
     body = [name for name in tuned if name.startswith("bert.")]
     assert all(torch.equal(seen["second"][name], tuned[name]) for name in body)
@@ -194,7 +194,7 @@ def test_a_batch_is_shared_evenly_by_the_ranks(write, monkeypatch, capsys):
         self.world_size = 2
 
     monkeypatch.setattr(encoder.Strategy, "setup_distributed", joined_by_another)
-    assert main([str(write(encoder={"batch_size": 3}))], "encoder", encoder.run) == 2
+    assert main([str(write(encoder={"batch_size": 3}))], "encoder", encoder.run_encoder) == 2
     assert "encoder.batch_size: 3 samples cannot be shared evenly by 2 ranks" in capsys.readouterr().err
 
 
@@ -210,7 +210,7 @@ def test_a_batch_is_shared_evenly_by_the_ranks(write, monkeypatch, capsys):
 )
 def test_user_errors_are_one_line(write, arguments, part, capsys):
     recipe = str(write())
-    assert main([argument.replace("{recipe}", recipe) for argument in arguments], "encoder", encoder.run) == 2
+    assert main([argument.replace("{recipe}", recipe) for argument in arguments], "encoder", encoder.run_encoder) == 2
     assert part in capsys.readouterr().err
 
 
@@ -275,7 +275,7 @@ def test_a_run_becomes_the_archive_of_the_server(run_of_all, benchmarks, suite, 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(write, tmp_path):
     """The model has no dropout; batches are the same, so the weights agree to rounding."""
-    assert main([str(write(name="single", encoder={"epochs": 2}))], "encoder", encoder.run) == 0
+    assert main([str(write(name="single", encoder={"epochs": 2}))], "encoder", encoder.run_encoder) == 0
     done = launched(write(name="double", encoder={"epochs": 2}), ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.count("epoch 2 of 2") == 1, "every rank printed"

@@ -1,10 +1,11 @@
-"""Curves: smoothing, and the pictures of a run."""
+"""Plots of runs, and their smoothing."""
 
 import random
 
 import pytest
+from run_folders import size_of
 
-from extensions.reporting.plots import reward_curve, smoothed
+from extensions.reporting.plots import loss_curve, reward_curve, reward_curves, smoothed
 
 
 def test_smoothed():
@@ -29,3 +30,10 @@ def test_reward_curve(tmp_path, tasks):
     reward_curve(metrics, tmp_path / "curve.png", "A title with $ and _")
     content = (tmp_path / "curve.png").read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 5000
+
+
+def test_many_runs_and_names_with_dollar_signs(tmp_path):
+    """More runs than the colour map has colours; $...$ is not parsed as mathematics."""
+    reward_curves({f"$run_{i}$": ([1, 2, 3], [0.0, 0.1 * i, 0.2]) for i in range(23)}, tmp_path / "r.png")
+    loss_curve([{"step": k, "loss": 2.0 / k, "answer_loss": 1.0 / k} for k in (1, 2)], tmp_path / "l.png", "$ and $")
+    assert size_of(tmp_path / "r.png")[0] == 9 * 150 and size_of(tmp_path / "l.png") == (1200, 675)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from run_folders import FEW, ZERO, cells_of, reward, runs_of, write_run
+from run_folders import FEW, ZERO, cells_of, reward, runs_of, size_of, write_run
 from support import run_command
 
 from extensions.common.errors import UserError
-from extensions.reporting.plots import loss_curve, reward_curves
 from extensions.reporting.report import best_trained, write_report
 from extensions.reporting.rows import make_rows
 from extensions.reporting.supporting_tables import cost_table
@@ -21,12 +20,6 @@ def written(tmp_path_factory, scene):
     """The report on the scene: its folder and files."""
     out = tmp_path_factory.mktemp("written") / "report"
     return out, write_report(runs_of(scene), out)
-
-
-def size_of(png):
-    content = png.read_bytes()
-    assert content.startswith(b"\x89PNG\r\n")
-    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 
 def test_the_files_of_a_report(written):
@@ -166,13 +159,6 @@ def test_legends_name_the_model_if_there_are_several(tmp_path, drawn):
     assert set(drawn["rewards"]) == {"Qwen2.5-7B PPO-MT, 4 tasks", "SmolLM2-135M-Instruct PPO-MT, 4 tasks"}
     (panel,) = drawn["panels"]
     assert panel.title == "4 tasks" and len(panel.curves) == 2
-
-
-def test_pictures_of_many_runs(tmp_path):
-    """More runs than matplotlib has colours; a name with what would be mathematics."""
-    reward_curves({f"$run_{i}$": ([1, 2, 3], [0.0, 0.1 * i, 0.2]) for i in range(23)}, tmp_path / "r.png")
-    loss_curve([{"step": k, "loss": 2.0 / k, "answer_loss": 1.0 / k} for k in (1, 2)], tmp_path / "l.png", "$ and $")
-    assert size_of(tmp_path / "r.png")[0] == 9 * 150 and size_of(tmp_path / "l.png") == (1200, 675)
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def ranks_of(path: Path) -> dict[int, int]:
     return found
 
 
-def wait_for(condition, seconds: float = 90):
+def wait_for(condition, seconds: float = 300):
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "the condition was not met"
@@ -88,7 +88,8 @@ def endless(tmp_path, tiny_model, **more):
 def test_a_killed_start_does_not_block_later_ones(tmp_path, tiny_model):
     """torch's lock of a C++ op, as left by a process that is killed while it loads the op."""
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=1)
-    lock = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm" / "lock"
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))  # as a run sets it
+    lock = Path(folder) / "deepspeed_shm_comm" / "lock"
     assert lock.parent.is_dir()
     lock.touch()
     try:
@@ -104,7 +105,7 @@ def test_a_killed_rank_ends_the_run(launched, tmp_path, tiny_model):
     run = launched(path, 2, log)
     wait_for(lambda: steps_of(path) > 6)
     os.kill(ranks_of(path)[1], signal.SIGKILL)
-    assert run.wait(timeout=60) != 0
+    assert run.wait(timeout=300) != 0
     output = log.read_text()
     # Rank 0 may be where no Python runs, in DeepSpeed's own exchange by shared memory; then the launcher reports.
     assert "rank 0: stopped, since another rank is gone" in output or "return code = -9" in output
@@ -118,9 +119,9 @@ def test_a_hung_rank_is_reported_with_the_line_where_it_hangs(launched, tmp_path
     reward = with_reward(
         tmp_path, "calls += 1\nif calls > 50 and os.environ['RANK'] == '1': time.sleep(10000)\nreturn len(text)"
     )
-    path, log = endless(tmp_path, tiny_model, reward=reward, deepspeed={"timeout": 4}), tmp_path / "log"
+    path, log = endless(tmp_path, tiny_model, reward=reward, deepspeed={"timeout": 20}), tmp_path / "log"
     run = launched(path, 2, log)
-    assert run.wait(timeout=120) != 0
+    assert run.wait(timeout=300) != 0
     output = log.read_text()
     assert "rank 1: no progress for" in output and "my_reward.py" in output
     assert output.index("rank 1: no progress") < output.index("rank 0: ")
@@ -133,7 +134,7 @@ def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model):
     run = launched(path, 2, log, ("bash",))
     wait_for(lambda: steps_of(path) > 1)
     run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=60) == 0, log.read_text()
+    assert run.wait(timeout=300) == 0, log.read_text()
     output = log.read_text()
     assert "ppo.sh: stopping after this step" in output and output.count("resume with: deepspeed") == 1
     last = checkpoint_folders(tmp_path / "run")[-1]
@@ -149,7 +150,7 @@ def test_ranks_whose_launcher_is_gone_stop(launched, tmp_path, tiny_model):
     wait_for(lambda: steps_of(path) > 1)
     run.kill()
     run.wait()
-    wait_for(lambda: not ranks_of(path), 30)
+    wait_for(lambda: not ranks_of(path))
     assert "stopped (the launcher has gone); resume with: " in log.read_text()
     assert checkpoint_folders(tmp_path / "run")[-1].name == f"step-{steps_of(path)}"
 
@@ -175,12 +176,12 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
     log = tmp_path / "log"
     run = launched(path, 2, log, ("bash",))
     if stage:
-        assert run.wait(timeout=120) == 2
+        assert run.wait(timeout=300) == 2
         assert "was written by 1 ranks, this run has 2" in log.read_text()
         return
     wait_for(lambda: steps_of(path) > 2)
     run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=60) == 0
+    assert run.wait(timeout=300) == 0
     assert "it resumes, but not bit-for-bit" in log.read_text()
 
 

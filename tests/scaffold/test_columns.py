@@ -85,7 +85,7 @@ def test_column_kinds(name, values, kind):
         (["caf\u00e9", "cafe\u0301", "tea"] * 9, "classification", {"counts": {"caf\u00e9": 18, "tea": 9}}),
     ],
 )
-def test_kinds_of_answers(values, kind, rest):
+def test_targets(values, kind, rest):
     found = infer_target("x", column(values))
     assert found.kind == kind and found.why
     for key, value in rest.items():
@@ -133,13 +133,13 @@ def test_kinds_of_answers(values, kind, rest):
         (["('a', 'b')", "('a',)", "{'b'}"] * 9, None, "lists written as text"),
     ],
 )
-def test_columns_that_are_no_labels(values, wanted, message):
+def test_columns_that_cannot_be_labels(values, wanted, message):
     with pytest.raises(UserError, match=r"^--(label|kind): ") as caught:
         infer_target("x", column(values), wanted)
     assert message in str(caught.value)
 
 
-def test_kind_is_the_users():
+def test_kind_option():
     ratings = column(["1", "2", "3", "4", "5"] * 9)
     assert "--kind regression" in infer_target("x", ratings).why  # how to get the other
     assert infer_target("x", ratings, "regression").score_range == (1.0, 5.0)
@@ -165,7 +165,7 @@ def test_ranges_are_widened_to_round_numbers(low, high, expected):
     assert round_range(low, high) == expected
 
 
-def test_a_wrong_name_is_answered_by_the_nearest():
+def test_a_wrong_name_suggests_the_nearest():
     columns = ["id", "subject", "ticket body", "Team"]
     assert nearest("Team", columns, "--label") == "Team"
     assert nearest(" team ", columns, "--label") == "Team"  # case and spaces around do not count, where one is alike
@@ -235,7 +235,7 @@ def test_large_scores_are_written_out():
     assert question({"ad": "ad"}, "price", prices, {}).endswith("What is the price, from 1000000 to 1001500?")
 
 
-def test_kind_of_labels_with_commas_is_the_users():
+def test_kind_option_with_commas_in_labels():
     pairs = column(["a, b", "b, c", "c, a"] * 9)
     assert "--kind multi-label" in infer_target("x", pairs).why
     assert infer_target("x", pairs, "multi-label").counts == {"a": 18, "b": 18, "c": 18}
@@ -299,7 +299,7 @@ def test_label_words_are_distinct_and_can_be_written(labels, multi_label):
 @pytest.mark.parametrize("parameters", [1e6, 1.35e8, 1e9, 7e9])
 @pytest.mark.parametrize("rows", [1, 10, 480, 100_000])
 def test_settings(parameters, rows):
-    found = settings.choose(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
+    found = settings.choose_settings(parameters, rows, 150, 60, 2048, 7, on_gpu=False)
     regime = next(one for one in settings.REGIMES if parameters <= one.parameters)
     assert regime.min_rows <= found.sft_steps * found.batch_size <= regime.max_rows + found.batch_size
     assert 7 < found.response_budget[0] < found.response_budget[1]
@@ -308,10 +308,12 @@ def test_settings(parameters, rows):
 
 
 def test_prompts_fit_the_models_context():
-    assert settings.choose(1e8, 480, 3000, 60, 2048, 7, on_gpu=False).max_tokens == 512  # a CPU's cap
-    assert settings.choose(1e8, 480, 3000, 60, 2048, 7, on_gpu=True).max_tokens == 1024
-    assert settings.choose(1e8, 480, 3000, 60, 256, 7, on_gpu=False).max_tokens == 256 - 12  # the context's
-    assert settings.choose(1e8, 480, 3000, 900, 8192, 7, on_gpu=False).max_tokens == 1800  # 50 labels in the prompt
+    assert settings.choose_settings(1e8, 480, 3000, 60, 2048, 7, on_gpu=False).max_tokens == 512  # a CPU's cap
+    assert settings.choose_settings(1e8, 480, 3000, 60, 2048, 7, on_gpu=True).max_tokens == 1024
+    assert settings.choose_settings(1e8, 480, 3000, 60, 256, 7, on_gpu=False).max_tokens == 256 - 12  # the context's
+    assert (
+        settings.choose_settings(1e8, 480, 3000, 900, 8192, 7, on_gpu=False).max_tokens == 1800
+    )  # 50 labels in the prompt
 
 
 @pytest.mark.parametrize(
@@ -401,7 +403,7 @@ JAPANESE = "text,label\n" + "これは長い文章です,良い\nもう一つの
         (JAPANESE, "utf-16-be"),
     ],
 )
-def test_an_encoding_that_cannot_be_found_out(tmp_path, text, encoding):
+def test_an_encoding_that_cannot_be_inferred(tmp_path, text, encoding):
     path = tmp_path / "rows.csv"
     path.write_bytes(text.encode(encoding))
     with pytest.raises(UserError, match="--encoding"):
@@ -411,14 +413,14 @@ def test_an_encoding_that_cannot_be_found_out(tmp_path, text, encoding):
     assert [",".join(row.values()) for row in table.rows] == text.splitlines()[1:]
 
 
-def test_western_texts_are_no_other_encoding(tmp_path):
+def test_western_texts_are_not_misread(tmp_path):
     path = tmp_path / "rows.csv"
     line = "où êtes-vous allés cet été ?;5 €;été\nÇa m’a déçue, à côté;½ £;là\nÖl für Düsseldorf;¾ ¥;né\n"
     path.write_bytes(("text;price;label\n" + line * 10).encode("cp1252"))
     assert read_source(path).rows[1]["text"] == "Ça m’a déçue, à côté"
 
 
-def test_encodings_that_the_user_says(tmp_path):
+def test_encoding_option(tmp_path):
     path = write(tmp_path / "rows.csv", "cp1252")
     assert read_source(path, "latin-1").keys == {"encoding": "latin-1"}
     with pytest.raises(UserError, match=r"--encoding: .*rows\.csv has bytes that are not utf-8"):
@@ -431,7 +433,7 @@ def test_encodings_that_the_user_says(tmp_path):
         read_source(tmp_path / "rows.parquet", "utf-8")
 
 
-def test_quotes_that_are_characters(tmp_path):
+def test_quotes_as_plain_characters(tmp_path):
     path = tmp_path / "glue.tsv"
     path.write_text('a\tb\tc\n"open\t1\tx\nplain\t2\ty\nclosed"\t3\tz\n', encoding="utf-8")
     table = read_source(path)

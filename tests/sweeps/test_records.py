@@ -1,0 +1,97 @@
+"""The outcome of each cell and the choice of the best."""
+
+import json
+
+import pytest
+from support import planned_sweep, sweep_recipe
+
+from extensions.common.errors import UserError
+from extensions.recipe import dump_recipe
+from extensions.sweeps.grid import Cell
+from extensions.sweeps.records import Outcome, best_validation, choose, outcome
+
+
+def lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize(
+    "records, best",
+    [
+        ([], None),
+        ([{"mean": 0.4, "tasks": {"a": {}}}], 0.4),
+        ([{"mean": m, "tasks": {"a": {}, "b": {}}} for m in (-0.2, 0.6, 0.5)], 0.6),
+        ([{"mean": m, "tasks": {"a": {}}} for m in (None, -0.5, None)], -0.5),
+        ([{"mean": None, "tasks": {"a": {}}}], None),
+        # An encoder's: (0.8 + 0.5) / 2.
+        ([{"mean": m, "tasks": {t: {}}} for t, m in (("a", 0.8), ("a", 0.7), ("b", 0.3), ("b", 0.5))], 0.65),
+        # The intermediate task of an encoder, "mnli", chooses nothing.
+        ([{"mean": m, "tasks": {t: {}}} for t, m in (("mnli", 0.9), ("a", 0.3))], 0.3),
+    ],
+)
+def test_best_validation_of_a_run(records, best, tmp_path):
+    assert best_validation(lines(tmp_path / "validation.jsonl", *records), ["a", "b"]) == best
+    assert best_validation(tmp_path / "absent.jsonl", ["a"]) is None
+
+
+def test_the_best_cell_of_each_task():
+    def cells(*tasks):
+        return [Cell(task, {}, None, []) for task in tasks]
+
+    def done(validation):
+        return Outcome("finished", validation)
+
+    assert choose(cells("a", "a", "a"), [done(0.5), done(0.7), done(0.6)]) == [1]
+    assert choose(cells("a", "a", "a"), [done(0.5), done(0.7), done(0.7)]) == [1]  # ties: the first
+    assert choose(cells("a", "a"), [done(-0.3), done(-0.1)]) == [1]
+    assert choose(cells("a", "a"), [done(0.0), done(None)]) == [0]
+    assert choose(cells("a", "a", "b", "b"), [Outcome("failed"), done(0.1), Outcome(), Outcome("failed")]) == [1]
+    assert choose(cells("a", "b", "b"), [done(0.9), done(0.2), done(0.3)]) == [0, 2]
+    assert choose(cells("a", "a", "b", "c"), [done(None), done(None), done(None), Outcome()]) == [2]  # without rivals
+
+
+def score(value):
+    return {"score": value, "metrics": {"accuracy": value}, "samples": 10}
+
+
+def finish(cell, scores, **override):
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "recipe.yaml").write_text(dump_recipe(cell.recipe.model_copy(update=override)))
+    (cell.folder / "eval.json").write_text(json.dumps(scores))
+
+
+def test_outcome_of_a_run_folder(tmp_path):
+    """By the tasks that it learns, by validations if there are any, never by a test split."""
+    options = {"together": True, "grid": ["ppo.batch_size=4"]}
+    path = sweep_recipe(tmp_path, data={"tasks": ["sst2", "axb", "cola"]})
+    (cell,) = planned_sweep(path, out=tmp_path / "out", **options).cells
+    assert outcome(cell) == Outcome("open")
+    training = {"tasks": ["sst2", "cola"], "steps": 36, "samples": 576, "seconds": 438.0}
+    splits = {"sst2": "validation", "axb": "test", "cola": "validation"}
+    after = {"sst2": score(0.9), "axb": score(0.1), "cola": score(0.5)}
+    finish(cell, {"method": "ppo", "splits": splits, "before": after, "training": training})
+    assert outcome(cell) == Outcome("open")
+    scores = {"method": "ppo", "splits": splits, "after": after, "training": training}
+    (cell.folder / "eval.json").write_text(json.dumps(scores))
+    assert outcome(cell) == Outcome("finished", 0.7, 0.7, "validation", 576, 438.0)
+    (cell.folder / "eval.json").write_text(json.dumps(scores | {"splits": splits | {"cola": "test"}}))
+    assert outcome(cell) == Outcome("finished", None, 0.7, "test and validation", 576, 438.0)
+    lines(cell.folder / "validation.jsonl", {"step": 5, "mean": 0.8, "tasks": {"sst2": {}, "cola": {}}})
+    assert outcome(cell) == Outcome("finished", 0.8, 0.7, "test and validation", 576, 438.0)
+
+
+def test_a_finished_run_of_another_recipe_is_refused(tmp_path):
+    path, out = sweep_recipe(tmp_path), tmp_path / "out"
+    cells = planned_sweep(path, out=out).cells
+    scores = {"method": "ppo", "splits": {"sst2": "validation"}, "after": {"sst2": score(0.9)}}
+    finish(cells[0], scores, output_dir="elsewhere")
+    assert planned_sweep(path, out=out).cells == cells
+    finish(cells[2], scores, seed=9)
+    with pytest.raises(UserError) as caught:
+        planned_sweep(path, out=out)
+    message = str(caught.value)
+    assert str(cells[2].folder) in message and "seed was 9, is 0" in message and "--out" in message
+    assert str(cells[0].folder) not in message
+    (cells[2].folder / "eval.json").write_text("{}")  # unfinished: the run itself decides
+    assert planned_sweep(path, out=out).cells == cells
