@@ -232,7 +232,7 @@ def ppo_flops(
         dense: attention over all pairs of a pack.
     """
     work, shared = packed_work(rows, micro_batch_size, dense=dense), critic == "shared"
-    # A rollout passes each token once, and attends over the same pairs as the pack of what it wrote.
+    # A rollout passes each token once, and attends over the same pairs as the pack of its samples.
     phases = {"rollout": forward_flops(shape, packed_work(rows, micro_batch_size), value=True)}
     if recompute:
         phases["old logprobs"] = forward_flops(shape, work, value=shared)

@@ -22,33 +22,33 @@ def reasons(
         gpus: requested; more than `ranks` where the batch cannot be divided among all.
     """
     setting = chosen.setting
-    of = {candidate.setting: candidate for candidate in candidates}
-    found = [_ranks_reason(job, ranks, gpus)] if gpus > ranks else []
-    found.append(f"stage {setting.zero_stage}: {_stage_reason(job, candidates, chosen, ranks)}.")
+    by_setting = {candidate.setting: candidate for candidate in candidates}
+    sentences = [_ranks_reason(job, ranks, gpus)] if gpus > ranks else []
+    sentences.append(f"stage {setting.zero_stage}: {_stage_reason(job, candidates, chosen, ranks)}.")
 
-    other = of[replace(setting, gradient_checkpointing=not setting.gradient_checkpointing)]
+    other = by_setting[replace(setting, gradient_checkpointing=not setting.gradient_checkpointing)]
     if setting.gradient_checkpointing:
         outcome = "is no faster here" if job.fits(other) else "does not fit"
-        found.append(
+        sentences.append(
             f"checkpointing on: without it a pack of {setting.micro_batch_size} rows needs {other.total:.1f} GiB, "
             f"which {outcome}; smaller packs repeat the prefix more often."
         )
     else:
         saved = chosen.total - other.total
         gain = f"save {saved:.1f} GiB" if saved > 0.05 else "save nothing, since peak memory is elsewhere,"
-        found.append(
+        sentences.append(
             f"checkpointing off: activations fit; it would {gain} and make the step "
             f"{other.step_s / chosen.step_s:.2f} times as long."
         )
     if setting.micro_batch_size == rows:
-        found.append(
+        sentences.append(
             f"micro-batch {rows}: all rows of a rank are one pack, so its prefix is computed once in each pass."
         )
     else:
-        whole = of[replace(setting, micro_batch_size=rows)]
+        whole = by_setting[replace(setting, micro_batch_size=rows)]
         reason = "is slower, by attention over all pairs" if job.fits(whole) else f"needs {whole.total:.1f} GiB"
-        found.append(f"micro-batch {setting.micro_batch_size}: one pack of all {rows} rows of a rank {reason}.")
-    return found
+        sentences.append(f"micro-batch {setting.micro_batch_size}: one pack of all {rows} rows of a rank {reason}.")
+    return sentences
 
 
 def _ranks_reason(job: TrainingJob, ranks: int, gpus: int) -> str:

@@ -21,7 +21,7 @@ from extensions.planner.flops import (
 from extensions.prefix.tree import Sample, common_prefix, micro_batches, pack, with_sequence_targets
 from extensions.recipe import Lora
 
-LORA = Lora(rank=4, alpha=8, dropout=0.0)  # as support.make_policy has it
+LORA = Lora(rank=4, alpha=8, dropout=0.0)  # as in support.make_policy
 
 
 def shape_of(folder, lora=LORA):
@@ -41,7 +41,7 @@ def tokens_of(rows):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_shape_is_that_of_real_modules(tiny_model, architecture):
+def test_shape_equals_real_modules(tiny_model, architecture):
     folder = tiny_model(architecture)
     policy, base = make_policy(folder), AutoModelForCausalLM.from_pretrained(folder)
     shape = shape_of(folder)
@@ -61,7 +61,7 @@ def test_the_shape_is_that_of_real_modules(tiny_model, architecture):
 
 
 def test_layers_before_the_first_adapter_need_no_gradient(tiny_model):
-    """LoRA on the last layer of the MLPs alone: all of the first decoder layer is idle."""
+    """LoRA on the last layer of the MLPs only: all of the first decoder layer is idle."""
     late = shape_of(tiny_model("llama"), Lora(rank=4, target_modules=["down_proj"]))
     attention, mlp = 32 * (32 + 16 + 16 + 32), 3 * 32 * 64
     assert (late.linear_idle, late.linear) == (attention + mlp, 2 * (attention + mlp))
@@ -69,7 +69,7 @@ def test_layers_before_the_first_adapter_need_no_gradient(tiny_model):
 
 
 @pytest.mark.parametrize("sequence", [False, True])
-def test_work_is_that_of_a_real_pack(sequence):
+def test_work_equals_a_real_pack(sequence):
     rows = samples()
     packed = with_sequence_targets(pack(rows), rows) if sequence else pack(rows)
     work = pack_work(tokens_of(rows), sequence)
@@ -77,7 +77,7 @@ def test_work_is_that_of_a_real_pack(sequence):
     assert pack_work(tokens_of(rows), sequence, dense=True).pairs == packed.mask.numel()
 
 
-def test_packs_are_those_of_the_training():
+def test_packs_equal_training_micro_batches():
     rows = samples()
     real = micro_batches(rows, range(len(rows)), 2)
     ours = packs(tokens_of(rows), 2)
@@ -88,7 +88,7 @@ def test_packs_are_those_of_the_training():
 
 @pytest.fixture(params=ARCHITECTURES)
 def counted(request, tiny_model):
-    """FLOPs by operation of one packed forward and backward with eager attention, and what they should be for."""
+    """FLOPs by operation of one packed forward and backward with eager attention, and their inputs."""
     folder = tiny_model(request.param)
     policy = make_policy(folder, dtype="float32").train()
     policy.causal_lm.set_attn_implementation("eager")
@@ -107,17 +107,17 @@ def counted(request, tiny_model):
     return request.param, shape_of(folder), rows, moments
 
 
-def test_linear_flops_are_exactly_what_torch_counts(counted):
+def test_linear_flops_equal_torchs_counter(counted):
     _, shape, rows, ((forward, _), (backward, _)) = counted
     work = replace(pack_work(tokens_of(rows)), pairs=0)
-    # The head's backward product is taken in the forward pass already (`numerics.FusedLinearLogprob`).
+    # The head's backward product is computed in the forward pass (`prefix.logprobs.FusedLinearLogprob`).
     ahead = 2 * shape.head * work.predicting
     assert forward_flops(shape, work, value=True) == forward - ahead
     assert backward_flops(shape, work, value=True) == backward + ahead
 
 
-def test_attention_flops_are_what_torch_counts_of_all_pairs(counted):
-    """Exact but for what is known: rotary angles (forward), and keys of the first layer, which need no gradient."""
+def test_dense_attention_flops_equal_torchs_counter(counted):
+    """Exact except for rotary angles (forward), and keys of the first layer, which need no gradient."""
     architecture, shape, rows, ((_, forward), (_, backward)) = counted
     dense = pack_work(tokens_of(rows), dense=True)
     alone = Work(0, dense.pairs, 0)
@@ -135,7 +135,7 @@ def test_ppo_phases_add_up(tiny_model):
     phases = ppo_flops(shape, batch, epochs=4, micro_batch_size=3)
     work = pack_work(batch)
     assert list(phases) == ["rollout", "reference", "update"]
-    # A rollout passes each token once and sees the same pairs as the pack of what it wrote.
+    # A rollout passes each token once and attends over the same pairs as the pack of its samples.
     assert phases["rollout"] == forward_flops(shape, work, value=True)
     assert phases["reference"] == forward_flops(shape, work, adapter=False)
     both = forward_flops(shape, work, value=True) + backward_flops(shape, work, value=True)
@@ -149,7 +149,7 @@ def test_ppo_phases_add_up(tiny_model):
     assert ppo_flops(shape, batch, 4, 1)["reference"] > phases["reference"], "the prefix once in each pack"
 
 
-def test_samples_of_one_row_are_whole():
-    """One row shares all but its last prompt token; token numbers do not depend on where the prefix is said to end."""
+def test_one_row_is_whole():
+    """One row shares all but its last prompt token; counts do not depend on where the prefix ends."""
     row = Sample([5, 6, 7, 8], [9, 10])
     assert pack_work(tokens_of([row])) == pack_work([SampleTokens(0, 0, 4, 2)])

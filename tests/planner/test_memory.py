@@ -11,12 +11,12 @@ from extensions.planner.activations import kept_bytes, trace_model
 from extensions.planner.memory import optimizer_bytes
 from extensions.recipe import Lora, load_recipe
 
-LORA = Lora(rank=4, alpha=8, dropout=0.0)  # as support.make_policy
+LORA = Lora(rank=4, alpha=8, dropout=0.0)  # as in support.make_policy
 
 
 @pytest.mark.parametrize("method", ["ppo", "sft"])
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_optimizer_state_is_that_of_real_optimizers(tiny_model, tmp_path, name, method):
+def test_optimizer_state_equals_real_optimizers(tiny_model, tmp_path, name, method):
     folder = tiny_model("llama")
     path = write_recipe(tmp_path, folder, optimizer={"name": name}, sft={"optimizer": name}, method=method)
     recipe = load_recipe(path)
@@ -35,7 +35,7 @@ def test_optimizer_state_is_that_of_real_optimizers(tiny_model, tmp_path, name, 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_activations_are_what_autograd_keeps(tiny_model, architecture):
+def test_activations_equal_what_autograd_keeps(tiny_model, architecture):
     """Fake tensors of one and two layers, against a real forward of the whole model at another length."""
     folder, tokens = tiny_model(architecture), 90
     attention = "eager" if architecture == "mpt" else "sdpa"

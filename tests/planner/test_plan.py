@@ -39,7 +39,7 @@ def llama(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def planner(llama):
-    """`planner(*overrides, **options)` for the shipped recipe of Llama-2; the same one for the same arguments."""
+    """`planner(*overrides, **options)` for the shipped recipe of Llama-2; cached by its arguments."""
 
     @cache
     def make(*overrides, **options):
@@ -62,7 +62,7 @@ def test_known_numbers_of_llama(planner):
 
 
 def test_the_choice_follows_the_memory(planner):
-    """All is plain where there is room; then packs are smaller or activations computed again; then the base sharded."""
+    """With room no feature is on; with less, packs are smaller or activations recomputed; then the base is sharded."""
     adamw = ("optimizer.name=adamw", "data.tasks=[record]", "evaluation.batch_size=4")
     stages, settings = [], []
     ample = planner(*adamw, prefix_tokens=100, suffix_tokens=400)
@@ -95,7 +95,7 @@ def test_adafactor_stays_at_stage_0(planner):
         small.plan(8)
 
 
-def test_a_batch_that_is_too_small_for_the_gpus(planner):
+def test_batches_that_gpus_cannot_divide(planner):
     made = planner().plan(64)
     assert (made.gpus, made.ranks) == (64, 16)
     assert "ppo.batch_size=16 is less than one row per GPU on 64 GPUs; ppo.batch_size=64 could use" in made.why[0]
@@ -116,8 +116,8 @@ def test_4_bit_weights_are_a_quarter(planner):
     assert 0.25 < small.chosen.memory["base weights"] / whole.chosen.memory["base weights"] < 0.3
 
 
-def test_other_engines_hold_more_than_one_base(planner):
-    """On Ray three groups and vLLM share a GPU; a sleeping engine is there when the update is not."""
+def test_other_backends_hold_more_than_one_base(planner):
+    """On Ray three groups and vLLM share a GPU; a sleeping engine and the update take turns."""
     gib = 2 * 6_738_415_616 / GIB
     memory = {
         name: planner(*overrides).plan(8).chosen.memory
@@ -144,7 +144,7 @@ def test_slow_links_cost_time(planner):
     assert link_rate("nvlink", 8) > link_rate("nvlink", 16) == link_rate("infiniband", 16) == LINKS["infiniband"] * 1e9
 
 
-def test_tokens_are_counted_where_data_are(tiny_model, tmp_path):
+def test_tokens_are_counted_if_data_are_present(tiny_model, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, tiny_model("llama")))
     counted = Planner(recipe, PlanOptions()).job
     assert counted.tokens_source == "tokens counted on 64 training rows with the model's tokenizer"
@@ -184,7 +184,7 @@ def test_a_typical_batch_is_spread_over_tasks_and_lengths(planner):
         (["method=eval"], ["method: 'eval'", "ppo or sft"]),
     ],
 )
-def test_wrong_options_are_explained(tiny_model, tmp_path, arguments, parts):
+def test_invalid_options_are_refused(tiny_model, tmp_path, arguments, parts):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     result = CliRunner().invoke(app, ["plan", str(recipe), *arguments])
     assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr
@@ -226,7 +226,7 @@ def test_the_command_runs_without_weights(llama):
 
 @pytest.mark.parametrize("model_type", ["bloom", "mixtral", "mamba"])
 def test_a_family_that_cannot_be_counted_is_refused(model_type, tmp_path):
-    """Rather than planned without its experts, say."""
+    """Instead of a plan without its experts, for example."""
     config = shrunk(causal_classes()[model_type][0])
     config.save_pretrained(tmp_path / "model")
     recipe = load_recipe(write_recipe(tmp_path, tmp_path / "model"))
