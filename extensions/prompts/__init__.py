@@ -1,4 +1,4 @@
-"""Prompt text, token ids that fit, and the one answer parser that rewards and evaluation share.
+"""Prompt text, token ids, and the answer parser that rewards and evaluation share.
 
 A prompt has the four parts of the paper's section 4.1 and ends with the opening tag; the model writes the answer and
 the closing tag.

@@ -1,4 +1,4 @@
-"""Chat templates and control tokens: what a template writes is control, what the data say is text."""
+"""Chat templates and control tokens: those of the template are control tokens, those in the data are text."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from extensions.common.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a generation prompt may end in: <think>, <thinking>, [THINK], <seed:think>, <reasoning>, <|START_THINKING|> ...
+# Opening tags that end a generation prompt: <think>, [THINK], <seed:think>, <reasoning>, <|START_THINKING|>
 _THOUGHT = re.compile(
     r"(?P<left>[<\[\u25c1]\|?)(?P<name>[\w:-]*(?:think|thought|reason)[\w:-]*)(?P<right>\|?[>\]\u25b7])(?P<space>\s*)\Z",
     re.IGNORECASE,
 )
-_ENDS = {"begin": "end", "start": "end", "open": "close"}  # the tag that says so closes by the other word
+_ENDS = {"begin": "end", "start": "end", "open": "close"}  # word in an opening tag -> word in its closing tag
 _NOT_OPEN = {"no", "end", "close", "stop"}
 _LONGEST_TAG = 64
 _CHANNEL_OF_GEMMA_4 = re.compile(r"<\|channel>\w+\s*\Z")
-_PRIVATE_USE = range(0xF0000, 0xFFFFE)  # plane 15: no standard gives them a meaning
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)  # plane 15, used as separators
 
 
 def closing(text: str) -> str:
-    """What a prompt needs after a generation prompt that opens a thought: the tag that closes it, else nothing.
+    """The tag that closes a thought which a generation prompt opens; empty if it opens none.
 
-    As templates write an empty thought: on lines of its own if the opening tag ends its line.
+    On separate lines if the opening tag ends its line, as templates write an empty thought.
     """
     if _CHANNEL_OF_GEMMA_4.search(text[-_LONGEST_TAG:]):
         return "<channel|>"
@@ -49,7 +49,7 @@ def _like(word: str, model: str) -> str:
 
 
 class ControlTokens:
-    """The special tokens of a tokenizer, which are control tokens in a template and characters in data."""
+    """The special tokens of a tokenizer: control tokens in a template, characters in data."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -57,16 +57,16 @@ class ControlTokens:
         self.tokens = {token.content: (i, token) for i, token in added.items() if token.special and token.content}
         longest_first = sorted(self.tokens, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._literal: tuple[str, Any] | None = None
+        self._literal: tuple[str, tuple[Any, dict[int, int]]] | None = None
 
     def occur_in(self, text: str) -> bool:
         return self.pattern.search(text) is not None
 
     def encode(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
-        """Token ids of one text in parts, without special tokens around it.
+        """Token ids of a text, without special tokens around it.
 
         Args:
-            parts: the text of each, and whether the control tokens in it are such.
+            parts: of the text, each with whether its control tokens are encoded as such.
         """
         text = "".join(part for part, _ in parts)
         mark = next(character for character in map(chr, _PRIVATE_USE) if character not in text)
@@ -86,10 +86,10 @@ class ControlTokens:
         return ids
 
     def _with_aliases(self, mark: str) -> tuple[Any, dict[int, int]]:
-        """The tokenizer with its special tokens under other names, and the token of each alias.
+        """The tokenizer with its special tokens under aliases, and the token id of each alias.
 
-        Encoding the pieces by themselves would not do: where a prefix space is added to the first piece alone
-        (SentencePiece's), each would get one.
+        Encoding the parts separately would be wrong: SentencePiece adds a prefix space to the first part only, but
+        would then add one to each.
         """
         if self._literal is None or self._literal[0] != mark:
             backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
@@ -101,27 +101,26 @@ class ControlTokens:
             backend.encode_special_tokens = True
             backend.no_truncation()
             self._literal = mark, (backend, {backend.token_to_id(alias): i for alias, (i, _) in aliases.items()})
-        made: tuple[Any, dict[int, int]] = self._literal[1]
-        return made
+        return self._literal[1]
 
 
 class ChatTemplate:
     """The chat template of a tokenizer, which must have one.
 
     Args:
-        options: variables of the template, besides `enable_thinking`, false by default.
+        options: variables of the template; `enable_thinking` is false by default.
 
     Raises:
-        UserError: the template refuses every prompt, or leaves its text out.
+        UserError: the template refuses every prompt, or omits the text of messages.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.options = {"enable_thinking": False, **options}
         self.control = ControlTokens(tokenizer)
-        # gpt-oss: its generation prompt names no channel, and the model would choose the one of its thoughts.
+        # gpt-oss: its generation prompt names no channel, and the model would start with its analysis channel.
         self.harmony = "<|channel|>" in str(tokenizer.chat_template)
-        # Some templates raise for a system text, some leave it out.
+        # Some templates raise for a system message, some omit it.
         system, user = map(chr, _PRIVATE_USE[:2])
         self.system_role = True
         try:
@@ -131,16 +130,16 @@ class ChatTemplate:
         shown = self.render(system, [user])
         if not (system in shown and user in shown):
             raise UserError(
-                "prompt.chat_template: true, but this model's template leaves out the text of messages (it may want "
-                "them in parts, with images); set it to false"
+                "prompt.chat_template: true, but this model's template omits the text of messages (it may expect "
+                "lists of parts, with images); set it to false"
             )
 
     def render(self, system: str, turns: Sequence[str]) -> str:
-        """The text up to where the answer begins.
+        """The text up to the answer.
 
         Args:
-            turns: of user and assistant in turn; the last is a user's. Where the template has no system role, the
-                system text is the beginning of the first.
+            turns: of user and assistant alternately, the user's last. If the template has no system role, the system
+                text is put before the first turn.
 
         Raises:
             UserError: the template refuses the messages.
@@ -153,10 +152,10 @@ class ChatTemplate:
         try:
             text = self._apply(messages)
         except (TemplateError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
             raise UserError(
-                f"prompt.chat_template: true, but this model's template refuses the prompt ({said}); set it to false, "
-                "or give in prompt.template_options what the template needs"
+                f"prompt.chat_template: true, but this model's template refuses the prompt "
+                f"({' '.join(str(error).split())}); set it to false, or set the variables that it needs in "
+                "prompt.template_options"
             ) from error
         if self.harmony and text.endswith("<|start|>assistant"):
             return f"{text}<|channel|>final<|message|>"
@@ -172,7 +171,7 @@ class ChatTemplate:
         """Token ids and text of a conversation; see `render`.
 
         Args:
-            begun: what the answer begins with.
+            begun: the beginning of the answer.
         """
         contents = (system, *turns)
         if not any(map(self.control.occur_in, contents)):

@@ -1,4 +1,4 @@
-"""The `label` string of OpenRLHF's prompt format: task and gold answer, as the reward files read them."""
+"""Task and gold label in one string: the `label` of OpenRLHF's prompt format, which reward files read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from extensions.prompts.parser import is_label
 from extensions.prompts.template import OPEN
 from extensions.tasks import TASKS, Task
 
-KIND = ("labels", "score_range", "multi_label", "no_label", "answer_match")  # what a reward needs to know of a task
+KIND = ("labels", "score_range", "multi_label", "no_label", "answer_match")  # keys of a task that a reward needs
 
 
 def pack_label(task: Task, gold: str) -> str:
-    """Task and gold label in one string: the `label` of OpenRLHF's prompt format, read back by the built-in reward."""
+    """Task and gold label as JSON; the keys of a user's own task are included."""
     packed: dict[str, Any] = {"task": task.name, "gold": gold}
-    if TASKS.get(task.name) != task:  # the user's own: the string must carry what the reward needs to know
+    if TASKS.get(task.name) != task:
         packed |= {"labels": task.labels} if task.labels else {"score_range": task.score_range}
         if task.multi_label:
             packed |= {"multi_label": True, "no_label": task.no_label}
@@ -27,7 +27,7 @@ def pack_label(task: Task, gold: str) -> str:
 
 @lru_cache(maxsize=4096)
 def unpack_label(packed: str) -> tuple[Task, str]:
-    """The task and the gold label of `pack_label`'s string; ValueError if it is not one."""
+    """Inverse of `pack_label`; ValueError for any other string."""
     try:
         record = json.loads(packed)
         task, gold = record["task"], record["gold"]
@@ -37,20 +37,19 @@ def unpack_label(packed: str) -> tuple[Task, str]:
         else:
             known = TASKS[task]
         if not isinstance(gold, str) or not is_label(gold, known):
-            raise ValueError(f"{gold!r} is no label of the task")
+            raise ValueError(f"{gold!r} is not a label of the task")
         return known, gold
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"label {packed!r} is not of the form that extensions.prompts.pack_label writes "
-            '({"task": ..., "gold": ...})'
+            f'label {packed!r} was not written by extensions.prompts.pack_label ({{"task": ..., "gold": ...}})'
         ) from error
 
 
 def response_text(query: str, prompt: str) -> str:
     """The response in OpenRLHF's `query`, the decoded prompt and response with special tokens.
 
-    Decoding may add a BOS or change spaces before the prompt's end, so where the prompt is not found verbatim the
-    opening tags are counted: the response begins after as many as the prompt holds.
+    Decoding may add a BOS or change spaces, so the prompt may not be found verbatim. Then the response begins after as
+    many opening tags as the prompt holds.
     """
     start = query.find(prompt)
     if start >= 0:

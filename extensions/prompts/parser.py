@@ -10,8 +10,8 @@ from functools import lru_cache
 from extensions.prompts.template import CLOSE
 from extensions.tasks import Task, fold, nfc, normalize_answer
 
-# A letter or digit beside a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
-# ("yes-man", "no's"). Marks and invisible characters, which Unicode has many of, are looked up by category.
+# A letter or digit next to a keyword makes it another word; so does a hyphen or an apostrophe that joins it to one
+# ("yes-man", "no's"). Marks and invisible characters are found by their Unicode category.
 _NOT_AFTER_WORD = r"(?<!\w)(?<!\w[-'\u2019])"
 _NOT_BEFORE_WORD = r"(?!\w|[-'\u2019]\w)"
 _MARKS = {"Mn", "Mc", "Me", "Cf"}
@@ -19,7 +19,7 @@ _AUXILIARY = "is|are|was|were|do|does|did|ca|could|wo|would|sha|should|must|migh
 _NEGATION = rf"(?:not|never|neither|nor|non|hardly|cannot|(?:{_AUXILIARY})n['\u2019]?t)"
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _SIGNED = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")  # of one's own data
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")  # in the user's own data
 _AROUND_NUMBER = "\"'`*()[]{}:;!?=~"
 _LONE_SIGNS = {"-", "\u2212", "\u2013", "/", ".", ",", "%"}
 _PART_OF_NUMBER = re.compile(
@@ -31,20 +31,17 @@ _PART_OF_NUMBER = re.compile(
 
 @lru_cache(maxsize=256)
 def _keywords(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """What finds a keyword (group 1), longest first, or a negation that is no part of one (group 1 empty); its label.
-
-    Cached, for a reward asks for the same few labels again and again.
-    """
+    """A pattern for a keyword (group 1, longest first) or a negation outside keywords (no group 1); word -> label."""
     labels = tuple((label, tuple(map(nfc, words))) for label, words in labels)
     label_of = {fold(word): label for label, words in labels for word in words}
 
     def one(word: str) -> str:
         spelled = r"\s+".join(re.escape(part) for part in word.split())
-        # Case folding stays within ASCII where it can: U+017F would otherwise match an "s", U+212A a "k".
+        # ASCII words match in ASCII only: otherwise U+017F would match an "s", and U+212A a "k".
         return f"(?{'ai' if word.isascii() else 'i'}:{spelled})"
 
     any_word = "|".join(one(word) for word in sorted((w for _, words in labels for w in words), key=len, reverse=True))
-    # "no" has the bounds of a keyword, for it may be one; "no-one" is another word.
+    # "no" has the boundaries of a keyword, because it may be one; "no-one" is another word.
     alone = rf"{_NOT_AFTER_WORD}(?:({any_word})|(?ai:no)){_NOT_BEFORE_WORD}"
     return re.compile(rf"{alone}|(?<!\w)(?ai:{_NEGATION})(?!\w)"), label_of
 
@@ -52,9 +49,9 @@ def _keywords(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> tuple[re.Patte
 def parse_answer(text: str, task: Task) -> str | float | None:
     """The answer in a model's response: a label of the task, a score, or None for a wrong format.
 
-    Rules (section 4.3): only the text before the first closing tag counts, and it may hold no other tag. Never raises;
-    linear in the length of `text`. What is before the tag is read by the kind of task: see `_parse_label` (built-in
-    tasks), `_parse_word` (one's own), `_parse_label_set`, `_parse_score`.
+    Section 4.3: only the text before the first closing tag counts, and it must not hold another tag. Never raises;
+    linear in the length of `text`. The text before the tag is parsed by the kind of task: `_parse_label` (built-in
+    tasks), `_parse_word` (own tasks), `_parse_label_set`, `_parse_score`.
     """
     head, closed, _ = text.partition(CLOSE)
     if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
@@ -72,7 +69,7 @@ def _bare_words(labels: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, st
 
 
 def _parse_word(head: str, labels: Mapping[str, list[str]]) -> str | None:
-    """The label of which the whole answer is a word; spaces, quotes and a full stop around it do not count."""
+    """The label with the whole answer among its words, ignoring surrounding spaces, quotes and a full stop."""
     return _bare_words(tuple((label, tuple(words)) for label, words in labels.items())).get(normalize_answer(head))
 
 
@@ -90,8 +87,10 @@ def _parse_label_set(head: str, task: Task) -> str | None:
 
 
 def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
-    """The label of which the answer holds a keyword as a whole word in any case, compared in NFC; words of two labels,
-    a negation that belongs to no keyword, or none are a wrong format."""
+    """The one label with a keyword in the answer, as a whole word in any case and in NFC.
+
+    Keywords of two labels, no keyword, and a negation outside keywords are a wrong format.
+    """
     head = nfc(head)
     pattern, label_of = _keywords(tuple((label, tuple(words)) for label, words in labels.items()))
     found: set[str] = set()
@@ -109,7 +108,7 @@ def _parse_label(head: str, labels: Mapping[str, list[str]]) -> str | None:
 
 
 def _parse_score(head: str, low: float, high: float) -> float | None:
-    """The only number in the answer, a plain decimal in the range; with a sign where the range has negative numbers."""
+    """The only number in the answer, a plain decimal in the range; signed if the range has negative numbers."""
     signed, form = low < 0, _SIGNED if low < 0 else _NUMBER
     numbers: list[float] = []
     for word in head.split():
@@ -129,8 +128,11 @@ def _parse_score(head: str, low: float, high: float) -> float | None:
 
 
 def is_label(label: str, task: Task) -> bool:
-    """Whether a label of the data is one that an answer can be equal to: a label of the task, a label set as
-    `Task.join_labels` gives it, or a number in its range: a plain decimal, in one's own data any finite one."""
+    """Whether an answer can equal a label of the data.
+
+    True for a label of the task, a label set as `Task.join_labels` writes it, or a number in the range: a plain
+    decimal, in the user's own data also with an exponent.
+    """
     if task.score_range is None:
         return task.is_label_set(label) if task.multi_label else label in task.labels
     low, high = task.score_range

@@ -1,4 +1,4 @@
-"""A task and a row as the text of a prompt (section 4.1 of the paper)."""
+"""The text of a prompt from a task and a row (section 4.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OPEN, CLOSE = "<Judgement>", "</Judgement>"
 
 
 def answer_format(task: Task) -> str:
-    """What the model is told to insert between the tags."""
+    """Part 2 of the prompt: what to insert between the tags."""
     if task.answer_format:
         return _literal(task.answer_format)
     if task.score_range is not None:
@@ -23,9 +23,9 @@ def answer_format(task: Task) -> str:
 
 
 def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
-    """The two halves of a prompt: what is the same for every example of the task, and the question.
+    """The two parts of a prompt: the same for every row of the task, and the question.
 
-    Braces inside the data stay as they are: placeholders are replaced once, in one pass.
+    Placeholders are replaced in one pass, so braces in the data are kept.
     """
     system = (
         f"System_prompt:\n  {_literal(task.description)}\n"
@@ -36,35 +36,34 @@ def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _literal(text: str) -> str:
-    """A text without placeholders: {{ and }} are braces."""
+    """Unescape a text without placeholders."""
     return text.replace("{{", "{").replace("}}", "}")
 
 
-Demonstration = tuple[
-    Mapping[str, str], str
-]  # a demonstration: the fields of a training row, and its answer as it is written
+Demonstration = tuple[Mapping[str, str], str]  # fields of a training row, and its answer
 
 
 def dedup_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
-    """What two rows must differ in, for one not to give away the other's answer: their texts, or the text that several
-    rows of one question have in common."""
+    """Equal keys: one row would reveal the other's answer. All texts, or the text that the rows of a question share."""
     return (fields[task.long_field],) if task.group_by else tuple(fields[name] for name in task.fields)
 
 
-def prompt_text(task: Task, fields: Mapping[str, str], shown: Sequence[Demonstration] = ()) -> str:
-    """The whole prompt as plain text (section 4.1); `shown` are answered queries before it (section 5.2, few-shot)."""
+def prompt_text(task: Task, fields: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()) -> str:
+    """The prompt in the plain form (section 4.1), after the demonstrations (few-shot, section 5.2)."""
     system, question = render(task, fields)
-    answered = [f"{render(task, other)[1]}Assistant:\n{OPEN}{answer}{CLOSE}\n" for other, answer in shown]
+    answered = [f"{render(task, other)[1]}Assistant:\n{OPEN}{answer}{CLOSE}\n" for other, answer in demonstrations]
     return "".join((system, *answered, question, f"Assistant:\n{OPEN}"))
 
 
-def chat_turns(task: Task, fields: Mapping[str, str], shown: Sequence[Demonstration] = ()) -> tuple[str, list[str]]:
-    """The same parts as the messages of a conversation: the system's, and those of user and assistant in turn."""
+def chat_turns(
+    task: Task, fields: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()
+) -> tuple[str, list[str]]:
+    """The same parts as messages: the system's, and those of user and assistant alternately."""
 
     def query(fields: Mapping[str, str]) -> str:
         return render(task, fields)[1].removeprefix("Prompt:\n  ").strip()
 
     turns: list[str] = []
-    for other, answer in shown:
+    for other, answer in demonstrations:
         turns += [query(other), f"{OPEN}{answer}{CLOSE}"]
     return render(task, fields)[0].removeprefix("System_prompt:\n  ").strip(), [*turns, query(fields)]

@@ -97,7 +97,7 @@ def test_a_template_that_shows_no_text_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
     )
-    with pytest.raises(UserError, match=r"prompt\.chat_template: true.*leaves out the text"):
+    with pytest.raises(UserError, match=r"prompt\.chat_template: true.*omits the text"):
         PromptEncoder(tokenizer, 10**6, True)
 
 
