@@ -210,7 +210,7 @@ def test_a_pickle_as_base_model_does_not_run(tiny_model, tmp_path, plant):
     shutil.copytree(tiny_model("llama"), folder)
     (folder / "model.safetensors").unlink()
     marker = plant(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"model\.path: .* pickle \(\.bin\) with more in it than tensors"):
+    with pytest.raises(UserError, match=r"model\.path: .* pickle \(\.bin\) with objects other than tensors"):
         load_policy(Model(path=str(folder)), Lora(), "shared", 1.0, CPU, 0, "base")
     assert not marker.exists()
 

@@ -51,7 +51,7 @@ def ppo(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "extensions/cli/launch.py", root / "extensions/cli")
     shutil.copy(ROOT / "extensions/common/environment.py", root / "extensions/common")
     (root / "extensions/runs/main.py").write_text(PPO_STUB)
-    (root / "extensions/encoder/run.py").write_text("run = None\n")
+    (root / "extensions/encoder/run.py").write_text("run_encoder = None\n")
     return root / "launch/ppo.sh"
 
 
