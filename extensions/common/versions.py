@@ -9,8 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from extensions import __version__
-
+__version__ = "0.1.0"  # of this project; pyproject.toml has the same
 PACKAGES = ("torch", "transformers", "deepspeed", "openrlhf", "peft", "datasets", "flash-attn", "vllm", "ray", "numpy")
 
 

@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 from huggingface_hub import try_to_load_from_cache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from extensions import __version__
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, sha256, write_json
-from extensions.common.versions import versions
+from extensions.common.versions import __version__, versions
 from extensions.model.loading import load_config, resolve_model
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Model, Recipe

@@ -109,6 +109,8 @@ ALLOCATE = """
 import resource, sys
 from extensions.common.environment import keep_freed_memory
 
+from extensions.common.versions import __version__
+
 if sys.argv[1] == "kept":
     keep_freed_memory()
 faults = []
@@ -132,3 +134,7 @@ def test_freed_memory_is_kept_unless_the_user_has_other_wishes():
 
     assert faults("kept") < 100 < 5000 < faults("plain")
     assert faults("kept", MALLOC_MMAP_THRESHOLD_="1000000") > 5000
+
+
+def test_the_version_is_that_of_the_package():
+    assert PROJECT["version"] == __version__
