@@ -13,6 +13,8 @@ from launch_tree import Tree
 from packaging.requirements import Requirement
 from support import ROOT
 
+from extensions.common.versions import __version__
+
 LOCKS = ["cpu.txt", "gpu.txt", "no-deps.txt", "ray.txt"]
 
 
