@@ -40,7 +40,7 @@ def states_of(output: Any) -> Tensor:
     return states
 
 
-class _Given(tuple[Tensor]):
+class _FixedOutput(tuple[Tensor]):
     """Stands in for a trunk's output: its states, and None for every other attribute."""
 
     def __getattr__(self, name: str) -> Tensor | None:
@@ -54,7 +54,7 @@ def own_logits(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
     flat = states.reshape(1, -1, states.shape[-1])
     ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=states.device)
     before = vars(trunk).get("forward")  # set where another library has patched it (accelerate)
-    trunk.forward = lambda *args, **kwargs: _Given((flat,))
+    trunk.forward = lambda *args, **kwargs: _FixedOutput((flat,))
     try:
         logits: Tensor = lm(input_ids=ids, use_cache=False).logits
     finally:

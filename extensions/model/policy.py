@@ -41,7 +41,8 @@ LOGITS_AT_ONCE = 2**24  # entries per chunk of logits: 64 MB in float32
 class ValueHead(nn.Module):
     """MLP on the trunk's last hidden states (section 3 of the paper): (..., hidden) -> (...), in float32.
 
-    The last layer starts at zero: all values are 0, and no value gradient reaches the trunk, before the first update.
+    The last layer starts at zero: all values are 0 before the first update, and its value gradient does not reach the
+    trunk.
     """
 
     def __init__(self, hidden_size: int) -> None:

@@ -143,7 +143,7 @@ def start_groups(recipe: Recipe, shape: ClusterShape, strategy: RayStrategy, num
 
 
 class RayLoraSync(LoraSync):
-    """Between the actor group and all vLLM engines.
+    """LoRA sync between the actor group and all vLLM engines.
 
     Args:
         samples: of the probe.
