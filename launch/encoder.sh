@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 ''':'
-# Fine-tune an encoder, the paper's baseline: one model for each task of the recipe.
-# This one file is valid as shell and as Python, so both of these work and mean the same; the second finds the .venv of
-# the repo by itself, and NPROC=2 in front of it starts two ranks:
+# Fine-tune an encoder, the paper's baseline: one model per task of the recipe.
+# This file is valid shell and valid Python, so both commands below do the same. The second one finds the .venv of the
+# repository; with NPROC=2 before it, it starts two ranks:
 #
 #     deepspeed launch/encoder.sh recipes/bert.yaml data.root=path/to/glue
 #     bash launch/encoder.sh recipes/bert.yaml data.root=path/to/glue
@@ -10,12 +10,12 @@ set -euo pipefail
 source "$(dirname "$0")/launch.sh"
 '''
 
-# From here on Python: DeepSpeed runs this file once a rank, as `python -u launch/encoder.sh --local_rank=k RECIPE ...`.
+# From here on Python: DeepSpeed runs this file once per rank: `python -u launch/encoder.sh --local_rank=k RECIPE ...`.
 # (No apostrophes below: the shell reads it as one quoted string, up to the last line.)
 import sys
 from pathlib import Path
 
-# Python puts launch/ first on the path; what is wanted is the repo, also when it is not installed.
+# Python puts launch/ first on sys.path; the imports need the repository there, installed or not.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # Guarded, since a spawned data worker loads this file a second time.

@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 # Sourced by ppo.sh, sft.sh, eval.sh and encoder.sh when they run as shell scripts: finds deepspeed and starts the same
-# file under it, which runs it as Python once a rank.
+# file under it, which runs it as Python once per rank.
 #
-#     NPROC=2        ranks on this machine; else DeepSpeed decides: one a GPU, on CPU one a NUMA node
+#     NPROC=2        ranks on this machine; default: DeepSpeed's, one per GPU, or on a CPU one per NUMA node
 #     MASTER_PORT=N  port of the ranks' rendezvous
 #
-# For more than one machine call deepspeed yourself, with its own options (--hostfile, --no_ssh --node_rank 0 ...).
+# For more than one machine, call deepspeed directly, with its own options (--hostfile, --no_ssh --node_rank 0 ...).
 
 script=$(cd "$(dirname "$0")" && pwd)/${0##*/}
 root=$(dirname "$(dirname "$script")")
 if [ -x "$root/.venv/bin/deepspeed" ]; then
-    # Another environment is left alone if it is active and can run this.
+    # An active environment that has deepspeed takes precedence.
     if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || ! command -v deepspeed >/dev/null; then
         export PATH="$root/.venv/bin:$PATH" VIRTUAL_ENV="$root/.venv"
     fi
@@ -19,8 +19,9 @@ elif ! command -v deepspeed >/dev/null; then
     exit 1
 fi
 
-# On a signal DeepSpeed's launcher kills its ranks after 30 seconds and exits with status 1. Here it runs in its own process
-# group, which Ctrl-C does not reach, and the ranks get SIGTERM: they finish the step, save and exit with status 0.
+# On a signal DeepSpeed's launcher kills its ranks after 30 seconds and exits with status 1. Here it runs in its own
+# process group, which Ctrl-C does not reach, and the ranks get SIGTERM: they finish the step, save and exit with status
+# 0.
 set -m
 deepspeed --quiet ${NPROC:+--num_accelerators "$NPROC"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$script" "$@" &
 launcher=$!
@@ -32,7 +33,7 @@ stop() {
         kill -KILL -- "-$launcher" 2>/dev/null
     else
         echo "${0##*/}: stopping after this step; a second signal kills the run" >&2
-        # Without ranks on this machine, or without pkill: the launcher. Ranks whose launcher is gone stop too.
+        # Without ranks on this machine, or without pkill, the launcher gets it; its ranks stop when it is gone.
         pkill -TERM -g "$launcher" -f -- '--local_rank=' 2>/dev/null || kill -TERM "$launcher" 2>/dev/null
     fi
 }

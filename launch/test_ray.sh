@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests of the Ray backend, which `bash launch/test.sh` skips: some minutes.
 #     bash launch/test_ray.sh [pytest arguments]
-# On a CPU Ray and vLLM are installed beside the rest into .venv-ray (once: 4.5 GB); on GPUs they are in .venv anyway.
+# On a CPU, Ray and vLLM are installed with the other packages into .venv-ray (once: 4.5 GB); on GPUs .venv has them.
 set -euo pipefail
 case "${NLU_DEVICE:-$(nvidia-smi -L 2>/dev/null || true)}" in
 gpu | "GPU "*) ;;

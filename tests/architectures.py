@@ -183,14 +183,14 @@ def table() -> str:
         "",
         f"Every architecture that transformers {transformers.__version__} lists as a causal LM, as a tiny random model "
         "in float32, compared with itself in plain transformers and peft: logprobs, gradients, greedy answers, the "
-        "saved adapter. Written by `python tests/architectures.py`; a test keeps it true.",
+        "saved adapter. Written by `python tests/architectures.py`; a test compares it with the code.",
         "",
-        "- packed: shared prefixes are computed once, and only what attends is computed",
+        "- packed: shared prefixes are computed once, and no masked query-key pair is computed",
         "- masked: shared prefixes are computed once, with a dense mask for the model's own attention",
         "- plain: the model's own forward on whole rows; nothing is shared. It decodes with a padded cache, with a "
         "cache for the rows of each length, or with none, which is slow",
-        "- refused: what is said. Encoders are not causal; what a decoder-only form of them needs is in their own "
-        "configuration (`is_decoder`)",
+        "- refused: by `nlu check` and every run, with this error. Encoders are not causal; some have a decoder form, "
+        "chosen in their own configuration (`is_decoder`)",
         "- not built: no small model could be made from the configuration's defaults",
         "",
         "What a run does with its model is decided by the same comparison, on its own rows and in its dtype; "

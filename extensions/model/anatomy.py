@@ -29,8 +29,8 @@ class Anatomy:
     trunk: str  # name of the trunk within the causal LM
     hidden_size: int  # of its states
     transform: LogitTransform | None  # of the linear head's output; None: use the model's own forward
-    # Forwards of this many tokens or more differ from those of single rows: Llama 4 scales queries by their index in
-    # the forward instead of their position (transformers 5.15).
+    # A forward of this many tokens or more differs from forwards of single rows: Llama 4 scales queries by their index
+    # in the forward instead of their position (transformers 5.15).
     most_tokens: int | None = None
 
 
@@ -40,7 +40,7 @@ def states_of(output: Any) -> Tensor:
     return states
 
 
-class _Given(tuple[Tensor]):
+class _FixedOutput(tuple[Tensor]):
     """Stands in for a trunk's output: its states, and None for every other attribute."""
 
     def __getattr__(self, name: str) -> Tensor | None:
@@ -50,11 +50,11 @@ class _Given(tuple[Tensor]):
 
 
 def own_logits(lm: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
-    """Logits (..., V) of hidden states (..., hidden) by the model's own forward, with a trunk that returns these."""
+    """Logits (..., V) of hidden states (..., hidden) by the model's own forward, its trunk replaced."""
     flat = states.reshape(1, -1, states.shape[-1])
     ids = torch.zeros(flat.shape[:2], dtype=torch.long, device=states.device)
     before = vars(trunk).get("forward")  # set where another library has patched it (accelerate)
-    trunk.forward = lambda *args, **kwargs: _Given((flat,))
+    trunk.forward = lambda *args, **kwargs: _FixedOutput((flat,))
     try:
         logits: Tensor = lm(input_ids=ids, use_cache=False).logits
     finally:
@@ -77,7 +77,7 @@ def captured(trunk: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def eager(lm: PreTrainedModel) -> Iterator[None]:
-    """The model's eager attention, where it can be chosen: the standard of every comparison."""
+    """Eager attention inside the context, if the model supports it: the reference of every comparison."""
     before = lm.config._attn_implementation
     if before == "eager" or not lm._can_set_attn_implementation():
         yield
@@ -91,7 +91,7 @@ def eager(lm: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def examine(lm: PreTrainedModel) -> Anatomy:
-    """Raises UserError where it is no causal LM over token ids."""
+    """The anatomy of a model. Raises UserError if it is not a causal LM over token ids."""
     with eager(lm):
         ids = _probe(lm)
         if not bool(torch.isfinite(_logits(lm, ids)).all()):
@@ -178,7 +178,7 @@ def _transform(lm: PreTrainedModel, trunk: nn.Module, states: Tensor, dtype: tor
     head = lm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.in_features != states.shape[-1]:
         return None
-    # Scaled up so that a cap shows.
+    # Scaled up so that a cap takes effect.
     states = states * max(1.0, 30 / float(head(states).abs().max()))
     raw, logits = head(states).float(), own_logits(lm, trunk, states).float()
     config = lm.config.get_text_config()

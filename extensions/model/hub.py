@@ -27,7 +27,7 @@ def check_source(path: str) -> None:
 
     Raises:
         HubUnreachable: a hub name that is not cached, and the hub does not answer.
-        UserError: none of these.
+        UserError: `path` is none of these.
     """
     if path.startswith("pip:") or Path(path).is_dir():
         return

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from pickle import UnpicklingError  # nosec B403 # only the error of one
+from pickle import UnpicklingError  # nosec B403 # only its exception class
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ from extensions.prefix.attention import NAME as PACKED
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model, Recipe
 
-# Model files inside packages: size and sha256 of what was tested.
+# Model files inside packages: size and sha256 of the tested files.
 KNOWN_FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
 }
@@ -79,13 +79,13 @@ def resolve_model(path: str) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=8)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Cached while size and time stay the same, since a run loads three things from the file."""
+    """Hash of a file, cached by its size and modification time, since a run reads the file three times."""
     return sha256(path)
 
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Turns transformers' errors about a model path into one sentence."""
+    """Turns transformers' errors about a model path into a `UserError` of one sentence."""
     try:
         yield
     except UnpicklingError as error:
@@ -134,7 +134,7 @@ def model_folder(model: Model) -> Path | str:
             with tempfile.TemporaryDirectory(dir=cache) as temporary:
                 _write_out(folder, gguf, model.path, temporary)
                 apply_umask(Path(temporary))
-                with suppress(OSError):  # another process was faster
+                with suppress(OSError):  # another process has written it
                     Path(temporary).rename(target)
                 Path(temporary).mkdir(exist_ok=True)
         except OSError as error:
@@ -159,7 +159,7 @@ def _write_out(folder: str, gguf: str, path: str, target: str) -> None:
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Padding goes by lengths, so no pad token is needed."""
+    """The model's tokenizer. Padding is tracked by lengths, so no pad token is needed."""
     check_source(model.path)
     with _explained(model.path):
         return AutoTokenizer.from_pretrained(model_folder(model), trust_remote_code=model.trust_remote_code)
@@ -212,7 +212,7 @@ def prompt_limit(recipe: Recipe, config: Any) -> int:
 def _rotary_switches(config: Any) -> list[int]:
     """Lengths beyond which a model changes the encoding of all positions of a row (LongRoPE).
 
-    There a logprob would depend on later tokens and on the other rows of a batch, so the context ends before.
+    Beyond it, a logprob would depend on later tokens and on other rows of the batch, so it limits the context.
     """
     text = config.get_text_config()
     rotary = getattr(text, "rope_parameters", None) or {}
@@ -239,8 +239,8 @@ def load_policy(
 ) -> Policy:
     """The base model with a fresh adapter (or `model.adapter`), not yet wrapped by DeepSpeed.
 
-    Its forward path was compared with the model's own forward (`extensions.model.proof`). The base is frozen and keeps
-    its dtype; adapters and value head are float32, initialised by `seed`.
+    Its forward path has been compared with the model's own forward (`extensions.model.proof`). The base is frozen and
+    keeps its dtype; adapters and value head are float32, initialised by `seed`.
 
     Args:
         critic: "none" for SFT and evaluation.
@@ -329,7 +329,7 @@ def load_base(
 
 
 def _check_complete(base: PreTrainedModel, path: str, found: dict[str, Any]) -> None:
-    """Check that weights and config belong to one model. Weights of another modality do not matter.
+    """Check that weights and config belong to one model. Weights of other modalities are ignored.
 
     Raises:
         UserError: weights are missing, which transformers would initialise at random, or unexpected.

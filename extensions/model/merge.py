@@ -23,8 +23,8 @@ from extensions.model.precision import computing_in_float32
 from extensions.recipe import Model
 
 CPU = torch.device("cpu")
-# Nats, mean over the checked tokens, both sides computed in float32. Merging in float32 only reorders additions; else
-# the merged weights are rounded once more, by a relative error of up to 2^-9 (bfloat16) or 2^-12 (float16).
+# Nats, mean over the checked tokens, both sides computed in float32. Merging in float32 only reorders additions;
+# otherwise the merged weights are rounded once more, by a relative error of up to 2^-9 (bfloat16) or 2^-12 (float16).
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.03, torch.float16: 0.005}
 TEXTS = (
     "The film was long, but nobody in the room wanted it to end.",
@@ -94,7 +94,7 @@ def merge_adapter(model: Model, folder: Path, complete: Callable[[Path], None] =
         again = load_base(plain.model_copy(update={"path": str(written), "adapter": None}), CPU, "auto").eval()
         apart = (_logprobs(again, rows) - expected).abs()
         merged = Merged(saved_dtype, layers, apart.numel(), apart.mean().item(), apart.max().item(), effect)
-        if not merged.mean <= TOLERANCE[saved_dtype] or again.dtype != saved_dtype:  # NaN neither
+        if not merged.mean <= TOLERANCE[saved_dtype] or again.dtype != saved_dtype:  # also raised for NaN
             raise UserError(f"{folder}: not written: the merged model differs from base and adapter: {merged}")
         complete(written)
     return merged
@@ -111,7 +111,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             raise UserError(f"{folder}: is not empty; name a new folder for the merged model")
         beside = next(parent for parent in goal.parents if parent.exists())
         with tempfile.TemporaryDirectory(dir=beside, prefix=f".{goal.name}.") as temporary:
-            written = Path(temporary) / goal.name  # a temporary folder itself is private to the user
+            written = Path(temporary) / goal.name  # the temporary folder has mode 0700
             written.mkdir()
             yield written
             apply_umask(written)
@@ -160,7 +160,7 @@ def _merge(lm: PeftModel, path: str) -> int:
 def _save(base: PreTrainedModel, path: str, folder: Path) -> None:
     generation = base.generation_config
     if generation is not None and not generation.do_sample:
-        # Some models come with these and no do_sample (Vicuna): without effect, but transformers refuses to save them.
+        # Some models set these without do_sample (Vicuna). They have no effect, but transformers refuses to save them.
         for key in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
             setattr(generation, key, None)
     try:

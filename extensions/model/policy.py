@@ -41,7 +41,8 @@ LOGITS_AT_ONCE = 2**24  # entries per chunk of logits: 64 MB in float32
 class ValueHead(nn.Module):
     """MLP on the trunk's last hidden states (section 3 of the paper): (..., hidden) -> (...), in float32.
 
-    The last layer starts at zero: all values are 0 before the first update, and no noise reaches the trunk.
+    The last layer starts at zero: all values are 0 before the first update, and its value gradient does not reach the
+    trunk.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -152,8 +153,8 @@ class Policy(nn.Module):
     def role(self, role: Role) -> Iterator[None]:
         """Switch the adapters on or off. Does not nest.
 
-        peft's `set_adapter` and `disable_adapter` also switch requires_grad, unknown to the optimizer and to ZeRO, and
-        fail silently between a forward and its backward; only the flags are set here.
+        peft's `set_adapter` and `disable_adapter` also switch requires_grad, which the optimizer and ZeRO do not
+        notice, and they fail silently between a forward and its backward. Here only the flags are set.
         """
         assert self._role is None, f"role {role!r} inside role {self._role!r}: a role must span its whole computation"
         adapter: str | None = ADAPTER_OF[role]
@@ -198,7 +199,7 @@ class Policy(nn.Module):
         self.path = path
 
     def packed_states(self, pack: Pack, attend: PackAttention | None = None) -> Tensor:
-        """Hidden states (L, hidden) of a pack's tokens: the forward behind every other.
+        """Hidden states (L, hidden) of a pack's tokens: all other forwards call it.
 
         Args:
             attend: packed attention to use; None: one without a cache.
@@ -244,7 +245,7 @@ class Policy(nn.Module):
         width = max(map(len, places))
         rows = torch.zeros(len(places), width, dtype=torch.long, device=self.device)
         mask = torch.zeros_like(rows)
-        origin = torch.zeros(pack.input_ids.shape[1], dtype=torch.long, device=self.device)  # (L,) place among the rows
+        origin = torch.zeros(pack.input_ids.shape[1], dtype=torch.long, device=self.device)  # (L,) in the flat rows
         for row, own in enumerate(places):
             rows[row, : len(own)] = pack.input_ids[0, own]
             mask[row, : len(own)] = 1
@@ -298,7 +299,7 @@ class Policy(nn.Module):
         states = self.packed_states(pack)[pack.predicting]
         result: dict[str, Tensor] = {}
         if logprobs:
-            found = self._of_logits(states, pack.targets, entropy, temperature)
+            found = self._target_logprobs(states, pack.targets, entropy, temperature)
             result = dict(zip(("logprobs", "entropy"), found, strict=True))
             if entropy == "none":
                 del result["entropy"]
@@ -306,7 +307,7 @@ class Policy(nn.Module):
             result["values"] = self.value_head(states)
         return result
 
-    def _of_logits(
+    def _target_logprobs(
         self, states: Tensor, targets: Tensor, entropy: Entropy, temperature: float | None
     ) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies, each (N,)."""

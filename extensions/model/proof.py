@@ -29,8 +29,8 @@ from extensions.prompts import PromptEncoder
 
 CHUNK = 256  # tokens per chunk of logits
 WRITTEN = 2  # tokens of each row that are decoded one by one
-TAIL = 16  # last tokens of a row, where a sliding window shows: their mean is checked too
-# Tolerance for rounding. A path is judged in float32, whatever the run's dtype, by the largest difference of a logprob
+TAIL = 16  # last tokens of a row, where a sliding window takes effect: their mean is checked too
+# Tolerance for rounding. A path is checked in float32, whatever the run's dtype, by the largest difference of a logprob
 # relative to 1 + its magnitude. If each module's output is perturbed by one bit (`ROUNDED`), the model's own forward
 # changes by nearly as much as an exact path differs from it; a wrong path differs 200 times as much or more. `NOISE`
 # times that change is allowed, at most `NEVER_MORE`. In lower precision two orders of the same sums differ by 0.05 nats
@@ -240,7 +240,7 @@ def _forward(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor])
 
 
 def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]) -> Difference:
-    """Difference over the last tokens of every row, decoded. Two rows have one length, a batch for some caches."""
+    """Difference over the last tokens of every row, decoded. Two rows have one length: some caches batch them."""
     whole = [[*sample.prompt, *sample.response] for sample in rows]
     length = len(whole[0])
     whole, expected = [*whole, whole[-1][:length]], [*expected, expected[-1][: length - 1]]
@@ -273,7 +273,7 @@ def windows_of(config: Any) -> list[int]:
 
 
 def proof_rows(examples: Sequence[Example], encoder: PromptEncoder, config: Any, new_tokens: int) -> list[Sample]:
-    """Short rows of a run, and per window that a prompt with its response can exceed one row that does.
+    """Short rows of a run, and a row longer than each attention window that its prompts and responses can exceed.
 
     Raises:
         UserError: the tokenizer has tokens beyond the model's vocabulary.

@@ -51,7 +51,7 @@ class Decoder(Protocol):
         """Hidden states (rows, hidden) after one more token (rows,) of each row."""
 
     def keep(self, rows: Tensor) -> Tensor:
-        """Keep only these rows, given in rising order. Returns those that stay: these, and any that cannot leave."""
+        """Keep only these rows, in ascending order. Returns the rows kept: these, and any that cannot be dropped."""
 
 
 @dataclass
@@ -299,7 +299,7 @@ class OwnDecoder:
         return torch.cat([batch.step(part) for batch, part in zip(self.batches, parts, strict=True)])
 
     def keep(self, rows: Tensor) -> Tensor:
-        """Only whole batches leave: not every cache can drop rows."""
+        """Drop whole batches only, since not every cache can drop single rows."""
         wanted, first = set(rows.tolist()), 0
         batches: list[_OwnBatch] = []
         places: list[int] = []

@@ -135,7 +135,7 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, values: Tensor) -> Tensor:
-    """First place (B,) where a rising row (B, n) exceeds its value, or its last rise where rounding overshoots."""
+    """First index (B,) where a cumulative row (B, n) exceeds its value; its last increase if rounding leaves none."""
     total = cumulative[:, -1:]
     values = torch.minimum(values.unsqueeze(-1), total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, values, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

@@ -3,8 +3,8 @@
 All prompts of a task begin with the same tokens, and some share more: demonstrations, a passage with several questions,
 a prompt with several responses. A pack lays these tokens out as a tree: first what all samples share, then what some
 share, then the rest of each sample. A token attends to its ancestors in the tree, and its position id is its position
-in its own sample. One forward over the pack equals a forward over each sample. Samples of several tasks may share a
-pack; a batch without common prefixes is a pack of whole samples.
+in its own sample; its place is its index in the pack. One forward over the pack equals a forward over each sample.
+Samples of several tasks may share a pack; a batch without common prefixes is a pack of whole samples.
 
     [task description][demonstrations] +-- [passage A] +-- [question 1][response]
                                        |               +-- [question 2][response]
@@ -117,7 +117,7 @@ class Layout:
 
         Args:
             number: of the group.
-            repeats: query heads per key head; each query's row stands so many times.
+            repeats: query heads per key head; the row of each query is repeated so often.
         """
         key = (number, repeats, dtype)
         if key not in self._masks:
@@ -249,7 +249,7 @@ def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:
     """The same pack with every token of each sample but its first as a target, for the loss on whole sequences.
 
     A shared token is one target whose weight is the sum of its samples' weights, so the weighted sum over the targets
-    is the sum over all tokens of all samples. Where samples part, there is one target per different next token. The
+    is the sum over all tokens of all samples. Where samples diverge, there is one target per different next token. The
     response tokens stay the first targets.
 
     Args:

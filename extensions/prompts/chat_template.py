@@ -28,9 +28,9 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # plane 15, used as separators
 
 
 def closing(text: str) -> str:
-    """The tag that closes a thought which a generation prompt opens; empty if it opens none.
+    """The tag that closes a thinking block which a generation prompt opens; empty if it opens none.
 
-    On separate lines if the opening tag ends its line, as templates write an empty thought.
+    On separate lines if the opening tag ends its line, as templates write an empty thinking block.
     """
     if _CHANNEL_OF_GEMMA_4.search(text[-_LONGEST_TAG:]):
         return "<channel|>"
@@ -118,7 +118,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.options = {"enable_thinking": False, **options}
         self.control = ControlTokens(tokenizer)
-        # gpt-oss: its generation prompt names no channel, and the model would start with its analysis channel.
+        # gpt-oss: its generation prompt names no channel, so the model would start with the analysis channel.
         self.harmony = "<|channel|>" in str(tokenizer.chat_template)
         # Some templates raise for a system message, some omit it.
         system, user = map(chr, _PRIVATE_USE[:2])

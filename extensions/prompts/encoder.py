@@ -66,8 +66,8 @@ class PromptEncoder:
         self.template = ChatTemplate(tokenizer, template_options or {}) if chat_template else None
         self.control = self.template.control if self.template else ControlTokens(tokenizer)
         self.shots, self.demonstrations = shots, demonstrations or {}
-        self.dropped: Counter[str] = Counter()  # task name -> prompts that lost demonstrations
-        self.truncated: Counter[str] = Counter()  # task name -> prompts that lost the end of a text
+        self.dropped: Counter[str] = Counter()  # task name -> prompts with demonstrations left out
+        self.truncated: Counter[str] = Counter()  # task name -> prompts with a truncated text
         self._fitting: set[tuple[Any, ...]] = set()  # (limit, task name, texts that are never cut) of prompts that fit
         self._ends = self._num_ends()
 
@@ -118,7 +118,7 @@ class PromptEncoder:
         return ids, text
 
     def check(self, task: Task, fields: Mapping[str, str]) -> None:
-        """Raise the error that `encode` would, at a lower cost.
+        """Raise the error that `encode` would raise, at a lower cost.
 
         Whether a prompt fits depends only on the texts that are never cut, mostly the same for all rows of a task.
         """

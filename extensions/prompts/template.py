@@ -44,7 +44,7 @@ Demonstration = tuple[Mapping[str, str], str]  # fields of a training row, and i
 
 
 def dedup_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
-    """Equal keys: one row would reveal the other's answer. All texts, or the text that the rows of a question share."""
+    """The texts of a row, or the text that the rows of a question share. Rows with equal keys leak answers."""
     return (fields[task.long_field],) if task.group_by else tuple(fields[name] for name in task.fields)
 
 

@@ -28,7 +28,8 @@ class AgentExecutor(AgentExecutorBase):
         llm_engine: Any,
         images: Any = None,
     ) -> dict[str, Any]:
-        """
+        """Respond to one request, and compute its reward.
+
         Args:
             label: the `extensions.ray_backend.groups.RolloutRequest`, as JSON.
             llm_engine: `extensions.ray_backend.workers.RolloutActor`.

@@ -97,7 +97,7 @@ def key_table(recipe: Recipe) -> dict[str, tuple[Any, str]]:
 
 
 def micro_batch_size(recipe: Recipe, shape: ClusterShape) -> int:
-    """Samples of one forward on a rank: at most ppo.micro_batch_size, and a divisor, since OpenRLHF drops a rest."""
+    """Samples per forward on a rank: at most ppo.micro_batch_size, and a divisor, since OpenRLHF drops a remainder."""
     share = (recipe.ppo.mini_batch_size or recipe.ppo.batch_size) // shape.ranks
     return max(n for n in range(1, share + 1) if share % n == 0 and n <= recipe.ppo.micro_batch_size)
 

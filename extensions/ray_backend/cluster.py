@@ -32,7 +32,8 @@ class ClusterShape:
 
 
 def shape_of(recipe: Recipe, gpus_here: int) -> ClusterShape:
-    """
+    """The shape of a recipe's cluster.
+
     Args:
         gpus_here: GPUs of this machine, or of a node of the cluster; 0 on CPUs.
 

@@ -1,6 +1,6 @@
 """OpenRLHF's actor groups and vLLM engines: how they are started, and the calls on them that OpenRLHF lacks.
 
-`Groups` is what the driver knows of them; LoRA sync, sampler and checkpoints are built on it.
+`Groups` is the driver's handle on them; LoRA sync, sampler and checkpoints are built on it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Groups:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Engines that share a GPU with the training hold its memory only inside this context."""
+        """Engines that share GPUs with training hold GPU memory only inside this context."""
         if not self.sleeps or self._awake:
             yield
             return
@@ -143,7 +143,7 @@ def start_groups(recipe: Recipe, shape: ClusterShape, strategy: RayStrategy, num
 
 
 class RayLoraSync(LoraSync):
-    """Between the actor group and all vLLM engines.
+    """LoRA sync between the actor group and all vLLM engines.
 
     Args:
         samples: of the probe.

@@ -119,7 +119,7 @@ class TrainedActorMixin:
     policy: Policy
 
     def weights(self) -> dict[str, Tensor] | None:
-        """All trained parameters, unsharded; None on other ranks than 0."""
+        """All trained parameters, unsharded; None on ranks other than 0."""
         state = trainable_state(self.policy)
         return state if self.strategy.is_rank_0() else None
 
@@ -137,7 +137,7 @@ class TrainedActorMixin:
         raise NotImplementedError
 
     def write_checkpoint(self, folder: str, name: str) -> tuple[dict[str, Any], str | None]:
-        """Write this rank's part as `folder`/`name`. Returns its files with size and hash, and a disk's error."""
+        """Write this rank's part as `folder`/`name`. Returns its files with size and hash, and any disk error."""
         root, files = Path(folder), files_of(self.engine)
         files.begin()
         write_rank(self.engine, root / name, self.strategy.rank)
@@ -151,8 +151,8 @@ class TrainedActorMixin:
 
 class _ActorTrainer(ActorPPOTrainer):
     def training_step(self, experience: Any, kl_ctl: float, step: int, loss_batch_info: Any = None) -> dict[str, Any]:
-        """As OpenRLHF's, with its logged losses corrected: it weights by tokens what is already a share of the
-        batch's loss (0.11.2)."""
+        """As OpenRLHF's, with its logged losses corrected: they are shares of the batch's loss, and OpenRLHF (0.11.2)
+        weights them by tokens once more."""
         status = super().training_step(experience, kl_ctl, step, loss_batch_info)
         share = status["num_action_tokens"] * loss_batch_info["dp_size"] / loss_batch_info["batch_num_tokens"]
         for name in ("policy_loss", "entropy_loss"):
@@ -185,7 +185,7 @@ class PolicyActor(TrainedActorMixin, undecorated(PolicyModelActor)):  # type: ig
         load_trainable_state(self.policy, random_lora_state(trainable_state(self.policy), self.strategy.recipe.seed))
 
     def lora_payload(self, version: int) -> LoraPayload | None:
-        """The adapter; None on other ranks than 0."""
+        """The adapter; None on ranks other than 0."""
         state = trainable_state(self.policy)
         return LoraPayload.of(self.policy, state, version) if self.strategy.is_rank_0() else None
 

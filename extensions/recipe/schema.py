@@ -1,4 +1,4 @@
-"""The recipe: everything that a run depends on, typed and checked. The one place where defaults live.
+"""The recipe: everything that a run depends on, typed and checked. Defaults are defined only here.
 
 A recipe is one self-contained YAML file; `key.sub=value` on the command line overrides it. Every error is reported at
 once, with its key, its value, what is allowed and the nearest valid key, before any model is loaded.

@@ -1,4 +1,4 @@
-"""What the report's plots show: rewards of the PPO runs, and scores of the adapters by the tasks they trained on."""
+"""The data of the report's plots: rewards of the PPO runs, and scores of the adapters by the tasks they trained on."""
 
 from __future__ import annotations
 

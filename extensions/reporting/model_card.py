@@ -126,7 +126,7 @@ def _eval_results(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[Eval
 
 
 def _prompt_parts(recipe: Recipe, encoder: PromptEncoder | None, task: Task) -> dict[str, Any] | None:
-    """What the card's code forms a prompt from; None if that needs the tokenizer, and there is no encoder.
+    """The parts from which the card's code builds a prompt; None if that needs the tokenizer and there is no encoder.
 
     Returns:
         parts: the text around the fields, each a list of lines. columns: between the parts. row: an example.

@@ -1,4 +1,4 @@
-"""What `nlu report` writes: result tables, supporting tables, plots, the card of the best trained row."""
+"""The files of `nlu report`: result tables, supporting tables, plots, the card of the best trained row."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_report(runs: Sequence[FinishedRun], out: Path, only: str | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
         _clear(out)
-        (out / "report.md").write_text(f"{TITLE}\n", encoding="utf-8")  # marks the folder as ours if this stops halfway
+        (out / "report.md").write_text(f"{TITLE}\n", encoding="utf-8")  # marks an incomplete report too
         for table in tables:
             for ending, form in FORMS.items():
                 (out / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
@@ -76,7 +76,7 @@ def _clear(out: Path) -> None:
     """Remove an earlier report's files, so that no table of other runs remains.
 
     Raises:
-        UserError: files of those names exist, but no report: they belong to someone else.
+        UserError: files of those names exist that no report has written.
     """
     existing = [name for name in FILES if (out / name).exists()]
     report = out / "report.md"

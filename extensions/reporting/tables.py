@@ -162,7 +162,7 @@ def _range_text(numbers: set[int]) -> str:
 def marks(lines: Sequence[Line], columns: Iterable[str]) -> dict[tuple[int, str, int], str]:
     """The best and second-best numbers of a block, per metric of a column.
 
-    Numbers that print alike share a mark, and two that are best leave no second, as in the paper (ReCoRD). A number
+    Numbers that are printed alike share a mark; if two are best, there is no second, as in the paper (ReCoRD). A number
     without another to compare with has no mark.
 
     Returns:

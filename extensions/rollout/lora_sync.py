@@ -53,7 +53,8 @@ class LoraPayload:
 
     @staticmethod
     def of(policy: Policy, state: dict[str, Tensor], version: int) -> LoraPayload:
-        """
+        """The payload of a policy's adapter.
+
         Args:
             state: all trained parameters, unsharded (`strategy.trainable_state`).
         """
@@ -130,7 +131,7 @@ class SyncProbe:
             digest: of the adapter that was sent.
             trainer: logprobs of the probed tokens, by the trainer.
             engines: the same, by each vLLM engine.
-            what: was sent, for the message.
+            what: name of the payload, for the error message.
 
         Raises:
             SyncError: they differ by more than the tolerance, or a new adapter changed nothing in an engine.
@@ -178,7 +179,7 @@ class SyncProbe:
 
 
 class LoraSync(ABC):
-    """Keeps vLLM engines at the policy's weights and probes them. Subclasses know where policy and engines live."""
+    """Keeps vLLM engines at the policy's weights and probes them. Subclasses connect the two."""
 
     def __init__(self, probe: SyncProbe) -> None:
         self.probe = probe

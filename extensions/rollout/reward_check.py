@@ -39,7 +39,7 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
     if not examples:
         return
     task, rewards = examples[0].task, set[float]()
-    underpaid: dict[str, str] = {}  # label -> a comparison that gold does not win
+    underpaid: dict[str, str] = {}  # label -> a comparison in which gold does not earn more
     by_label = _rows_by_label(examples)
     for label, rows in by_label.items():
         lost = []

@@ -23,9 +23,9 @@ from extensions.model.policy import Policy
 from extensions.prefix.logprobs import sample_tokens, token_logprobs
 from extensions.prefix.tree import Sample, micro_batches, pack
 
-# Finished rows leave the batch when at most this share of it is unfinished: leaving costs a copy.
+# Finished rows are dropped when at most this share of the batch is unfinished: dropping copies the cache.
 COMPACT_BELOW = 0.9
-TRAINING = 0  # purpose of the random numbers of rollouts; that of evaluation is another
+TRAINING = 0  # purpose of the random numbers of rollouts; evaluation has another
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Sampler:
         stop: a response ends with this text, or with an EOS token.
         micro_batch_size: rows per packed forward over the prompts.
         fixed_decode_steps: decoding steps of every batch, the longest budget. ZeRO 3 gathers weights in each forward,
-            so all ranks need the same number; tokens beyond a response's end are dropped. None: finished rows leave.
+            so all ranks need the same number; tokens beyond a response's end are discarded. None: finished rows are
+            dropped.
     """
 
     # Whether logprobs equal the trainer's up to rounding in float32, and values are those of the policy's head.
@@ -95,7 +96,7 @@ class Sampler:
         yield
 
     def check_logprob_mismatch(self, mismatch: float) -> None:
-        """Raises where sampled logprobs differ too much from the trainer's, on average; here they never do."""
+        """Raises if sampled logprobs differ too much from the trainer's on average; this backend needs no check."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Sampler:
         closed = [False] * len(requests)
         for step in range(steps):
             watchdog.heartbeat()
-            rows = decoder.order  # requests in the batch: unfinished ones, and some finished ones that have not left
+            rows = decoder.order  # requests in the batch: unfinished ones, and finished ones that are not dropped yet
             logits = policy.logits(states)
             drawn = logits.argmax(-1) if greedy else sample_tokens(logits, uniforms[rows, step])
             logprobs[rows, step] = token_logprobs(logits, drawn)

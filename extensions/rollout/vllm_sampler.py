@@ -19,7 +19,7 @@ from extensions.rollout.vllm_engine import VllmEngine, sampled_tokens, sampling_
 
 
 class LocalLoraSync(LoraSync):
-    """Between the policy and the vLLM engine of one rank.
+    """LoRA sync between the policy and the vLLM engine of one rank.
 
     Args:
         samples: of the probe.
@@ -69,7 +69,7 @@ class VllmSampler(Sampler):
         settings: of `Sampler`.
     """
 
-    exact = False  # vLLM rounds logprobs otherwise than the trainer, and computes no values
+    exact = False  # vLLM's logprobs are rounded differently from the trainer's, and it computes no values
 
     def __init__(self, sync: LocalLoraSync, *settings: Any) -> None:
         super().__init__(*settings)

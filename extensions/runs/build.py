@@ -73,7 +73,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
     folder = open_folder(recipe, reward, data, reporter) if strategy.is_rank_0() else None
-    strategy.barrier()  # the folder exists
+    strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
     policy = load_policy(
@@ -139,10 +139,10 @@ def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | No
     config = recipe.deepspeed.config
     return {
         "model.adapter": adapter_hash(recipe.model.adapter),
-        # Built-in rewards have the version of the project.
+        # Built-in rewards are covered by the project's version.
         "reward": None if reward.packed_labels else sha256(reward.path),
         "data": data.fingerprint(),
-        # A missing file is an error of its reader.
+        # DeepSpeed's configuration reports a missing file.
         "deepspeed.config": sha256(Path(config)) if config is not None and Path(config).is_file() else None,
     }
 

@@ -51,7 +51,7 @@ class CheckpointFiles(TorchCheckpointEngine):
 
     Args:
         trained: names of the trained parameters; others are not saved. DeepSpeed (0.19.6) skips frozen parameters, but
-            of a head tied to the embedding only one name: most of a checkpoint would be that matrix.
+            only one of the two names of a tied head and embedding, whose matrix would be most of a checkpoint.
     """
 
     def __init__(self, trained: Container[str]) -> None:
@@ -113,7 +113,7 @@ def files_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointFiles:
 
 
 def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
-    """Write a rank's part: the engine's, and its random generators. `files_of` has the files and the first error."""
+    """Write a rank's part: engine and random generators. `files_of(engine)` has the files and the first error."""
     # Every rank passes DeepSpeed's barriers, also after a failed write.
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
     files_of(engine).save(random_state(), str(folder / f"random-{rank}.pt"))

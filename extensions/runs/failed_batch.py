@@ -96,7 +96,7 @@ def write_and_explain(problems: Sequence[NonFiniteTensor], trainer: Trainer, str
 
 
 def _narrowed(problems: Sequence[NonFiniteTensor], trainer: Trainer) -> list[NonFiniteTensor]:
-    """A gradient or loss is that of a whole micro-batch; keep the samples whose own is not finite either."""
+    """Gradients and losses are those of a whole micro-batch: keep the samples whose own are not finite."""
     of_batch = [p for p in problems if p.tensor.startswith(("gradient", "loss"))]
     bad = {slot for slot in {s for p in of_batch for s in p.slots} if not check_sample(trainer, slot).is_finite}
     return [replace(p, slots=[s for s in p.slots if s in bad] or p.slots) if p in of_batch else p for p in problems]

@@ -1,19 +1,20 @@
 """The run folder: the records of a run, and the lock that keeps a second process out.
 
-recipe.yaml        the resolved recipe
-versions.json      packages, platform, git commit; hashes of the run's inputs
-model.json         how the model is computed, and how exactly
-metrics.jsonl      one line per iteration
-rollouts.jsonl     some responses of each iteration
-validation.jsonl   scores of the validations
-eval.json          scores before and after, per task; what was trained. A finished run has "after" in it
-reward_curve.png   the paper's figure 2
-tensorboard/       event files
-adapter/           PEFT adapter and model card
-critic/            value head, and the critic's adapter if it has one
-checkpoints/       resume points (`extensions.runs.checkpoint`)
-failed/            batches with non-finite values (`extensions.runs.failed_batch`)
-run.lock           the process that writes here, while it runs
+recipe.yaml          the resolved recipe
+versions.json        packages, platform, git commit; hashes of the run's inputs
+model.json           how the model is computed, and how exactly
+metrics.jsonl        one line per iteration
+rollouts.jsonl       some responses of each iteration
+validation.jsonl     scores of the validations
+eval.json            scores before and after, per task; what was trained. "after" marks a finished run
+predictions_*.jsonl  the answers before and after, and to the test splits
+reward_curve.png     the paper's figure 2; SFT: loss_curve.png
+tensorboard/         event files
+adapter/             PEFT adapter and model card
+critic/              value head, and the critic's adapter if it has one
+checkpoints/         resume points (`extensions.runs.checkpoint`)
+failed/              batches with non-finite values (`extensions.runs.failed_batch`)
+run.lock             the process that writes here, while it runs
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class RunFolder:
         self.set_aside: Path | None = None
         self.trackers = Trackers(warn)
         self._lines: dict[str, JsonlAppender] = {}
-        self._refused = False  # the last write, by the disk
+        self._refused = False  # whether the last write failed
         record = versions() | {"inputs": dict(inputs), "run_id": secrets.token_hex(4)}
         try:
             lock = _lock(root) if (root / "recipe.yaml").exists() else None

@@ -1,8 +1,8 @@
 """Training health: warnings about a run that goes wrong, with the recipe keys to try.
 
-collapse   one answer to everything
+collapse   the same answer to all prompts
 kl         a KL, or a coefficient of its penalty, that is not finite or far from its target
-format     answers that lose the format, or never find it
+format     answers that lose the format, or never learn it
 gradient   no gradient reaches the adapters
 reward     all rewards of a batch are equal
 """
@@ -23,7 +23,7 @@ Records = Sequence[dict[str, Any]]
 
 
 class HealthMonitor:
-    """Warns of a training that goes wrong, by the metrics and records of its iterations.
+    """Warns when a training goes wrong, by the metrics and records of its iterations.
 
     Args:
         tasks: of the recipe; samples of other tasks count only for the format.
@@ -53,7 +53,7 @@ class HealthMonitor:
 
 @dataclass
 class Watch:
-    """One kind of trouble. Fields without a default are settings; those with one are its state, plain JSON."""
+    """One kind of warning. Fields without a default are settings; those with one are its state, plain JSON."""
 
     name: ClassVar[str]  # key of its state
 
@@ -71,7 +71,7 @@ class Watch:
 
 @dataclass
 class CollapseWatch(Watch):
-    """A policy that gives one answer to everything although the data do not.
+    """A policy that gives the same answer to all prompts although the gold labels vary.
 
     Looks at the last `WINDOW` classification answers of each task that have the right format; warns at most once per
     window and task.
@@ -186,11 +186,11 @@ class KlWatch(Watch):
 
 @dataclass
 class FormatWatch(Watch):
-    """A policy that loses the answer format (warns at most once per window), or never finds it (warns once).
+    """A policy that loses the answer format (warns at most once per window), or never learns it (warns once).
 
     The format is lost where the share of wrong formats in the last `WINDOW` samples of all tasks is at least `LOST`
-    after a window with at most `HAD`. It was never found where no window of the first `FIRST` samples has a share under
-    `NEVER`.
+    after a window with at most `HAD`. It was never learned where no window of the first `FIRST` samples has a share
+    under `NEVER`.
     """
 
     name = "format"

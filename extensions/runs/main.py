@@ -45,7 +45,7 @@ def main(
         script: name of the script in launch/, if it is not METHOD.
         set_by_script: overrides that the script adds.
     """
-    # To the very end: the launcher sends SIGTERM to the other ranks as soon as one rank has failed.
+    # Until the process ends: the launcher sends SIGTERM to the other ranks as soon as one rank has failed.
     with signals.caught():
         status = _status(arguments, method, do, script or method, set_by_script)
     if status:  # a clean exit from the group is a collective, and NCCL would wait for ranks that are in another one
@@ -95,7 +95,7 @@ def _report(message: str, rank: str, status: int) -> int:
 
 
 def _crash(error: Exception, rank: str) -> int:
-    """An unexpected error. That of a collective is secondary to another rank's failure, which reports first."""
+    """An unexpected error. An error of a collective is secondary to another rank's failure, which reports first."""
     if _is_of_collective(error):
         time.sleep(5)
         print(

@@ -1,4 +1,4 @@
-"""Whether the run in a folder can be resumed (see README.md, "Resume")."""
+"""Whether the run in a folder can be resumed (see FAULTS.md, "Resume")."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Trackers:
         self.active: dict[str, Any] = {}  # name -> object with the `log` and `finish` of wandb
 
     def start(self, recipe: Recipe, folder: Path, run_id: str, step: int) -> None:
-        """Start those that the recipe asks for.
+        """Start the trackers that the recipe enables.
 
         Args:
             folder: of TensorBoard's files.

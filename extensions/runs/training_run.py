@@ -103,7 +103,7 @@ class TrainingRun(Run):
         self.evaluator.remove_parts()
 
     def train(self) -> None:
-        """Iterations, with validations and checkpoints where they are due. Stop requests are served between two."""
+        """Iterations, with validations and checkpoints where they are due. Stop requests take effect between two."""
         checkpoints = self.recipe.checkpoint.every_steps
         self.reporter.begin(self.last_step, self.step)
         try:

@@ -53,7 +53,7 @@ def commas_in_names(texts: Sequence[str]) -> bool:
 
 
 def misread(rows: Sequence[Mapping[Any, Any]]) -> str | None:
-    """A cell of a column whose letters are mostly beyond ASCII, as in no text in cp1252; None if there is none."""
+    """A cell of a column of mostly non-ASCII letters, which no cp1252 text has; None without such a column."""
     share, count, distinct = _MISREAD
     for column in rows[0] if rows else ():
         cells = [cell for row in rows if isinstance(cell := row.get(column), str)]

@@ -1,4 +1,4 @@
-"""What the columns of a table hold: pure functions of the rows."""
+"""The kinds of a table's columns: pure functions of the rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Column:
 
     name: Any  # its name, or its index without a header
     kind: Literal["text", "category", "number", "id", "date", "address", "constant", "empty", "list", "object"]
-    why: str  # the numbers that decide the kind, in words
+    why: str  # the reason for the kind, with its numbers
 
     @property
     def is_text(self) -> bool:

@@ -48,7 +48,7 @@ class InitRequest:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task as in `data.tasks`, and what it was made from."""
+    """A task as in `data.tasks`, and the data that define it."""
 
     path: Path  # of the recipe
     task: dict[str, Any]
@@ -80,7 +80,7 @@ class Texts:
 
 
 def make_entry(request: InitRequest) -> TaskEntry:
-    """The task that the columns make.
+    """The task that the columns define.
 
     Raises:
         UserError: the data cannot be read, the columns do not make a task, or the recipe exists.

@@ -69,7 +69,7 @@ def choose_settings(
     regime = next(one for one in REGIMES if parameters <= one.parameters)
     seen = min(max(regime.epochs * train_rows, regime.min_rows), regime.max_rows)
     steps = math.ceil(seen / BATCH_SIZE)
-    # Both ends of the budget have room for the longest answer; more room invites the model to ramble.
+    # Both ends of the budget have room for the longest answer; more room only allows more text around it.
     low = longest_answer + 1
     high = low + max(4, min(8, low // 2))
     limit = min(max(MAX_PROMPT_TOKENS["gpu" if on_gpu else "cpu"], 2 * fixed_tokens), context - high)

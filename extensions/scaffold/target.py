@@ -24,7 +24,7 @@ SEPARATORS = (";", "|", ",")  # of the labels in a cell, most reliable first
 
 @dataclass(frozen=True)
 class Target:
-    """What the label column asks for."""
+    """The target that the label column defines."""
 
     kind: Kind
     why: str
@@ -37,7 +37,7 @@ class Target:
 
 
 def infer_target(name: Any, rows: Sequence[Row], wanted: Kind | None = None) -> Target:
-    """The target that a label column makes, with its labels or its range.
+    """The target that a label column defines, with its labels or its range.
 
     Args:
         wanted: the user's choice; None: by the cells.

@@ -23,7 +23,7 @@ _LOWER_IS_BETTER = ("mae", "rmse")
 
 
 def cross_field_problems(task: Task) -> Iterator[str]:
-    """What contradicts what. Each check relies on those before it: stop at the first."""
+    """The contradictions of a task. Each check assumes that those before it passed, so only the first counts."""
     if bool(task.labels) == (task.score_range is not None):
         yield "give either labels (classification) or score_range (regression)"
     if task.labels and len(task.labels) < 2:
@@ -138,7 +138,7 @@ def _multi_label_problems(task: Task) -> Iterator[str]:
 
 
 def word_problems(word: object) -> Iterator[str]:
-    """Why a model cannot answer with a word."""
+    """The reasons why a word cannot be an answer."""
     if not isinstance(word, str):
         # YAML 1.1 reads bare yes/no/on/off as booleans and 1 as a number; a silent `False` could match no answer.
         yield f"label words must be text, got {word!r}; quote it: YAML does not read bare yes, no or 1 as text"

@@ -1,4 +1,4 @@
-"""What a task may declare: prompt, answers, metrics, files, the evaluation server's format.
+"""The keys of a task: prompt, answers, metrics, files, the evaluation server's format.
 
 The entries of `extensions.tasks` and a recipe's own `data.tasks` have the same keys.
 """

@@ -1,7 +1,7 @@
 """A batch of PPO between sampling and update: the map of its data.
 
 Notation: B samples of this rank, T tokens of the longest response, N response tokens of all samples. Tensors over
-tokens are flat, (N,), sample by sample in batch order. Only GAE runs along the time of a response and needs (B, T).
+tokens are flat, (N,), sample by sample in batch order. Only GAE runs over the steps of a response and needs (B, T).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ EXPERIENCE_TENSORS = ("scores", "logprobs", "values", "kl", "advantages", "retur
 
 
 class TokenIndex:
-    """Where the response tokens of B samples stand in flat (N,) and padded (B, T) tensors; made once per batch."""
+    """Indices of the response tokens of B samples in flat (N,) and padded (B, T) tensors; made once per batch."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.lengths = list(lengths)
         counts = torch.tensor(self.lengths)
-        self.first: list[int] = (counts.cumsum(0) - counts).tolist()  # flat place of each sample's first token
+        self.first: list[int] = (counts.cumsum(0) - counts).tolist()  # flat index of each sample's first token
         sample = torch.arange(len(counts)).repeat_interleave(counts)
         column = torch.arange(len(sample)) - torch.tensor(self.first)[sample]
-        self.sample, self.column = sample.to(device), column.to(device)  # (N,) each: the place in (B, T)
+        self.sample, self.column = sample.to(device), column.to(device)  # (N,) each: row and column in (B, T)
         self.mask = (torch.arange(max(self.lengths)) < counts.unsqueeze(-1)).to(device)  # (B, T) bool
 
     def pad(self, flat: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class TokenIndex:
         return torch.zeros(len(self.lengths), dtype=flat.dtype, device=flat.device).index_add_(0, self.sample, flat)
 
     def tokens_of(self, slots: Sequence[int]) -> Tensor:
-        """Flat places of the tokens of some samples, in the order of `slots`."""
+        """Flat indices of the tokens of some samples, in the order of `slots`."""
         spans = [torch.arange(self.first[slot], self.first[slot] + self.lengths[slot]) for slot in slots]
         return torch.cat(spans).to(self.sample.device)
 
@@ -57,7 +57,7 @@ class MicroBatch:
 
     slots: tuple[int, ...]  # of the experience, in the order of the pack's targets
     pack: Pack
-    tokens: Tensor  # (n,) flat places of its response tokens in the experience
+    tokens: Tensor  # (n,) flat indices of its response tokens in the experience
 
     def sums(self, flat: Tensor) -> Tensor:
         """Sum over each response, in the order of `slots`: (n,) -> (len(slots),)."""
@@ -81,7 +81,7 @@ class Experience:
     weights: Tensor = field(default_factory=lambda: torch.ones(1))  # (B,) weight of each sample, or (1,) for all
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) whitened if the recipe says so
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) targets of the values
-    # By the slots that they cover.
+    # Keyed by their slots.
     _micro_batches: dict[tuple[int, ...], list[MicroBatch]] = field(default_factory=dict, init=False)
 
     def micro_batches(self, slots: Sequence[int], size: int) -> list[MicroBatch]:

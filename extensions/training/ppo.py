@@ -7,7 +7,7 @@
 5 update    `epochs` passes of the clipped policy and value losses
 6 log
 
-A batch takes its way through four files: this one, `rollout/sampler` (responses), `prefix/tree` (samples as one packed
+A batch passes through four files: this one, `rollout/sampler` (responses), `prefix/tree` (samples as one packed
 row) and `model/policy` (its forward). The run around it (data, evaluations, checkpoints) is `extensions.runs`.
 """
 
@@ -48,7 +48,7 @@ from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
 
 @dataclass
 class ActorLoss:
-    """Of one micro-batch with n response tokens, normalised by the tokens of the whole minibatch."""
+    """Policy loss of one micro-batch with n response tokens, normalised by the tokens of the whole minibatch."""
 
     logprobs: Tensor  # (n,) under the current policy
     entropy: Tensor  # (n,)
@@ -97,7 +97,7 @@ class PpoTrainer(LocalPolicyMixin):
             not sampler.exact or ppo.old_logprobs == "recomputed" or (ppo.old_logprobs == "auto" and not exact)
         )
         self._experience: Experience | None = None  # of the current iteration
-        # Without dropout, a first update that is a single forward repeats the forward of the old policy: keep that.
+        # Without dropout, a first update of a single forward repeats the forward of the old policy, which is then kept.
         dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.modules())
         self.one_forward = not dropout and ppo.mini_batch_size is None and ppo.critic == "shared"
         self._first_forward: dict[str, Tensor] | None = None  # with its graph
@@ -300,7 +300,7 @@ class PpoTrainer(LocalPolicyMixin):
             add(sums, "clip_fraction", actor.clip_fraction * count)
             add(sums, "entropy", actor.entropy.sum())
             if moment[1] == 0 and k == 0 and not self.recompute:
-                # Before the first update of the batch the ratio is 1 but for rounding (and dropout).
+                # Before the first update of the batch the ratio is 1 up to rounding (and dropout).
                 difference = (actor.logprobs.detach() - experience.logprobs[part.tokens]).abs().sum()
                 sums.setdefault("sampling_mismatch", difference)
                 sums.setdefault("mismatch_tokens", count)
@@ -339,7 +339,7 @@ class PpoTrainer(LocalPolicyMixin):
         return [debug_record(*part) for part in parts], experience.padded()
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Make what `debug_snapshot` returned the current iteration."""
+        """Set the current iteration to what `debug_snapshot` returned."""
         index = TokenIndex([len(r["response_ids"]) for r in records], self.policy.device)
         flat = {name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"}
         self._experience = Experience(
@@ -353,7 +353,7 @@ class PpoTrainer(LocalPolicyMixin):
         )
 
     def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
-        """The losses of one sample of the current iteration, alone, by the role that each must be computed in."""
+        """The losses of one sample of the current iteration alone, keyed by the role under which each is computed."""
         experience = self._experience
         assert experience is not None
         (part,) = experience.micro_batches([slot], 1)

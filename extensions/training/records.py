@@ -1,4 +1,4 @@
-"""What is written about the samples of a batch: rollouts.jsonl, the batch of a failed step, and the metrics."""
+"""Records of the samples of a batch: lines of rollouts.jsonl, the batch of a failed step, and the metrics."""
 
 from __future__ import annotations
 

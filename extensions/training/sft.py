@@ -52,7 +52,7 @@ class SftTrainer(LocalPolicyMixin):
         self._batch: tuple[list[Example], list[Sample]] = ([], [])  # of the current iteration
 
     def state(self) -> dict[str, Any]:
-        """Nothing: the engine's state is all."""
+        """Empty: the engine's state is complete."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ class SftTrainer(LocalPolicyMixin):
         return records, {}
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Make what `debug_snapshot` returned the current iteration."""
+        """Set the current iteration to what `debug_snapshot` returned."""
         self._batch = [], [Sample(r["prompt_ids"], r["response_ids"], r.get("weight", 1.0)) for r in records]
 
     def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:

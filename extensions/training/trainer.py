@@ -48,10 +48,10 @@ class Trainer(Protocol):
         """This rank's samples of the current iteration, and their tensors so far, (B, ...) each."""
 
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
-        """Make what `debug_snapshot` returned the current iteration."""
+        """Set the current iteration to what `debug_snapshot` returned."""
 
     def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
-        """The losses of one of these samples alone, by the role that each must be computed in."""
+        """The losses of one of these samples alone, keyed by the role under which each is computed."""
 
 
 class LocalPolicyMixin:
