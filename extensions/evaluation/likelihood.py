@@ -52,8 +52,8 @@ def candidates(task: Task, label_sets: Iterable[str] = ()) -> Candidates:
     """The candidate answers of a task.
 
     Args:
-        label_sets: those of the training rows. A multi-label task with more than `MAX_LABEL_SETS` possible sets uses only
-            these, each single label, and the empty set.
+        label_sets: those of the training rows. A multi-label task with more than `MAX_LABEL_SETS` possible sets uses
+            these only, each single label, and the empty set.
     """
     if task.score_range is not None:
         scores, decimals = _grid(task)

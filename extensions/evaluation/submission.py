@@ -52,7 +52,7 @@ def make_archive(
         fill: "majority" gives the fallback label to every row of a task without predictions.
 
     Raises:
-        UserError: a task has no predictions, a row has none or several, a source is malformed, or `out` cannot be written.
+        UserError: a task has no predictions, a row has none or two, a source is malformed, or `out` cannot be written.
     """
     _check_root(data_root)
     if out.is_dir():
@@ -68,9 +68,8 @@ def make_archive(
             "(evaluation.predict_test=true), or fill them with --fill majority"
         )
     entries, files = [], {}
-    references = {
-        task.name: official_rows(task, data_root) for task in tasks.values()
-    }  # read once: QQP has 390965 rows
+    # Read once, since QQP has 390965 rows.
+    references = {task.name: official_rows(task, data_root) for task in tasks.values()}
     for file, task in tasks.items():
         filled = task.name in missing
         predictions = _majority(task, references[task.name]) if filled else by_task[task.name]
