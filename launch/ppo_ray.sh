@@ -2,7 +2,7 @@
 # Train by PPO on OpenRLHF's Ray + vLLM trainer, from the same recipes:
 #
 #     bash launch/ppo_ray.sh recipes/smollm2.yaml data.root=path/to/glue
-#     bash launch/ppo_ray.sh --print recipes/llama2_glue_mt.yaml       # OpenRLHF's command, and where each key takes effect
+#     bash launch/ppo_ray.sh --print recipes/llama2_glue_mt.yaml    # OpenRLHF's command, and where keys take effect
 #
 #     RAY_ADDRESS=HOST:PORT   a running Ray cluster (or ray.address in the recipe); else one is started on this machine
 #     NLU_RAY_LOGS=1          also show the output of the cluster's processes

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by quickstart.sh, test.sh and test_ray.sh: creates .venv in the repository root, installs the pinned set for
-# this machine (CPU or GPU), and puts it on PATH. A stamp in .venv marks a complete install, so that the next call skips it; an
-# interrupted install is resumed.
+# this machine (CPU or GPU), and puts it on PATH. A stamp in .venv marks a complete install, so that the next call skips
+# it; an interrupted install is resumed.
 #
 # pip's own settings decide where packages come from: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS
 # are used as they are. On a Linux machine without a GPU the default registry's torch is a CUDA build, which

@@ -59,7 +59,7 @@ def rows() -> list[Sample]:
 
 
 def save(model_type: str, folder: Path) -> None:
-    """A random model, its weights large enough that every part of it shows."""
+    """A random model with weights so large that each of its parts affects the output."""
     config_class, _ = causal_classes()[model_type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -73,7 +73,7 @@ def save(model_type: str, folder: Path) -> None:
 
 
 def load(folder: Path) -> Policy:
-    """As a run does, with an adapter that changes what the model says."""
+    """Load a model as a run does, with an adapter that changes its output."""
     policy = load_policy(Model(path=str(folder)), Lora(rank=4, dropout=0.0), "shared", 1.0, CPU, 0, "base")
     generator = torch.Generator().manual_seed(1)
     for name, parameter in policy.trainable.items():
@@ -83,7 +83,7 @@ def load(folder: Path) -> Policy:
 
 
 def check(policy: Policy, folder: Path) -> None:
-    """The policy is what plain peft and transformers make of its files; the adapter is written beside them."""
+    """Compare the policy with plain peft and transformers on the same files; the adapter is written beside them."""
     policy.save_adapter(folder / "adapter", trainable_state(policy))
     base = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
     alone = PeftModel.from_pretrained(base, str(folder / "adapter"), is_trainable=True).eval()
@@ -116,7 +116,7 @@ def _logprobs(model: PeftModel, sample: Sample) -> torch.Tensor:
 
 @torch.no_grad()
 def _check_greedy(policy: Policy, alone: PeftModel, samples: list[Sample]) -> None:
-    """Answers of different budgets, so that rows leave the batch on the way."""
+    """Answers of different budgets, so that rows finish at different steps."""
     sampler = Sampler(policy, tiny_tokenizer(), CLOSE, 8)
     sampler.eos, sampler.may_stop = set(), set()
     settings = alone.get_base_model().generation_config = GenerationConfig(
@@ -140,7 +140,7 @@ def _greedy(model: PeftModel, ids: torch.Tensor, count: int) -> list[int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what models and peft print for odd configurations."""
+    """Without the warnings of models and peft about odd configurations."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -151,7 +151,7 @@ def quiet() -> Iterator[None]:
 
 
 def verdict(model_type: str, folder: Path) -> Verdict:
-    """What this project makes of an architecture. Raises what is neither exact nor a refusal."""
+    """The result for an architecture. Raises if it is neither exact nor refused."""
     try:
         save(model_type, folder)
     except Exception as error:  # whatever a configuration without its own values raises

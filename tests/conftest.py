@@ -27,7 +27,7 @@ from extensions.prompts import CLOSE, prompt_text
 from extensions.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_DATA = "no benchmark files"  # begins the reason of every test skipped for lack of them
+NO_DATA = "no benchmark files"  # first words of the reason of every test that is skipped without them
 
 # A deadline would fail tests on a busy machine; the same examples every time keep a green run green.
 settings.register_profile("project", deadline=None, derandomize=True)

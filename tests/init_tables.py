@@ -71,7 +71,7 @@ def nlu(*arguments):
 
 
 def check(task, data):
-    """What holds for whatever init writes: every row has its text, each label's word is read back as the label."""
+    """Invariants of every recipe of init: every row has its text, each label's word is read back as the label."""
     rows = data.train + data.validation + data.table
     assert data.train and data.table and data.validation
     for label in task.labels if not task.multi_label else ():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-# What the scripts may call. `cc`, `c++`, the interpreters, nvidia-smi and df are added by each test as stubs.
+# Programs that the scripts may call. `cc`, `c++`, the interpreters, nvidia-smi and df are added by each test as stubs.
 TOOLS = ["bash", "env", "awk", "cat", "chmod", "cksum", "cp", "dirname", "grep", "head", "mkdir", "rm", "tail"]
 
 PYTHON_STUB = """#!/usr/bin/env bash

@@ -4,7 +4,7 @@ import re
 
 from support import ROOT
 
-# Pages of tests/ belong to scripts that are tested as such.
+# Without the pages of tests/: their scripts have tests of their own.
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted(ROOT.glob("extensions/**/*.md")), *sorted(ROOT.glob("launch/*.md")))

@@ -1,4 +1,4 @@
-"""Finished run folders, written by hand, and what tests of the reports share."""
+"""Finished run folders, written by hand, and helpers of the tests of reports."""
 
 import json
 import math

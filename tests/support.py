@@ -1,4 +1,4 @@
-"""What several test files share: tiny policies and samples, small recipes, and the launch command."""
+"""Helpers of several test files: tiny policies and samples, small recipes, and the launch command."""
 
 import os
 import re
@@ -153,13 +153,13 @@ def launch(recipe: Path, *overrides: str, ranks: int = 1, launcher: list[str] | 
 
 
 def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
-    """What a run trained: the adapter, and the value head where there is one."""
+    """The trained weights of a run: the adapter, and the value head if there is one."""
     head = folder / "critic" / "value_head.safetensors"
     return load_file(folder / "adapter" / "adapter_model.safetensors") | (load_file(head) if head.exists() else {})
 
 
 def timeless(path: Path) -> list[dict]:
-    """Records of a run without what the clock says."""
+    """Records of a run without their times."""
     clocks = ("seconds", "samples_per_s", "elapsed_s")
     return [{key: value for key, value in line.items() if key not in clocks} for line in read_jsonl(path)]
 

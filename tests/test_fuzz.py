@@ -1,4 +1,4 @@
-"""The fuzzer: a short run over every target, and that it would notice."""
+"""The fuzzer: a short run over every target, and faults that it must find."""
 
 import importlib.util
 import json
@@ -66,7 +66,7 @@ def faulty(data):
 FAULTY = fuzz.Target("faulty", faulty, lambda: [b"a word of text"])
 
 
-def test_what_is_raised_is_counted(monkeypatch):
+def test_raised_errors_are_counted(monkeypatch):
     monkeypatch.setattr(fuzz, "CPU_SECONDS", 0.05)
     counts = fuzz.Counts()
     for data in (b"a", b"b", b"\xff", b""):
@@ -111,13 +111,13 @@ def test_the_command_saves_what_it_finds(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_target_that_is_not_there(capsys):
+def test_an_unknown_target(capsys):
     with pytest.raises(SystemExit) as caught:
         fuzz.main(["recipes"])
     assert caught.value.code == 2 and "unknown target 'recipes'; allowed: recipe, " in capsys.readouterr().err
 
 
-def test_json_that_is_changed_stays_json():
+def test_mutated_json_is_valid_json():
     rng = fuzz.random.Random(0)
     text = b'{"a": [1, {"b": "c"}], "d": null}'
     changed = [fuzz._changed_json(text, rng) for _ in range(50)]

@@ -1,4 +1,4 @@
-"""The pages promise only what runs: every command in them is executed, every example is used, every link leads on."""
+"""The pages describe what runs: every command in them is executed, every example is used, every link is valid."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from extensions.runs.main import main
 from extensions.tasks import SUITES, TASKS, Task
 from extensions.tasks.shared import THREE_WAY_ENTAILMENT
 
-# What makes a command small enough for a test; the command stays the README's own.
+# Overrides that make a command small enough for a test; the rest of the command is that of the README.
 SMALL = [
     "max_steps=1",
     "evaluation.max_samples=2",
@@ -37,7 +37,7 @@ OWN_TASKS, TASKS_PAGE = PAGES["extensions/tasks/OWN_TASKS.md"], PAGES["extension
 
 
 def commands():
-    """Of all pages, once each, without those on the tickets, which tests/test_tickets.py runs."""
+    """The commands of all pages, each once, without those on the tickets, which tests/test_tickets.py runs."""
     found = dict.fromkeys(command for text in PAGES.values() for command in commands_of(text))
     return [command for command in found if "tickets" not in command]
 
@@ -50,7 +50,7 @@ def test_no_command_escapes_the_tests():
     assert tickets == {*own_data_commands(), "nlu validate tickets.yaml"}
 
 
-def test_the_readme_is_short_and_so_is_each_room_s():
+def test_the_readmes_are_short():
     assert README.count("\n") <= 130
     rooms = [path for path in (ROOT / "extensions").iterdir() if (path / "__init__.py").exists()]
     assert len(rooms) >= 18
@@ -61,7 +61,7 @@ def test_the_readme_is_short_and_so_is_each_room_s():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_and_paths_lead_somewhere(page):
+def test_links_and_paths_exist(page):
     folder = (ROOT / page).parent
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGES[page]):
         assert target.startswith("https://") or (folder / target).exists(), target
@@ -81,7 +81,7 @@ def test_every_page_is_linked():
 
 @pytest.fixture(scope="module")
 def scene(tiny_model, tmp_path_factory):
-    """What the README's commands find: benchmark files, runs with answers to the test sets, an archive."""
+    """The files that the README's commands read: benchmark files, runs with answers to the test sets, an archive."""
     folder = tmp_path_factory.mktemp("scene")
     benchmarks = write_benchmarks(folder / "path" / "to")
     for run, tasks in (
@@ -221,7 +221,7 @@ def test_a_task_of_the_project_works_as_shown(tmp_path):
     assert example.label == "contradiction" and "has 549367" in warnings[0]
 
 
-def test_the_table_of_tasks_is_that_of_the_code():
+def test_the_table_of_tasks_matches_the_code():
     rows = {
         cells[1]: cells[2:6] for cells in (re.split(r" *\| *", line) for line in TASKS_PAGE.splitlines()) if cells[1:]
     }

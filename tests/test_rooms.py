@@ -1,4 +1,4 @@
-"""The house: rooms of several modules, modules of one screenful of purpose, names that are unique, imports in sight."""
+"""The structure of the package: rooms of several modules, short files, unique class names, visible imports."""
 
 import ast
 from collections import defaultdict
@@ -17,7 +17,7 @@ def named(path):
     return str(path.relative_to(ROOT))
 
 
-def test_the_rooms_are_few_and_none_is_a_single_module():
+def test_rooms_are_few_and_have_several_modules():
     assert len(ROOMS) <= 20
     for room in ROOMS:
         assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) >= 2, named(room)

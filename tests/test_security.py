@@ -162,7 +162,7 @@ def test_text_that_resembles_a_token_is_accepted(write):
 
 
 @pytest.mark.slow
-def test_a_run_writes_no_token_anywhere(tiny_model, tmp_path, monkeypatch, capfd):
+def test_a_run_writes_no_token(tiny_model, tmp_path, monkeypatch, capfd):
     tokens = {"HF_TOKEN": f"hf_{BODY}", "WANDB_API_KEY": "0123456789abcdef" * 2}
     for name, value in tokens.items():
         monkeypatch.setenv(name, value)

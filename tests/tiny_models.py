@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 LAYERS = 4  # hybrid models repeat a pattern of up to four kinds of layers
 
-# Name of a dimension -> its small value. A name that no configuration has is simply never met.
+# Name of a dimension -> its small value. A name that no configuration has is not used.
 SMALL: dict[str, int] = {
     **dict.fromkeys(
         ("hidden_size", "d_model", "n_embd", "dim", "model_dim", "embedding_size", "word_embed_proj_dim"), 32
@@ -55,7 +55,7 @@ SMALL: dict[str, int] = {
 }
 SPECIAL = {"eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 2, "decoder_start_token_id": 2}
 
-# What must fit together in some configurations, and what makes an encoder's decoder form.
+# Values that must match in some configurations, and the switch to an encoder's decoder form.
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2}
 DECODER = {"is_decoder": True}
 CHANGES: dict[str, dict[str, Any]] = {

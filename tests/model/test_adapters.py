@@ -1,4 +1,4 @@
-"""Adapters that do not fit are refused by whoever loads them; merging writes exactly base and adapter, or nothing."""
+"""Adapters that do not match the model are refused everywhere; a merge writes exactly base plus adapter, or nothing."""
 
 import json
 import os
@@ -28,7 +28,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 def plain_adapter(folder, base, embeddings=False, **settings):
-    """An adapter by plain peft, its B matrices not zero."""
+    """An adapter saved by plain peft, with non-zero B matrices."""
     lm = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**(SETTINGS | settings)))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in lm.named_parameters():
@@ -49,7 +49,7 @@ def adapter(llama, tmp_path):
 
 
 def changed(adapter, change):
-    """The adapter with `change(tensors)` in its file."""
+    """The adapter with its weights replaced by `change(tensors)`."""
     save_file(change(load_file(adapter / WEIGHTS)), adapter / WEIGHTS, metadata={"format": "pt"})
     return adapter
 
@@ -67,7 +67,7 @@ def twice(tensors):
 
 
 def wider(tensors):
-    """Of a base with a hidden size of 48, where this one has 32."""
+    """Weights for a hidden size of 48; the base has 32."""
     return {key: torch.zeros(4, 48) if "lora_A" in key else t for key, t in tensors.items()}
 
 
@@ -85,7 +85,7 @@ MISFITS = {
 @pytest.mark.parametrize("change, parts", MISFITS.values(), ids=MISFITS)
 @pytest.mark.parametrize("reference", ["start", "base", None], ids=["reference", "training", "evaluation"])
 def test_an_adapter_of_another_model_is_refused(llama, adapter, change, parts, reference):
-    """Refused with what differs and what to do; the base alone is not scored under the adapter's name."""
+    """The error says what differs and what to do; the base alone is not scored under the adapter's name."""
     model = Model(path=str(llama), adapter=str(changed(adapter, change)))
     with pytest.raises(UserError) as caught:
         load_policy(model, LORA, "none", 1.0, CPU, 0, reference or "base", training=reference is not None)
@@ -99,14 +99,16 @@ def test_an_adapter_of_another_family_is_refused(tiny_model, adapter):
         load_policy(model, LORA, "none", 1.0, CPU, 0, "base", training=False)
 
 
-def test_a_torn_file_is_refused(llama, adapter):
+def test_a_truncated_file_is_refused(llama, adapter):
     (adapter / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.adapter: .* cannot be put on the model: .*[hH]eader"):
         load_policy(Model(path=str(llama), adapter=str(adapter)), LORA, "none", 1.0, CPU, 0, "base", training=False)
 
 
 @pytest.mark.parametrize("method", ["eval", "ppo", "sft"])
-def test_a_run_with_an_adapter_of_another_model_ends_with_2(llama, adapter, tmp_path, monkeypatch, capsys, method):
+def test_a_run_with_an_adapter_of_another_model_exits_with_status_2(
+    llama, adapter, tmp_path, monkeypatch, capsys, method
+):
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, llama, lora={"alpha": 8})
     assert run_main([str(recipe), f"model.adapter={changed(adapter, renamed)}"], method) == 2
@@ -125,7 +127,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("settings", PLAIN.values(), ids=PLAIN)
-def test_complete_adapters_by_plain_peft_are_evaluated(llama, tmp_path, settings):
+def test_complete_adapters_of_plain_peft_are_evaluated(llama, tmp_path, settings):
     folder = plain_adapter(tmp_path / "adapter", llama, **settings)
     ids = torch.arange(5, 25)[None]
     expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), folder).eval()(ids).logits
@@ -155,7 +157,7 @@ def test_an_adapter_that_changes_the_base_is_refused(llama, adapter, settings, p
         load_policy(Model(path=str(llama), adapter=str(adapter)), LORA, "none", 1.0, CPU, 0, "base", training=False)
 
 
-def test_a_head_that_is_not_the_base_s_is_refused(llama, tmp_path):
+def test_a_head_that_differs_from_the_base_is_refused(llama, tmp_path):
     folder = plain_adapter(tmp_path / "adapter", llama, target_modules=["lm_head"], embeddings=True)
     changed(folder, lambda tensors: {k: t + ("base_layer" in k) for k, t in tensors.items()})
     with pytest.raises(UserError, match=r"1 without a layer in the model \(base_model\.model\.lm_head\.base_layer"):
@@ -176,7 +178,7 @@ def tree(folder):
 
 
 @pytest.mark.slow
-def test_the_command_merges_and_says_what_it_checked(llama, adapter, tmp_path):
+def test_the_command_merges_and_reports_its_check(llama, adapter, tmp_path):
     recipe = write_recipe(tmp_path, llama)
     (tmp_path / "new").mkdir()
     done = nlu_merge(recipe, tmp_path / "new", f"model.adapter={adapter}")
@@ -234,7 +236,7 @@ def test_merging_overwrites_nothing(llama, adapter, tmp_path, monkeypatch, targe
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_merging_keeps_the_dtype_and_rounds_once(llama, tmp_path, dtype):
-    """Whatever model.dtype says, and where the delta is too small for the dtype it is not lost in between."""
+    """The dtype is that of the base's files, and a delta is added in float32, so that a small one is not lost."""
     base = tmp_path / "base"
     AutoModelForCausalLM.from_pretrained(llama, dtype=dtype).save_pretrained(base)
     AutoTokenizer.from_pretrained(llama).save_pretrained(base)
@@ -252,8 +254,8 @@ def test_merging_keeps_the_dtype_and_rounds_once(llama, tmp_path, dtype):
         assert torch.equal(ours[name], weight), name
 
 
-def test_merging_saves_the_base_s_own_configuration(llama, adapter, tmp_path, monkeypatch):
-    """What loading changes in the configuration for a run does not belong to the model."""
+def test_merging_saves_the_original_configuration_of_the_base(llama, adapter, tmp_path, monkeypatch):
+    """Changes to the configuration that loading makes for a run are not saved."""
     base = shutil.copytree(llama, tmp_path / "base")
     config = json.loads((base / "config.json").read_text()) | {"attention_dropout": 0.1}
     (base / "config.json").write_text(json.dumps(config))
@@ -297,7 +299,7 @@ def test_the_head_of_a_tied_model_is_not_merged(tmp_path):
         load_policy(model, LORA, "none", 1.0, CPU, 0, "start")
 
 
-def test_a_merged_model_that_is_another_is_not_written(llama, adapter, tmp_path, monkeypatch):
+def test_a_merged_model_that_differs_is_not_written(llama, adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "_merge", lambda lm, path: 4)
     before = tree(tmp_path)
     with pytest.raises(UserError, match=r"merged: not written: the merged model differs from base and adapter: 4"):
@@ -305,7 +307,7 @@ def test_a_merged_model_that_is_another_is_not_written(llama, adapter, tmp_path,
     assert tree(tmp_path) == before
 
 
-def test_a_full_disk_leaves_nothing(llama, adapter, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_files(llama, adapter, tmp_path, monkeypatch):
     before = tree(tmp_path)
 
     def full(self, folder, **_):
@@ -339,7 +341,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_are_merged(tmp_path, family):
-    """In bfloat16, but compared in float32: nothing but the merged weights is rounded."""
+    """In bfloat16, but compared in float32: only the merged weights are rounded."""
     tokens = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
     base = tmp_path / "base"
     save_tiny_model(base, lambda size: AutoConfig.for_model(family, vocab_size=size, **FAMILIES[family], **tokens))
@@ -357,7 +359,7 @@ def test_other_families_are_merged(tmp_path, family):
     assert configs[0] == configs[1], "dropout and all"
 
 
-def test_a_relative_name_and_the_usual_permissions(llama, adapter, tmp_path, monkeypatch):
+def test_merging_into_a_relative_path_with_the_usual_permissions(llama, adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = yaml.safe_load(write_recipe(tmp_path, llama).read_text())
     merge_adapter(Model(path=recipe["model"]["path"], adapter=str(adapter)), tmp_path.__class__("one/two"))

@@ -14,7 +14,7 @@ from extensions.common.files import read_json, read_jsonl
 from extensions.prompts import CLOSE
 from extensions.runs.main import main
 
-# One of each kind: what it has, and the path that is exact for it.
+# One model type per feature, and the path that is exact for it.
 KINDS = {
     "gemma3_text": "packed",  # a sliding window in most layers
     "mistral": "packed",  # a window in all
@@ -42,20 +42,20 @@ KINDS = {
 
 
 @pytest.mark.parametrize("model_type", KINDS)
-def test_a_kind_is_exact(model_type, tmp_path):
+def test_a_model_type_is_exact(model_type, tmp_path):
     """Logprobs, gradients and greedy answers are those of plain transformers and peft."""
     with quiet():
         assert verdict(model_type, tmp_path).kind == KINDS[model_type]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "xlnet"])
-def test_what_is_not_causal_is_refused(model_type, tmp_path):
+def test_a_model_that_is_not_causal_is_refused(model_type, tmp_path):
     with quiet(), pytest.raises(UserError, match="is not causal"):
         save(model_type, tmp_path)
         load(tmp_path)
 
 
-def test_a_transform_that_no_formula_explains_is_the_models_own(tmp_path):
+def test_an_unknown_logit_transform_uses_the_models_own_forward(tmp_path):
     """XMOD's head has a layer of its own before the vocabulary."""
     with quiet():
         save("xmod", tmp_path)
@@ -66,8 +66,8 @@ def test_a_transform_that_no_formula_explains_is_the_models_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_table_of_families_is_what_is_found():
-    """Every architecture; none is neither exact nor refused."""
+def test_the_table_of_families_is_up_to_date():
+    """Every architecture is exact or refused."""
     with quiet():
         assert table() == TABLE.read_text(encoding="utf-8"), "write it anew: python tests/architectures.py"
 
@@ -78,8 +78,8 @@ TRAINED += " qwen3_5_text mamba rwkv recurrent_gemma"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", TRAINED.split())
-def test_a_family_trains_and_its_adapter_is_peft_s(model_type, tmp_path, monkeypatch):
-    """PPO, SFT, and an evaluation that plain peft and transformers come to as well."""
+def test_a_family_trains_and_plain_peft_loads_its_adapter(model_type, tmp_path, monkeypatch):
+    """PPO, SFT, and an evaluation that plain peft and transformers reproduce."""
     monkeypatch.chdir(tmp_path)
     model = tmp_path / "model"
     config_class, _ = causal_classes()[model_type]
@@ -106,8 +106,8 @@ def test_a_family_trains_and_its_adapter_is_peft_s(model_type, tmp_path, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "stage"), [("gemma3_text", 3), ("rwkv", 3)])
-def test_two_ranks_are_one(model_type, stage, tmp_path):
-    """On each path, at ZeRO stages: samples, rewards and what is learned do not depend on the ranks."""
+def test_two_ranks_equal_one(model_type, stage, tmp_path):
+    """On each path and ZeRO stage: samples, rewards and trained weights do not depend on the number of ranks."""
     config_class, _ = causal_classes()[model_type]
     with quiet():
         save_tiny_model(tmp_path / "model", lambda vocabulary: shrunk(config_class, vocab_size=vocabulary))
@@ -126,7 +126,7 @@ def test_two_ranks_are_one(model_type, stage, tmp_path):
 
 
 def _prompts(folder, model):
-    """The rows that an evaluation answers, as text."""
+    """The prompts of an evaluation, as text."""
     from extensions.data.splits import RunData
     from extensions.prompts import prompt_text
     from extensions.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""The recipes of the three model families, with a tiny random model of each in the place of the 7B one."""
+"""The recipes of the three model families, each with a tiny random model in place of the 7B model."""
 
 import shutil
 
@@ -31,7 +31,7 @@ def recipe_of(architecture):
 
 
 def test_families_differ_only_in_the_model():
-    """Name and model of a recipe, and what MPT's layers are called."""
+    """Recipes differ in their name, their model and the names of MPT's layers."""
     recipes = [load_recipe(recipe_of(a)).model_dump() for a in FAMILIES]
     other = {key for key in recipes[0] if any(recipe[key] != recipes[0][key] for recipe in recipes)}
     assert other == {"name", "model", "lora"}
@@ -39,7 +39,7 @@ def test_families_differ_only_in_the_model():
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_what_is_a_family_s_own_is_found(tiny_model, architecture):
+def test_targets_attention_and_dtype_of_each_family(tiny_model, architecture):
     import torch
 
     recipe = load_recipe(recipe_of(architecture), [f"model.path={tiny_model(architecture)}"])

@@ -1,4 +1,4 @@
-"""The paths of a model: a wrong one is not used, a wrong model is refused, and training computes the same."""
+"""Forward paths: an inexact path is not used, a model without an exact path is refused, training equals sampling."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def folder(tmp_path_factory):
     return make
 
 
-def test_a_path_that_is_wrong_is_not_used(folder, monkeypatch):
-    """Packed attention that forgets the window: another path is taken, and the line of the run says why."""
+def test_an_inexact_path_is_not_used(folder, monkeypatch):
+    """Packed attention without the window: another path is used, and the output of the run says why."""
     monkeypatch.setattr(attention, "_restricted", lambda mask, repeats, visible: mask)
     policy = load(folder("mistral"))
     assert policy.path.kind == "masked"
@@ -45,7 +45,7 @@ def test_a_path_that_is_wrong_is_not_used(folder, monkeypatch):
     assert why.startswith("packed") and "off by up to" in why and why in str(policy.proof)
 
 
-def test_a_model_that_no_path_computes_is_refused(folder, monkeypatch):
+def test_a_model_without_an_exact_path_is_refused(folder, monkeypatch):
     def wrong(lm):
         found = examine(lm)
         return Anatomy(found.trunk, found.hidden_size, LogitTransform(scale=1.01))
@@ -56,8 +56,8 @@ def test_a_model_that_no_path_computes_is_refused(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("model_type", "cache"), [("rwkv", "none"), ("lfm2", "padded")])
-def test_ranks_that_must_keep_step_have_a_path_that_does(folder, model_type, cache):
-    """Rows in batches by their length would be another number of forwards on each rank (ZeRO 3)."""
+def test_paths_with_equally_many_forwards_on_all_ranks(folder, model_type, cache):
+    """One batch per length of the rows would need different numbers of forwards on the ranks (ZeRO 3)."""
     model = Model(path=str(folder(model_type)))
     policy = load_policy(model, Lora(), "none", 1.0, CPU, 0, "base", same_forwards=True)
     assert (policy.path.kind, policy.path.cache) == ("plain", cache)
@@ -74,8 +74,8 @@ def test_weights_that_are_nan_are_refused(folder):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("model_type", ["gpt2", "phimoe", "opt"])
-def test_training_mode_is_the_policy_that_sampled(folder, model_type, checkpointing):
-    """The base's dropout (0.1 here) and a router that draws are off, also where gradients are checkpointed."""
+def test_training_mode_equals_the_policy_that_sampled(folder, model_type, checkpointing):
+    """The base's dropout (0.1 here) and a stochastic router are off, also with gradient checkpointing."""
     path = folder(model_type)
     if model_type == "gpt2":
         GPT2Config.from_pretrained(path, attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1).save_pretrained(path)
@@ -88,7 +88,7 @@ def test_training_mode_is_the_policy_that_sampled(folder, model_type, checkpoint
     assert any(module.training for name, module in policy.named_modules() if "lora_dropout" in name)
 
 
-def test_a_run_says_how_its_model_is_computed(tiny_model, tmp_path, capsys):
+def test_a_run_prints_its_forward_path(tiny_model, tmp_path, capsys):
     recipe = write_recipe(tmp_path, tiny_model("mpt"), output_dir=str(tmp_path / "run"))
     assert main([str(recipe), "evaluation.before=false"]) == 0
     found = read_json(tmp_path / "run" / "model.json")
@@ -97,8 +97,8 @@ def test_a_run_says_how_its_model_is_computed(tiny_model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("beyond", "longest"), [(0, 3), (1, 60)])
-def test_rows_reach_beyond_a_window_where_the_run_does(tiny_model, beyond, longest):
-    """Two short rows, and the shortest other one whose prompt and answer do not fit into the window."""
+def test_proof_rows_exceed_a_window_if_rows_of_the_run_do(tiny_model, beyond, longest):
+    """Two short rows, and the shortest other row whose prompt and answer exceed the window."""
     encoder = PromptEncoder(AutoTokenizer.from_pretrained(tiny_model("llama")), 500, False)
     task, texts = TASKS["sst2"], (60, 1, 2, 3)
     examples = [Example(task, k, {"sentence": " ".join(["good"] * words)}, "1") for k, words in enumerate(texts)]

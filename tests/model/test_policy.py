@@ -1,4 +1,4 @@
-"""The shared-prefix forward against plain ones, and the roles against stand-alone models."""
+"""The shared-prefix forward against plain forwards, and the roles against stand-alone models."""
 
 import copy
 
@@ -34,7 +34,7 @@ def gradients(module):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("nested", [False, True], ids=["prefix", "nested"])
-def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpointing, nested):
+def test_the_shared_prefix_forward_equals_the_plain_forward(tiny_model, architecture, checkpointing, nested):
     rows = (
         [Sample(prompt, [7, 8, 9][: 1 + i % 3]) for i, prompt in enumerate(nested_prompts())] if nested else samples()
     )
@@ -62,7 +62,7 @@ def test_shared_prefix_is_the_plain_forward(tiny_model, architecture, checkpoint
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["masked", "plain"])
-def test_packed_attention_is_masked_attention_is_plain_rows(tiny_model, kind, implementation):
+def test_packed_masked_and_plain_forwards_are_equal(tiny_model, kind, implementation):
     policy, other = make_policy(tiny_model("qwen2")).eval(), make_policy(tiny_model("qwen2")).eval()
     other.use(ForwardPath(kind, implementation))
     assert policy.path.kind == "packed"
@@ -71,7 +71,7 @@ def test_packed_attention_is_masked_attention_is_plain_rows(tiny_model, kind, im
         torch.testing.assert_close(policy.packed_states(packed), other.packed_states(packed), atol=2e-5, rtol=1e-4)
 
 
-def test_what_a_model_is_loaded_with():
+def test_the_attention_that_a_model_is_loaded_with():
     auto = Model(path="x")
     for config in (LlamaConfig(), Qwen2Config(), MistralConfig(sliding_window=64), Gemma2Config()):
         assert attention_of(auto, config) == "packed"
@@ -80,7 +80,7 @@ def test_what_a_model_is_loaded_with():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_that_shares_nothing_is_the_same_forward(tiny_model, architecture):
+def test_a_batch_without_shared_prefixes_equals_the_plain_forward(tiny_model, architecture):
     policy = make_policy(tiny_model(architecture)).eval()
     rows = samples()
     alone = [Sample(row.prompt, row.response) for row in rows]
@@ -92,7 +92,7 @@ def test_a_batch_that_shares_nothing_is_the_same_forward(tiny_model, architectur
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_other_samples_are_invisible(tiny_model, architecture):
+def test_a_sample_does_not_depend_on_others(tiny_model, architecture):
     policy = make_policy(tiny_model(architecture)).eval()
     rows = samples()
     noisy = [
@@ -109,7 +109,7 @@ def test_other_samples_are_invisible(tiny_model, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("critic", ["shared", "adapter"])
 def test_reference_is_the_base_bit_for_bit(tiny_model, architecture, critic):
-    """Adapters off must be the untouched model, not merely near it."""
+    """With the adapters off, the logits are those of the untouched model, not only close to them."""
     folder = tiny_model(architecture)
     policy = make_policy(folder, critic=critic).eval()
     base = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -125,7 +125,7 @@ def test_reference_is_the_base_bit_for_bit(tiny_model, architecture, critic):
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_role_gradients_are_those_of_stand_alone_models(tiny_model, architecture, checkpointing):
-    """Actor and critic on one base, as in training, against two separate models that never switch anything."""
+    """Actor and critic on one base, as in training, against two separate models that do not switch adapters."""
     folder, row = tiny_model(architecture), samples()[0]
     policy = make_policy(folder, critic="adapter", checkpointing=checkpointing).train()
     expected = {}
@@ -233,7 +233,7 @@ def test_lora_targets_of_each_family(tiny_model, architecture):
         ({}, {"target_modules": ["qq_proj"]}, "no linear layer 'qq_proj'"),
     ],
 )
-def test_wrong_models_are_explained(tiny_model, monkeypatch, model, lora, message):
+def test_errors_of_wrong_models(tiny_model, monkeypatch, model, lora, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=message):
         load_policy(Model(**({"path": str(tiny_model("llama"))} | model)), Lora(**lora), "shared", 1.0, CPU, 0, "base")
@@ -250,7 +250,7 @@ def test_pip_models_are_found_and_checked(monkeypatch):
 
 
 def test_remote_code_is_off_unless_asked(tiny_model, tmp_path):
-    """A model folder that wants to run its own code is refused."""
+    """A model folder with its own Python code is refused."""
     import json
     import shutil
 

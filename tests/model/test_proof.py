@@ -1,4 +1,4 @@
-"""What the comparison at load must not let pass: wrong paths hidden by rounding, by length or by damaged files."""
+"""The comparison at load: it finds damaged files and wrong paths, also if rounding or short rows would hide them."""
 
 import json
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def test_rounding_does_not_hide_an_encoder(model_type, tmp_path):
 
 
 def test_rounding_does_not_hide_a_wrong_path(tmp_path):
-    """ALiBi of a pack, from the mask, is that of no sample; the difference is less than bfloat16 rounds."""
+    """ALiBi from the mask of a pack is wrong for every sample, by less than the rounding of bfloat16."""
     with quiet():
         save("bloom", tmp_path)
         policy = loaded(tmp_path, rows(), dtype="bfloat16")
@@ -67,7 +67,7 @@ def test_sdpa_without_capped_scores_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0])
-def test_a_forward_that_draws_is_refused(size, tmp_path, monkeypatch):
+def test_a_stochastic_forward_is_refused(size, tmp_path, monkeypatch):
     def noisy(*args):
         base = load_base(*args)
         base.model.layers[1].register_forward_hook(lambda *a: a[2] + size * torch.randn_like(a[2]))
@@ -79,7 +79,7 @@ def test_a_forward_that_draws_is_refused(size, tmp_path, monkeypatch):
         loaded(tmp_path, rows())
 
 
-def test_float32_leaves_the_weights_as_they_were(tmp_path):
+def test_computing_in_float32_restores_the_weights(tmp_path):
     with quiet():
         save("llama", tmp_path)
         lm = load_base(Model(path=str(tmp_path), dtype="bfloat16"), CPU)
@@ -93,8 +93,8 @@ def test_float32_leaves_the_weights_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("own", [4, 60])
-def test_llama_4_scales_by_position_whatever_the_length(own, tmp_path):
-    """Its scale grows from place 40 of a forward; of rows that are shorter or longer than that, 12 in a pack."""
+def test_llama_4_scales_by_position_at_every_length(own, tmp_path):
+    """Its scale grows from index 40 of a forward on; packs of 12 rows that are shorter or longer than that."""
     config_class, _ = causal_classes()["llama4_text"]
     with quiet():
         config = shrunk(config_class, floor_scale=40, attn_scale=1.0, attn_temperature_tuning=True)
@@ -117,7 +117,7 @@ def test_llama_4_scales_by_position_whatever_the_length(own, tmp_path):
         torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_longrope_ends_the_context_where_it_changes_all_positions(tmp_path):
+def test_longrope_limits_the_context_to_its_original_length(tmp_path):
     config_class, _ = causal_classes()["phi3"]
     factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     config = shrunk(
@@ -131,7 +131,7 @@ def test_longrope_ends_the_context_where_it_changes_all_positions(tmp_path):
     assert prompt_limit(recipe, shrunk(causal_classes()["llama"][0], max_position_embeddings=4096)) == 4084
 
 
-def test_a_window_that_only_the_response_reaches_is_compared():
+def test_a_window_that_only_the_response_exceeds_is_compared():
     task = TASKS["sst2"]
     examples = [Example(task, k, {"sentence": "a fine film " * (k + 1)}, next(iter(task.labels))) for k in range(3)]
     encoder = PromptEncoder(tiny_tokenizer(), 1000, False)
@@ -160,7 +160,7 @@ def test_a_window_that_only_the_response_reaches_is_compared():
         (lambda w, c: w.update({"model.layers.1.mlp.up_proj.weight": torch.ones(2, 2)}), "cannot load"),
     ],
 )
-def test_files_that_are_not_of_one_model_are_refused(damage, said, tmp_path):
+def test_files_of_different_models_are_refused(damage, said, tmp_path):
     with quiet():
         save("llama", tmp_path)
         weights, config = load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
@@ -171,7 +171,7 @@ def test_files_that_are_not_of_one_model_are_refused(damage, said, tmp_path):
             load(tmp_path)
 
 
-def test_gradient_checkpointing_that_a_model_lacks_is_refused(tmp_path):
+def test_unsupported_gradient_checkpointing_is_refused(tmp_path):
     with quiet(), pytest.raises(UserError, match="gradient_checkpointing: true, but transformers has none for CTRL"):
         save("ctrl", tmp_path)
         loaded(tmp_path, gradient_checkpointing=True)
@@ -188,7 +188,7 @@ def test_convolutions_are_not_sharded(tmp_path):
         strategy.wrap(policy, policy.parameter_groups(), Optimizer(), Schedule(), 1)
 
 
-def test_weights_cut_short_are_refused(tmp_path):
+def test_truncated_weights_are_refused(tmp_path):
     with quiet():
         save("llama", tmp_path)
         path = tmp_path / "model.safetensors"
@@ -197,7 +197,7 @@ def test_weights_cut_short_are_refused(tmp_path):
             load(tmp_path)
 
 
-def test_a_model_that_writes_no_text_is_refused_by_its_name(tmp_path):
+def test_a_model_without_a_causal_lm_is_refused_by_its_name(tmp_path):
     T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=40).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"is no decoder-only language model: .* no causal LM for T5Config$"):
         load_base(Model(path=str(tmp_path)), CPU)

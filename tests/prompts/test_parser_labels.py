@@ -40,7 +40,7 @@ def mixed(word):
 
 
 A, B = "the first word's label", "the second word's label"
-# Of two words of different labels, in the spelling of the prompt, every way round.
+# Answers made of a word of each of two labels, as spelled in the prompt, in either order.
 HOSTILE = [
     # the plain answers
     ("plain", lambda a, b: f"{a}</Judgement>", A),
@@ -231,7 +231,7 @@ def test_hostile_answers(name, write, expected, group):
             assert parse_answer(text, TASKS[task]) == (KEYWORDS[task][a.lower()] if expected == A else None), text
 
 
-# What only the words of some tasks can do: (group, name, text before the closing tag, the word that it counts as).
+# Answers that only the words of some tasks form: (group, name, text before the closing tag, word that is read).
 OF_SOME = [
     ("acceptability", "two words of one label", "Yes, acceptable.", "yes"),
     ("acceptability", "all words of the other", "No, not acceptable: unacceptable", "no"),
@@ -369,12 +369,12 @@ def test_every_word_of_every_label_is_read(name):
     assert parse_answer("2.5" + CLOSE, task) == (2.5 if name == "stsb" else None)
 
 
-def test_kelvin_sign_is_no_k():
+def test_the_kelvin_sign_is_not_a_k():
     assert parse_answer("o\u212a" + CLOSE, own_task(labels=["ok", "bad"])) is None
 
 
 @pytest.mark.parametrize("rows", [HOSTILE, OF_SOME], ids=["hostile", "of some"])
-def test_no_two_rows_have_one_name(rows):
+def test_names_of_rows_are_unique(rows):
     names = [row[:2] if rows is OF_SOME else row[0] for row in rows]
     assert len(set(names)) == len(names)
 

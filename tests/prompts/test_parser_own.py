@@ -40,7 +40,7 @@ def test_canonical_answers_of_own_tasks(name, words):
 
 ACUTE = "\u0301"
 COMPOSED, DECOMPOSED = "n\u00e9gatif", f"ne{ACUTE}gatif"
-# Of a task with the labels `positif` and `négatif`, in either form: what is read.
+# A task with the labels `positif` and `négatif`, in either Unicode form, and the label that is read.
 FORMS = [
     ("composed", f"{COMPOSED}</Judgement>", True),
     ("decomposed", f"{DECOMPOSED}</Judgement>", True),
@@ -105,7 +105,7 @@ def test_labels_that_differ_in_form_alone_are_refused(labels):
         own_task(labels=labels)
 
 
-def test_characters_that_nfc_makes_ascii_stay_what_they_are():
+def test_characters_that_nfc_makes_ascii_are_kept():
     task = own_task(labels=["ok", COMPOSED])
     assert parse_answer(f"o\u212a{CLOSE}", task) is None
     assert parse_answer(f"{DECOMPOSED} \u212a\u037e\u1fef{CLOSE}", task) == COMPOSED
@@ -124,8 +124,8 @@ MARKS = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("shape", MARKS)
-def test_a_megabyte_of_marks_returns(shape):
-    """Sorting n marks in a row takes NFC n^2 steps: hours for each of the first ones."""
+def test_a_megabyte_of_marks_is_parsed(shape):
+    """NFC sorts n marks in a row in n^2 steps, which would take hours for the first shapes."""
     task = own_task(labels=["positif", COMPOSED])
     text = MARKS[shape](1_000_000)
     assert parse_answer(f"{text}{CLOSE}", task) is None

@@ -18,7 +18,7 @@ from extensions.prompts import CLOSE, OPEN, pack_label, parse_answer
 from extensions.tasks import TASKS
 from reward_fns.nlu import reward
 
-# Kind -> text of about so many characters; one that is read in more than linear time would take hours.
+# Kind -> text of about so many characters; a parser of more than linear time would take hours.
 SHAPES = {
     "one letter": lambda n: "a" * n,
     "spaces": lambda n: " " * n,
@@ -64,14 +64,14 @@ def reads(text, tasks):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_megabyte_returns(shape):
+def test_a_megabyte_is_parsed(shape):
     reads(SHAPES[shape](1_000_000), (COLA, STSB))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_five_megabytes_return(shape):
+def test_five_megabytes_are_parsed(shape):
     reads(SHAPES[shape](5_000_000), (COLA, TASKS["mnli"], STSB))
 
 
@@ -144,7 +144,7 @@ def test_own_tasks_never_raise_and_read_their_canonical_answers(words, text, clo
         assert check(f"{word}{CLOSE}", task, word) == word
 
 
-# Texts put together so that the answer is known: each piece either names a label, or makes the format wrong, or
+# Texts composed so that the answer is known: each piece either names a label, or makes the format wrong, or
 # does nothing, and all are kept apart.
 HARMLESS = [
     *("the", "I think", "answer is", "Nothing", "Yesterday", "yes-man", "no's", "Knot", "notable", "nonsense", "é"),
@@ -179,7 +179,7 @@ def known_answers(draw):
 
 
 @given(known_answers())
-def test_the_answer_of_texts_put_together(known):
+def test_answers_of_composed_texts(known):
     task, text, expected = known
     assert check(text, task, golds(task)[0]) == expected
 
@@ -194,7 +194,7 @@ TOKENS = st.one_of(*map(st.sampled_from, (sorted(NUMBERS), BESIDE, BESIDE, BESID
 
 
 @given(st.lists(TOKENS, max_size=6), st.data())
-def test_the_score_of_texts_put_together(pieces, data):
+def test_scores_of_composed_texts(pieces, data):
     text = "".join(piece + data.draw(st.sampled_from([" ", "\n", " \t", "\u00a0"])) for piece in pieces)
     closed = data.draw(st.sampled_from([CLOSE, CLOSE, "", "</Judgement ", "</judgement>"]))
     numbers = [NUMBERS[piece] for piece in pieces if piece in NUMBERS]
@@ -202,7 +202,7 @@ def test_the_score_of_texts_put_together(pieces, data):
     assert check(text + closed, STSB, "2.5") == (numbers[0] if read else None)
 
 
-# The rules a second time, character by character and without the parser's patterns. It says nothing where the rules
+# The rules a second time, character by character and without the parser's patterns. It does not decide where the rules
 # leave room: marks and invisible characters beside other things than a plain keyword, odd apostrophes, lone signs.
 LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 NEGATING = {"not", "never", "neither", "nor", "non", "hardly", "cannot"}
@@ -234,7 +234,7 @@ def joined_words(head):
 
 
 def oracle(text, task):
-    """(whether it speaks, the answer that the rules ask for)."""
+    """(whether the rules decide the text, the answer that they require)."""
     head, *closed = text.split(CLOSE)
     if not closed or "<" in head or "judgement" in head.lower():
         return True, None
@@ -326,7 +326,7 @@ def hostile_answers(task, rng, count):
 def test_a_million_hostile_answers(task):
     rng = random.Random(f"hostile {task.name}")
     gold_of = {pack_label(task, gold): gold for gold in golds(task)}
-    right = wrong_format = spoken = read = 0
+    right = wrong_format = decided = read = 0
     for _ in range(MILLION // BLOCK):
         texts = hostile_answers(task, rng, BLOCK)
         labels = list(islice(cycle(gold_of), BLOCK))
@@ -342,10 +342,10 @@ def test_a_million_hostile_answers(task):
             answer = parse_answer(text, task)
             assert valid(answer, task) and value == expected_reward(answer, gold_of[label], task), repr(text)
             assert reward(text, label) == value, "the same again"
-            speaks, expected = oracle(text, task)
-            assert not speaks or answer == expected, repr(text)
-            spoken += speaks
-            read += speaks and expected is not None
-    # The generator must reach every outcome, and the oracle must have something to say, or the test says nothing.
+            decides, expected = oracle(text, task)
+            assert not decides or answer == expected, repr(text)
+            decided += decides
+            read += decides and expected is not None
+    # The test is empty unless the generator reaches every outcome and the oracle decides most texts.
     assert min(right, wrong_format, MILLION - right - wrong_format) > MILLION // 100, (right, wrong_format)
-    assert spoken > 0.8 * MILLION / 20 and read > 0.1 * MILLION / 20, (spoken, read)
+    assert decided > 0.8 * MILLION / 20 and read > 0.1 * MILLION / 20, (decided, read)

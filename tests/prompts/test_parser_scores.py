@@ -180,7 +180,7 @@ def test_scores_of_a_wide_range_are_read():
     assert parse_answer("123456789.5" + CLOSE, task) == 123456789.5
 
 
-def test_no_two_scores_have_one_name():
+def test_names_of_rows_are_unique():
     names = [name for name, *_ in SCORES]
     assert len(set(names)) == len(names)
 

@@ -39,7 +39,7 @@ FORMAT = {
     "multirc": ("True", "False"),
     "stsb": ("0.0", "5.0"),
 }
-FIELDS = {  # first the one that gives way where a prompt is too long and the task, or the test, says so
+FIELDS = {  # first the field that is cut from a prompt that is too long
     **dict.fromkeys(["acceptability", "reviews", "cola", "sst2"], ("sentence",)),
     **dict.fromkeys(["mnli", "mnli_mm", "ax", "cb", "stsb", "mrpc", "wnli"], ("sentence1", "sentence2")),
     **dict.fromkeys(["rte", "superglue_rte", "axb", "axg"], ("sentence1", "sentence2")),
@@ -64,7 +64,7 @@ def squeezed(text):
 
 
 def cutting(task):
-    """The task, with its first field of FIELDS alone to be cut."""
+    """The task with only its first field in FIELDS cut."""
     assert task.truncate in ([], [FIELDS[task.name][0]])
     return task.model_copy(update={"truncate": [FIELDS[task.name][0]]})
 
@@ -101,7 +101,7 @@ def test_prompt_of_every_task_has_the_four_parts(task):
 
 
 @EVERY_TASK
-def test_every_field_stands_where_it_is_declared(task):
+def test_every_field_is_rendered_where_it_is_declared(task):
     values = {name: f"[{letter * 5}]" for name, letter in zip(FIELDS[task.name], ascii_lowercase, strict=False)}
     system, question = render(task, values)
     expected = task.question
@@ -142,7 +142,7 @@ def test_answer_format_is_made_from_the_labels():
     "value",
     ["{sentence2}", "{sentence1}{sentence2}", "{", "}", "{{x}}", "{0} %s %(x)s ${x} \\1 \\g<1>", "{__class__}", CLOSE],
 )
-def test_braces_and_placeholders_inside_the_data_survive(value):
+def test_braces_and_placeholders_in_the_data_are_kept(value):
     text = prompt_text(RTE, {"sentence1": value, "sentence2": "second"})
     assert f'Now judge if the text "{value}" entails the text "second".' in text
 
@@ -179,7 +179,7 @@ def tokens(tokenizer, text):
     return len(tokenizer(text)["input_ids"])
 
 
-def test_a_prompt_that_fits_is_not_touched(tokenizer):
+def test_a_prompt_that_fits_is_unchanged(tokenizer):
     text = prompt_text(COLA, {"sentence": "Mary slept. "})
     ids, encoded = PromptEncoder(tokenizer, 10**6, False).encode(COLA, {"sentence": "Mary slept. "})
     assert encoded == text
@@ -239,7 +239,7 @@ def test_truncation_shortens_one_field_alone(tokenizer, task, long):
 
 
 @pytest.mark.parametrize("limit", [16, 100])
-def test_an_impossible_limit_is_explained(tokenizer, limit):
+def test_the_error_of_an_impossible_limit(tokenizer, limit):
     fields = {"sentence1": "x" * 50, "sentence2": "y" * 2000}
     task = RTE.model_copy(update={"truncate": ["sentence1"]})
     assert limit < tokens(tokenizer, prompt_text(RTE, fields | {"sentence1": ""}))

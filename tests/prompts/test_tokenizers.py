@@ -35,7 +35,7 @@ def test_llama_tokens_are_sentencepieces(tmp_path):
 
 
 @EVERY_TASK
-def test_prompts_come_back_whole(family, task):
+def test_prompts_decode_to_their_text(family, task):
     for fields in rows_of(task):
         ids, text = family.encoder().encode(task, fields)
         assert text == prompt_text(task, fields)
@@ -60,7 +60,7 @@ def test_the_shared_prefix_is_the_tasks_own_text(family, task):
 
 @EVERY_TASK
 def test_packing_keeps_the_tokens_of_the_whole_text(family, task):
-    """Splitting ids, not text: what stands after the prefix is never tokenized by itself."""
+    """Ids are split, not text: the rest of a prompt is never tokenized alone."""
     samples, texts = [], []
     for fields, word in zip(rows_of(task), list(answers_of(task)) * len(TEXTS), strict=False):
         ids, text = family.encoder().encode(task, fields)
@@ -127,7 +127,7 @@ def test_an_answer_that_merges_with_the_prompt_gets_its_own_tokens(merging, task
 
 
 @EVERY_TASK
-def test_a_cut_prompt_is_answered_alike(family, task):
+def test_answer_tokens_after_a_cut_prompt(family, task):
     """Answers are scored after prompts that were cut, too (ReCoRD)."""
     task = task.model_copy(update={"truncate": [task.long_field]})
     fields = dict.fromkeys(task.fields, "Anna slept. ") | {task.long_field: "Anna wrote 25 letters. " * 30}
@@ -138,7 +138,7 @@ def test_a_cut_prompt_is_answered_alike(family, task):
         assert ids + encoder.answer_ids(ids, text, word) == family.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
 
 
-def test_eos_at_the_end_of_every_text_is_left_out(tmp_path):
+def test_an_appended_eos_is_left_out(tmp_path):
     plain = llama(tmp_path / "plain").encoder()
     family = llama(tmp_path / "eos", config={"add_eos_token": True})
     assert family.tokenizer("a")["input_ids"][-1] == family.tokenizer.eos_token_id
@@ -149,8 +149,8 @@ def test_eos_at_the_end_of_every_text_is_left_out(tmp_path):
             assert family.encoder().answer_ids(ids, text, word) == plain.answer_ids(ids, text, word)
 
 
-def test_whatever_ends_every_text_is_left_out(tmp_path):
-    """Also where the token that the tokenizer adds is not the one that it calls EOS."""
+def test_other_appended_tokens_are_left_out(tmp_path):
+    """Also if the appended token is not the EOS token of the tokenizer."""
     plain = qwen2(tmp_path / "plain")
     tokenizer = saved(plain.tokenizer, tmp_path / "ends")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>"]})
@@ -170,7 +170,7 @@ def test_whatever_ends_every_text_is_left_out(tmp_path):
 
 
 def test_the_answer_s_first_word_has_no_space_before_it(tmp_path):
-    """After `<Judgement>` the model is to write "Yes", and SentencePiece puts a space before a text of its own."""
+    """The answer after `<Judgement>` is "Yes", but SentencePiece adds a space before a separate text."""
     family = MERGING["llama"](tmp_path / "llama", config={"add_eos_token": True})
     tokenizer, task = family.tokenizer, TASKS["cola"]
     encoder = family.encoder()

@@ -104,7 +104,7 @@ def words_of(recipe, shape):
     return shlex.split(command(recipe, shape).replace("\\\n", " "))[3:]
 
 
-def test_the_installed_openrlhf_is_the_one_that_is_extended():
+def test_the_installed_openrlhf_has_the_known_sources():
     assert importlib.metadata.version("openrlhf") == OPENRLHF
     found = {name: hashlib.sha256((package() / name).read_bytes()).hexdigest() for name in RELIED_ON}
     assert found == RELIED_ON
@@ -184,7 +184,7 @@ def test_micro_batches_divide_the_share_of_a_rank():
     assert micro_batch_size(recipe, shape_of(recipe, 0)) == 4
 
 
-def test_differences_are_listed_and_unsupported_settings_are_unsupported():
+def test_differences_and_unsupported_settings_are_listed():
     listed = "\n".join(differences(recipe_of("recipes/llama2_glue_mt.yaml", "ppo.old_logprobs=sampled")))
     for key in ("ppo.critic: shared", "ppo.max_grad_norm", "lora.dropout", "ppo.old_logprobs"):
         assert key in listed
@@ -202,7 +202,7 @@ def test_differences_are_listed_and_unsupported_settings_are_unsupported():
         ("vllm.tensor_parallel_size=2", "vllm.tensor_parallel_size: 2 needs backend: ray"),
     ],
 )
-def test_what_a_vllm_engine_beside_each_rank_cannot_do(override, message):
+def test_unsupported_settings_of_rollout_backend_vllm(override, message):
     with pytest.raises(UserError, match=message):
         load_recipe(ROOT / "recipes/smollm2.yaml", ["rollout.backend=vllm", override], "ppo")
 

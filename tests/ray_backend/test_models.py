@@ -51,7 +51,7 @@ def test_logprobs_and_gradients_are_those_of_openrlhfs_own_forward(tiny_model):
     assert (output.entropy[action.bool()] > 0).all() and not output.entropy[~action.bool()].any()
 
 
-def test_a_critics_values_and_that_its_head_is_trained(tiny_model):
+def test_values_of_a_critic_and_gradients_of_its_head(tiny_model):
     """OpenRLHF's own critic has a frozen, random head under LoRA (0.11.2)."""
     sequences, attention, action = padded(ROWS)
     critic = PackedCritic(make_policy(tiny_model("llama"), critic="adapter"))

@@ -88,7 +88,7 @@ def ray_run(tiny, tmp_path_factory) -> tuple[Path, str]:
 # ----------------------------------------------------------------------------------------------------- the whole run
 
 
-def test_a_run_leaves_what_every_run_leaves(ray_run):
+def test_a_run_writes_the_files_of_every_run(ray_run):
     run, output = ray_run
     for name in ("eval.json", "predictions_after.jsonl", "reward_curve.png", "recipe.yaml", "adapter/README.md"):
         assert (run / name).exists(), name
@@ -222,7 +222,7 @@ def test_a_family_that_vllm_does_not_support_is_refused_before_anything_starts(t
 
 @pytest.fixture
 def two_nodes():
-    """Address of a Ray cluster of two nodes on this machine, with one place for a rank each."""
+    """Address of a Ray cluster of two nodes on this machine, with one slot for a rank each."""
     ray, port = Path(sys.executable).with_name("ray"), free_port()
     env = environment() | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     common = [str(ray), "start", "--num-gpus=1", "--num-cpus=2", "--disable-usage-stats"]
@@ -273,7 +273,7 @@ def test_engines_that_share_a_gpu_are_awake_only_during_rollouts():
 
 
 def test_the_probe_finds_a_wrong_adapter(tiny):
-    """It fails if the vLLM engine has another adapter than the trainer."""
+    """The probe fails if the adapters of vLLM engine and trainer differ."""
     from extensions.data import load_examples
     from extensions.distributed.strategy import load_trainable_state, trainable_state
     from extensions.model.loading import load_config, load_policy, load_tokenizer, prompt_limit

@@ -1,4 +1,4 @@
-"""Every way in which a recipe can be wrong, and that the message says where, what and what to do."""
+"""Invalid recipes: the message says where the error is, what is wrong and what to do."""
 
 import re
 
@@ -10,7 +10,7 @@ from extensions.recipe import dump_recipe
 
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
 
-# (id, text appended to BASE_RECIPE, what the message must hold)
+# (id, text appended to BASE_RECIPE, parts of the message)
 WRONG = [
     ("unknown key", "lorra: {rank: 8}\n", ["line 6", "lorra", "unknown key", "did you mean 'lora'"]),
     ("unknown sub-key", "ppo:\n  epoch: 4\n", ["line 7", "ppo.epoch", "unknown key", "did you mean 'epochs'"]),

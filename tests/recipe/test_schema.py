@@ -87,7 +87,7 @@ def test_an_unknown_task_is_named_with_the_nearest(load):
 @pytest.mark.parametrize(
     "text", [BASE_RECIPE, OWN_TASK_RECIPE, BASE_RECIPE.replace("[cola]", "[cola, sst2, rte, stsb, acceptability]")]
 )
-def test_the_shown_recipe_loads_to_the_same(load, text):
+def test_the_shown_recipe_loads_back(load, text):
     recipe = load(text, "optimizer.lr=1e-7", "seed=7", 'model.path="ünï/{x} \\u2028"', "ppo.kl.horizon=1e20")
     shown = dump_recipe(recipe)
     assert load(shown) == recipe

@@ -91,7 +91,7 @@ def test_files_that_are_no_recipes(load, content, part):
         ('"a\\0"', "holds NUL"),
     ],
 )
-def test_values_that_yaml_lets_through(load, value, part):
+def test_values_that_plain_yaml_accepts(load, value, part):
     message = refused(load, BASE_RECIPE + f"seed: {value}\n")
     assert part in message and "line 6" in message
     message = refused(load, BASE_RECIPE, f"seed={value}")
@@ -104,13 +104,13 @@ def laughs(levels):
     return "".join(lists)
 
 
-def test_aliases_that_stand_for_too_much(load):
+def test_exploding_aliases(load):
     assert "more than 100000 values with aliases expanded" in refused(load, BASE_RECIPE + laughs(12))
     assert "l1: unknown key" in refused(load, BASE_RECIPE + laughs(2))
 
 
 @pytest.mark.parametrize("word", ["<5", "a<b", "Judgement", " "])
-def test_label_words_that_no_answer_could_hold(load, word):
+def test_label_words_that_no_answer_can_hold(load, word):
     message = refused(load, OWN_TASK_RECIPE.replace("bad: [Bad]", f'bad: ["{word}"]'))
     assert f"label word {word!r} is empty, or holds '<'" in message
 
@@ -120,7 +120,7 @@ def test_aliases_are_values(load):
     assert recipe.ppo.mini_batch_size == 8
 
 
-def test_an_override_of_very_many_parts(load):
+def test_an_override_with_too_many_parts(load):
     assert "no key has that many parts" in refused(load, BASE_RECIPE, f"{'a.' * 5000}b=1")
 
 
@@ -137,7 +137,7 @@ def test_missing_file_and_folder(tmp_path):
         load_recipe(tmp_path)
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(load):
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(load):
     assert load(BASE_RECIPE.replace("\n", "\r\n")) == load(BASE_RECIPE)
     assert load("\ufeff" + BASE_RECIPE) == load(BASE_RECIPE)
 

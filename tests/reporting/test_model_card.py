@@ -65,7 +65,7 @@ def test_code_with_backticks_has_a_longer_fence():
     ],
     ids=["ppo", "sft", "from an adapter", "greedy", "likelihood"],
 )
-def test_the_card_says_what_was_done(method, sections, words):
+def test_the_card_describes_the_training(method, sections, words):
     recipe = recipe_of(method=method, **sections)
     after = {name: result(TASKS[name], 0.5) for name in ("cola", "stsb")}
     card = card_of(recipe, {"after": after}, "validation")

@@ -1,4 +1,4 @@
-"""`nlu report`: the files it writes, what the plots show, the command."""
+"""`nlu report`: the files that it writes, the data of the plots, the command."""
 
 import json
 import re
@@ -87,14 +87,14 @@ def test_a_folder_that_cannot_be_written(tmp_path, some_runs):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What the plot functions receive."""
+    """The data that the plot functions receive."""
     found = {}
     monkeypatch.setattr("extensions.reporting.report.reward_curves", lambda runs, path: found.update(rewards=runs))
     monkeypatch.setattr("extensions.reporting.report.accuracy_curves", lambda panels, path: found.update(panels=panels))
     return found
 
 
-def test_what_the_plots_show(tmp_path, scene, drawn):
+def test_the_data_of_the_plots(tmp_path, scene, drawn):
     write_report(runs_of(scene), tmp_path / "out")
     assert list(drawn["rewards"]) == [
         "PPO-ST, SST-2", "PPO-ST, MRPC", "SFT + PPO-ST, SST-2", "SFT + PPO-ST, MRPC"
@@ -133,7 +133,7 @@ def test_a_model_path_that_is_too_long_for_a_file(tmp_path, drawn):
     assert ModelCard.load(tmp_path / "out" / "model_card.md").data.base_model == path
 
 
-def test_an_encoder_is_a_level(tmp_path, drawn):
+def test_an_encoder_is_drawn_as_a_level(tmp_path, drawn):
     """Its validations cover one task after the other, so they form no curve."""
     ppo = write_run(tmp_path / "ppo", "ppo", {"sst2": (0.8,)}, validations=[(16, 1.0, 0.5)])
     bert = write_run(tmp_path / "bert", "encoder", {"sst2": (0.9,), "rte": (0.6,)}, path="bert-base-uncased")

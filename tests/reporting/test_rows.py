@@ -101,7 +101,7 @@ def test_models_of_one_short_name_are_kept_apart(tmp_path):
     assert [row.model for row in make_rows(runs_of(first, second))] == ["v1/merged", "v2/merged"]
 
 
-def test_what_the_runs_of_a_row_differ_in(tmp_path):
+def test_keys_in_which_the_runs_of_a_row_differ(tmp_path):
     first = write_run(tmp_path / "a", "ppo", {"sst2": (0.6,)}, ppo={"batch_size": 8})
     second = write_run(tmp_path / "b", "ppo", {"cola": (0.5,)}, ppo={"batch_size": 4}, seed=1)
     (row,) = make_rows(runs_of(first, second))

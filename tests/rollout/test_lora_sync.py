@@ -1,4 +1,4 @@
-"""LoRA sync: the payload in PEFT's format, the random adapter, and the probe's verdicts."""
+"""LoRA sync: the payload in PEFT's format, the random adapter, and the results of the probe."""
 
 import json
 import pickle
@@ -75,7 +75,7 @@ class TestSyncProbe:
         with pytest.raises(SyncError):
             SyncProbe(torch.bfloat16, 0.01).check("a", [-1.0], [[-1.05]], "x")
 
-    def test_a_sync_that_delivers_nothing_is_found_although_the_logprobs_are_close(self):
+    def test_a_sync_without_effect_is_found_even_if_the_logprobs_are_close(self):
         probe = SyncProbe(torch.float32, None)
         probe.check("a", [-1.0, -2.0], [[-1.0, -2.0]], "version 1")
         with pytest.raises(SyncError, match="delivered nothing"):

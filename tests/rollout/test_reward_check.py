@@ -1,4 +1,4 @@
-"""The trial of a reward before training: what is a fault, and what is not."""
+"""The check of a reward before training: faults that it finds, and rewards that it accepts."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def make_sampler(tiny_model, architecture, micro_batch_size=8, **options):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("micro_batch_size", [8, 2, 1])
-def test_sampled_logprobs_and_values_are_teacher_forced_ones(tiny_model, architecture, micro_batch_size):
+def test_sampled_logprobs_and_values_equal_teacher_forced_ones(tiny_model, architecture, micro_batch_size):
     sampler = make_sampler(tiny_model, architecture, micro_batch_size)
     asked = requests()
     responses = sampler.sample(asked)
@@ -125,9 +125,9 @@ def test_random_numbers_are_streams_of_their_own():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("micro_batch_size", [8, 3])
-def test_rows_that_share_passages_are_written_as_if_alone(tiny_model, architecture, micro_batch_size):
+def test_rows_that_share_passages_are_sampled_as_if_alone(tiny_model, architecture, micro_batch_size):
     sampler = make_sampler(tiny_model, architecture, micro_batch_size)
-    budgets = (12, 3, 9, 5, 12, 7, 10)  # rows leave at different times
+    budgets = (12, 3, 9, 5, 12, 7, 10)  # rows finish at different steps
     asked = [
         GenerationRequest(prompt, budget, random_numbers(0, 0, 0, i, 12)[1])
         for i, (prompt, budget) in enumerate(zip(nested_prompts(), budgets, strict=True))
@@ -140,12 +140,12 @@ def test_rows_that_share_passages_are_written_as_if_alone(tiny_model, architectu
     torch.testing.assert_close(torch.cat([r.logprobs for r in responses]), forced, atol=2e-5, rtol=1e-4)
 
 
-def test_what_rows_share_is_remembered_once(tiny_model):
+def test_shared_prefixes_are_cached_once(tiny_model):
     policy = make_policy(tiny_model("llama")).eval()
     with torch.no_grad(), policy.role("actor"):
         decoder = TreeDecoder(policy, nested_prompts(), 8, 12)
     assert sorted(group.rows for group in decoder.groups) == [1, 2, 4]
     keys, _ = decoder.own[0]
-    assert keys.shape[2] == 9 + 12, "the longest rest of a prompt, and what is to be written"
+    assert keys.shape[2] == 9 + 12, "the longest rest of a prompt, and the new tokens"
     decoder.keep(torch.tensor([2, 5]))
     assert len(decoder.order) == 2 and sum(group.rows for group in decoder.groups) == 2

@@ -17,7 +17,7 @@ from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
 from extensions.runs.main import main
 
 
-def test_checkpoints_are_there_from_the_start_and_the_best_stays(unfinished, tiny_model, tmp_path):
+def test_checkpoints_exist_from_the_start_and_the_best_is_kept(unfinished, tiny_model, tmp_path):
     assert [path.name for path in checkpoint_folders(unfinished / "run")] == ["step-0", "step-1", "step-2", "step-3"]
     best = read_json(checkpoint_folders(unfinished / "run")[-1] / "run.json")["best"]["step"]
     path = three_steps(tmp_path, tiny_model("llama"))
@@ -29,8 +29,8 @@ def test_an_intact_checkpoint_has_no_problems(unfinished):
     assert [verify_checkpoint(folder) for folder in checkpoint_folders(unfinished / "run")] == [[]] * 4
 
 
-def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_model, tmp_path):
-    """Also where the head is the embedding, which has two names then."""
+def test_a_checkpoint_holds_only_what_is_trained(tiny_model, tmp_path):
+    """Also with a head tied to the embedding, whose weight has two names."""
     model = tmp_path / "tied"
     shutil.copytree(tiny_model("llama"), model)
     config = read_json(model / "config.json") | {"tie_word_embeddings": True}
@@ -134,7 +134,7 @@ def test_a_full_disk_at_a_checkpoint(unfinished, tmp_path, capsys, monkeypatch, 
         assert status == 3 and names == ["step-0", "step-1"] and calls
 
 
-def test_random_generators_come_back():
+def test_random_generators_are_restored():
     state = checkpoint.random_state()
     drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
     checkpoint.restore_random_state(state)

@@ -35,7 +35,7 @@ def cola_rows(count, label=lambda i: "01"[i % 2]):
 # ------------------------------------------------------------------------------------------------------ demonstrations
 
 
-def test_demonstrations_stand_answered_before_the_query():
+def test_answered_demonstrations_precede_the_query():
     shown = [({"sentence": "She slept."}, "Yes"), ({"sentence": "Slept she the."}, "No")]
     plain = prompt_text(COLA, {"sentence": "Bob ate."})
     head, query = plain.split("Prompt:\n")
@@ -50,7 +50,7 @@ def test_demonstrations_stand_answered_before_the_query():
     assert prompt_text(COLA, {"sentence": "Bob ate."}, shown) == expected
 
 
-def test_in_a_chat_they_are_turns(tiny_model):
+def test_demonstrations_in_a_chat_are_turns(tiny_model):
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}[assistant]"
     encoder = PromptEncoder(tokenizer, 1000, True, 1, {"cola": [({"sentence": "She slept."}, "Yes")]})
@@ -83,7 +83,7 @@ def test_random_demonstrations_follow_the_data_and_are_all_different():
 
 
 class Words:
-    """A tokenizer of words: an id a word, so that lengths are known."""
+    """A tokenizer with one id per word, so that lengths are known."""
 
     chat_template, eos_token_id = None, None
 
@@ -91,7 +91,7 @@ class Words:
         return {"input_ids": text.split()}
 
 
-def test_a_row_is_never_shown_to_itself():
+def test_a_row_is_never_its_own_demonstration():
     rows = cola_rows(6)
     pool = [(row.fields, COLA.answer(row.label)) for row in rows]
     encoder = PromptEncoder(Words(), 10**4, False, 5, {"cola": pool})
@@ -157,20 +157,20 @@ def test_likelihood_ranks_the_answers(scene, task):
     answers = dict(task.labels) or {k / 2: [f"{k / 2:.1f}"] for k in range(11)}
     for row, prediction in zip(rows, found, strict=True):
         ids, text = encoder.encode(task, row.fields)
-        chances = {label: [] for label in answers}  # of each word of each label
+        probabilities = {label: [] for label in answers}  # of each word of each label
         for label, words in answers.items():
             for word in words:
                 whole = sampler.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
                 logprobs = plain_logits(sampler, whole).double().log_softmax(-1)
                 logprob = sum(logprobs[k - 1, whole[k]].item() for k in range(len(ids), len(whole)))
-                chances[label].append(math.exp(logprob))
-        totals = {label: sum(each) for label, each in chances.items()}
+                probabilities[label].append(math.exp(logprob))
+        totals = {label: sum(each) for label, each in probabilities.items()}
         best = max(totals, key=totals.get)
         assert prediction.answer == best and prediction.text == f"{answers[best][0]}{CLOSE}"
         expected = {str(label): value / sum(totals.values()) for label, value in totals.items()}
         assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
         if task.positive:  # of the words that the prompt asks for
-            first = {label: each[0] for label, each in chances.items()}
+            first = {label: each[0] for label, each in probabilities.items()}
             assert prediction.positive_probability == pytest.approx(
                 first[task.positive] / sum(first.values()), rel=1e-4
             )
@@ -249,7 +249,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_evaluation_resumes_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys, dtype):
-    """The batches are the same ones, so that also in bfloat16 nothing is rounded differently."""
+    """The batches are the same, so that rounding is the same in bfloat16, too."""
     dtype = f"model.dtype={dtype}"
     whole, cut = (eval_recipe(tmp_path / name, tiny_model("llama")) for name in ("whole", "cut"))
     assert main([str(whole), dtype], "eval") == 0
@@ -289,7 +289,7 @@ def test_a_killed_evaluation_of_another_recipe_is_refused(tiny_model, tmp_path, 
     assert "prompt.shots: was 0, is 1" in capsys.readouterr().err
 
 
-def test_a_part_without_one_whole_line_does_no_harm(tiny_model, tmp_path):
+def test_a_partial_file_without_a_complete_line_is_ignored(tiny_model, tmp_path):
     whole = eval_recipe(tmp_path / "whole", tiny_model("llama"))
     assert main([str(whole)], "eval") == 0
     cut = eval_recipe(tmp_path / "cut", tiny_model("llama"))
@@ -301,7 +301,7 @@ def test_a_part_without_one_whole_line_does_no_harm(tiny_model, tmp_path):
 
 
 def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path, monkeypatch, capsys):
-    """Or the answers of two models would stand in one file."""
+    """Otherwise one file would hold the answers of two models."""
     adapter = tmp_path / "adapter"
     shutil.copytree(trained / "run" / "adapter", adapter)
     path = eval_recipe(tmp_path, tiny_model("llama"))
@@ -317,7 +317,7 @@ def test_an_adapter_that_changed_since_is_refused(trained, tiny_model, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "decoding"), [(0, "sample"), (3, "sample"), (3, "likelihood")])
-def test_two_ranks_go_on_for_one(tiny_model, tmp_path, stage, decoding):
+def test_two_ranks_resume_a_run_of_one(tiny_model, tmp_path, stage, decoding):
     """Killed on one rank, resumed on two: the answers of an uninterrupted run; dropped demonstrations are reported."""
     sections = {
         "prompt": {"shots": 4, "max_tokens": 300},
@@ -339,7 +339,7 @@ def test_two_ranks_go_on_for_one(tiny_model, tmp_path, stage, decoding):
     assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
 
 
-def test_tasks_that_are_only_evaluated_show_their_teachers_rows(tiny_model, tmp_path):
+def test_tasks_that_are_only_evaluated_show_rows_of_their_train_task(tiny_model, tmp_path):
     from official import write_benchmarks
 
     root = write_benchmarks(tmp_path / "benchmarks")
@@ -373,8 +373,8 @@ def test_user_errors_end_with_one_message(tiny_model, tmp_path, capsys, override
     assert message in error and "Traceback" not in error
 
 
-def test_a_question_s_other_rows_give_no_answer_away(tmp_path):
-    """Of MultiRC and ReCoRD no text is shown twice, nor that of the row itself."""
+def test_demonstrations_reveal_no_answer(tmp_path):
+    """In MultiRC and ReCoRD no text is shown twice, and never that of the row itself."""
     multirc = TASKS["multirc"]
     rows = [
         Example(multirc, i, {"passage": f"text {i // 4}", "question": "q", "answer": str(i)}, str(i % 2), None, {})
@@ -387,7 +387,7 @@ def test_a_question_s_other_rows_give_no_answer_away(tmp_path):
     assert text.count(f'"{found[0].fields["passage"]}"') == 1 and text.count("Assistant:") == 6
 
 
-def test_a_teacher_of_another_form_is_refused(tiny_model, tmp_path, capsys):
+def test_a_train_task_of_another_form_is_refused(tiny_model, tmp_path, capsys):
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "a", "label": "1"}) + "\n")
     task = {
         "name": "own",
@@ -402,7 +402,7 @@ def test_a_teacher_of_another_form_is_refused(tiny_model, tmp_path, capsys):
     assert "train_task: cola has other fields" in capsys.readouterr().err
 
 
-def test_an_own_task_without_training_rows_shows_none(tiny_model, tmp_path, capsys):
+def test_demonstrations_need_training_rows(tiny_model, tmp_path, capsys):
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "a", "label": "good"}) + "\n")
     task = {
         "name": "own",

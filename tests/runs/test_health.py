@@ -1,4 +1,4 @@
-"""Training health: the warnings of each watch, their thresholds, and the same warnings after a resume."""
+"""Training health: the warnings of each kind, their thresholds, and the same warnings after a resume."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_thresholds_of_a_collapse(pairs, expected):
     assert iterations(CollapseWatch([COLA]), batches(pairs)) == expected
 
 
-def test_tasks_are_watched_apart_and_regression_is_not():
+def test_collapse_is_checked_per_task_and_not_for_regression():
     golds = ["1", "0"] * 80
     batch = [record(gold, gold, "sst2") for gold in golds] + [record(0.0, "2.5", "stsb") for _ in golds]
     watch = CollapseWatch([SST2, COLA, STSB])
@@ -150,7 +150,7 @@ def test_each_kind_of_kl_warning_has_its_own_quiet_period():
     assert [(k, text.split()[2]) for k, text in texts] == [(3, "kl"), (3, "kl_coef"), (4, "kl")]
 
 
-def test_without_a_kl_it_is_not_watched():
+def test_no_warnings_about_kl_without_a_kl():
     assert iterations(HealthMonitor([COLA], None), metrics_of(kl=[None] * 30, kl_coef=[0.0] * 30)) == []
     assert iterations(HealthMonitor([COLA], 6.0), metrics_of(kl=[None] * 5, kl_coef=[0.2] * 5)) == [1]
 
@@ -165,7 +165,7 @@ def answers(*runs, batch=16):
 
 def test_lost_format():
     found = warnings_of(FormatWatch(), answers((160, 80), (304, 304)))
-    # 80 right and 80 wrong, then wrong ones alone: the right ones leave the window 16 an iteration.
+    # 80 right and 80 wrong, then wrong ones alone: the right ones leave the window, 16 per iteration.
     assert [k for k, _ in found] == [14, 24]
     assert found[0][1] == (
         "step 14: 90% of the last 160 answers have a wrong format, after 50% earlier: the policy has lost the format. "
@@ -340,7 +340,7 @@ def test_every_warning_of_a_troubled_run():
         "equal": "all rewards are equal",
     }
     assert {kind: [k for k, text in found if part in text] for kind, part in kinds.items()} == {
-        "collapse": [14, 28, 42],  # 12 answers an iteration
+        "collapse": [14, 28, 42],  # 12 answers per iteration
         "far": [33, 43],
         "not finite": [61],
         "coefficient": [66],

@@ -1,4 +1,4 @@
-"""Real runs of tiny models on one's own tasks of each kind: trained, scored, answered, reported."""
+"""Real runs of tiny models on own tasks of each kind: trained, scored, answered, reported."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_signed_scores_and_label_sets(tiny_model, tmp_path, method, capsys):
 
 
 @pytest.mark.slow
-def test_weights_and_repeated_rows_change_the_training_alone(tiny_model, tmp_path, capsys):
+def test_weights_and_repeated_rows_change_only_the_training(tiny_model, tmp_path, capsys):
     found = {}
     for method in ("sft", "ppo"):
         for name, data in (
@@ -80,7 +80,7 @@ def test_weights_and_repeated_rows_change_the_training_alone(tiny_model, tmp_pat
     assert sorted(r["gold"] for r in rollouts[:10]).count("1") in (4, 5, 6), "5 of each label in 10 rows"
 
 
-def test_an_encoder_takes_one_label_a_row(tmp_path):
+def test_an_encoder_takes_one_label_per_row(tmp_path):
     path = own_recipe(tmp_path, tmp_path, [SEVERAL])
     with pytest.raises(UserError, match="several has several labels per row"):
         load_recipe(path, method="encoder")

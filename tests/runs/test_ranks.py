@@ -19,7 +19,7 @@ from extensions.runs.main import main
 
 @pytest.fixture
 def launched():
-    """`launched(recipe, ranks, log)`; what is left of it is killed in the end."""
+    """`launched(recipe, ranks, log)`; processes that remain are killed at the end."""
     started = []
 
     def start(path: Path, *args) -> subprocess.Popen:
@@ -85,7 +85,7 @@ def endless(tmp_path, tiny_model, **more):
 
 
 @pytest.mark.slow
-def test_a_killed_start_does_not_block_later_ones(tmp_path, tiny_model):
+def test_a_run_killed_at_its_start_does_not_block_later_runs(tmp_path, tiny_model):
     """torch's lock of a C++ op, as left by a process that is killed while it loads the op."""
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), max_steps=1)
     folder = os.environ.get("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))  # as a run sets it
@@ -107,7 +107,7 @@ def test_a_killed_rank_ends_the_run(launched, tmp_path, tiny_model):
     os.kill(ranks_of(path)[1], signal.SIGKILL)
     assert run.wait(timeout=300) != 0
     output = log.read_text()
-    # Rank 0 may be where no Python runs, in DeepSpeed's own exchange by shared memory; then the launcher reports.
+    # Rank 0 may be in DeepSpeed's exchange by shared memory, where no Python runs; then the launcher reports.
     assert "rank 0: stopped, since another rank is gone" in output or "return code = -9" in output
     assert "Traceback" not in output
     assert not ranks_of(path), "no rank is left"
@@ -143,7 +143,7 @@ def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model):
 
 
 @pytest.mark.slow
-def test_ranks_whose_launcher_is_gone_stop(launched, tmp_path, tiny_model):
+def test_ranks_stop_when_their_launcher_is_gone(launched, tmp_path, tiny_model):
     """`kill` of the deepspeed command ends that process alone."""
     path, log = endless(tmp_path, tiny_model), tmp_path / "log"
     run = launched(path, 1, log)
@@ -188,10 +188,10 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("job", [7, 10], ids=["PPO, two ranks, Adafactor, own critic", "SFT, Adafactor"])
 def test_killed_stopped_and_damaged_runs_are_bit_identical(job, tmp_path):
-    """Some of each; `python tests/faults/faults.py` does many, with every kind of run."""
+    """A few faults of each kind; `python tests/faults/faults.py` makes many, with every kind of run."""
     command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--number", "2", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     counts = dict(line.strip().split(": ", 1) for line in done.stdout.partition("in all")[2].strip().splitlines())
-    assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs a file system of its own, which not all may mount
+    assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs the right to mount a file system
     assert '"kills": 2' in counts["kill"] and '"reported": 2' in counts["corrupt"]

@@ -1,4 +1,4 @@
-"""`nlu init`: what columns hold, which kind of answer a label column asks for, words, settings, files."""
+"""`nlu init`: kinds of columns, targets of label columns, words, settings, files."""
 
 import codecs
 

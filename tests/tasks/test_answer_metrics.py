@@ -1,4 +1,4 @@
-"""Metrics of own tasks by their kind, and what a run and the preview do with their answers."""
+"""Metrics of own tasks by their kind, and their answers in a run and in the preview."""
 
 import json
 import math

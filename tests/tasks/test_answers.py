@@ -1,4 +1,4 @@
-"""Answers of own tasks: labels that an answer must be, scores below zero, several labels per row."""
+"""Answers of own tasks: exact labels, scores below zero, several labels per row."""
 
 import json
 import math
@@ -123,7 +123,7 @@ def test_a_built_in_task_can_be_exact():
 
 
 @pytest.mark.parametrize("labels", [["a", "A."], ["a", '"a"'], {"x": ["yes"], "y": [" yes\u200f"]}])
-def test_words_that_one_answer_would_be_are_refused(labels):
+def test_ambiguous_words_are_refused(labels):
     with pytest.raises(ValueError, match="must be distinct"):
         own(labels=labels)
 
@@ -131,7 +131,7 @@ def test_words_that_one_answer_would_be_are_refused(labels):
 @pytest.mark.parametrize(
     "labels", [[True, "b"], {1: ["a"], "b": ["b"]}, {"a": [True], "b": ["b"]}, {" ": ["a"], "b": "b"}]
 )
-def test_labels_that_are_no_text_are_refused(labels):
+def test_labels_that_are_not_text_are_refused(labels):
     with pytest.raises(ValueError, match="must be text"):
         own(labels=labels)
 
@@ -140,7 +140,7 @@ WORDS = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=5)
 
 
 @given(WORDS, st.text(max_size=20))
-def test_any_words_come_back_from_their_answers(words, text):
+def test_any_words_are_read_from_their_answers(words, text):
     try:
         task = own(labels=words)
     except ValueError:
@@ -153,7 +153,7 @@ def test_any_words_come_back_from_their_answers(words, text):
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("piece", ["a", " ", '"', ".", ",", "e\u0301\u0316", RLM, "positif, ", "1", "-"])
-def test_a_megabyte_of_an_answer_returns(piece):
+def test_an_answer_of_a_megabyte_is_parsed(piece):
     several = own(labels=["positif", "négatif"], multi_label=True)
     for task in (FRENCH, several, own(score_range=[-1, 1])):
         assert read(piece * (1_000_000 // len(piece)), task) is None
@@ -207,7 +207,7 @@ GOLDS += [("-1E0", "-1.0"), ("1.", "1.0"), ("-1e-7", "-0.0000001"), ("1e-999999"
 
 
 @pytest.mark.parametrize("gold, written", GOLDS)
-def test_golds_of_ones_own_scores(gold, written):
+def test_gold_scores_of_own_tasks(gold, written):
     assert is_label(gold, SIGNED) and SIGNED.answer(gold) == written
     assert read(written, SIGNED) == pytest.approx(float(gold))
     assert reward(f"{written}{CLOSE}", pack_label(SIGNED, gold)) == pytest.approx(1.0)
@@ -217,7 +217,7 @@ def test_golds_of_ones_own_scores(gold, written):
 @pytest.mark.parametrize(
     "gold", ["nan", "inf", "-inf", "1.1", "-2", "", "1e", "0x1", "1_0", "１", "- 1", "1e9999999999"]
 )
-def test_what_is_no_gold_score(gold):
+def test_invalid_gold_scores(gold):
     assert not is_label(gold, SIGNED)
 
 
@@ -263,7 +263,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("keys, message", REFUSED, ids=[str(keys) for keys, _ in REFUSED])
-def test_what_does_not_fit_the_kind_of_task_is_refused(keys, message):
+def test_keys_that_do_not_fit_the_kind_of_task_are_refused(keys, message):
     with pytest.raises(ValueError, match=message):
         own(**keys)
 
@@ -303,7 +303,7 @@ def test_label_sets_are_written_by_their_words(gold, written):
     assert unpack_label(pack_label(TOPICS, gold))[1] == gold
 
 
-def test_the_prompt_says_what_to_write():
+def test_the_prompt_lists_the_answers():
     text = answer_format(TOPICS)
     assert all(f'"{word}"' in text for word in ("Sports", "Politics", "Money", "none")) and "comma" in text
     assert answer_format(SIGNED) == "Insert only a number between -1 and 1 here"
@@ -311,7 +311,7 @@ def test_the_prompt_says_what_to_write():
 
 
 @pytest.mark.parametrize("label", ["m, s", "s,m", "s, s", "", "x", "s, x", "Sports", "none, s", " s", ", "])
-def test_what_is_no_label_set(label):
+def test_invalid_label_sets(label):
     assert not is_label(label, TOPICS)
     with pytest.raises(ValueError, match="pack_label"):
         unpack_label(json.dumps({"task": "x", "gold": label, "labels": TOPICS.labels, "multi_label": True}))

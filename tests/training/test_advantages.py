@@ -55,7 +55,7 @@ def openrlhf_gae():
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.0, 0.0)])
-def test_gae_is_the_formula_and_openrlhfs(batch, gamma, lam):
+def test_gae_equals_the_formula_and_openrlhf(batch, gamma, lam):
     advantages, returns = gae(batch["rewards"], batch["values"], batch["mask"], gamma, lam)
     expected = loop_gae(batch["rewards"], batch["values"], LENGTHS, gamma, lam)
     torch.testing.assert_close(advantages.double(), expected, atol=1e-5, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_td_targets_are_equation_one(batch):
 
 
 @pytest.mark.parametrize("noise", [1e9, float("nan"), float("inf")])
-def test_padding_never_matters(batch, noise):
+def test_padding_never_changes_a_result(batch, noise):
     mask = batch["mask"]
     dirty = {k: torch.where(mask, v, noise) for k, v in batch.items() if k != "mask"}
     for clean, other in zip(
@@ -124,7 +124,7 @@ def test_whiten_divides_by_no_less_than_the_floor(batch, scale, min_std):
     torch.testing.assert_close(whiten(values, mask, min_std=min_std)[mask].double(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_token_rewards_penalise_each_token_and_pay_at_the_last(batch):
+def test_token_rewards_have_a_penalty_per_token_and_the_score_at_the_last(batch):
     kl = compute_approx_kl(batch["new"], batch["base"]) * batch["mask"]
     rewards = compute_reward(torch.tensor([1.0, 0.0, -1.0, 2.5]), 0.2, kl, batch["mask"])
     for i, (length, score) in enumerate(zip(LENGTHS, [1.0, 0.0, -1.0, 2.5], strict=True)):

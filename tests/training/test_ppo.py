@@ -29,7 +29,7 @@ def finished(tiny_model, tmp_path_factory):
     return folder / "run", load_recipe(path)
 
 
-def test_a_run_leaves_what_it_promises(finished):
+def test_a_run_writes_all_its_files(finished):
     folder, recipe = finished
     names = {p.name for p in folder.iterdir()}
     assert names >= {
@@ -62,7 +62,7 @@ def test_a_run_leaves_what_it_promises(finished):
 
 
 def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_model):
-    """Greedy-free check: plain transformers and peft give the logprobs that drew the evaluated answers."""
+    """Plain transformers and peft give the logprobs from which the evaluated answers were sampled."""
     import numpy as np
     from peft import PeftModel
 
@@ -121,7 +121,7 @@ def test_training_moves_the_adapter_and_not_the_base(tiny_model, tmp_path, monke
     ],
     ids=["td", "no-kl", "bf16", "recomputed"],
 )
-def test_every_switch_runs(tiny_model, tmp_path, overrides):
+def test_every_setting_runs(tiny_model, tmp_path, overrides):
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
     assert main([str(path), "evaluation.max_samples=2", *overrides]) == 0
     for line in read_jsonl(tmp_path / "run" / "metrics.jsonl"):
@@ -130,8 +130,8 @@ def test_every_switch_runs(tiny_model, tmp_path, overrides):
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch, checkpointing):
-    """Old logprobs that are recomputed come from the first update's forward: the same bits as from one of their own."""
+def test_the_first_forward_is_reused(tiny_model, tmp_path, monkeypatch, checkpointing):
+    """Recomputed old logprobs come from the first update's forward, bit-identical to those of a separate forward."""
     forward, calls, counts = Policy.forward, [], []
 
     def counted(*args, **kwargs):
@@ -157,7 +157,7 @@ def test_the_first_forward_serves_twice(tiny_model, tmp_path, monkeypatch, check
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert timeless(shared / "metrics.jsonl") == timeless(own / "metrics.jsonl")
     proof = 2  # the comparison at load, and whether a gradient reaches the adapter
-    steps = [2 * (1 + 2), 2 * (1 + 1 + 2)]  # reference and two epochs, and the old policy; for two steps
+    steps = [2 * (1 + 2), 2 * (1 + 1 + 2)]  # per step: reference and two epochs; with a separate old policy one more
     assert counts == [proof + count for count in steps]
 
 
@@ -169,7 +169,7 @@ def one_rank(tiny_model, tmp_path_factory):
 
 
 def assert_same_run(found, expected):
-    """Same samples, same metrics, same adapter but for rounding."""
+    """Same samples, metrics and adapter, up to rounding."""
     ours, theirs = adapter_of(found), adapter_of(expected)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -184,7 +184,7 @@ def assert_same_run(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_are_one(tiny_model, tmp_path, one_rank, stage):
+def test_two_ranks_equal_one(tiny_model, tmp_path, one_rank, stage):
     """The same global batch on two ranks, at every ZeRO stage, is the run on one."""
     run = tmp_path / "run"
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run), deepspeed={"zero_stage": stage})
@@ -197,8 +197,8 @@ def test_two_ranks_are_one(tiny_model, tmp_path, one_rank, stage):
 
 
 @pytest.mark.slow
-def test_two_nodes_are_one(tiny_model, tmp_path, one_rank):
-    """A rehearsal on one machine: a launcher for each node, as on a cluster without ssh."""
+def test_two_nodes_equal_one(tiny_model, tmp_path, one_rank):
+    """Two nodes on one machine, with one launcher per node, as on a cluster without ssh."""
     run = tmp_path / "run"
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run))
     hostfile = tmp_path / "hostfile"
@@ -259,7 +259,7 @@ def test_a_faulty_reward_stops_the_run_and_is_named(tiny_model, tmp_path, capsys
     assert "my_reward.py" in error and message in error and "label" in error
 
 
-def test_a_full_disk_is_told(tiny_model, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_reported(tiny_model, tmp_path, capsys, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
@@ -271,7 +271,7 @@ def test_a_full_disk_is_told(tiny_model, tmp_path, capsys, monkeypatch):
 
 
 def test_own_task_and_own_reward(tiny_model, tmp_path):
-    """A user's JSONL and reward file; the reward sees the label as it stands in the file."""
+    """A user's JSONL and reward file; the reward receives the label as it is in the file."""
     rows = [{"text": f"ticket {i} about money", "team": ("billing", "technical")[i % 2]} for i in range(12)]
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

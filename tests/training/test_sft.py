@@ -34,7 +34,7 @@ from extensions.training.sft import SftTrainer
 
 
 def plain_loss(policy, rows, answers_only):
-    """Mean next-token loss over all samples by transformers' own `labels`, one plain forward a sample."""
+    """Mean next-token loss over all samples by transformers' own `labels`, one plain forward per sample."""
     total, count = torch.zeros(()), 0
     for row in rows:
         ids = [*row.prompt, *row.response]
@@ -49,8 +49,8 @@ def plain_loss(policy, rows, answers_only):
 @pytest.mark.parametrize("loss", ["sequence", "answer"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-def test_the_loss_is_that_of_plain_transformers(tiny_model, architecture, loss, checkpointing):
-    """Prefix tokens stand once in the pack and count once for each sample; micro-batches change nothing."""
+def test_the_loss_equals_that_of_plain_transformers(tiny_model, architecture, loss, checkpointing):
+    """Prefix tokens are packed once and count once per sample; micro-batches change nothing."""
     policy = make_policy(tiny_model(architecture), critic="none", checkpointing=checkpointing)
     rows = samples(shared=30)
     expected = plain_loss(policy, rows, loss == "answer")
@@ -79,7 +79,7 @@ def test_sequence_targets_are_all_tokens_of_all_samples():
     assert torch.equal(whole.targets[:responses], packed.targets) and (whole.weights[:responses] == 1).all()
     assert torch.equal(whole.predicting[:responses], packed.predicting)
     assert whole.weights.max() == 3, "the first group's prefix stands for three samples"
-    # What follows each place, read back from the pack itself.
+    # The tokens that follow each place, read from the pack.
     for place, token in zip(whole.predicting.tolist(), whole.targets.tolist(), strict=True):
         assert any(
             place == at and [*row.prompt, *row.response][k + 1] == token
@@ -110,7 +110,7 @@ def test_logits_in_chunks_are_the_same(tiny_model, monkeypatch):
 
 
 def test_a_sharded_head_is_used_once(tiny_model, monkeypatch):
-    """ZeRO 3 gathers it for each use, and ranks with other targets would gather another number of times."""
+    """ZeRO 3 gathers it per use, and ranks with different numbers of targets would gather it at different times."""
     policy, rows = make_policy(tiny_model("llama")), samples()
     monkeypatch.setattr(policies, "LOGITS_AT_ONCE", policy.causal_lm.config.vocab_size)
     head, uses = policy.causal_lm.get_output_embeddings(), []
@@ -162,7 +162,7 @@ def finished(tiny_model, tmp_path_factory):
     return folder / "run", load_recipe(path, method="sft")
 
 
-def test_a_run_leaves_what_it_promises(finished):
+def test_a_run_writes_all_its_files(finished):
     folder, recipe = finished
     assert load_recipe(folder / "recipe.yaml") == recipe and recipe.method == "sft"
     metrics = read_jsonl(folder / "metrics.jsonl")
@@ -200,15 +200,15 @@ def test_training_lowers_the_loss(tiny_model, tmp_path):
     ],
     ids=["answer", "bf16"],
 )
-def test_every_switch_runs(tiny_model, tmp_path, overrides):
+def test_every_setting_runs(tiny_model, tmp_path, overrides):
     path = sft_recipe(
         tmp_path, tiny_model("mpt"), data={"tasks": ["acceptability", "reviews"], "max_train_samples": 64}
     )
     assert main([str(path), "evaluation.max_samples=2", *overrides], "sft") == 0
 
 
-def test_resumed_is_uninterrupted(tiny_model, tmp_path):
-    """Stopped after step 2 of 4 and started again: the same adapter and the same metrics, bit for bit."""
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_model, tmp_path):
+    """Stopped after step 2 of 4 and started again: adapter and metrics are bit-identical."""
 
     class Killed(BaseException):
         pass
@@ -246,7 +246,7 @@ def test_resumed_is_uninterrupted(tiny_model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_are_one(tiny_model, tmp_path, stage):
+def test_two_ranks_equal_one(tiny_model, tmp_path, stage):
     adapters, losses = [], []
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
@@ -326,7 +326,7 @@ def test_the_reference_is_a_frozen_copy(finished, tiny_model):
     ],
     ids=["none there", "other settings", "other targets"],
 )
-def test_an_adapter_that_does_not_fit_is_told(finished, tiny_model, tmp_path, capsys, adapter, overrides, message):
+def test_an_adapter_that_does_not_fit_is_refused(finished, tiny_model, tmp_path, capsys, adapter, overrides, message):
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
     adapter = adapter or finished[0] / "adapter"
     assert main([str(path), f"model.adapter={adapter}", *overrides]) == 2
@@ -335,7 +335,7 @@ def test_an_adapter_that_does_not_fit_is_told(finished, tiny_model, tmp_path, ca
 
 
 def test_an_adapter_that_is_more_than_lora_is_refused(tiny_model, tmp_path):
-    """What it trains besides stays on where the adapter is off, so no reference would be the base."""
+    """Its other trained weights stay on when the adapter is off, so the reference would not be the base."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
     get_peft_model(base, config).save_pretrained(tmp_path)
