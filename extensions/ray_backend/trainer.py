@@ -192,7 +192,7 @@ class RayTrainer(BasePPOTrainer):
     def ppo_train(self, global_steps: int) -> dict[str, Any]:
         watchdog.heartbeat()
         status = super().ppo_train(global_steps)
-        # From it OpenRLHF (0.11.2) would adapt the KL coefficient, by the mean over tokens; `iterate` does, per response.
+        # OpenRLHF (0.11.2) would adapt the KL coefficient to this mean over tokens; `iterate` adapts it per response.
         status.pop("kl", None)
         return status
 
