@@ -1,6 +1,6 @@
 """PPO with LoRA for language understanding, as an extension of OpenRLHF and DeepSpeed.
 
-`from extensions import Predictor` loads torch when it is asked for, not before.
+torch is loaded by `from extensions import Predictor`, not by `import extensions`.
 """
 
 from __future__ import annotations

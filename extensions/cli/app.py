@@ -1,6 +1,6 @@
 """The Typer app `nlu`, and what its commands share: arguments, console, errors.
 
-Commands import what they use inside the function: `nlu --help` must not load torch.
+Commands import their dependencies inside the function, since `nlu --help` must not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Commands that look at a recipe, its data and its tasks: validate, show, preview, tasks, export."""
+"""Commands that inspect a recipe, its data and its tasks: validate, show, preview, tasks, export."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def preview(
     overrides: Overrides = None,
     n: Annotated[int, typer.Option("-n", min=1, help="examples per task")] = 2,
 ) -> None:
-    """Show rendered prompts, what is prompt, response and loss, and the reward of gold, wrong and garbage answers."""
+    """Show prompts with their prompt, response and loss tokens, and rewards of gold, wrong and garbage answers."""
     from extensions.data import has_split, is_labelled, load_examples
     from extensions.data.checks import check_lengths
     from extensions.recipe import load_recipe

@@ -1,6 +1,6 @@
-"""Entry point of the scripts in launch/, one process per rank: the environment first, then the method on its backend.
+"""Entry point of the scripts in launch/, one process per rank: sets the environment, then runs the method's backend.
 
-No heavy imports at the top: the environment must be set before torch loads.
+Nothing heavy is imported at the top, since the environment must be set before torch loads.
 """
 
 from __future__ import annotations

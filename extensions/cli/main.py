@@ -1,4 +1,4 @@
-"""The console command `nlu`: everything but the runs, which the scripts of launch/ start."""
+"""The console command `nlu`. Training and evaluation runs are started by the scripts in launch/ instead."""
 
 from __future__ import annotations
 

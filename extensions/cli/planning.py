@@ -1,4 +1,4 @@
-"""Commands before a training: plan its cost, sweep over recipe keys."""
+"""Commands around a training run: `plan` estimates its cost, `sweep` runs a grid of recipe keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of a run that can be found before its model is loaded: in reward, data, tokenizer and prompts."""
+"""Checks of a recipe's reward, data, tokenizer and prompts, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Warn = Callable[[str], None]
 
 
 def needs_root(recipe: Recipe) -> bool:
-    """Whether data.root must be given on the command line, as for the recipes of the project."""
+    """Whether data.root must still be given on the command line, as for the project's own recipes."""
     return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
 
 
 def problems(recipe: Recipe, warn: Warn) -> list[str]:
-    """Every error in the files that a valid recipe names: reward, data, model; and in its prompts."""
+    """All errors in the reward, data and model files that a valid recipe names, and in its prompts."""
     found: list[str] = []
 
     def result_of(check: Callable[[], Any]) -> Any:

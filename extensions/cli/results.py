@@ -75,7 +75,7 @@ def replay(
     folder: Annotated[Path, typer.Argument(help="RUN/failed/step-N of a stopped run", metavar="FOLDER")],
     overrides: Overrides = None,
 ) -> None:
-    """Compute a batch that stopped a run again, sample by sample: which sample, which module is not finite."""
+    """Recompute the batch that stopped a run, and name the samples and modules with non-finite values."""
     from extensions.runs.replay import replay_batch, replay_table
 
     problems, samples = replay_batch(folder, overrides or [])

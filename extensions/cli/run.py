@@ -58,7 +58,7 @@ def predict(
         bool, typer.Option("--trust-remote-code", help="run Python code that comes with the base model")
     ] = False,
 ) -> None:
-    """Answer rows: the input with answer and confidence per row; scores if it has labels."""
+    """Answer rows: write the input with answer and confidence per row, and print scores if it has labels."""
     from extensions.inference.command import PredictOptions, run_predict
 
     run_predict(

@@ -1,1 +1,1 @@
-"""What every room may use: errors, durable files, console output, environment, versions."""
+"""Shared by all rooms: errors, durable files, console output, environment, versions."""

@@ -13,7 +13,7 @@ class Reporter:
     """Console output of one process: a live bar on a terminal, one line per iteration elsewhere.
 
     Args:
-        active: False prints nothing; only rank 0 reports.
+        active: False suppresses all output; it is True on rank 0 only.
     """
 
     def __init__(self, active: bool) -> None:
@@ -30,7 +30,7 @@ class Reporter:
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def progress(self, done: int, total: int) -> None:
-        """Report the rows of an evaluation, at most once a minute."""
+        """Report the number of evaluated rows, at most once per minute."""
         if done == 0:
             self._last_progress = time.monotonic()
         elif time.monotonic() - self._last_progress >= 60:
@@ -38,7 +38,7 @@ class Reporter:
             self.info(f"  {done} of {total} rows")
 
     def begin(self, total: int, first: int) -> None:
-        """Start the progress of `total` iterations, of which `first` are done."""
+        """Start the progress display of `total` iterations, of which `first` are done."""
         self._started, self._first, self._total = time.monotonic(), first, total
         if self.active and self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -1,4 +1,4 @@
-"""Environment defaults of a rank. Imports nothing heavy: they must be set before torch loads."""
+"""Environment defaults of a rank. Nothing heavy is imported, since they must be set before torch loads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def prepare_environment() -> None:
-    """Set the environment defaults of a rank. Values that the user has set stay."""
+    """Set the environment defaults of a rank. Values that the user has set are kept."""
     # DeepSpeed starts N ranks per machine and leaves all cores to each of them.
     ranks_here = int(os.environ.get("LOCAL_SIZE", "1"))
     if ranks_here > 1 and hasattr(os, "sched_getaffinity"):
@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     """Make glibc reuse freed memory instead of returning it to the system.
 
     Every layer of every pass frees and allocates megabytes; the page faults cost a tenth of a run on a CPU
-    (`tests/bench`). Settings in the environment stay, and other C libraries are left alone.
+    (`tests/bench`). Does nothing if the user has configured malloc in the environment, or with another C library.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")):
         return

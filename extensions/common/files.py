@@ -1,6 +1,6 @@
 """Atomic, durable writes of text, JSON and JSONL.
 
-After a crash or on a full disk a file of `write_*` has either its old content or all of its new content.
+After a crash or on a full disk, a file written by `write_*` has either its old content or all of its new content.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically and durably. Raises OSError, and leaves the old file, where the disk refuses."""
+    """Replace a file atomically and durably. Raises OSError if the write fails; the old file is then unchanged."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -91,7 +91,7 @@ def read_jsonl(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
 
 
 def filter_jsonl(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop unwanted records and incomplete lines of a JSONL file; the other lines stay byte for byte."""
+    """Drop unwanted records and incomplete lines of a JSONL file; the other lines are kept byte for byte."""
     temporary = path.with_name(f"{path.name}.tmp")
     with path.open("rb") as old, temporary.open("wb") as new:
         for line in old:
@@ -108,7 +108,7 @@ def filter_jsonl(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def move_into(source: Path, target: Path) -> None:
-    """Move the files of a folder into another, each atomically, and remove the first folder."""
+    """Move the files of `source` into `target`, each atomically, and remove `source`."""
     target.mkdir(parents=True, exist_ok=True)
     apply_umask(source)
     for path in sorted(source.rglob("*")):
@@ -135,7 +135,7 @@ def apply_umask(path: Path) -> None:
 
 
 class JsonlAppender:
-    """Appends records to a JSONL file. Records that a full disk refuses are kept and written with the next ones.
+    """Appends records to a JSONL file. Records that a full disk rejects are buffered and written with the next ones.
 
     Except during a write, the file always ends with a complete line.
     """
@@ -146,7 +146,7 @@ class JsonlAppender:
         self._pending = b""
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add records. Raises OSError where the disk refuses; the records stay pending."""
+        """Add records. Raises OSError if the write fails; the records stay pending."""
         self._pending += jsonl(records).encode("utf-8", "backslashreplace")
         self.flush()
 
@@ -161,7 +161,7 @@ class JsonlAppender:
         self._size, self._pending = self._size + done, b""
 
     def sync(self) -> None:
-        """Flush to the disk. Raises OSError where it refuses."""
+        """Flush to the disk. Raises OSError if that fails."""
         self.flush()
         os.fsync(self._file)
 
@@ -173,11 +173,11 @@ class JsonlAppender:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk: without it a power loss may undo a rename."""
+    """Flush a folder's entries to the disk; without it, a power loss may undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:  # some network file systems cannot
+    except OSError:  # not supported by some network file systems
         pass
     finally:
         os.close(handle)
@@ -190,7 +190,7 @@ def sync_file(path: Path) -> None:
 
 
 def unused_path(path: Path, mark: str) -> Path:
-    """`path`, or if it exists, the first of `path` + mark + 1, 2, ... that does not."""
+    """`path` if it is free, else the first free one of `path` + mark + 1, 2, ..."""
     number, free = 0, path
     while free.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""From files to checked examples, and their order. `RunData.load` reads all that a run needs."""
+"""From files to validated examples, and their order. `RunData.load` reads all examples of a run."""
 
 from extensions.data.balance import class_weights, epoch_sizes
 from extensions.data.checks import check_lengths

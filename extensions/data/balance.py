@@ -1,4 +1,4 @@
-"""Rare labels in training: repeated rows, and weights of rows. For tasks with one label per row."""
+"""Class imbalance in training: oversampling and class weights, for tasks with one label per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from extensions.data.example import Example
 
 
 def check_classes(examples: Sequence[Example]) -> None:
-    """UserError if all rows of a task have the same label, so that there is nothing to balance."""
+    """Raise UserError if all rows of a task have the same label, which leaves nothing to balance."""
     for task, counts in _label_counts(examples).items():
         if len(counts) == 1:
             raise UserError(
@@ -34,15 +34,15 @@ def class_weights(examples: Sequence[Example]) -> dict[tuple[str, str], float]:
 
 
 def epoch_sizes(examples: Sequence[Example], oversample: bool) -> dict[str, int]:
-    """Task name -> its rows, with `oversample` including copies."""
+    """Task name -> number of its rows per epoch; with `oversample`, copies included."""
     counts = _label_counts(examples)
     return {task: len(c) * max(c.values()) if oversample else c.total() for task, c in counts.items()}
 
 
 def oversampled(examples: Sequence[Example], groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    """The groups of a task and copies of some, so that each label has as many rows as the most frequent one.
+    """The groups of a task, with copies, so that each label has as many rows as the most frequent one.
 
-    All rows of a label are repeated equally often, but for a remainder that `rng` draws. Pairs are not repeated.
+    All rows of a label are repeated equally often, except for a remainder that `rng` draws. Pairs are not repeated.
 
     Args:
         groups: row numbers that stay together, one or a pair.
@@ -62,7 +62,7 @@ def oversampled(examples: Sequence[Example], groups: list[list[int]], rng: np.ra
 def spread_copies(groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
     """A random order in which the copies of a group are far apart.
 
-    The k-th of n copies gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
+    The k-th of n copies gets the sort key (k + u) / n, with u uniform in [0, 1).
     """
     copies, seen = Counter(group[0] for group in groups), Counter[int]()
     places = []

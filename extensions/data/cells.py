@@ -1,4 +1,4 @@
-"""What a cell of the data may hold: texts, labels, and the columns that are kept beside predictions."""
+"""From the cells of a row to texts, labels, and the columns that are kept with predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from extensions.data.tables import Row
 from extensions.prompts import is_label
 from extensions.tasks import Task, cell_label, is_blank
 
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, no tokenizer reads them
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape them; no tokenizer accepts them
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LabelColumn:
 
 
 def no_column(row: Row | Iterable[str | int], column: str | int) -> str:
-    """The message that a row has no such column, with those that it has and the nearest."""
+    """The message that a row lacks a column, with the existing columns and the nearest name."""
     names = [str(name) for name in row]
     near = difflib.get_close_matches(str(column), names, n=1, cutoff=0.6)
     hint = f". Did you mean {near[0]!r}?" if near else ""
@@ -49,17 +49,17 @@ def _cell(row: Row, column: str | int, where: str) -> Any:
 
 
 def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool = False) -> str:
-    """The text of a cell, without the space around it.
+    """The text of a cell, stripped of surrounding whitespace.
 
     Args:
-        may_lack: a missing text is empty.
-        own: the row is of the user's own task, whose numbers and booleans are read as texts.
+        may_lack: return the empty string for a missing text.
+        own: the row belongs to a user's own task, whose numbers and booleans are converted to text.
 
     Raises:
         IncompleteRow: there is no text.
         RowError: the value is not text.
     """
-    lacks = own and column not in row  # a JSON object may leave a key out; the caller checks that not all do
+    lacks = own and column not in row  # JSON objects may omit a key; the caller raises if all of them do
     value = None if lacks else _cell(row, column, where)
     place = f", field {column!r}"
     if own and isinstance(value, np.generic):
@@ -81,10 +81,10 @@ def text_of(row: Row, column: str | int, where: str, may_lack: bool, own: bool =
 
 
 def label_of(row: Row, column: LabelColumn, where: str) -> str:
-    """The label of a row, as the task has it.
+    """The label of a row, in the task's spelling.
 
     Raises:
-        UnlabelledRow: it is empty, not a label of the task, or out of the range of its scores.
+        UnlabelledRow: the label is empty, not one of the task's, or out of the range of its scores.
         RowError: the row has no such column.
     """
     task = column.task
@@ -108,7 +108,7 @@ def label_of(row: Row, column: LabelColumn, where: str) -> str:
 
 
 def _named(value: Any, column: LabelColumn) -> Any:
-    """The name of a class number. In the user's own file a number stays if its name is not a label of the task."""
+    """The name of a class number. In a user's own file, a number whose name is not a label of the task is kept."""
     classes = column.classes
     if not classes or not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(classes):
         return value
@@ -138,7 +138,7 @@ def _unlabelled(column: LabelColumn, where: str, value: Any, text: str) -> Unlab
 
 
 def kept_of(row: Row, task: Task, where: str) -> dict[str, Any]:
-    """The columns that are kept beside a prediction. Those of `group_by` must exist.
+    """The columns that are kept with a prediction. Those of `group_by` must exist.
 
     Raises:
         RowError: a column does not exist, or JSON cannot hold its value.

@@ -1,4 +1,4 @@
-"""Warnings about data that load: equal rows in two splits, repeated rows, classes without rows, truncated texts."""
+"""Warnings about valid data: equal rows in two splits, duplicates, classes without rows, truncated prompts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MAX_TOKENIZED = 2000  # rows of a task that are tokenized to estimate how many a
 def check_rows(
     task: Task, train: Sequence[Example], others: Mapping[str, Sequence[Example]], warn: Callable[[str], None]
 ) -> None:
-    """Warn of what inflates scores or weakens training, with counts, one line per kind.
+    """Warn of leaked, duplicate and contradictory rows and of missing classes, with counts, one line per kind.
 
     Args:
-        train: the rows that are trained on.
+        train: training rows.
         others: split -> its rows.
     """
     if not train or task.source.generator is not None:
         return
     name, keys = task.display_name, [_key(example) for example in train]
-    labels: dict[int, set[str]] = {}  # of the rows with the same texts
+    labels: dict[int, set[str]] = {}  # hash of the texts -> labels of the rows with these texts
     repeated = 0
     for key, example in zip(keys, train, strict=True):
         known = labels.setdefault(key, set())
@@ -54,16 +54,16 @@ def check_rows(
 
 
 def _key(example: Example) -> int:
-    """Equal for equal texts; of the user's own tasks case, the width of spaces and the Unicode form are ignored."""
+    """Equal for equal texts; in a user's own task, up to case, whitespace and Unicode normal form."""
     texts = example.fields.values()
     return hash(tuple(map(fold, texts) if example.task.suite == "own" else texts))
 
 
 def check_lengths(encoder: PromptEncoder, examples: Sequence[Example], what: str, warn: Callable[[str], None]) -> None:
-    """Warn of how many rows lose the end of a text because their prompt is too long.
+    """Warn of the number of rows whose text is truncated because the prompt is too long.
 
     Args:
-        examples: rows of one or more tasks, those of a task after each other.
+        examples: rows of one or more tasks; the rows of a task are consecutive.
         what: the name of these rows in the warning, such as "training rows".
     """
     for _, group in groupby(examples, key=lambda example: example.task.name):

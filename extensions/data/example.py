@@ -1,4 +1,4 @@
-"""One row of a task, and the groups of rows that are one question."""
+"""One row of a task, and groups of rows that belong to one question."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class Example:
     """One row of a task."""
 
     task: Task
-    index: int  # row number in its split, from 0: seeds its sampling, so that results do not depend on batch layout
+    index: int  # row number in its split, from 0; seeds its sampling, so results do not depend on the batch layout
     fields: dict[str, str]
     label: str | None  # as in the data; None if the split is unlabelled
-    pair: str | None = None  # id of a minimal pair, or of a query's two candidates: both are in the same batch
+    pair: str | None = None  # id of a minimal pair, or of a query's two candidates; both are in the same batch
     kept: dict[str, Any] = field(default_factory=dict)  # columns of `source.keep`, such as official row numbers
 
 
 def by_question(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples by question (`task.group_by`), in order of first appearance; single ones without groups."""
+    """The examples by question (`task.group_by`), in order of first appearance; without `group_by`, one each."""
     found: dict[tuple[Any, ...], list[Example]] = {}
     for example in examples:
         key = example.task.group_of(example.kept) or (example.index,)

@@ -26,8 +26,8 @@ def load_examples(
     Args:
         root: folder of the official download, or of the hub's parquet files, or "hub" to download those (recipe key
             data.root); None: file names are relative to the current folder.
-        seed: of the two candidates, one right and one wrong, that a training query of ReCoRD keeps.
-        warn: is called for what is unusual but not an error: rows left out, a size that differs from the benchmark's.
+        seed: for the draw of one right and one wrong candidate per training query of ReCoRD.
+        warn: called for non-fatal findings: rows left out, a size that differs from the benchmark's.
 
     Raises:
         UserError: a file is missing or empty, or a row is malformed.
@@ -50,8 +50,8 @@ def load_training(
     """The rows that a run trains on: the training split, or a stratified sample of it.
 
     Args:
-        limit: most rows (recipe key data.max_train_samples); None: all.
-        seed: of the sample; see also `load_examples`.
+        limit: maximum number of rows (recipe key data.max_train_samples); None: all.
+        seed: for the sample, and for `load_examples`.
 
     Raises:
         UserError: see `load_examples`.
@@ -59,11 +59,11 @@ def load_training(
     return stratified_sample(load_examples(task, "train", root, seed, warn), limit, seed)
 
 
-_last: dict[Any, Any] = {}  # the training file that was read last, since its splits are loaded one after the other
+_last: dict[Any, Any] = {}  # cache of the last training file; its splits are loaded in succession
 
 
 def _held_out(task: Task, split: str, root: str | None, warn: Warn) -> list[Example]:
-    """The rows of a split that is drawn from the training file, in its order."""
+    """The rows of a split that is held out of the training file, in file order."""
     reader = SplitReader(task, "train", *files_of(task, "train", root))
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in reader.files]
     key = (task.model_dump_json(), *states)

@@ -1,4 +1,4 @@
-"""A whole table in memory: its columns, its rows, and what is wrong with single rows."""
+"""A whole table in memory: its columns, its rows, and the errors of malformed rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Table:
 
     path: Path
     columns: list[str]
-    rows: list[Row]  # in order; of a malformed row the cells that have columns
-    errors: dict[int, str]  # index of a malformed row -> what is wrong with it
+    rows: list[Row]  # in file order; a malformed row has the cells that can be assigned to columns
+    errors: dict[int, str]  # index of a malformed row -> its error message
 
 
 def load_table(path: Path, source: Source, keep_malformed: bool = False) -> Table:
     """Read a file.
 
     Args:
-        source: how it is read.
+        source: format, encoding, separator and quoting of the file.
         keep_malformed: keep malformed rows, with their errors.
 
     Raises:

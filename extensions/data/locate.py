@@ -20,7 +20,7 @@ def has_split(task: Task, split: str) -> bool:
     """Whether a task has a split: generated, in a file, drawn from the training file, or on the hub.
 
     Raises:
-        UserError: the rows of the user's own task are on the hub, and it cannot be read.
+        UserError: the rows of a user's own task are on the hub, which cannot be read.
     """
     source = task.source
     if source.generator is not None or split in source.files or source.is_held_out(split):
@@ -36,7 +36,7 @@ def is_present(task: Task, split: str, root: str | None) -> bool:
     """Whether the files of a split exist.
 
     Raises:
-        UserError: `root` is the hub, and it cannot be read.
+        UserError: `root` is the hub, which cannot be read.
     """
     if not has_split(task, split) or task.source.generator is not None:
         return has_split(task, split)
@@ -47,7 +47,7 @@ def is_present(task: Task, split: str, root: str | None) -> bool:
 
 
 def check_trainable(tasks: Sequence[Task]) -> None:
-    """UserError if none of the tasks has a training split."""
+    """Raise UserError if none of the tasks has a training split."""
     if not any(has_split(task, "train") for task in tasks):
         names = ", ".join(task.name for task in tasks)
         raise UserError(f"data.tasks: {names} can only be evaluated; add a task that has a training split")
@@ -69,7 +69,7 @@ def files_of(task: Task, split: str, root: str | None) -> tuple[list[Path], bool
     if root == HUB and not own:
         return download(task, split), True
     if root == HUB:
-        root = None  # the user's own files, beside tasks of the hub
+        root = None  # a user's own files, in a run with tasks of the hub
     elif root is None and not own:
         raise UserError(
             f"task {task.name} needs data.root, the folder that holds {name} of the official download, for example "

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def multirc(row: Row) -> Iterator[Row]:
-    """One row per answer. Official: passages hold questions, which hold answers; hub: flat already."""
+    """One row per answer. Official files nest answers in questions in passages; the hub's are already flat."""
     if "paragraph" in row:
         idx = (row["idx"][name] for name in ("paragraph", "question", "answer"))
         found = [(row["paragraph"], row["question"], row["answer"], row.get("label"), *idx)]
@@ -42,10 +42,10 @@ def multirc(row: Row) -> Iterator[Row]:
 def record(row: Row) -> Iterator[Row]:
     """One row per query and distinct entity, in order of first mention, with the entity filled in at the placeholder.
 
-    An entity is right if it equals an answer after SQuAD's normalisation, which the metric uses too. The ends of the
-    official character spans are inclusive.
+    An entity is right if it equals an answer after SQuAD's normalisation, as in the metric. The official character
+    spans include their ends.
     """
-    from transformers.data.metrics.squad_metrics import normalize_answer  # here: it imports torch, which takes seconds
+    from transformers.data.metrics.squad_metrics import normalize_answer  # lazy: loads torch, which takes seconds
 
     if "entities" in row:
         passage, entities, passage_idx = row["passage"], row["entities"], row["idx"]["passage"]
@@ -83,9 +83,9 @@ def highlights(passage: str) -> str:
 
 
 def wsc(row: Row) -> Iterator[Row]:
-    """The pronoun is put between asterisks in the text, since it may occur more than once.
+    """Mark the pronoun with asterisks in the text, since it may occur more than once.
 
-    `span2_index` counts words. In a few official rows it is off by some, so the nearest occurrence is used.
+    `span2_index` counts words. It is a few words off in some official rows, so the nearest occurrence is used.
     """
     target = row.get("target", row)
     text, pronoun, index = " ".join(row["text"].split()), target["span2_text"].strip(), target["span2_index"]
@@ -101,7 +101,7 @@ def wsc(row: Row) -> Iterator[Row]:
 
 
 def winogender(row: Row) -> Iterator[Row]:
-    """The hub's form does not number the pairs, whose two rows follow each other."""
+    """Add `pair_id`, which the hub's form lacks; the two rows of a pair are consecutive."""
     yield row if "pair_id" in row else row | {"pair_id": int(row["idx"]) // 2}
 
 

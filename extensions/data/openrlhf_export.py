@@ -20,7 +20,7 @@ def export(recipe: Recipe, encoder: PromptEncoder, folder: Path, warn: Callable[
     """Write `folder/TASK/SPLIT.jsonl` for each labelled split of each task.
 
     A line has `input` (the prompt text, truncated as in training), `label` (a string with task and gold answer, for
-    reward_fns/nlu.py) and `datasource` (the task's name): what `openrlhf.datasets` reads with
+    reward_fns/nlu.py) and `datasource` (the task's name). `openrlhf.datasets` reads them with
     `--data.input_key input --data.label_key label`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Which examples make up the batch of a step: mixing of tasks, epochs, balance."""
+"""The examples of each step's batch: mixing of tasks, epochs, balance."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def rows_of_epoch(
 ) -> dict[str, int]:
     """Rows of each task in an epoch of multi-task training.
 
-    proportional: all; capped: at most `cap`; temperature: in proportion to size ** (1 / temperature); uniform: equally
-    many. The last two keep the total, so that small tasks repeat and large ones take several epochs.
+    proportional: all; capped: at most `cap`; temperature: in proportion to size ** (1 / temperature); uniform: equal
+    numbers. The last two keep the total, so small tasks repeat and large ones span several epochs.
     """
     if mixing == "proportional":
         return dict(sizes)
@@ -35,16 +35,16 @@ def rows_of_epoch(
 
 
 class BatchOrder:
-    """Which examples make up the batch of a step: a pure function of (seed, step), so a resumed run needs no state.
+    """The examples of each step's batch: a pure function of (seed, step), so a resumed run needs no state.
 
-    An epoch is one random order of the examples: tasks are mixed in proportion to their size, or as `rows` says.
-    Minimal pairs stay next to each other. With `balanced`, the labels of each task take turns in that order, so that
-    every batch holds about as many of each: a constant answer then earns the same in every batch, and no gradient.
+    An epoch is one random order of the examples. Tasks are mixed in proportion to their size, or by `rows`. Minimal
+    pairs stay adjacent. With `balanced`, the labels of each task are spread evenly over that order, so every batch has
+    about equal numbers of each; a constant answer then has the same mean reward in every batch, and gets no gradient.
     With `oversample`, rows of rare labels are repeated (`balance.oversampled`), and the copies of a row are spread.
 
     Args:
-        rows: task name -> its rows in an epoch (`rows_of_epoch`); None: all. A task with fewer than it has continues in
-            the next epoch where it stopped, so each of its rows is seen before one is seen again.
+        rows: task name -> its rows in an epoch (`rows_of_epoch`); None: all. A task that contributes only
+            part of its rows continues in the next epoch, so each of its rows is used once before any is repeated.
         weights: (task name, label) -> weight of such a row (`balance.class_weights`); None: 1.
     """
 
@@ -68,8 +68,8 @@ class BatchOrder:
             self._groups.setdefault(examples[group[0]].task.name, []).append(group)
         sizes = epoch_sizes(examples, oversample)
         self._shares = {name: rows[name] / size for name, size in sizes.items()} if rows is not None else {}
-        self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch is of one epoch, or of two or three
-        self._ends: list[int] = []  # positions before the end of each epoch so far
+        self._order = lru_cache(maxsize=4)(self._shuffled)  # a batch spans one epoch, or two or three
+        self._ends: list[int] = []  # position of the end of each epoch so far
 
     def batch(self, step: int) -> list[Example]:
         """The `batch_size` examples of step `step` (from 0)."""
@@ -123,12 +123,12 @@ class BatchOrder:
 def _interleave(
     examples: list[Example], groups: list[list[int]], rng: np.random.Generator, shuffle: bool
 ) -> list[list[int]]:
-    """A random order in which each class of groups is spread evenly.
+    """A random order over which the groups of each class are spread evenly.
 
-    The k-th of n groups of a class gets the place (k + u) / n, u uniform in [0, 1), and places are sorted.
+    The k-th of n groups of a class gets the sort key (k + u) / n, with u uniform in [0, 1).
 
     Args:
-        shuffle: the groups of each class; else they keep their order.
+        shuffle: shuffle the groups of each class first.
     """
     classes: dict[tuple[str, ...], list[list[int]]] = {}
     for group in groups:

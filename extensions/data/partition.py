@@ -21,10 +21,10 @@ _MIN_STRATUM = 3  # rows of a score bin, and of a set of labels that forms a str
 def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
     """Positions of the rows of each split, in order: "train", and the splits that `shares` holds out of it.
 
-    Rows of equal texts (but for Unicode form, case and the width of spaces), of one question or of one pair are in one
-    split. Each split has its share of the different texts of every class (a regression: of every tenth of its scores),
-    and at least one text of a class that has as many as there are splits, unless such a text also has a rarer label. A
-    text with several labels counts for each of them.
+    Rows with equal texts (up to case, whitespace and Unicode normal form), of one question or of one pair are in one
+    split. Each split gets its share of the distinct texts of every class (in a regression: of every decile of the
+    scores). It gets at least one text of every class that has as many texts as there are splits, unless such a text
+    also has a rarer label. A text with several labels counts for each of them.
 
     Args:
         shares: split -> share of the rows, above 0; together below 1.
@@ -35,7 +35,7 @@ def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int
     rng = np.random.default_rng(seed)
     split_of: dict[int, str] = {}  # by group
     carry = dict.fromkeys(shares, 0.0)
-    for members in sorted(strata.values(), key=len):  # a rare class first: a common one would take its groups
+    for members in sorted(strata.values(), key=len):  # rare classes first: common ones would take their groups
         taken = Counter(split_of[group] for group in members if group in split_of)
         free = [members[i] for i in rng.permutation(len(members)) if members[i] not in split_of]
         for split, count in _counts(len(members), shares, carry).items():
@@ -50,10 +50,10 @@ def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int
 
 
 def stratified_sample(examples: list[Example], limit: int | None, seed: int) -> list[Example]:
-    """At most `limit` rows of one task in the order of their file: a stratified sample by `seed`.
+    """A stratified sample of at most `limit` rows of one task, drawn by `seed`, in file order.
 
-    Pairs and questions stay whole: as many are taken as fit in `limit`, at least one. No class is lost if there is room
-    for one row of each.
+    Pairs and questions stay whole: as many are taken as fit in `limit`, at least one. Every class is kept if there is
+    room for one row of each.
     """
     if limit is None or limit >= len(examples):
         return examples
@@ -65,8 +65,8 @@ def stratified_sample(examples: list[Example], limit: int | None, seed: int) -> 
     groups = list(_grouped((group_of(i, example), i) for i, example in enumerate(examples)).values())
     of_rows = _strata(examples)
     names = [tuple(sorted(_distinct(of_rows, rows))) for rows in groups]
-    # The k-th of n groups of a stratum has the place (k + u) / n, u uniform in [0, 1), so that the first places have
-    # the share of each stratum.
+    # The k-th of n groups of a stratum gets the sort key (k + u) / n, u uniform in [0, 1), so that every prefix of the
+    # order holds each stratum in proportion.
     rng = np.random.default_rng(seed)
     places = np.empty(len(groups))
     for members in _grouped((name, number) for number, name in enumerate(names)).values():
@@ -84,13 +84,13 @@ def stratified_sample(examples: list[Example], limit: int | None, seed: int) -> 
 
 
 def labels_of(example: Example) -> tuple[str, ...]:
-    """The labels of a row: of a multi-label task those that its label string joins, or that of no label."""
+    """The labels of a row; in a multi-label task those of its label set, or the label of the empty set."""
     label = str(example.label)
     return (example.task.split_labels(label) or (label,)) if example.task.multi_label else (label,)
 
 
 def _counts(size: int, shares: Mapping[str, float], carry: dict[str, float]) -> dict[str, int]:
-    """How many of `size` groups each split takes; `carry` is the rounding error of the strata before."""
+    """How many of `size` groups each split takes; `carry` is the rounding error of the previous strata."""
     if size <= len(shares):  # too few for each split to have one
         return dict.fromkeys(shares, 0)
     counts = {}
@@ -104,7 +104,7 @@ def _counts(size: int, shares: Mapping[str, float], carry: dict[str, float]) -> 
 
 
 def _connected_rows(examples: Sequence[Example]) -> list[list[int]]:
-    """Positions of the rows that belong together, also by a chain of equal texts, questions and pairs."""
+    """Positions of the rows that must stay together: connected components by equal texts, questions and pairs."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -123,8 +123,8 @@ def _connected_rows(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def _strata(examples: Sequence[Example]) -> list[tuple[str, ...]]:
-    """The strata of each row, by name: its labels, and its set of labels if that is common; the quantile of its
-    score."""
+    """The strata of each row, by name: its labels and, if frequent, its label set; in a regression the score's
+    quantile."""
     if examples[0].task.is_regression:
         scores = np.array([str(example.label) for example in examples], dtype=float)
         bins = max(1, min(_SCORE_BINS, len(scores) // _MIN_STRATUM))

@@ -1,4 +1,4 @@
-"""From the files of one split to checked examples: all rows are read and checked, then all errors reported together."""
+"""From the files of one split to validated examples. All rows are checked before the errors are reported together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SplitReader:
         self.needed = list(dict.fromkeys([*self.fields.values(), *labels]))
         # Metrics and the evaluation server count every row, so rows are skipped in training only.
         self.may_lack = self.source.incomplete == "keep" or (self.source.incomplete == "skip" and split != "train")
-        # `index` may differ from the row of the file if rows are left out or drawn: `kept` has the latter.
+        # `index` differs from the file's row number if rows are left out or held out; `kept` then has the row number.
         settings = (self.source.split, self.source.incomplete, self.source.unknown_labels)
         self.numbered = self.own and settings != (None, "error", "error")
 
@@ -131,8 +131,8 @@ class SplitReader:
         return Example(self.task, index, fields, label, None, {"row": number} | kept if self.numbered else kept)
 
     def _skips(self, error: RowError) -> bool:
-        """Whether a ragged row is left out as one that lacks a text: only in files of GLUE, some of which have such
-        rows. In quoted files and in the user's own, texts would be lost."""
+        """Whether to skip a ragged row as incomplete: only in GLUE's unquoted files, some of which have such rows. In
+        quoted files and in a user's own, skipping would lose texts."""
         skips = self.source.incomplete == "skip" and self.labelled and not self.own
         return skips and self.source.quoting == "none" and error.kind == RAGGED
 

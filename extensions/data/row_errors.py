@@ -1,4 +1,4 @@
-"""Rows that cannot be used: all of a file are reported together, by kind, each kind with the key that accepts them."""
+"""Invalid rows: all of a file are reported together, by kind, with the recipe key that accepts each kind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _VALUES_PER_KIND = 12
 
 @dataclass(eq=False)
 class RowError(UserError):
-    """One row that cannot be used."""
+    """One invalid row."""
 
     where: str  # file and line
-    kind: str  # the common heading of such rows: "rows with too many or too few cells"
-    detail: str  # what is wrong with this row, from its ":" or "," on
+    kind: str  # heading for such rows, for example "rows with too many or too few cells"
+    detail: str  # the error of this row, beginning with ":" or ","
     remedy: str = ""  # how to correct such rows, or the key that accepts them
     value: str | None = None  # the invalid value, if values of this kind are counted
-    cells: dict[str | int, Any] = field(default_factory=dict)  # of a ragged row, as far as they have columns
+    cells: dict[str | int, Any] = field(default_factory=dict)  # of a ragged row: those that can be assigned to columns
 
     def __str__(self) -> str:
         return f"{self.where}{self.detail}" + (f". {self.remedy}" if self.remedy else "")
@@ -41,7 +41,7 @@ class RowErrors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._first: dict[tuple[str, str], list[RowError]] = {}  # kind and remedy -> the first of them
+        self._first: dict[tuple[str, str], list[RowError]] = {}  # (kind, remedy) -> the first errors
         self._counts: Counter[tuple[str, str]] = Counter()
         self._values: dict[tuple[str, str], Counter[str]] = {}
 
@@ -54,7 +54,7 @@ class RowErrors:
             self._values.setdefault(key, Counter())[error.value] += 1
 
     def check(self) -> None:
-        """UserError if there are any: the message of the row if it is one, else a list by kind."""
+        """Raise UserError if there are any: a single row's own message, or a list by kind."""
         if not self._counts:
             return
         if self._counts.total() == 1:

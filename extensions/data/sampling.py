@@ -1,4 +1,4 @@
-"""Rows that are picked from others: evenly spread ones, candidate pairs of ReCoRD, demonstrations for prompts."""
+"""Selections of rows: even subsamples, candidate pairs of ReCoRD, demonstrations for prompts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Item = TypeVar("Item")
 
 
 def evenly(items: Sequence[Item], count: int) -> Sequence[Item]:
-    """`count` items at equal distances; all if they are not more."""
+    """`count` evenly spaced items, or all if there are no more."""
     return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
 def subsample_evenly(examples: list[Example], limit: int | None) -> list[Example]:
-    """About `limit` examples at equal distances, so that a sorted file still gives a fair sample.
+    """About `limit` evenly spaced examples, so that a sorted file still gives a fair sample.
 
-    Questions stay whole: if several rows make one, as many questions are taken as fit in `limit`, at least one.
+    Questions with several rows stay whole: as many are taken as fit in `limit`, at least one.
     """
     if limit is None or limit >= len(examples):
         return examples
@@ -34,7 +34,7 @@ def subsample_evenly(examples: list[Example], limit: int | None) -> list[Example
 
 
 def sample_candidate_pair(examples: list[Example], seed: int) -> list[Example]:
-    """For each question one right and one wrong candidate, chosen at random, as a pair of the same batch."""
+    """One right and one wrong candidate per question, drawn at random, as a pair that shares a batch."""
     kept: list[Example] = []
     for number, group in enumerate(by_question(examples)):
         rng = np.random.default_rng([seed, number])
@@ -49,12 +49,12 @@ def demonstrations(
 ) -> list[Example]:
     """Training rows to show before a query (section 5.2 of the paper): up to `count`, drawn by `seed`.
 
-    No two have the same texts, and if several rows make one question (MultiRC, ReCoRD) each is about another text.
+    No two have the same texts. Where a question has several rows (MultiRC, ReCoRD), each is about a different text.
 
     Args:
-        train: of the task, or of its `train_task`.
-        kind: "balanced" takes the labels in turn (of a regression the lower and upper halves of its scores), "random"
-            any rows.
+        train: training rows of the task, or of its `train_task`.
+        kind: "balanced" takes the labels in turn (in a regression the lower and upper halves of the score range),
+            "random" takes any rows.
     """
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
     classes: dict[Any, list[Example]] = {}

@@ -1,4 +1,4 @@
-"""The examples of a run: the splits of its tasks that a recipe trains on, evaluates and answers."""
+"""The examples of a run: the splits that a recipe trains on, evaluates and predicts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from extensions.tasks import Task, find_task
 
 @dataclass
 class RunData:
-    """The examples of a run. A task without a training split (MNLI-mm, AX, AX-b, AX-g) is evaluated only.
+    """The examples of a run. Tasks without a training split (MNLI-mm, AX, AX-b, AX-g) are only evaluated.
 
-    A run that does not train reads training rows for demonstrations only.
+    A run that does not train reads training rows only for demonstrations.
     """
 
     train: list[Example] = field(default_factory=list)
-    table: list[Example] = field(default_factory=list)  # of the before/after table
-    validation: list[Example] = field(default_factory=list)  # of the validations during training
-    test: list[Example] = field(default_factory=list)  # to be answered for the evaluation server
+    table: list[Example] = field(default_factory=list)  # rows of the before/after table
+    validation: list[Example] = field(default_factory=list)  # rows of the validations during training
+    test: list[Example] = field(default_factory=list)  # rows to predict for the evaluation server
     splits: dict[str, str] = field(default_factory=dict)  # task name -> split of its rows in the table
     demonstrations: dict[str, list[Demonstration]] = field(default_factory=dict)  # task name -> shown in its prompts
 
@@ -47,7 +47,7 @@ class RunData:
         """The examples of all tasks of a recipe from those of each.
 
         Raises:
-            UserError: the run trains, and no task has a training split; or it balances rows of a single label.
+            UserError: the run trains and no task has a training split, or it balances a task that has only one label.
         """
         data = RunData()
         for part in parts:
@@ -72,7 +72,7 @@ class RunData:
         """
         root, trained = recipe.data.root, has_split(task, "train")
         data = RunData()
-        warn = cache(warn)  # the splits of one file have the same warnings
+        warn = cache(warn)  # splits held out of one file repeat its warnings
 
         @cache
         def rows(split: str) -> list[Example]:
@@ -105,7 +105,7 @@ class RunData:
         return data
 
     def fingerprint(self) -> str:
-        """sha256 of all rows of the run, wherever their files are."""
+        """sha256 of all rows of the run, independent of file locations."""
         digest = hashlib.sha256()
         for name, rows in (("train", self.train), ("table", self.table), ("validation", self.validation)):
             digest.update(f"{name} {len(rows)}".encode())
@@ -135,10 +135,10 @@ def table_split(recipe: Recipe, task: Task) -> str:
 
 
 def load_demonstrations(recipe: Recipe, task: Task, train: list[Example], warn: Warn) -> list[Demonstration]:
-    """The demonstrations of a task, one more than a prompt shows: a row is not shown before itself.
+    """The demonstrations of a task: one more than a prompt shows, since a row must not be a demonstration for itself.
 
     Args:
-        train: training rows of the task; empty: they are read, of its `train_task` if it has none itself.
+        train: training rows of the task; if empty, they are read, from its `train_task` if it has none itself.
 
     Raises:
         UserError: neither the task nor its `train_task` has a training split.

@@ -17,7 +17,7 @@ from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
 from extensions.tasks import SPLITS, SUITES, TASKS, Task
 
-SAMPLE = 500  # rows whose prompts are tokenized
+SAMPLE = 500  # rows per task whose prompts are tokenized
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SplitSurvey:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Prompt tokens of a task by one tokenizer, over `SAMPLE` rows at equal distances."""
+    """Prompt tokens of a task by one tokenizer, over `SAMPLE` evenly spaced rows."""
 
     mean: float
     p95: float
@@ -41,7 +41,7 @@ class Lengths:
 
 
 def survey(task: Task, root: str | None) -> list[SplitSurvey]:
-    """Every split of `task` whose files exist; if one cannot be read, its problem is the error."""
+    """Every split of `task` whose files exist; for an unreadable one, `problems` holds the error."""
     found = []
     for split in SPLITS:
         if not is_present(task, split, root):
@@ -61,7 +61,7 @@ def survey(task: Task, root: str | None) -> list[SplitSurvey]:
 
 
 def lengths(task: Task, root: str | None, encoders: Sequence[PromptEncoder]) -> list[Lengths] | None:
-    """Prompt lengths by each encoder, of the first split that exists (training, validation, test); None if none."""
+    """Prompt lengths by each encoder, of the first split that exists (training, validation, test); None without any."""
     split = next((split for split in SPLITS if is_present(task, split, root)), None)
     if split is None:
         return None

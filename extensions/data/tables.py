@@ -1,7 +1,7 @@
-"""Rows of CSV, TSV, JSONL and parquet files, each cell exactly as it is written.
+"""Rows of CSV, TSV, JSONL and parquet files, with unchanged cells.
 
-`read_rows` gives the rows of a valid file. `scan` gives a `RowError` in the place of each malformed row, so that all
-can be reported together, or each beside the answers to the other rows.
+`read_rows` yields the rows of a valid file. `scan` yields a `RowError` in place of each malformed row, so that all
+can be reported together, or each in the output of `nlu predict`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Row = dict[str | int, Any]
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 SEPARATORS = {",": "comma", ";": "semicolon", "|": "bar", "\t": "tab"}
 RAGGED = "rows with too many or too few cells"
-_ONE_COLUMN = "\x1f"  # separator of a file of one column: no text holds it
+_ONE_COLUMN = "\x1f"  # separator of a file with one column; does not occur in texts
 _SNIFFED_RECORDS = 50
-_BOMS = {  # UTF-32 before UTF-16, whose mark is the beginning of UTF-32's
+_BOMS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
@@ -36,7 +36,7 @@ _BOMS = {  # UTF-32 before UTF-16, whose mark is the beginning of UTF-32's
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _LONE_CR = re.compile("\r(?!\n)")
-_CR = "\ud800"  # in place of a CR that ends no line: half of a surrogate pair, which no decoded text holds
+_CR = "\ud800"  # placeholder of a CR that ends no line: half of a surrogate pair, which cannot occur in decoded text
 _UNQUOTED = "If quotes are plain characters in this file, set source.quoting: none"
 _NO_NUL = "Remove it; in a file of UTF-16 without a byte order mark, set source.encoding: utf-16-le"
 csv.field_size_limit(2**31 - 1)  # the default limit of 131072 characters is too low for texts
@@ -60,10 +60,10 @@ def format_of(path: Path, source: Source) -> str:
 
 
 def read_rows(path: Path, source: Source) -> Iterator[tuple[str, Row]]:
-    """(file and line, row) of each row. Cells of CSV and TSV are text as it is written, "" if empty.
+    """(file and line, row) of each row. Cells of CSV and TSV are unchanged text, "" if empty.
 
     Raises:
-        UserError: the file cannot be read, has no rows, or rows are malformed. These are reported together, after all
+        UserError: the file cannot be read, has no rows, or has malformed rows, which are reported together after all
             valid rows.
     """
     errors = RowErrors(path)
@@ -76,7 +76,7 @@ def read_rows(path: Path, source: Source) -> Iterator[tuple[str, Row]]:
 
 
 def scan(path: Path, source: Source) -> Iterator[tuple[str, Row | RowError]]:
-    """As `read_rows`, with an error in the place of a malformed row.
+    """As `read_rows`, with a `RowError` in place of each malformed row.
 
     Raises:
         UserError: the file cannot be read, or has no rows.
@@ -92,7 +92,7 @@ def scan(path: Path, source: Source) -> Iterator[tuple[str, Row | RowError]]:
 
 
 def columns_of(path: Path, source: Source) -> list[str]:
-    """Names of the columns, in order: of JSONL all keys of all objects; numbers if a table has no header.
+    """Names of the columns, in order: all keys of all objects in JSONL; column numbers for a table without a header.
 
     Raises:
         UserError: the file cannot be read.
@@ -109,7 +109,7 @@ def columns_of(path: Path, source: Source) -> list[str]:
 
 
 def separator_of(path: Path, source: Source) -> str:
-    """The separator of a CSV or TSV file; a comma if it has one column."""
+    """The separator of a CSV or TSV file; a comma for a file with one column."""
     found = _separator(path, source)
     return "," if found == _ONE_COLUMN else found
 
@@ -125,7 +125,7 @@ def class_names(path: Path, column: str) -> list[str]:
     metadata = _open_parquet(path).schema_arrow.metadata or {}
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
-        # A column of several labels is a sequence of class numbers, in either form that datasets has had.
+        # A multi-label column is a sequence of class numbers, in one of the two forms that `datasets` has used.
         while isinstance(feature, (list, dict)) and "names" not in feature:
             feature = feature[0] if isinstance(feature, list) else feature["feature"]
         return [str(name) for name in feature["names"]]
@@ -191,7 +191,7 @@ def _check_distinct(where: str, names: Sequence[str]) -> None:
 
 
 def _separator(path: Path, source: Source) -> str:
-    """The separator of a table: the one by which most of the first records have as many cells as the header."""
+    """The separator of a table: the one with which most of the first records have as many cells as the header."""
     if source.separator or format_of(path, source) == "tsv":
         return source.separator or "\t"
     if stated := re.fullmatch(r"sep=(.)\s*", next(_text(path, source, any_line_end=True), "")):
@@ -208,10 +208,10 @@ def _separator(path: Path, source: Source) -> str:
 
 
 def _records(path: Path, source: Source, separator: str) -> Iterator[tuple[int, list[str] | str]]:
-    """(line of its beginning, cells) of each record; instead of the cells a message if its quotes are malformed.
+    """(first line number, cells) of each record; an error message in place of the cells if its quotes are malformed.
 
-    Without quoting (the files of GLUE) a line is a record. With it CR, LF or CR LF end a line; in a file whose lines
-    end with LF, a CR alone is a character, which pandas and Excel write without quotes.
+    Without quoting (GLUE's files), a line is a record. With quoting, CR, LF or CRLF ends a line. In a file whose lines
+    end with LF, a lone CR is part of a text; pandas and Excel write it without quotes.
     """
     if source.quoting == "none":
         yield from ((number, line.split(separator)) for number, line in _lines(path, source))
@@ -261,7 +261,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row | RowError]]:
         for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
-                # In 64 bits 3.8 would be 3.799999952316284.
+                # Converted to float64 directly, 3.8 would become 3.799999952316284.
                 row |= {name: float(str(np.float32(row[name]))) for name in short if row[name] is not None}
                 yield f"{path}, row {number}", row
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
@@ -283,23 +283,23 @@ def _open_parquet(path: Path) -> Any:
 
 
 def _lines(path: Path, source: Source) -> Iterator[tuple[int, str]]:
-    """Numbered lines without blank ones, split at line feeds only: texts hold characters that splitlines splits at."""
+    """Numbered non-blank lines, split at line feeds only; str.splitlines also splits at characters within texts."""
     for number, line in enumerate(_text(path, source, any_line_end=False), start=1):
         if text := line.rstrip("\r\n"):
             yield number, text
 
 
 def _text(path: Path, source: Source, any_line_end: bool) -> Iterator[str]:
-    """The lines of a text file, in the encoding of its byte order mark, else in `source.encoding`.
+    """The lines of a text file, decoded by its byte order mark, else by `source.encoding`.
 
     Args:
-        any_line_end: lines end with CR alone if the first one does; else with LF, and `_CR` replaces other CRs.
+        any_line_end: lines end with a lone CR if the first one does; else with LF, and `_CR` replaces lone CRs.
     """
     with path.open("rb") as raw:
         start = raw.read(4)
     encoding = next((name for bom, name in _BOMS.items() if start.startswith(bom)), source.encoding)
     if source.quoting == "none" and encoding != "utf-8-sig":
-        encoding = source.encoding  # files of GLUE are UTF-8: another mark is damage
+        encoding = source.encoding  # GLUE's files are UTF-8; another mark would be a defect
     try:
         with path.open(encoding=encoding, newline="") as file:
             cr_ends = any_line_end and next(file, "").endswith("\r")
@@ -315,7 +315,7 @@ def _text(path: Path, source: Source, any_line_end: bool) -> Iterator[str]:
 
 
 def _undecodable(path: Path, encoding: str, any_line_end: bool) -> str:
-    """The place of the first invalid byte: its line, and its number in the line or file, from 1."""
+    """The error message for the first invalid byte: its line, and its position in the line or file, from 1."""
     data = path.read_bytes()
     start, end = 0, 1
     try:

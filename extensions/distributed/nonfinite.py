@@ -1,4 +1,4 @@
-"""NaN and infinity, found before they reach the weights, without a wait for the device."""
+"""Detection of NaN and infinity before they reach the weights, with one device synchronisation per update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class NonFiniteTensor:
-    """A tensor with NaN or infinity in it, and the samples that it belongs to."""
+    """A tensor that contains NaN or infinity, and the samples that it belongs to."""
 
     tensor: str
     slots: list[int]  # of the rank's batch
@@ -21,10 +21,10 @@ class NonFiniteTensor:
 
 
 class NonFiniteError(Exception):
-    """A tensor of this or another rank is not finite; the weights are not updated.
+    """A tensor of this or another rank is non-finite; the weights are not updated.
 
     Args:
-        problems: of this rank; empty if only other ranks have any.
+        problems: those of this rank; empty if only other ranks have non-finite tensors.
     """
 
     def __init__(self, problems: Sequence[NonFiniteTensor]) -> None:
@@ -36,15 +36,15 @@ class NonFiniteError(Exception):
 
 
 class NonFiniteCheck:
-    """Records on the device what is not finite, and reads the records once per update, to avoid waits for the device.
+    """Records sums of tensors on the device, and reads them once per update, to avoid device synchronisation.
 
     Args:
-        parameters: whose gradients are checked. A hook sees the gradient of one backward pass before DeepSpeed adds,
-            partitions or offloads it, so it is the same at all ZeRO stages.
+        parameters: parameters whose gradients are checked. A hook gets the gradient of one backward pass before
+            DeepSpeed accumulates, partitions or offloads it, so the check is the same at all ZeRO stages.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        # Name, values that are finite if the tensor is (a scalar or one per sample), and its samples.
+        # Name, values (a scalar, or one per sample) that are non-finite if the tensor is, and its samples.
         self._records: list[tuple[str, Tensor, Sequence[int]]] = []
         self._slots: Sequence[int] = ()
         for name, parameter in parameters.items():
@@ -60,18 +60,18 @@ class NonFiniteCheck:
         self._records.append((name, values.flatten(1).sum(1) if values.dim() > 1 else values, self._slots))
 
     def _gradient(self, name: str, gradient: Tensor) -> None:
-        # A sum is not finite if one of its terms is not, and takes one pass. (It may also overflow; such a gradient is
-        # of no use either.)
+        # A sum is non-finite if one of its terms is, and takes one pass. (It may also overflow, but such a gradient is
+        # unusable too.)
         self._records.append((f"gradient of {name}", gradient.detach().sum(), self._slots))
 
     def check(self, total: Callable[[Tensor], Tensor]) -> None:
         """Check everything that was recorded since the last check.
 
         Args:
-            total: sum over the ranks.
+            total: function that sums a tensor over the ranks.
 
         Raises:
-            NonFiniteError: on every rank, if something is not finite on any.
+            NonFiniteError: on every rank, if a record is non-finite on any rank.
         """
         records, self._records = self._records, []
         sums = torch.stack([values.double().sum() for _, values, _ in records])

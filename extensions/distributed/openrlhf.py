@@ -1,6 +1,6 @@
-"""The only module that imports openrlhf, beside `extensions.ray_backend`; and workarounds for dependencies.
+"""The only module that imports openrlhf, apart from `extensions.ray_backend`, and workarounds for dependencies.
 
-Each workaround gives its reason and the versions that it was checked with.
+Each workaround states its reason and the versions that it was checked with.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import nn
 def _flash_attn_modules() -> dict[str, types.ModuleType]:
     """Stand-ins for the five flash-attn functions that OpenRLHF 0.11 imports at module level.
 
-    Only its sequence-packing and ring-attention paths call them, and this project uses neither; the padding functions
-    are transformers' equivalents nevertheless.
+    Only its sequence-packing and ring-attention paths call them, and this project uses neither. The padding functions
+    still work: they are transformers' equivalents.
     """
     from einops import rearrange
     from torch.distributed.nn.functional import all_gather
@@ -54,12 +54,12 @@ def openrlhf_importable() -> Iterator[None]:
     """Let `import openrlhf...` succeed where flash-attn is not installed (OpenRLHF 0.11.2 requires it).
 
     The stand-ins are removed afterwards, since transformers detects flash-attn by its module. An installed flash-attn
-    is never hidden: if it is broken, its own error is raised.
+    is never replaced: if it is broken, its own error is raised.
     """
     if importlib.util.find_spec("flash_attn") is not None:
         yield
         return
-    # Caches the answer before the stand-ins exist.
+    # Caches the result before the stand-ins exist.
     transformers.modeling_flash_attention_utils.flash_attn_supports_top_left_mask()
     modules = _flash_attn_modules()
     sys.modules.update(modules)
@@ -91,8 +91,8 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler  # noqa: E402
 from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
 from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
-# Classes in DeepSpeed's checkpoints (0.19.6, ZeRO) besides tensors, numbers and text: an enum, a static loss scale and
-# a place in a flat buffer. Their constructors only set attributes.
+# Classes in DeepSpeed's checkpoints (0.19.6, ZeRO) besides tensors, numbers and text: an enum, a static loss scaler and
+# an address in a flat buffer. They are safe to unpickle: their constructors only set attributes.
 CHECKPOINT_GLOBALS: list[Any] = [ZeroStageEnum, LossScaler, fragment_address]
 
 __all__ = [
@@ -120,10 +120,10 @@ def load_op(builder_name: str) -> None:
     """Compile (once) and load one of DeepSpeed's C++ ops for this accelerator; do nothing if it has no such op.
 
     torch (2.13) guards the build and each later load by a file `lock`. A killed process leaves it behind, and every
-    later run would wait forever. Here a file lock that ends with its process is taken first; its holder may remove
-    torch's. DeepSpeed keeps the loaded op, so torch's lock is not taken again.
+    later run would wait forever. This function first takes an fcntl lock, which ends with its process; the holder may
+    remove torch's stale file. DeepSpeed caches the loaded op, so torch's lock is not taken again.
     """
-    # The ninja of this environment, not another one on PATH: each version takes the other's build for stale.
+    # Use this environment's ninja, not another one on PATH: each version considers the other's build stale.
     programs = os.path.dirname(sys.executable)
     if not os.environ.get("PATH", "").startswith(programs):
         os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])
@@ -149,7 +149,7 @@ def load_op(builder_name: str) -> None:
 def remove_shared_memory() -> None:
     """Remove the shared-memory file that DeepSpeed 0.19.6 leaves per rank on a CPU: 66 MB, until the machine restarts.
 
-    Its name consists of user, address, port and rank (csrc/cpu/comm/shm.cpp).
+    Its name contains user, address, port and rank (csrc/cpu/comm/shm.cpp).
     """
     parts = (os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK"))
     if hasattr(os, "getuid"):
@@ -182,17 +182,17 @@ def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[
 
 
 class _Cpu(str):
-    """Result of `torch.cuda.current_device` on a CPU: a device for tensors, and a number in f"cuda:{...}"."""
+    """Result of `torch.cuda.current_device` on a CPU: a device for tensors that formats as 0 in f"cuda:{...}"."""
 
     def __format__(self, spec: str) -> str:
         return "0"
 
 
 def without_cuda() -> None:
-    """Without a GPU: replace the torch.cuda functions that OpenRLHF's Ray classes call (0.11.2) by no-ops.
+    """Without a GPU, replace the torch.cuda functions that OpenRLHF's Ray classes call (0.11.2).
 
-    They use CUDA for any device: `torch.cuda.current_device()` as the target of tensors, `f"cuda:{...}"` as that of a
-    replay buffer that never uses it, synchronisation and caches.
+    These classes assume CUDA: `torch.cuda.current_device()` is the device of tensors, `f"cuda:{...}"` that of a replay
+    buffer which never uses it, and caches and synchronisation are CUDA's.
     """
     if torch.cuda.is_available():
         return

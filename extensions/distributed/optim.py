@@ -17,7 +17,7 @@ def make_optimizer(groups: Sequence[dict[str, Any]], settings: Optimizer, offloa
     """Adafactor as in section 5.1 of the paper (fixed learning rate, no parameter scaling), or AdamW.
 
     Args:
-        groups: torch's parameter groups; one without `lr` has that of the settings.
+        groups: torch's parameter groups; a group without `lr` gets that of the settings.
         offload: keep AdamW's state in CPU memory and update it there.
     """
     groups = list(groups)
@@ -34,7 +34,7 @@ def make_optimizer(groups: Sequence[dict[str, Any]], settings: Optimizer, offloa
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_updates: int) -> Any:
-    """Warmup, then the recipe's shape (section 5.1: cosine down to a tenth), over `num_updates` optimizer steps."""
+    """Warmup, then the recipe's shape (section 5.1: cosine to a tenth of the peak), over `num_updates` steps."""
     names = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     return get_scheduler(
         names[settings.name],

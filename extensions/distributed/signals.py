@@ -1,4 +1,4 @@
-"""Stop requests: SIGTERM, SIGINT and SIGHUP are recorded, and the run stops where it can resume from.
+"""Stop requests: SIGTERM, SIGINT and SIGHUP are recorded, and the run stops at a point from which it can resume.
 
 A cluster's scheduler and DeepSpeed's launcher send SIGTERM before SIGKILL; a terminal sends SIGINT for Ctrl-C and
 SIGHUP when it closes. A second SIGINT raises KeyboardInterrupt as usual.
@@ -18,30 +18,30 @@ from typing import Any
 import psutil
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_reason: str | None = None  # of the first request in this process
+_reason: str | None = None  # reason of the first request in this process
 
 
 class Stopped(Exception):
-    """The run stopped on request; what it needs to resume is saved."""
+    """The run stopped on request and can resume from its checkpoint."""
 
 
 def request(reason: str) -> None:
-    """Request that the run of this process stops."""
+    """Request that this process's run stop."""
     global _reason
     _reason = _reason or reason
 
 
 def requested() -> str | None:
-    """The reason of the stop request; None if there is none."""
+    """The reason of the stop request; None without a request."""
     return _reason
 
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Record these signals instead of ending the process; ignored ones (nohup) stay ignored."""
+    """Record these signals instead of terminating the process; ignored ones (nohup) stay ignored."""
     global _reason
     _reason = None
-    if threading.current_thread() is not threading.main_thread():  # Python sets handlers only there
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
         yield
         return
     before: dict[signal.Signals, Any] = {}
@@ -65,7 +65,7 @@ def caught() -> Iterator[None]:
 
 
 def launcher() -> psutil.Process | None:
-    """The `deepspeed` command, a parent of DeepSpeed's process on this machine, which does not notice its death."""
+    """The `deepspeed` command: an ancestor of DeepSpeed's per-node process, which does not notice when it dies."""
     with suppress(psutil.Error):
         for process in psutil.Process().parents():
             if any(os.path.basename(part) == "deepspeed" for part in process.cmdline()[:2]):
@@ -74,7 +74,7 @@ def launcher() -> psutil.Process | None:
 
 
 def command_line(method: str, arguments: Sequence[str]) -> str:
-    """The command that started the run, as a user types it: the launcher's, with its options."""
+    """The command that started the run, as a user would type it, including launcher options."""
     script = f"{method}.sh"
     with suppress(psutil.Error):
         command = found.cmdline() if (found := launcher()) is not None else []

@@ -41,14 +41,14 @@ class Strategy(DeepspeedStrategy):
     """DeepSpeed engine, ranks and collectives of a run. It works on modules and parameter groups, not on the policy.
 
     Args:
-        seed: of torch's generators on every rank.
+        seed: seed of torch's generators on every rank.
         settings: recipe section `deepspeed`.
-        max_grad_norm: gradient clipping, 0 for none.
+        max_grad_norm: gradient clipping; 0: off.
     """
 
     def __init__(self, seed: int, settings: DeepSpeed, max_grad_norm: float) -> None:
-        # "fp32": DeepSpeed's bf16 section would cast the float32 adapters; the base keeps its own dtype without it.
-        # With dynamic batches OpenRLHF leaves gradient accumulation to the caller, which marks the boundaries.
+        # "fp32": DeepSpeed's bf16 section would cast the float32 adapters; without it the base keeps its own dtype.
+        # With dynamic batches, OpenRLHF leaves gradient accumulation to the caller, which marks the boundaries.
         args = SimpleNamespace(
             local_rank=-1,
             ds=SimpleNamespace(
@@ -66,7 +66,7 @@ class Strategy(DeepspeedStrategy):
     # ----------------------------------------------------------------------------------------------- processes
 
     def setup_distributed(self, timeout: timedelta = timedelta(minutes=30)) -> None:
-        """Join the process group; without a launcher, create one of a single rank.
+        """Join the process group; without a launcher, create one with a single rank.
 
         Replaces OpenRLHF's method, whose `torch.cuda.set_device` and "cuda" mesh are its only CUDA-bound steps before
         training (0.11.2).
@@ -82,7 +82,7 @@ class Strategy(DeepspeedStrategy):
             load_op("ShareMemCommBuilder")
         else:
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-        if not dist.is_initialized():  # DeepSpeed keeps groups until the process ends: join once, leave at exit
+        if not dist.is_initialized():  # process-wide state of DeepSpeed: join once, leave at exit
             deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)
             atexit.register(remove_shared_memory)
@@ -136,12 +136,12 @@ class Strategy(DeepspeedStrategy):
                 self._settle()
 
     def _settle(self) -> None:
-        """Wait for the device here: its collectives return at once, and the wait would be measured elsewhere."""
+        """Synchronise here: CUDA collectives return at once, and the wait would be attributed to later code."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def stopping(self) -> bool:
-        """Whether any rank has a stop request (`extensions.distributed.signals`); the same answer on every rank."""
+        """Whether any rank has a stop request (`extensions.distributed.signals`); the same result on every rank."""
         return any(self.gather(signals.requested() is not None))
 
     # ------------------------------------------------------------------------------------------------ training
@@ -165,7 +165,8 @@ class Strategy(DeepspeedStrategy):
         """
         convolution = next((name for name, m in module.named_modules() if isinstance(m, nn.Conv1d)), None)
         if self.stage == 3 and convolution is not None:
-            # Lfm2, Mamba and their like read its weight without calling it, so DeepSpeed (0.19.6) does not gather it.
+            # Lfm2, Mamba and similar models read the weight without calling the module, so DeepSpeed (0.19.6) does not
+            # gather it.
             raise UserError(
                 f"deepspeed.zero_stage: 3 cannot shard a model that has convolutions ({convolution}); set it to 2"
             )
@@ -182,7 +183,7 @@ class Strategy(DeepspeedStrategy):
         config = self.get_ds_train_config(None)
         config["steps_per_print"] = 10**9
         config["train_batch_size"] = self.world_size
-        # Adafactor is refused above stage 0 by the recipe; torch's AdamW is elementwise, so partitions do not matter.
+        # The recipe rejects Adafactor above stage 0; torch's AdamW is elementwise, so partitioning does not affect it.
         config["zero_allow_untested_optimizer"] = True
         if self.settings.offload and self.stage == 3:
             config["zero_optimization"]["offload_param"] = {"device": "cpu"}
@@ -194,7 +195,7 @@ class Strategy(DeepspeedStrategy):
         """Backward of one micro-batch; with `last`, also gradient reduction, optimizer step and schedule step.
 
         Args:
-            loss: normalised by the whole batch and multiplied by the number of ranks, as OpenRLHF's losses are with
+            loss: normalised over the whole batch and multiplied by the number of ranks, as OpenRLHF's losses with
                 `dp_size`, since DeepSpeed averages gradients over ranks.
 
         Raises:
@@ -220,7 +221,7 @@ class Strategy(DeepspeedStrategy):
             NonFiniteError: on every rank, if a watched tensor is not finite.
         """
         self.nonfinite.check(self.sum)
-        if self.stage == 0:  # DeepSpeed (0.19.6) keeps the norm only under ZeRO
+        if self.stage == 0:  # DeepSpeed (0.19.6) stores the norm under ZeRO only
             gradients = [p.grad for p in trainable(engine.module).values() if p.grad is not None]
             self._grad_norm = float(torch.nn.utils.get_total_norm(gradients))
 
@@ -230,7 +231,7 @@ class Strategy(DeepspeedStrategy):
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of everything that is trained."""
+    """Name -> parameter, for all trained parameters."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 

@@ -1,8 +1,8 @@
-"""Watchdog: a rank that hangs is ended, with the line where it hangs.
+"""Watchdog: terminates a hung rank and prints its stack.
 
-A watched rank must call `heartbeat` at least once in the given seconds: in each phase of an iteration, each batch of
-an evaluation. A rank that computes and does not call it hangs: its stack is printed and its process ends. A rank that
-waits in a collective gets `GRACE` seconds more, so that the hung rank reports first; the launcher ends the others.
+A watched rank must call `heartbeat` within the given seconds: in each phase of an iteration and each batch of an
+evaluation. Otherwise it counts as hung: its stack is printed and its process exits. A rank that waits in a collective
+gets `GRACE` more seconds, so that the hung rank reports first; the launcher then terminates the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from extensions.distributed import signals
 
 GRACE = 30.0
 HUNG = 5  # exit status
-STDERR = 2  # the descriptor: sys.stderr may lack one
+STDERR = 2  # file descriptor; sys.stderr may not have one
 
 _seconds: float | None = None  # limit without a heartbeat; None: not watched
 _last = 0.0  # time of the last heartbeat
@@ -33,13 +33,14 @@ def heartbeat() -> None:
     _last = time.monotonic()
     if _seconds is not None and _last - _armed > min(1.0, _seconds / 10):
         _armed = _last
-        # The thread of `watching` needs the GIL, which a regular expression that backtracks forever never releases.
+        # Second alarm without the GIL: the thread of `watching` needs it, and a regular expression that backtracks
+        # forever never releases it.
         faulthandler.dump_traceback_later(_seconds + 2 * GRACE, exit=True, file=STDERR)
 
 
 @contextmanager
 def watching(rank: int, seconds: float) -> Iterator[None]:
-    """End this process with status 5 if it shows no progress for `seconds` inside the block."""
+    """Exit this process with status 5 if the block has no heartbeat for `seconds`."""
     global _seconds, _armed
     _seconds, _armed = seconds, 0.0
     heartbeat()

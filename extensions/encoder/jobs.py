@@ -1,4 +1,4 @@
-"""Which encoder models a recipe fine-tunes, and which rows each of them answers."""
+"""The encoder models that a recipe fine-tunes, and the rows that each of them predicts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from extensions.tasks import Task
 
 @dataclass
 class Job:
-    """The fine-tuning of one task, and the rows that its model answers."""
+    """Fine-tuning on one task, and the rows that its model predicts."""
 
     task: Task
-    data: RunData  # validation selects the epoch; table and test also hold rows of the tasks that this model serves
+    data: RunData  # validation selects the epoch; table and test include evaluation-only tasks of this model
     start: str | None = None  # task whose fine-tuned encoder it starts from; None: the model of the recipe
 
 
 def load_jobs(recipe: Recipe, warn: Warn) -> list[Job]:
-    """What to fine-tune, the intermediate task first.
+    """The jobs of a recipe, the intermediate task first.
 
     Raises:
-        UserError: no task has training rows, a task has no labelled validation rows, or see `RunData.of_task`.
+        UserError: no task has training rows, a task has no labelled validation rows, or an error of `RunData.of_task`.
     """
     tasks, first = recipe.data.tasks, recipe.encoder.intermediate
     trained = [task for task in tasks if has_split(task, "train")]
     check_trainable(tasks)
-    # RunData reads validation rows only where a run validates; here every epoch does.
+    # RunData reads validation rows only if a run validates; encoders validate after every epoch.
     evaluation = recipe.evaluation.model_copy(update={"every_steps": 1})
     settings = recipe.model_copy(update={"evaluation": evaluation})
     jobs: dict[str, Job] = {}
@@ -56,7 +56,7 @@ def load_jobs(recipe: Recipe, warn: Warn) -> list[Job]:
 
 
 def _intermediate(recipe: Recipe, task: Task, trained: Sequence[Task], warn: Warn) -> Job:
-    """The job of the intermediate task, with no rows in the table."""
+    """The job of the intermediate task, without rows in the table."""
     wanted = recipe.encoder.intermediate_for
     if not any(other.name in wanted and other.name != task.name for other in trained):
         raise UserError(
@@ -81,5 +81,5 @@ def _check_labelled(task: Task) -> None:
 
 
 def _form(task: Task) -> tuple[object, ...]:
-    """Equal for tasks that one model can answer."""
+    """Equal for tasks that one model can predict."""
     return task.fields, set(task.labels), task.score_range

@@ -1,11 +1,11 @@
-"""An encoder with a task head: examples to tensors, weights, and outputs to predictions."""
+"""An encoder with a task head: input tensors, weights, and predictions from outputs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError  # nosec B403 # only the error of one
+from pickle import UnpicklingError  # nosec B403 # only its exception class
 from typing import Any
 
 import torch
@@ -25,17 +25,17 @@ from extensions.tasks import Task
 
 
 def segments(example: Example, sep: str) -> tuple[str, str | None]:
-    """First segment: the task's long text, the only one to be truncated. Second: its other fields in order, if any."""
+    """First segment: the task's long text, the only one to truncate. Second: its other fields in order, if any."""
     task = example.task
     others = [example.fields[name] for name in task.fields if name != task.long_field]
     return example.fields[task.long_field], f" {sep} ".join(others) if others else None
 
 
 class SegmentCollator:
-    """Data collator of the Trainer: examples of one form of input to a padded batch.
+    """Data collator of the Trainer: from examples with the same fields to a padded batch.
 
     Args:
-        max_tokens: longest input; the first segment is truncated to it, never the second.
+        max_tokens: longest input; only the first segment is truncated.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
@@ -84,10 +84,10 @@ def load_collator(model: Model, max_tokens: int | None) -> SegmentCollator:
     """The collator with an encoder's tokenizer.
 
     Args:
-        max_tokens: recipe key encoder.max_tokens; None: as many as the model takes.
+        max_tokens: recipe key encoder.max_tokens; None: the model's limit.
 
     Raises:
-        UserError: the model cannot be loaded, is no encoder, or takes fewer than `max_tokens`.
+        UserError: the model cannot be loaded, is not an encoder, or has a lower limit than `max_tokens`.
     """
     for key, value in (("adapter", model.adapter), ("load_in_4bit", model.load_in_4bit)):
         if value:
@@ -118,7 +118,7 @@ def load_encoder(
     """An encoder in float32 with a fresh head for `task`: its labels as classes, in order, or one score.
 
     Args:
-        seed: of the head's initialization.
+        seed: seed of the head's initialization.
         start: folder of a fine-tuned model whose encoder is used; None: that of `model.path`.
 
     Raises:
@@ -129,7 +129,7 @@ def load_encoder(
         options["attn_implementation"] = model.attn_implementation
     path, level = str(start or model.path), transformers.logging.get_verbosity()
     try:
-        transformers.logging.set_verbosity_error()  # the report that the head is not in the file
+        transformers.logging.set_verbosity_error()  # hides the report that the head is not in the file
         source, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
         key = "the intermediate model" if start else "model.path"
@@ -139,8 +139,8 @@ def load_encoder(
     missing = sorted(key for key in info["missing_keys"] if key.startswith(f"{source.base_model_prefix}."))
     if missing:
         warn(f"{path} lacks {len(missing)} encoder tensors, which are initialized at random: {', '.join(missing[:3])}")
-    # A head in the file is not used, even where its size fits (MNLI and CB both have three labels): the encoder is
-    # copied into a new model.
+    # A head in the file is not used, even if its size fits (MNLI and CB both have three labels): the encoder is copied
+    # into a new model.
     config = load_config(model)
     if task.is_regression:
         config.update({"num_labels": 1, "problem_type": "regression"})
@@ -158,7 +158,7 @@ def predictions_of(labels: Sequence[str], examples: Sequence[Example], logits: T
     """Predictions from a model's outputs.
 
     Args:
-        labels: of the task that the model was trained on, in class order; empty for a regression.
+        labels: labels of the task that the model was trained on, in class order; empty for a regression.
         logits: (B, labels), or scores (B, 1).
 
     Raises:

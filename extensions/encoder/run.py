@@ -1,14 +1,14 @@
 """Encoder baselines (section 5.2 of the paper): BERT, fine-tuned on the same tasks, rows and metrics as the LLM.
 
-Training is transformers' `Trainer`. There is one model per task with training rows; tasks that are only evaluated
-(MNLI-mm, AX, AX-b, AX-g) are answered by the model of their `train_task`. BERT-large++ is fine-tuned on an intermediate
-task first (section 5.4; STILTs, Phang et al. 2018).
+transformers' `Trainer` does the training. There is one model per task with training rows; evaluation-only tasks
+(MNLI-mm, AX, AX-b, AX-g) are predicted by the model of their `train_task`. BERT-large++ is first fine-tuned on an
+intermediate task (section 5.4; STILTs, Phang et al. 2018).
 
 In addition to the files of every run, the run folder has:
 
 models/TASK        fine-tuned model and tokenizer
-tasks/TASK.json    a finished task: scores, epochs; a resumed run skips it
-checkpoints/TASK   checkpoints of the current task, by the Trainer
+tasks/TASK.json    scores and epochs of a finished task; a resumed run skips the task
+checkpoints/TASK   the Trainer's checkpoints of the current task
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from extensions.runs.folder import RunFolder
 def run_encoder(recipe: Recipe) -> None:
     """Fine-tune, evaluate and write the run folder of a recipe, on this rank.
 
-    Errors in the recipe's data and model folder are found before the first training.
+    Errors in the recipe's data and model folder are reported before any training.
     """
     strategy = Strategy(recipe.seed, recipe.deepspeed, 0.0)  # for its process group; the Trainer has its own engine
     strategy.setup_distributed()
@@ -72,7 +72,7 @@ def run_encoder(recipe: Recipe) -> None:
 
 @dataclass
 class EncoderRun:
-    """The jobs of a recipe, one after the other. Only rank 0 has a folder."""
+    """Runs the jobs of a recipe in sequence. Only rank 0 has a folder."""
 
     recipe: Recipe
     strategy: Strategy
@@ -91,7 +91,7 @@ class EncoderRun:
             self.finish(self.folder, [job.task.name for job in jobs])
 
     def fine_tune(self, job: Job) -> None:
-        """Train on one task, keep the best epoch, answer its rows; `tasks/TASK.json` is written last."""
+        """Train on one task, keep the best epoch, predict its rows; `tasks/TASK.json` is written last."""
         task, train, recipe, root = job.task, job.data.train, self.recipe, self.recipe.run_dir
         start = f" from the model of {job.start}" if job.start else ""
         self.reporter.info(f"{task.display_name}: {len(train)} training rows, {recipe.encoder.epochs} epochs{start}")
@@ -141,11 +141,11 @@ class EncoderRun:
         self.strategy.barrier()  # the next model may start from this one
 
     def answer(self, trainer: Trainer, job: Job, examples: Sequence[Example]) -> list[Prediction]:
-        """One answer per example, in order; the same on every rank."""
+        """One prediction per example, in order; the same on every rank."""
         if not examples:
             return []
         ordered = by_length(examples)
-        # Labels would make the Trainer compute a loss and the validation's metrics.
+        # With labels, the Trainer would also compute a loss and the validation metrics.
         outputs = trainer.predict([replace(example, label=None) for example in ordered])
         found = predictions_of(list(job.task.labels), ordered, torch.as_tensor(outputs.predictions))
         by_row = {(prediction.task, prediction.index): prediction for prediction in found}
@@ -154,7 +154,7 @@ class EncoderRun:
     def finish(self, folder: RunFolder, names: Sequence[str]) -> None:
         """Merge the records of the tasks `names` into the files of a run, and print the table.
 
-        The files are written from `tasks/` alone, so interruptions leave no trace in them.
+        The files are written from `tasks/` only, so they do not depend on interruptions.
         """
         recipe, root = self.recipe, folder.root
         records = {name: read_json(root / "tasks" / f"{name}.json") for name in names}
@@ -196,7 +196,7 @@ class EncoderRun:
 
 @dataclass(eq=False)
 class Progress(TrainerCallback):
-    """Seconds of training without validations, console messages, and the end on request."""
+    """Training time without validations, console messages, and stop requests."""
 
     reporter: Reporter
     title: str
@@ -208,7 +208,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logged = [entry["eval_seconds"] for entry in state.log_history if "eval_seconds" in entry]
-        self.seconds = logged[-1] if logged else 0.0  # of the interrupted run
+        self.seconds = logged[-1] if logged else 0.0  # seconds of the interrupted run
         self.reporter.progress(0, state.max_steps)
         self._training = True
 
@@ -216,7 +216,7 @@ class Progress(TrainerCallback):
         self._training = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Answers stop at once: a resumed run gives them again. A validation ends first: its epoch is not saved."""
+        """Stop predictions at once, since a resumed run repeats them. A validation continues: its epoch is unsaved."""
         watchdog.heartbeat()
         if not self._training and self.strategy.stopping():
             raise Stopped
@@ -249,7 +249,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
         num_train_epochs=encoder.epochs,
         learning_rate=encoder.lr,
         lr_scheduler_type="linear",
-        warmup_steps=encoder.warmup_ratio,  # below 1 it is a share
+        warmup_steps=encoder.warmup_ratio,  # a value below 1 is a share
         weight_decay=encoder.weight_decay,
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -264,10 +264,10 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
         use_cpu=cpu,
         ddp_backend="gloo" if cpu else None,
         # True multiplies the loss by the number of ranks, for models that divide it by the tokens of all ranks.
-        # Classifiers average over their own rows (transformers 5.15), so gradients would grow with the number of ranks
-        # and be clipped.
+        # Classifiers average over their own rank's rows (transformers 5.15), so gradients would grow with the number of
+        # ranks and be clipped.
         average_tokens_across_devices=False,
-        ddp_find_unused_parameters=False,  # all are used, and the search costs time
+        ddp_find_unused_parameters=False,  # all parameters are used, and the search costs time
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,  # the collator reads examples
         disable_tqdm=True,
@@ -276,7 +276,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
 
 
 def by_length(examples: Sequence[Example]) -> list[Example]:
-    """Examples sorted by length, task by task, so that batches hold little padding."""
+    """Examples sorted by length, task by task, to reduce padding."""
     return sorted(examples, key=lambda example: (example.task.name, sum(map(len, example.fields.values()))))
 
 

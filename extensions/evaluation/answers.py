@@ -43,12 +43,12 @@ def answer_batch(
     """One answer per row of a batch of one task, in order.
 
     Section 5.1 of the paper: a single response, with the upper end of the response budget. A row's random numbers are a
-    function of its index, so in float32 its answer does not depend on the other rows of the batch; in bfloat16 they
-    affect its rounding.
+    function of its index, so its answer does not depend on the other rows of the batch in float32. In bfloat16 they
+    affect the rounding.
 
     Args:
         decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`).
-        label_sets: of a multi-label task's training rows; see `likelihood.candidates`.
+        label_sets: label sets of a multi-label task's training rows; see `likelihood.candidates`.
 
     Raises:
         UserError: the model's logits are NaN or infinite.

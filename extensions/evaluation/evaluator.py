@@ -1,4 +1,4 @@
-"""Answers to the rows of an evaluation, computed by all ranks and resumable."""
+"""Answers to the rows of an evaluation, computed on all ranks and resumable."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class Evaluator:
         """One answer per example, in order, on every rank.
 
         Args:
-            title: what is evaluated, in words.
-            file: name of the predictions in the run folder; None: they are not written.
+            title: name of the evaluation, for messages.
+            file: file name of the predictions in the run folder; None: they are not written.
             resumable: also write each batch as it is answered, and skip rows that an interrupted evaluation answered.
 
         Raises:
-            Stopped: on every rank, if any rank was asked to stop.
+            Stopped: on every rank, if any rank has a stop request.
         """
         strategy, recipe = self.strategy, self.recipe
-        self._warn_dropped()  # by training, since the last evaluation
+        self._warn_dropped()  # demonstrations dropped in training, since the last evaluation
         stem = Path(file).stem if file is not None and resumable else None
         known = self._resume(stem) if stem is not None else {}
         batches = self._pending(examples, known)
@@ -68,7 +68,7 @@ class Evaluator:
         with self.sampler.session():
             for batch in self._own_batches(batches):
                 watchdog.heartbeat()
-                if strategy.stopping():  # every rank asks in each turn, so all stop together
+                if strategy.stopping():  # a collective: every rank calls it in each turn, so all stop together
                     raise signals.Stopped
                 if not batch:
                     continue
@@ -96,20 +96,20 @@ class Evaluator:
         return predictions
 
     def _pending(self, examples: Sequence[Example], known: Container[tuple[str, int]]) -> list[list[list[Example]]]:
-        """Per rank the batches with unanswered rows, task by task."""
+        """The batches with unanswered rows of each rank, task by task."""
         world_size = self.strategy.world_size
         pending = []
         for task in dict.fromkeys(example.task.name for example in examples):
             rows = [example for example in examples if example.task.name == task]
-            size = min(self.recipe.evaluation.batch_size, -(-len(rows) // world_size))  # work for every rank
+            size = min(self.recipe.evaluation.batch_size, -(-len(rows) // world_size))  # a batch for every rank
             pending += [b for b in in_batches(rows, size) if any((task, row.index) not in known for row in b)]
         return [pending[rank::world_size] for rank in range(world_size)]
 
     def _own_batches(self, by_rank: Sequence[Sequence[list[Example]]]) -> Iterator[list[Example]]:
-        """This rank's batches: one per turn, on every rank equally many.
+        """This rank's batches, one per turn; every rank has the same number of turns.
 
-        A rank without work left gets an empty batch. Where all ranks must do the same forwards (ZeRO 3), the batches of
-        a turn are of one task and one size instead: smaller ones are padded with rows that are answered twice.
+        A rank without remaining work gets an empty batch. If all ranks must run the same forwards (ZeRO 3), the batches
+        of a turn have one task and one size instead: smaller ones are padded with rows that are answered twice.
         """
         rank = self.strategy.rank
         if not self.sampler.fixed_decode_steps:
@@ -130,7 +130,7 @@ class Evaluator:
                 path.unlink()
 
     def _resume(self, stem: str) -> dict[tuple[str, int], Prediction]:
-        """Answers of interrupted evaluations, on every rank; merged into one file, since theirs may end mid-line."""
+        """Answers of interrupted evaluations, on every rank. They are merged into one file: a part may end mid-line."""
         parts = sorted(self.folder.glob(f"{stem}.part-*.jsonl"))
         own = [Prediction(**record) for path in parts for record in read_jsonl(path, skip_damaged=True)]
         known = {(p.task, p.index): p for rank in self.strategy.gather(own) for p in rank}

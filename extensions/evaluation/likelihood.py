@@ -1,6 +1,7 @@
 """Answers by likelihood: the candidate answers of a task, their log-probabilities, and the most probable one.
 
-The candidates of a classification are its labels, of a regression equidistant scores, of a multi-label task label sets.
+The candidates of a classification are its labels, those of a regression equidistant scores, those of a multi-label task
+label sets.
 An answer with several written forms (the words of a label) gets the sum of their probabilities.
 """
 
@@ -22,7 +23,7 @@ from extensions.tasks import Task, number_text
 
 GRID_POINTS = 11  # candidates of a regression: equidistant scores over its range
 MAX_LABEL_SETS = 64  # a multi-label task with more label sets compares only those of its training rows
-CONFIDENCE_RADIUS = 0.1  # of a regression: share of the range around the answer whose probability is its confidence
+CONFIDENCE_RADIUS = 0.1  # a score's confidence is the probability within this share of the score range
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def candidates(task: Task, label_sets: Iterable[str] = ()) -> Candidates:
     """The candidate answers of a task.
 
     Args:
-        label_sets: of the training rows. A multi-label task with more than `MAX_LABEL_SETS` label sets compares these,
-            each label alone, and the empty set.
+        label_sets: those of the training rows. A multi-label task with more than `MAX_LABEL_SETS` possible sets uses
+            these only, each single label, and the empty set.
     """
     if task.score_range is not None:
         scores, decimals = _grid(task)
@@ -77,7 +78,7 @@ def label_sets_of(examples: Iterable[Example]) -> dict[str, list[str]]:
 def _grid(task: Task) -> tuple[list[float], int]:
     """Equidistant scores over a regression's range, and the decimals to write them with.
 
-    The decimals are the task's; where it sets none, as few as keep the scores distinct, at least one.
+    The decimals are the task's; if it sets none, the fewest that keep the scores distinct, at least one.
     """
     assert task.score_range is not None
     low, high = task.score_range
@@ -91,9 +92,9 @@ def _grid(task: Task) -> tuple[list[float], int]:
 def log_likelihoods(
     compared: Candidates, prompts: Sequence[tuple[list[int], str]], encoder: PromptEncoder, sampler: Sampler
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each candidate after each prompt, as text with the closing tag.
+    """Log-probability of each candidate, written with the closing tag, given each prompt.
 
-    All forms after one prompt are in one pack, so the prompt is computed once.
+    All forms of one prompt are in one pack, so the prompt is computed once.
 
     Args:
         prompts: token ids and text of each, from `encoder`.
@@ -134,11 +135,11 @@ def decide(compared: Candidates, probabilities: Tensor, calibrated: Tensor | Non
     """The answer to each row: the most probable candidate.
 
     A user's own regression task gets the probability-weighted mean of the scores instead, rounded to the task's
-    decimals, or to one more than the candidates have where it sets none. STS-B keeps the most probable score.
+    decimals, or, if it sets none, to one more than the candidates have. STS-B keeps the most probable score.
 
     Args:
-        probabilities: (rows, C) of `answer_probabilities`, which decide.
-        calibrated: the same after calibration, for confidence and reported probabilities; it changes no answer.
+        probabilities: (rows, C) of `answer_probabilities`; they determine the answers.
+        calibrated: the same after calibration, used only for confidence and reported probabilities.
     """
     reported = probabilities if calibrated is None else calibrated
     return [_decide(compared, row, shown) for row, shown in zip(probabilities, reported, strict=True)]
@@ -166,7 +167,7 @@ def _decide(compared: Candidates, row: Tensor, reported: Tensor) -> Decision:
 def confidence_of(compared: Candidates, probabilities: Tensor, answer: str | float) -> float:
     """Probability of an answer as `parse_answer` returns it.
 
-    Of a score: of all candidates within `CONFIDENCE_RADIUS` of it. Of a label set that is no candidate: 0.
+    For a score, that of all candidates within `CONFIDENCE_RADIUS` of it. For a label set that is not a candidate, 0.
 
     Args:
         probabilities: (C,) of one row.
@@ -181,7 +182,7 @@ def confidence_of(compared: Candidates, probabilities: Tensor, answer: str | flo
 
 
 def label_index(compared: Candidates, label: str) -> int | None:
-    """Index of a gold label among the candidates, of a regression that of the nearest score; None if it is none."""
+    """Index of a gold label among the candidates (regression: of the nearest score); None if it is not among them."""
     if compared.task.score_range is not None:
         return min(range(len(compared.keys)), key=lambda k: abs(float(compared.keys[k]) - float(label)))
     return compared.keys.index(label) if label in compared.forms else None

@@ -44,12 +44,12 @@ class Prediction:
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:
     """Metrics of labelled predictions; `score` is the mean of `task.metrics`.
 
-    A wrong format is a class of its own and always wrong. In a regression it counts as the middle of the range; of a
+    A wrong format is a separate class and always wrong. In a regression it counts as the middle of the range; in a
     multi-label task as the empty set in F1, and as wrong in subset accuracy. `majority` is the accuracy of always
-    giving the most frequent label, or label set.
+    answering with the most frequent label, or label set.
 
     Args:
-        intervals: also compute 95% bootstrap intervals, resampling questions (`task.group_by`), else rows.
+        intervals: also compute 95% bootstrap intervals over questions (`task.group_by`), if any, else over rows.
     """
     wanted: list[str] = [*task.metrics, *task.extra_metrics]
     if not task.is_regression:
@@ -67,7 +67,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     def compute(picked: np.ndarray) -> dict[str, float]:
         """The metrics of the groups at the indices `picked`."""
         rows = picked if len(groups) == len(predictions) else np.concatenate([rows_of[i] for i in picked])
-        with warnings.catch_warnings():  # where only one label occurs scikit-learn warns and returns 0, as intended
+        with warnings.catch_warnings():  # scikit-learn warns and returns 0 if only one label occurs, as intended
             warnings.simplefilter("ignore", UserWarning)
             return {
                 name: float(
@@ -96,7 +96,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
 
 
 def groups_of(task: Task, predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """The predictions by question (`task.group_by`), in order of first appearance; else each prediction alone."""
+    """The predictions by question (`task.group_by`), in order of first appearance; without questions, one each."""
     return [[predictions[i] for i in rows] for rows in _group_rows(task, predictions)]
 
 
@@ -129,8 +129,8 @@ def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, 
     """Golds and answers as numbers.
 
     Returns:
-        Of a regression (n,) scores; of a classification (n,) label indices, -1 for a wrong format; of a multi-label
-        task (n, labels) indicators, a row of -1 for a wrong format.
+        Regression: (n,) scores. Classification: (n,) label indices, -1 for a wrong format. Multi-label: (n, labels)
+        indicators, a row of -1 for a wrong format.
     """
     golds, answers = [p.gold for p in predictions], [p.answer for p in predictions]
 
@@ -147,7 +147,7 @@ def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, 
 
 
 def _correlation(measure: Callable[..., Any], golds: np.ndarray, answers: np.ndarray) -> float:
-    """Pearson's or Spearman's; 0 where it is undefined."""
+    """Pearson's or Spearman's correlation; 0 if undefined."""
     if len(golds) < 2 or np.ptp(golds) == 0 or np.ptp(answers) == 0:
         return 0.0
     return measure(golds, answers).statistic
@@ -171,7 +171,7 @@ def _row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -
         return ROW_METRICS[name](golds, answers)
     if task.multi_label:
         return f1_score(golds, answers.clip(0), average=name.removeprefix("f1_"), zero_division=0)
-    if name == "f1_macro":  # over the labels that occur, as scikit-learn's own; a wrong format is no label
+    if name == "f1_macro":  # over the labels that occur, as in scikit-learn; a wrong format is not a label
         classes = sorted({*golds.tolist(), *answers.tolist()} - {-1})
     else:
         classes = [list(task.labels).index(str(task.positive))]
@@ -187,13 +187,13 @@ def _exact_match(task: Task, group: Sequence[Prediction]) -> float:
 
 
 def _gender_parity(task: Task, group: Sequence[Prediction]) -> float:
-    """AX-g: 1 if both members of a pair got the same answer, right or wrong; a wrong format is no answer."""
+    """AX-g: 1 if both members of a pair got the same answer, right or wrong; 0 for wrong formats."""
     return float(group[0].answer is not None and len({p.answer for p in group}) == 1)
 
 
 def _squad(metric: str, task: Task, group: Sequence[Prediction]) -> float:
     """ReCoRD: token F1 or exact match of the chosen entity with the closest answer, after SQuAD's normalisation."""
-    from transformers.data.metrics.squad_metrics import compute_exact, compute_f1  # lazily: it imports torch
+    from transformers.data.metrics.squad_metrics import compute_exact, compute_f1  # lazy: loads torch
 
     compare, chosen = {"f1": compute_f1, "em": compute_exact}[metric], best_candidate(task, group)
     return float(max(compare(answer, chosen.kept["entity"]) for answer in chosen.kept["answers"]))
@@ -202,9 +202,9 @@ def _squad(metric: str, task: Task, group: Sequence[Prediction]) -> float:
 def best_candidate(task: Task, group: Sequence[Prediction]) -> Prediction:
     """The candidate that is a question's prediction: the one with the most probable positive answer.
 
-    What was sampled does not matter, so a question whose candidates are all answered "No" has a prediction too. Without
-    probabilities a positive answer precedes a wrong format, which precedes a negative answer. Ties go to the first
-    candidate in the text.
+    The sampled answers are ignored, so a question whose candidates are all answered "No" has a prediction too. Without
+    probabilities, a positive answer ranks above a wrong format, which ranks above a negative answer. Ties go to the
+    first candidate in the text.
     """
     if all(p.positive_probability is not None for p in group):
         return max(group, key=lambda p: (p.positive_probability, -p.index))
@@ -241,7 +241,7 @@ def score_all(
 
 
 def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float:
-    """Mean over the tasks, which early stopping compares."""
+    """Mean over the tasks, the criterion of early stopping."""
     return sum(s["score"] for s in scores.values()) / len(scores)
 
 

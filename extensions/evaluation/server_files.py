@@ -16,7 +16,7 @@ from extensions.data import Example, is_present, load_examples
 from extensions.evaluation.metrics import Prediction, best_candidate, groups_of
 from extensions.tasks import SUITES, Submission, Task
 
-RowId = int | tuple[int, int, int]  # row number; of MultiRC passage, question and answer
+RowId = int | tuple[int, int, int]  # row number; in MultiRC numbers of passage, question and answer
 Rows = list[tuple[RowId, str | int]]
 
 
@@ -49,7 +49,7 @@ def server_rows(task: Task, predictions: Sequence[Prediction]) -> Rows:
 
 
 def row_id(task: Task, row: Prediction | Example) -> RowId:
-    """The row number that the server expects."""
+    """The row id that the server expects."""
     nesting = _submission(task).nesting
     if nesting == "multirc":
         return row.kept["paragraph"], row.kept["question"], row.kept["answer"]
@@ -127,10 +127,10 @@ def _answers(passage: int, questions: Any) -> Rows:
 
 
 def _index(record: Any, seen: set[int] | None = None) -> int:
-    """The row number of a JSON object; true, 0.0 and "0" are not one.
+    """The row number of a JSON object, a strict integer: not true, 0.0 or "0".
 
     Args:
-        seen: row numbers so far, which must differ: the server reads one object per passage and per question.
+        seen: earlier row numbers, which must differ, since the server expects one object per passage and question.
     """
     value = record["idx"]
     if type(value) is not int:
@@ -152,7 +152,7 @@ def _label(record: Any) -> str | int:
 
 
 def official_rows(task: Task, data_root: str | None) -> list[Example] | None:
-    """Rows of the official test file; None where it is not there."""
+    """Rows of the official test file; None if it does not exist."""
     if data_root is None or not is_present(task, "test", data_root):
         return None
     return load_examples(task, "test", data_root)
@@ -165,7 +165,7 @@ def check_files(
 
     Args:
         files: file name -> text.
-        reference_of: task -> its `official_rows`; without them the official sizes are checked.
+        reference_of: task -> its `official_rows`; None: only the official sizes are checked.
     """
     tasks = submitted_tasks(suite)
     problems = [f"{name}: is missing" for name in tasks if name not in files]
@@ -183,7 +183,7 @@ def check_files(
 
 
 def _row_problems(task: Task, found: list[RowId], reference: Sequence[Example] | None) -> list[str]:
-    """Missing, repeated, unknown and misplaced rows. MultiRC's row numbers are unknown without its file."""
+    """Missing, repeated, unknown and misplaced rows. Without its official file, MultiRC's row ids are unknown."""
     size = task.source.sizes["test"]
     expected: list[RowId] | None = None if _submission(task).nesting == "multirc" else list(range(size))
     if reference is not None:

@@ -25,7 +25,7 @@ from extensions.evaluation.server_files import check_files, encode, official_row
 from extensions.tasks import SUITES, Task
 
 PREDICTIONS = "predictions_test.jsonl"  # in a run folder
-MAX_BYTES = 10**9  # of an archive's files together; those of GLUE are about 4 MB
+MAX_BYTES = 10**9  # decompressed files of an archive, in total; GLUE's have about 4 MB
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ArchiveEntry:
     task: Task
     rows: int
     fallbacks: int  # answers with a wrong format, replaced by the task's fallback label
-    filled: bool  # by the majority baseline, without predictions
+    filled: bool  # filled by the majority baseline, without predictions
 
 
 def make_archive(
@@ -43,8 +43,8 @@ def make_archive(
 ) -> list[ArchiveEntry]:
     """Write the archive of a suite from run folders or files of predictions.
 
-    The server expects an answer to every row, so a wrong format gets the task's `fallback` label. The same predictions
-    give the same bytes.
+    The server expects an answer to every row, so a wrong format gets the task's `fallback` label. Archives of the same
+    predictions are byte-identical.
 
     Args:
         sources: run folders, or JSONL files with `task`, `index` and `answer` (null for a wrong format) per line.
@@ -68,7 +68,8 @@ def make_archive(
             "(evaluation.predict_test=true), or fill them with --fill majority"
         )
     entries, files = [], {}
-    references = {task.name: official_rows(task, data_root) for task in tasks.values()}  # read once: QQP has 390965
+    # Read once, since QQP has 390965 rows.
+    references = {task.name: official_rows(task, data_root) for task in tasks.values()}
     for file, task in tasks.items():
         filled = task.name in missing
         predictions = _majority(task, references[task.name]) if filled else by_task[task.name]
@@ -110,9 +111,9 @@ def check_archive(path: Path, suite: str, data_root: str | None = None) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            size = sum(info.file_size for info in archive.infolist())  # zipfile decompresses no more than this
+            size = sum(info.file_size for info in archive.infolist())  # zipfile never decompresses more than this
             contents = {name: archive.read(name) for name in dict.fromkeys(names)} if size <= MAX_BYTES else {}
-    except Exception as error:  # of many types: damaged, encrypted, unknown compression ...
+    except Exception as error:  # zipfile raises many types: damaged, encrypted, unknown compression ...
         raise UserError(f"{path}: cannot be read as a zip archive ({error})") from error
     if size > MAX_BYTES:
         raise UserError(

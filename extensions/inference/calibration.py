@@ -19,7 +19,7 @@ from extensions.inference.predictor import Predictor
 from extensions.recipe import Evaluation, load_recipe
 from extensions.tasks import Task
 
-NUM_BINS = 15  # of the expected calibration error, of equal width
+NUM_BINS = 15  # equal-width bins of the expected calibration error
 LOWEST, HIGHEST = 0.05, 20.0  # bounds of the temperature
 
 
@@ -44,10 +44,10 @@ class Fit:
 
 
 def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
-    """The temperature of least negative log-likelihood; 1 if all answers are right, since the least is then at 0.
+    """The temperature that minimises the negative log-likelihood; 1 if all answers are right, when the minimum is at 0.
 
     Args:
-        logprobs: (rows, C) of `likelihood.log_likelihoods`.
+        logprobs: (rows, C), from `likelihood.log_likelihoods`.
         golds: index of each row's gold answer among the C candidates.
     """
     scores, targets = logprobs.double().cpu(), torch.tensor(golds)
@@ -55,7 +55,7 @@ def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
     def nll(temperature: float) -> float:
         return float(torch.nn.functional.cross_entropy(scores / temperature, targets))
 
-    # The loss is convex in the inverse temperature, so it has one minimum in the logarithm.
+    # The loss is convex in the inverse temperature, so it has a single minimum in the log temperature.
     bounds = (float(np.log(LOWEST)), float(np.log(HIGHEST)))
     found = minimize_scalar(lambda log: nll(float(np.exp(log))), bounds=bounds, method="bounded")
     wrong = int((scores.argmax(-1) != targets).sum())
@@ -65,7 +65,7 @@ def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
 
 
 def expected_calibration_error(probabilities: Tensor, golds: Tensor) -> float:
-    """Mean distance of confidence and accuracy over `NUM_BINS` bins of the confidence, weighted by their rows.
+    """Mean absolute difference of confidence and accuracy over `NUM_BINS` bins of the confidence, weighted by rows.
 
     Args:
         probabilities: (rows, C); golds: (rows,).

@@ -1,4 +1,4 @@
-"""`nlu predict`: a table in, the same table with answers out."""
+"""`nlu predict`: reads a table, and writes it with answers."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def run_predict(options: PredictOptions) -> None:
     """Run the command. Messages go to standard error; with --out the score table goes to standard output.
 
     Raises:
-        UserError: the model, the input or an option is invalid. Rows that cannot be answered raise nothing.
+        UserError: the model, the input or an option is invalid. Single rows that cannot be answered do not raise.
     """
     messages = _console(stderr=True)
-    # All checks that need no model come before it is loaded.
+    # Everything that does not need the model is checked before it is loaded.
     location = locate(options.run)
     if location.note:
         messages.print(location.note, markup=False)

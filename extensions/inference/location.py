@@ -1,4 +1,4 @@
-"""Where a trained model is: a run folder, an adapter folder, or a merged model."""
+"""The location of a trained model: a run folder, an adapter folder, or a merged model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from extensions.recipe import Model
 
 @dataclass(frozen=True)
 class Location:
-    """A trained model on the disk."""
+    """A trained model on disk."""
 
-    folder: Path  # with the manifest and the tokenizer
+    folder: Path  # holds the manifest and the tokenizer
     merged: bool = False  # a whole model, not an adapter
-    recipe: Path | None = None  # of its run, if known
-    note: str | None = None  # that another folder than the named one was taken
+    recipe: Path | None = None  # recipe of its run, if known
+    note: str | None = None  # message if another folder than the named one is used
 
 
 def locate(path: str | Path) -> Location:
-    """The model in a folder. For a missing `runs/NAME`, that of `runs/NAME-sft`.
+    """The model in a folder. If `runs/NAME` does not exist, `runs/NAME-sft` is used.
 
     Raises:
         UserError: the folder holds no model.
@@ -52,10 +52,10 @@ def base_of(location: Location, manifest: Manifest, model: str | None, trust_rem
     """The base model with the adapter, as section `model` of a recipe.
 
     Args:
-        model: replaces the path in the manifest, on another machine.
+        model: replaces the path in the manifest, for example on another machine.
 
     Raises:
-        UserError: the base is missing, or is not the one of the training.
+        UserError: the base is missing, or differs from that of the training.
     """
     if location.merged and model is not None:
         raise UserError(f"--model: {location.folder} is a merged model, which needs no base; leave it out")

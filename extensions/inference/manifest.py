@@ -22,8 +22,8 @@ from extensions.recipe import Model, Recipe
 from extensions.tasks import Task
 
 FILE_NAME = "nlu.json"
-FORMAT = 1  # raised when a reader of the format before would misread the file
-HERE = "."  # path of a base in the folder of the manifest: a merged model
+FORMAT = 1  # to be increased if older readers would misread the file
+HERE = "."  # base path of a merged model: the manifest's own folder
 
 
 class _Part(BaseModel):
@@ -103,7 +103,7 @@ class Manifest(_Part):
         """The manifest of a finished training.
 
         Args:
-            dtype: that the base computed in.
+            dtype: dtype of the base in training.
             label_sets: multi-label task -> label sets of its training rows.
 
         Raises:
@@ -133,7 +133,7 @@ class Manifest(_Part):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the file. Raises OSError where the disk refuses."""
+        """Write the file. Raises OSError if that fails."""
         write_json(folder / FILE_NAME, self.model_dump(mode="json"))
 
     @classmethod
@@ -171,7 +171,7 @@ class Manifest(_Part):
         """Compare the base model with that of the training, by hash or commit.
 
         Args:
-            folder: of the adapter, for messages.
+            folder: folder of the adapter, for messages.
 
         Raises:
             UserError: it is a different model.
@@ -181,7 +181,7 @@ class Manifest(_Part):
             same, found, wanted = digest == base.sha256, f"sha256 {digest[:16]}...", f"{base.sha256[:16]}..."
         elif revision is not None and base.revision is not None:
             same, found, wanted = revision == base.revision, f"commit {revision}", base.revision
-        else:  # one is a folder, the other a hub name that is no longer in the cache
+        else:  # not comparable: one is a folder, the other a hub name that is no longer cached
             return
         if not same:
             more = f" (hf download {base.path} --revision {base.revision})" if base.revision else ""
@@ -209,8 +209,8 @@ def write_merged_manifest(adapter: str, merged: Path, warn: Callable[[str], None
 def fingerprint(model: Model) -> tuple[str | None, str | None]:
     """sha256 of a model's files, and its commit if it is on the hub.
 
-    The digest is of the GGUF file, else of the weight files and config.json, by name and content. A hub model in the
-    local cache has both, so that a local copy of it is recognised.
+    The digest covers the GGUF file, or the names and contents of the weight files and config.json. A hub model in the
+    local cache has both, so a local copy of it is recognised.
 
     Raises:
         UserError: the model cannot be found.

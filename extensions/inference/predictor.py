@@ -43,7 +43,7 @@ class Answer:
     answer: str | float | None = None  # a label as in the training data, labels joined by ", ", or a score
     confidence: float | None = None  # probability of the answer among the task's; None without an answer
     probabilities: dict[str, float] | None = None  # per label (regression: per score), if requested
-    raw: str | None = None  # the generated text, by decoding sample or greedy
+    raw: str | None = None  # the generated text, with decoding sample or greedy
     error: str | None = None  # why there is no answer
 
 
@@ -55,13 +55,13 @@ class Predictor:
         print(found.answer, found.confidence)
 
     Attributes:
-        location: where the model is.
+        location: folder of the model.
         manifest: its tasks, prompt format, decoding and calibration.
     """
 
     def __init__(self, location: Location, manifest: Manifest, encoder: PromptEncoder, sampler: Sampler) -> None:
         self.location, self.manifest, self.encoder, self.sampler = location, manifest, encoder, sampler
-        self._lock = threading.Lock()  # a policy computes in one role at a time
+        self._lock = threading.Lock()  # a policy serves one role at a time
 
     @classmethod
     def load(
@@ -74,20 +74,20 @@ class Predictor:
         """Load the model of a run folder, an adapter folder or a merged model.
 
         Args:
-            path: the folder; if `runs/NAME` is missing, `runs/NAME-sft` is taken.
+            path: the folder; if `runs/NAME` does not exist, `runs/NAME-sft` is used.
             model: folder or hub name of the base model, if it has moved since the training.
             device: cpu, cuda, cuda:1, ...; None: the GPU if there is one.
             trust_remote_code: run Python code that comes with the base model.
 
         Raises:
-            UserError: there is no such model, its files are damaged, or the base is not the one of the training.
+            UserError: there is no such model, its files are damaged, or the base differs from that of the training.
         """
         location = locate(path)
         manifest = Manifest.load(location.folder)
         base = base_of(location, manifest, model, trust_remote_code)
         if not (location.folder / "tokenizer_config.json").is_file():
             raise UserError(f"{location.folder}: has no tokenizer (tokenizer_config.json); copy the whole folder")
-        # The training's own tokenizer: the base's may lack the tokens that end an answer.
+        # The tokenizer saved by the training: the base's may lack the tokens that end an answer.
         tokenizer = load_tokenizer(Model(path=str(location.folder), trust_remote_code=trust_remote_code))
         form = manifest.prompt
         shown = {name: list(rows) for name, rows in form.demonstrations.items()}
@@ -115,7 +115,7 @@ class Predictor:
             decoding: "likelihood" takes the most probable of the task's answers; "sample" and "greedy" generate one,
                 as the paper does.
             task: name; required if the model has several tasks.
-            temperature: of the probabilities; None: the fitted one (`nlu predict --temperature auto`), else 1.
+            temperature: calibration temperature; None: the fitted one (`nlu predict --temperature auto`), else 1.
             batch_size: rows per batch; None: the default of an evaluation.
             progress: called with the number of rows answered since the last call.
 
@@ -185,7 +185,7 @@ class Predictor:
         decisions: Sequence[Decision],
         calibrated: Tensor,
     ) -> list[Answer]:
-        """Generated answers, with the confidence by their likelihood."""
+        """Generated answers, with confidences by likelihood."""
         budget, seed = self.manifest.max_new_tokens, self.manifest.seed
         answers = []
         for one, decision, row in zip(
@@ -200,7 +200,7 @@ class Predictor:
 
 
 def check_columns(task: Task, columns: Iterable[str], where: str) -> None:
-    """Raise UserError if a column of the prompt is missing from `columns`, which `where` has: a misspelt name."""
+    """Raise UserError if a column of the prompt is missing from `columns`, the columns of `where`."""
     needed, present = list(task.text_columns.values()), list(columns)
     missing = [column for column in needed if column not in present]
     if missing:
@@ -227,7 +227,7 @@ def _check_arguments(rows: Any, decoding: str, temperature: float | None, batch_
 
 def _policy(base: Model, manifest: Manifest, device: torch.device) -> Policy:
     def load(modules: Literal["auto", "all-linear"]) -> Policy:
-        # A merged model gets a fresh adapter, which changes nothing but needs layers that can have one.
+        # A merged model gets a fresh adapter, which has no effect but needs target modules.
         lora = Lora(rank=1, target_modules=modules)
         temperature, seed = manifest.sampling_temperature, manifest.seed
         return load_policy(base, lora, "none", temperature, device, seed, "base", training=False)

@@ -1,4 +1,4 @@
-"""Tables of rows to answer: read as the training files are, written with every input cell unchanged."""
+"""Tables of rows to answer: read like the training files, written with every input cell unchanged."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class InputTable(Table):
-    """The rows to answer, and how their file is written."""
+    """The rows to answer, and the format of their file."""
 
     name: str  # in messages
     format: str  # csv, tsv, jsonl or parquet
-    parquet: Any = None  # the pyarrow table, which keeps the types
+    parquet: Any = None  # the pyarrow table, which preserves types
     classes: list[str] | None = None  # parquet: names of the class numbers in the task's label column
-    separator: str = ","  # of CSV
-    byte_order_mark: bool = False  # by which Excel recognises UTF-8
-    quoted: bool = True  # of TSV: whether quotes enclose texts
+    separator: str = ","  # CSV and TSV only
+    byte_order_mark: bool = False  # tells Excel that the file is UTF-8
+    quoted: bool = True  # TSV: whether quotes enclose texts
 
 
 def read_input(path: str, task: Task, kind: str | None) -> InputTable:
@@ -42,7 +42,7 @@ def read_input(path: str, task: Task, kind: str | None) -> InputTable:
 
     Args:
         path: the file; "-": standard input, CSV unless `kind` is given.
-        task: encoding and quoting are those of its training files.
+        task: sets encoding and quoting, as in its training files.
         kind: format of standard input, and of a file with another suffix.
 
     Raises:
@@ -91,7 +91,7 @@ def _formats(source: Source) -> set[str]:
 
 
 def output_format(out: Path | None, kind: str | None) -> str:
-    """Format of the answers: by the suffix of `out`; on standard output `kind`, else CSV.
+    """Format of the answers: that of `out`'s suffix; on standard output `kind`, or CSV.
 
     Raises:
         UserError: unknown suffix, missing folder, or parquet on standard output.
@@ -109,7 +109,7 @@ def output_format(out: Path | None, kind: str | None) -> str:
 
 
 def render_table(table: InputTable, added: Mapping[str, Sequence[Any]], kind: str) -> bytes:
-    """Content of a file with the table and further columns after its own.
+    """Content of a file with the table's columns followed by the added ones.
 
     Args:
         added: name -> values, one per row; None for an empty cell.
@@ -134,11 +134,11 @@ def render_table(table: InputTable, added: Mapping[str, Sequence[Any]], kind: st
 def _json_line(row: Mapping[Any, Any]) -> bytes:
     with suppress(UnicodeEncodeError):
         return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
-    return json.dumps(row, default=str).encode() + b"\n"  # half of a surrogate pair, which only JSON can escape
+    return json.dumps(row, default=str).encode() + b"\n"  # a lone surrogate, which must be escaped
 
 
 def _line_of(table: InputTable, kind: str) -> Callable[[list[str]], str]:
-    """The writer of one line of CSV or TSV: in the dialect of the input if it has the same format."""
+    """A function that writes one line of CSV or TSV, in the input's dialect if it has the same format."""
     same = kind == table.format
     if same and kind == "tsv" and not table.quoted:
         return lambda cells: "\t".join(" ".join(cell.splitlines()).replace("\t", " ") for cell in cells) + "\n"

@@ -24,21 +24,21 @@ NO_KERNEL = {torch.ops.aten._unsafe_view.default, torch.ops.aten.empty_like.defa
 class Trace:
     """A training forward of the decoder: per layer, and outside the layers."""
 
-    layer_bytes: Polynomial  # kept for the backward pass, by tokens of the pack
+    layer_bytes: Polynomial  # saved for the backward pass, as a function of the pack's tokens
     other_bytes: Polynomial
     layer_kernels: float
     other_kernels: float
 
 
 def trace_model(config: Any, lora: Lora, attention: str, dtype: torch.dtype, trust_remote_code: bool) -> Trace:
-    """Trace forwards of the model cut to one and two layers.
+    """Trace forwards of the model truncated to one and to two layers.
 
     Args:
-        config: of transformers.
-        attention: the `attn_implementation`.
+        config: transformers' configuration.
+        attention: `attn_implementation`.
     """
     one, two = (_trace_layers(n, config, lora, attention, dtype, trust_remote_code) for n in (1, 2))
-    # The second layer is like all later ones; the first keeps less, since nothing trained is before it.
+    # The second layer is like all later ones; the first saves less, since no trained parameters precede it.
     layer, other = two - one, 2 * one - two
     # Bytes are polynomials of degree 2 in the length, so three lengths suffice.
     layer_bytes, other_bytes = (Polynomial.fit(LENGTHS, counts[:, 0], 2) for counts in (layer, other))
@@ -46,13 +46,13 @@ def trace_model(config: Any, lora: Lora, attention: str, dtype: torch.dtype, tru
 
 
 def _trace_layers(num_layers: int, config: Any, *model_arguments: Any) -> np.ndarray:
-    """(len(LENGTHS), 2): bytes kept and kernels started by a forward of the model's first layers."""
+    """(len(LENGTHS), 2): bytes saved and kernels launched by a forward of the model's first layers."""
     config = copy.deepcopy(config)
     config.get_text_config().num_hidden_layers = num_layers
     model = meta_model(config, *model_arguments)
     found = []
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu").train()  # fake, not meta: attention then takes a fused kernel, as on a GPU
+        model.to_empty(device="cpu").train()  # fake, not meta: attention then uses a fused kernel, as on a GPU
         for tokens in LENGTHS:
             inputs = {
                 "input_ids": torch.zeros(1, tokens, dtype=torch.long),
@@ -66,7 +66,7 @@ def _trace_layers(num_layers: int, config: Any, *model_arguments: Any) -> np.nda
 
 
 class _KernelCounter(TorchDispatchMode):
-    """Counts the operations that start a kernel: all except views."""
+    """Counts the operations that launch a kernel: all except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class _KernelCounter(TorchDispatchMode):
 
 
 def kept_bytes(trunk: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
-    """Bytes of all storages that autograd keeps of one forward, weights excluded."""
+    """Bytes of all storages that autograd saves in one forward, without weights."""
     weights = {p.untyped_storage()._cdata for p in trunk.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that no other storage gets its address
+            kept[storage._cdata] = storage  # keeps a reference, so that no other storage reuses its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

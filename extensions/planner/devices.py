@@ -1,4 +1,4 @@
-"""The options of `nlu plan`, and the device that they name: rates, memory, links between ranks."""
+"""The options of `nlu plan`, and the selected device: rates, memory, links between ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch.utils.benchmark import Timer
 from extensions.common.errors import UserError
 
 GIB = 2**30
-GPUS_PER_NODE = 8  # joined by NVLink
+GPUS_PER_NODE = 8  # connected by NVLink
 LINKS = {"nvlink": 300.0, "infiniband": 50.0, "ethernet": 12.5}  # GB/s per GPU, one way: NVLink 3, NDR 400, 100 Gb/s
 
-# Name -> TFLOP/s in bfloat16 and in float32 (no TF32, torch's default), GiB, GB/s. NVIDIA's data sheets, SXM where
-# there are several; dense rates, half of those "with sparsity". The T4 has no bfloat16 units: at best its float32 rate.
+# Name -> TFLOP/s in bfloat16 and in float32 (no TF32, torch's default), GiB, GB/s. From NVIDIA's data sheets, the SXM
+# variant if there are several; dense rates, half of those "with sparsity". The T4 has no bfloat16 units, so its float32
+# rate is used.
 GPUS = {
     "t4": (8.1, 8.1, 16, 320),
     "a10": (125, 31.2, 24, 600),
@@ -28,9 +29,9 @@ GPUS = {
     "h100": (989, 67, 80, 3350),
     "h200": (989, 67, 141, 4800),
 }
-# Assumed for GPUs: 40% of the peak is usual for dense training of 7B models; a decoding step of a 7B model in
-# transformers takes about 25 ms on any recent GPU, which is 20 microseconds per kernel; a CUDA context with cuBLAS and
-# NCCL takes about 1.2 GiB.
+# Assumed for GPUs: 40% of the peak is typical for dense training of 7B models; a decoding step of a 7B model in
+# transformers takes about 25 ms on any recent GPU, or 20 microseconds per kernel; a CUDA context with cuBLAS and NCCL
+# takes about 1.2 GiB.
 GPU_UTILISATION, GPU_KERNEL_US, GPU_CONTEXT = 0.4, 20.0, 1.2
 # Measured with SmolLM2-135M on one core (Xeon, AVX-512), relative to the matrix products of `measure_cpu`.
 CPU_UTILISATION, CPU_KERNEL_US, CPU_CONTEXT = {"float32": 0.8, "bfloat16": 0.55}, 40.0, 0.6
@@ -38,17 +39,17 @@ CPU_UTILISATION, CPU_KERNEL_US, CPU_CONTEXT = {"float32": 0.8, "bfloat16": 0.55}
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The command line; None: the device's default, or measured on the data.
+    """The command-line options; None: the device's default, or counted on the data.
 
     Raises:
-        UserError: a number out of range.
+        UserError: a number is out of range.
     """
 
     cpu: bool = False
     gpu: str = "h100"
     gpu_memory: float | None = None  # GiB
     link: str = "nvlink"  # between ranks: one of LINKS, or GB/s
-    rate: float | None = None  # TFLOP/s, peak, at the model's dtype
+    rate: float | None = None  # peak TFLOP/s at the model's dtype
     bandwidth: float | None = None  # GB/s
     utilisation: float | None = None
     measure: bool = False
@@ -71,12 +72,12 @@ class Device:
     """The device of one rank."""
 
     name: str
-    tflops: float  # TFLOP/s at the model's dtype, peak, dense
+    tflops: float  # dense peak TFLOP/s at the model's dtype
     memory: float  # GiB
-    bandwidth: float  # GB/s of memory
+    bandwidth: float  # memory bandwidth in GB/s
     utilisation: float  # share of the peak that a large pass reaches
-    kernel_us: float  # microseconds of Python and torch to start one kernel
-    overlaps: bool  # kernels are started while others run
+    kernel_us: float  # microseconds of Python and torch overhead per kernel launch
+    overlaps: bool  # kernel launches overlap with running kernels
     context: float  # GiB in use before the first tensor
 
     @property
@@ -86,14 +87,14 @@ class Device:
 
 
 def find_device(options: PlanOptions, dtype: str, width: int) -> Device:
-    """The device that the options name, with the values that they override.
+    """The device of the options, with overridden values.
 
     Args:
-        dtype: of the model.
+        dtype: dtype of the model.
         width: hidden size of the model, for `--measure`.
 
     Raises:
-        UserError: an unknown name, or a CPU without a rate.
+        UserError: the name is unknown, or a CPU has no rate.
     """
     name = "cpu" if options.cpu else options.gpu
     if options.cpu:
@@ -129,9 +130,9 @@ def find_device(options: PlanOptions, dtype: str, width: int) -> Device:
 
 
 def measure_cpu(dtype: str, width: int) -> tuple[float, float]:
-    """TFLOP/s and GB/s of this machine's CPU: by matrices as wide as the model, and by one row and large weights."""
+    """TFLOP/s and GB/s of this machine's CPU, from products as wide as the model and of one row with large weights."""
     rate = _matmul_flops_per_s(512, width, 4 * width, getattr(torch, dtype))
-    side = 4096  # 64 MB of weights, beyond the caches; two FLOPs per four bytes
+    side = 4096  # 64 MB of weights exceed the caches; two FLOPs per four bytes
     bandwidth = _matmul_flops_per_s(1, side, side, torch.float32) * 2
     return rate / 1e12, bandwidth / 1e9
 
@@ -146,10 +147,10 @@ def _matmul_flops_per_s(rows: int, width: int, out: int, dtype: torch.dtype) -> 
 
 
 def link_rate(link: str, ranks: int) -> float:
-    """Bytes/s one way between ranks. NVLink joins the GPUs of a node; beyond it InfiniBand is assumed.
+    """Bytes/s between ranks, one way. NVLink connects the GPUs of a node; between nodes InfiniBand is assumed.
 
     Raises:
-        UserError: neither a name nor a positive number.
+        UserError: `link` is neither a name nor a positive number.
     """
     if link in LINKS:
         slow = link == "nvlink" and ranks > GPUS_PER_NODE

@@ -1,13 +1,13 @@
 """FLOPs of a job in the shared-prefix form, from the model's shape and token counts.
 
-These are the least FLOPs of the job: the prefix once per pack, logits at predicting positions only, and attention over
-the query-key pairs that the mask allows. A multiplication and an addition are two FLOPs; only matrix products count, as
-in torch's `FlopCounterMode`.
+These are the minimal FLOPs of the job: the prefix once per pack, logits at predicting positions only, and attention
+over the query-key pairs that the mask allows. A multiplication and an addition are two FLOPs; only matrix products
+count, as in torch's `FlopCounterMode`.
 
-A linear layer of P weights takes 2 P FLOPs per token forward. Its weights are frozen, so its backward pass takes as
-many again (gradients of the inputs only); LoRA matrices are trained, and take twice their forward. Attention takes
-4 x heads x head size FLOPs per pair and layer forward (scores, weighted values), and twice that backward (2.5 times in
-kernels that recompute the scores, which is avoidable and not counted).
+A linear layer of P weights takes 2 P FLOPs per token forward. Its weights are frozen, so its backward pass takes the
+same number (gradients of the inputs only). LoRA matrices are trained, so their backward pass takes twice their forward.
+Attention takes 4 x heads x head size FLOPs per pair and layer forward (scores, weighted values), and twice that
+backward. Kernels that recompute the scores take 2.5 times; this avoidable part is not counted.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from extensions.recipe import Lora
 class ModelShape:
     """Weights per part of the model, without biases except in `parameters`, and its dimensions."""
 
-    linear: int  # the decoder's linear layers, which every token passes
-    linear_idle: int  # of `linear`: layers with nothing trained before them, whose inputs need no gradient
+    linear: int  # the decoder's linear layers, applied to every token
+    linear_idle: int  # part of `linear`: layers whose inputs need no gradient, since no trained parameters precede them
     lora: int  # the LoRA matrices of one adapter
-    lora_idle: int  # of `lora`: matrices with nothing trained before them
-    lora_tensors: int  # matrices of one adapter
+    lora_idle: int  # part of `lora`: matrices whose inputs need no gradient
+    lora_tensors: int  # number of matrices of one adapter
     head: int  # vocab x hidden
     parameters: int  # the whole base, embeddings and biases included
     layers: int
@@ -50,13 +50,13 @@ class ModelShape:
 
     @staticmethod
     def of(config: Any, lora: Lora, trust_remote_code: bool = False) -> ModelShape:
-        """Count the modules of the model on the meta device.
+        """Count the model's weights on the meta device.
 
         Args:
-            config: of transformers.
+            config: transformers' configuration.
 
         Raises:
-            UserError: the model has no layers of the names in `lora.target_modules`.
+            UserError: the model has no modules named in `lora.target_modules`.
         """
         model = meta_model(config, lora, trust_remote_code=trust_remote_code)
         trunk = model.base_model
@@ -94,7 +94,7 @@ def meta_model(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The causal LM with LoRA adapters on the meta device: modules and shapes, no weights."""
-    config._experts_implementation = "eager"  # transformers' grouped matrix products (5.15) fail on meta tensors
+    config._experts_implementation = "eager"  # transformers' grouped matrix products fail on meta tensors (5.15)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
@@ -105,7 +105,7 @@ def meta_model(
 
 
 def _idle_layers(trunk: nn.Module, linears: dict[str, Any]) -> set[str]:
-    """Names of the layers whose input needs no gradient, found by a forward of one token."""
+    """Names of the layers whose input needs no gradient, from a forward pass of one token."""
     names = {module: name for name, module in linears.items()}
     idle = set()
 
@@ -124,7 +124,7 @@ def _idle_layers(trunk: nn.Module, linears: dict[str, Any]) -> set[str]:
 class SampleTokens(NamedTuple):
     """Token counts of one sample."""
 
-    task: int  # rows of one task share their prefix
+    task: int  # index; rows of one task share their prefix
     prefix: int  # tokens that all prompts of the task begin with
     suffix: int  # tokens of the prompt after the prefix
     response: int
@@ -132,9 +132,9 @@ class SampleTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """The counts that FLOPs are proportional to."""
+    """The counts to which FLOPs are proportional."""
 
-    tokens: int = 0  # through the decoder
+    tokens: int = 0  # tokens that pass the decoder
     pairs: int = 0  # query-key pairs per layer
     predicting: int = 0  # positions with logits or values
 
@@ -152,12 +152,12 @@ def packs(rows: Sequence[SampleTokens], size: int) -> list[Sequence[SampleTokens
 
 
 def pack_work(pack: Sequence[SampleTokens], sequence: bool = False, dense: bool = False) -> Work:
-    """One pack: each task's prefix once, then its rows without their last response token, which predicts nothing.
+    """Work of a pack: each task's prefix once, then its rows without their last response token, which predicts nothing.
 
     Args:
-        sequence: targets are all tokens except each sample's first (SFT), not the response tokens only; where rows
-            part, each continuation is a separate target.
-        dense: all query-key pairs, as masked attention computes them, not only those that the mask allows.
+        sequence: targets are all tokens except each sample's first (SFT), not only response tokens; where rows diverge,
+            each continuation is a separate target.
+        dense: count all query-key pairs, as masked attention computes them, not only those that the mask allows.
     """
     tokens = pairs = predicting = 0
     for prefix in {row.task: row.prefix for row in pack}.values():
@@ -185,9 +185,9 @@ def forward_flops(shape: ModelShape, work: Work, adapter: bool = True, head: boo
     """FLOPs of a forward pass.
 
     Args:
-        adapter: with LoRA; False: the base as reference.
+        adapter: with LoRA; False: the base, as the reference.
         head: with logits at the predicting positions.
-        value: with the value head there.
+        value: with values at the predicting positions.
     """
     trunk = 2 * work.tokens * (shape.linear + (shape.lora if adapter else 0))
     heads = 2 * work.predicting * ((shape.head if head else 0) + (shape.value_head if value else 0))
@@ -195,7 +195,7 @@ def forward_flops(shape: ModelShape, work: Work, adapter: bool = True, head: boo
 
 
 def backward_flops(shape: ModelShape, work: Work, head: bool = True, value: bool = False) -> float:
-    """FLOPs of its backward pass: gradients of LoRA, of the value head, and of every input that leads to LoRA."""
+    """FLOPs of the backward pass: gradients of LoRA, of the value head, and of all inputs on the path to LoRA."""
     trunk = 2 * work.tokens * (shape.linear - shape.linear_idle + 2 * shape.lora - shape.lora_idle)
     heads = 2 * work.predicting * ((shape.head if head else 0) + (2 * shape.value_head if value else 0))
     return float(trunk + heads + 8 * shape.layers * shape.attention_width * work.pairs)
@@ -220,19 +220,19 @@ def ppo_flops(
     checkpointing: bool = False,
     dense: bool = False,
 ) -> dict[str, float]:
-    """FLOPs of one PPO iteration by phase, in the order in which the phases run.
+    """FLOPs of one PPO iteration by phase, in execution order.
 
     Args:
         micro_batch_size: rows per pack.
         mini_batch_size: rows per optimizer step on this rank; None: all.
-        reference: with a KL penalty, so a forward of the reference.
+        reference: a KL penalty needs a forward of the reference.
         reference_adapter: the reference is an adapter, not the base.
-        recompute: old logprobs by a separate forward (bfloat16).
+        recompute: a separate forward computes the old logprobs (bfloat16).
         checkpointing: activations are recomputed in the backward pass.
         dense: attention over all pairs of a pack.
     """
     work, shared = packed_work(rows, micro_batch_size, dense=dense), critic == "shared"
-    # A rollout passes each token once, and attends over the same pairs as the pack of its samples.
+    # A rollout processes each token once, and attends over the same pairs as the pack of its samples.
     phases = {"rollout": forward_flops(shape, packed_work(rows, micro_batch_size), value=True)}
     if recompute:
         phases["old logprobs"] = forward_flops(shape, work, value=shared)

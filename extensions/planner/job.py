@@ -18,7 +18,7 @@ from extensions.prefix.attention import NAME as PACKED
 from extensions.recipe import Recipe
 
 BYTES_4BIT = 0.516  # per weight in nf4 with double quantisation (QLoRA, section 3)
-USABLE = 0.92  # of the memory: the allocator loses some to fragmentation
+USABLE = 0.92  # share of the memory; the rest is lost to fragmentation
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One rank under one setting."""
+    """Costs of one rank under one setting."""
 
     setting: Setting
     memory: dict[str, float]  # part -> GiB, at the peak of a step
-    at_load: float  # GiB while the model is loaded: the whole base, before ZeRO 3 shards it
+    at_load: float  # GiB while the model loads: the whole base, before ZeRO 3 shards it
     seconds: dict[str, float]  # phase -> seconds of one step
 
     @property
@@ -61,10 +61,10 @@ class TrainingJob:
     """A recipe, its model, data and device.
 
     Args:
-        warn: gets what is unusual but no error.
+        warn: called with each non-fatal finding.
 
     Raises:
-        UserError: the method trains no LLM, the model's family cannot be traced, an option is invalid.
+        UserError: the method does not train an LLM, the model's family cannot be traced, or an option is invalid.
     """
 
     def __init__(self, recipe: Recipe, options: PlanOptions, warn: Callable[[str], None]) -> None:
@@ -100,7 +100,7 @@ class TrainingJob:
         self.reference_adapter = (
             self.ppo and model.adapter is not None and ppo.kl.reference == "start" and ppo.kl.init > 0
         )
-        # Without any of these, the first update's forward provides the old logprobs of one pack (training.ppo).
+        # Without these, the first update's forward of a single pack also yields the old logprobs (training.ppo).
         separate = bool(recipe.lora.dropout) or mini_batch_size is not None or ppo.critic != "shared"
         when = ppo.old_logprobs
         self.recomputes = separate and (when == "recomputed" or (when == "auto" and self.dtype != "float32"))
@@ -141,7 +141,7 @@ class TrainingJob:
 
 
 def _measure(config: Any, recipe: Recipe, attention: str, dtype: torch.dtype) -> tuple[ModelShape, Trace]:
-    """Shape and trace; UserError for a family whose code fails without weights."""
+    """Shape and trace. Raises UserError for a model family whose code fails without weights."""
     lora, trusted = recipe.lora, recipe.model.trust_remote_code
     try:
         return ModelShape.of(config, lora, trusted), trace_model(config, lora, attention, dtype, trusted)

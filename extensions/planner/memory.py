@@ -7,15 +7,15 @@ from extensions.planner.devices import GIB
 from extensions.planner.flops import pack_work, packs
 from extensions.planner.job import Setting, TrainingJob
 
-DEEPSPEED_BUCKET = 5e8 * 4  # bytes of the gradient buffer of ZeRO 1 to 3, whatever the model (DeepSpeed 0.19.6)
-DEEPSPEED_LIVE = 1e9  # most weights that ZeRO 3 keeps gathered (DeepSpeed 0.19.6)
-LOGIT_COPIES = 4  # float32 arrays of a chunk of logits at once: logits, logprobs, probabilities, gradients
-DRAW_COPIES = 4  # float32 arrays of a decoding step: logits, logprobs, probabilities, padded
-VLLM_CPU_CACHE = GIB  # of keys and values, the engine's default here on a CPU
+DEEPSPEED_BUCKET = 5e8 * 4  # bytes of the gradient buffer of ZeRO 1 to 3, for any model size (DeepSpeed 0.19.6)
+DEEPSPEED_LIVE = 1e9  # maximum number of gathered weights of ZeRO 3 (DeepSpeed 0.19.6)
+LOGIT_COPIES = 4  # simultaneous float32 copies of a chunk of logits: logits, logprobs, probabilities, gradients
+DRAW_COPIES = 4  # float32 copies of a decoding step: logits, logprobs, probabilities, padded
+VLLM_CPU_CACHE = GIB  # KV cache, the project's default for an engine on a CPU
 
 
 def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> dict[str, float]:
-    """Bytes by part. Update, and rollout or evaluation, do not coincide; the larger one is counted."""
+    """Bytes by part. The update never coincides with rollout or evaluation, so the larger one is counted."""
     shape, stage, value = job.shape, setting.zero_stage, job.value_bytes
     batch = job.batch(rows, longest=True)
     work = max(
@@ -26,10 +26,10 @@ def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> di
     kept = shape.layers * layer
     if setting.gradient_checkpointing:  # the input of each layer, and one layer's activations at a time
         kept = shape.layers * work.tokens * shape.hidden * value + layer
-    activations = kept + job.trace.other_bytes(work.tokens) + layer  # once more for the gradients of a layer
+    activations = kept + job.trace.other_bytes(work.tokens) + layer  # the last term: gradients of one layer
     if job.dense:
-        activations += work.tokens**2 * 3  # the mask, in single bytes, while it is built
-    else:  # queries, keys, values and outputs again, in blocks; on a CPU also the attention weights
+        activations += work.tokens**2 * 3  # the boolean mask while it is built
+    else:  # copies of queries, keys, values and outputs in blocks; on a CPU also the attention weights
         packed = work.tokens * 2 * (shape.attention_width + shape.kv_width) * value
         packed += job.num_heads * work.pairs * value if job.options.cpu else 0
         activations += packed * (1 if setting.gradient_checkpointing else shape.layers)
@@ -38,7 +38,7 @@ def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> di
 
     evaluation, vllm = job.recipe.evaluation, _uses_vllm(job)
     sampled = max(rows if job.ppo else 0, 0 if evaluation.decoding == "likelihood" else evaluation.batch_size)
-    # Keys and values of all rows sampled together, one layer's twice while it grows, and those of a pack of prompts.
+    # KV cache of all rows sampled together (one layer's twice while it grows), and of a pack of prompts.
     longest = max(row.prefix + row.suffix for row in batch) + job.recipe.rollout.max_new_tokens
     cache = 2 * shape.kv_width * value * (sampled * longest * (shape.layers + 1) + work.tokens * shape.layers)
     cache += sampled * shape.vocab * 4 * DRAW_COPIES
@@ -66,14 +66,14 @@ def _uses_vllm(job: TrainingJob) -> bool:
 
 
 def _base_copies(job: TrainingJob) -> int:
-    """Copies of the base per GPU: one for all roles, or on Ray one per group where the groups share the GPUs."""
+    """Copies of the base per GPU: one for all roles, or on Ray one per group if the groups share GPUs."""
     if not job.ppo or job.recipe.backend == "deepspeed" or not job.recipe.ray.colocate:
         return 1
     return 2 + (job.recipe.ppo.kl.init > 0)
 
 
 def _add_engine(job: TrainingJob, parts: dict[str, float]) -> None:
-    """Add vLLM's memory; a sleeping engine and the update take turns, and the larger one is counted."""
+    """Add vLLM's memory. A sleeping engine and the update alternate, so the larger one is counted."""
     if job.recipe.backend == "ray" and not job.recipe.ray.colocate:
         return
     engine = job.recipe.vllm.gpu_memory_utilization * job.device.memory * GIB
@@ -87,7 +87,7 @@ def _add_engine(job: TrainingJob, parts: dict[str, float]) -> None:
 
 
 def trained_bytes(job: TrainingJob, ranks: int, stage: int) -> float:
-    """Float32 parameters, gradients and optimizer state as ZeRO shards them, with a copy of the parameters."""
+    """Bytes of float32 parameters, gradients and optimizer state under ZeRO, including a copy of the parameters."""
     parameters, state = 4.0 * job.trained, optimizer_bytes(job)
     whole, sharded = {
         0: (2 * parameters + state, 0.0),
@@ -98,10 +98,10 @@ def trained_bytes(job: TrainingJob, ranks: int, stage: int) -> float:
 
 
 def optimizer_bytes(job: TrainingJob) -> float:
-    """The optimizer's state, float32, unsharded: two moments (AdamW); rows and columns (Adafactor without momentum)."""
+    """Bytes of the unsharded float32 optimizer state: two moments (AdamW); row and column factors (Adafactor)."""
     if job.recipe.trained_with.name == "adamw":
         return 8.0 * job.trained
-    # A LoRA matrix has `rank` rows or columns, and its weights / rank of the other. The value head has matrices of
+    # A LoRA matrix has `rank` rows (or columns) and weights / rank columns (or rows). The value head has matrices of
     # (hidden, hidden) and (1, hidden), and biases of hidden and 1.
     shape, rank = job.shape, job.recipe.lora.rank
     lora = job.num_adapters * (shape.lora // rank + shape.lora_tensors * rank)

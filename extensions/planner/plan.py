@@ -1,6 +1,6 @@
 """`nlu plan`: memory per rank, FLOPs and seconds of a job before it starts, and the settings to use.
 
-Nothing is downloaded or trained. `NOT_MODELLED` and `CHECKED` say how far to trust the numbers, and are printed.
+Nothing is downloaded or trained. `NOT_MODELLED` and `CHECKED`, which are printed, describe the accuracy.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Scaling:
     """One line of the scaling table."""
 
     gpus: int
-    batch_size: int  # the recipe's, or where that cannot be divided, the next multiple of the GPUs
-    step_s: float | None  # None: does not fit
+    batch_size: int  # the recipe's, or the next multiple of the GPUs if that cannot be divided
+    step_s: float | None  # None: no setting fits
     samples_per_s: float | None
     setting: Setting | None
-    enough: bool  # the recipe's batch can be divided among the GPUs
+    enough: bool  # the recipe's batch can be divided evenly among the GPUs
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class Plan:
     device: Device
     dtype: str
     gpus: int  # requested
-    ranks: int  # that the batch can be divided among
+    ranks: int  # used: the batch can be divided evenly among them
     tokens: str  # source of the token counts
     shape: ModelShape
-    trained: int  # parameters
+    trained: int  # trained parameters
     chosen: Estimate
     why: list[str]
     settings: list[str]  # key=value, for the command line
-    flops: dict[str, float]  # phase -> least FLOPs of a step over all ranks
+    flops: dict[str, float]  # phase -> minimal FLOPs of a step over all ranks
     batch_size: int
     rows: int  # per epoch
     epoch_s: float
     steps: int  # of the whole run
     samples_per_s: float
     tokens_per_s: float  # prompt and response tokens of the samples
-    utilisation: float  # least FLOPs over the peak of all ranks
+    utilisation: float  # minimal FLOPs over the peak of all ranks
     scaling: list[Scaling]
 
     def as_json(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Planner:
     """Estimates settings of a job and chooses among them.
 
     Args:
-        warn: gets what is unusual but no error.
+        warn: called with each non-fatal finding.
     """
 
     def __init__(self, recipe: Recipe, options: PlanOptions, warn: Callable[[str], None] = lambda _: None) -> None:
@@ -90,7 +90,7 @@ class Planner:
         self.estimate = lru_cache(maxsize=None)(self._estimate)
 
     def _estimate(self, rows: int, ranks: int, setting: Setting) -> Estimate:
-        """`rows` rows per rank."""
+        """Costs of a rank with `rows` rows."""
         job = self.job
         memory = {part: size / GIB for part, size in rank_memory(job, rows, ranks, setting).items()}
         at_load = job.base_bytes / GIB + job.device.context
@@ -109,11 +109,11 @@ class Planner:
         return sorted(found, key=lambda e: (e.step_s, e.setting.zero_stage, e.total))
 
     def choose(self, rows: int, ranks: int) -> Estimate | None:
-        """The fastest that fits."""
+        """The fastest setting that fits; None if none does."""
         return next(filter(self.job.fits, self.candidates(rows, ranks)), None)
 
     def scaling(self) -> list[Scaling]:
-        """A line per power of two of GPUs."""
+        """One line per power of two of GPUs."""
         lines, job = [], self.job
         for ranks in (2**k for k in range(MAX_GPUS.bit_length())):
             enough = job.divides_among(ranks)
@@ -127,10 +127,10 @@ class Planner:
         """The fastest setting that fits, and its costs.
 
         Args:
-            gpus: ranks to plan for; as many of them are used as the batch can be divided among.
+            gpus: ranks to plan for; the largest number that divides the batch evenly is used.
 
         Raises:
-            UserError: nothing fits.
+            UserError: no setting fits.
         """
         if not 1 <= gpus <= MAX_GPUS:
             raise UserError(f"--gpus: {gpus} is not from 1 to {MAX_GPUS}; for the CPU use --cpu")

@@ -1,4 +1,4 @@
-"""The reasons for a setting, in sentences."""
+"""Sentences that explain the chosen setting."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from extensions.planner.memory import DEEPSPEED_BUCKET, trained_bytes
 def reasons(
     job: TrainingJob, candidates: Sequence[Estimate], chosen: Estimate, rows: int, ranks: int, gpus: int
 ) -> list[str]:
-    """A sentence or two per decision.
+    """One or two sentences per decision.
 
     Args:
         candidates: all settings, the fastest first.
-        rows: per rank.
-        gpus: requested; more than `ranks` where the batch cannot be divided among all.
+        rows: rows per rank.
+        gpus: requested GPUs; more than `ranks` if the batch cannot be divided among all of them.
     """
     setting = chosen.setting
     by_setting = {candidate.setting: candidate for candidate in candidates}
@@ -88,7 +88,7 @@ def _stage_reason(job: TrainingJob, candidates: Sequence[Estimate], chosen: Esti
 
 
 def _best(job: TrainingJob, candidates: Sequence[Estimate], stage: int) -> Estimate:
-    """The fastest of a stage that fits; the fastest of all if none fits."""
+    """The fastest setting of a stage that fits; the fastest of the stage if none fits."""
     of_stage = [candidate for candidate in candidates if candidate.setting.zero_stage == stage]
     return next(filter(job.fits, of_stage), of_stage[0])
 

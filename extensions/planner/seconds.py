@@ -1,7 +1,7 @@
 """Seconds of a step, by phase.
 
-A pass takes the longest of three times: its FLOPs at the device's rate, its weights through memory, and the start of
-its kernels, which bounds small passes on GPUs.
+On a GPU, a pass takes the longest of three times: its FLOPs at the device's rate, reading its weights from memory, and
+launching its kernels, which bounds small passes. On a CPU, the launches add to the longer of the other two.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from extensions.planner.job import Setting, TrainingJob
 ALL_REDUCE_LATENCY_S = 20e-6  # per hop of a collective, NCCL's order of magnitude between nodes
 # Kernels of an optimizer step per trained matrix: AdamW's are fused over many, Adafactor's are not.
 OPTIMIZER_KERNELS = {"adamw": 2, "adafactor": 25}
-HEAD_KERNELS = 12  # of a pass, outside the decoder
+HEAD_KERNELS = 12  # kernels of a pass outside the decoder
 
 
 def step_seconds(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> dict[str, float]:
-    """Seconds by phase, in the order in which the phases run."""
+    """Seconds by phase, in execution order."""
     batch, size = job.batch(rows), setting.micro_batch_size
     num_packs = len(packs(batch, size))
     sharded = setting.zero_stage == 3 and ranks > 1
@@ -30,7 +30,7 @@ def step_seconds(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> d
         elif phase == "update":
             epochs = job.recipe.ppo.epochs if job.ppo else 1
             forwards = epochs * job.num_adapters * len(packs(batch, min(size, rows // job.optimizer_steps or 1)))
-            # A backward pass starts twice the kernels of its forward, without Python in half the time each.
+            # A backward pass launches twice the kernels of its forward; without Python each takes half the time.
             passes = forwards * (3 if setting.gradient_checkpointing else 2)
             seconds[phase] = _pass_seconds(job, flops, passes, 2 * forwards * sharded, ranks)
             seconds[phase] += epochs * job.optimizer_steps * _optimizer_step_seconds(job, ranks)
@@ -40,13 +40,13 @@ def step_seconds(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> d
 
 
 def _rollout_seconds(job: TrainingJob, rows: int, ranks: int, size: int, num_packs: int, sharded: bool) -> float:
-    """Prefill and decoding. Each decoding step reads weights and cache once, however few rows are left."""
+    """Prefill and decoding. Each decoding step reads weights and cache once, for any number of unfinished rows."""
     shape, batch = job.shape, job.batch(rows)
     prompts = [row._replace(response=0) for row in batch]
     prefill = forward_flops(shape, packed_work(prompts, size, dense=job.dense), head=False)
     total, read = packed_work(batch, size), packed_work(prompts, size)
     decoded = Work(total.tokens - read.tokens, total.pairs - read.pairs, total.predicting)
-    # All ranks wait for the longest response; sharded, they all decode the full budget (rollout.sampler).
+    # All ranks wait for the longest response; under ZeRO 3 they all decode the full budget (rollout.sampler).
     steps = job.recipe.rollout.max_new_tokens if sharded else max(row.response for row in job.batch(rows * ranks))
     cache = 2 * shape.kv_width * job.value_bytes * shape.layers * decoded.pairs
     return (
@@ -57,11 +57,11 @@ def _rollout_seconds(job: TrainingJob, rows: int, ranks: int, size: int, num_pac
 
 
 def _pass_seconds(job: TrainingJob, flops: float, passes: int, gathers: int, ranks: int) -> float:
-    """Passes over the base, each of which reads its weights once.
+    """Seconds of passes over the base, each of which reads its weights once.
 
     Args:
-        flops: of all passes.
-        gathers: of the whole base, with ZeRO 3.
+        flops: FLOPs of all passes.
+        gathers: number of gathers of the whole base (ZeRO 3).
     """
     device, trace = job.device, job.trace
     kernels = job.shape.layers * trace.layer_kernels + trace.other_kernels + HEAD_KERNELS
@@ -72,12 +72,12 @@ def _pass_seconds(job: TrainingJob, flops: float, passes: int, gathers: int, ran
 
 
 def _optimizer_step_seconds(job: TrainingJob, ranks: int) -> float:
-    """The gradient exchange and the update."""
+    """Seconds of the gradient all-reduce and the optimizer update."""
     gradients, device = 4.0 * job.trained, job.device
-    memory = 7 * gradients / (device.bandwidth * 1e9)  # parameter, gradient, moments: read, and written
+    memory = 7 * gradients / (device.bandwidth * 1e9)  # reads and writes of parameter, gradient and moments
     kernels = OPTIMIZER_KERNELS[job.recipe.trained_with.name] * job.num_adapters * job.shape.lora_tensors
     exchange = 0.0
-    if ranks > 1:  # a ring moves each byte twice, less one share
+    if ranks > 1:  # a ring all-reduce moves each byte 2 (n - 1) / n times
         exchange = 2 * gradients * (ranks - 1) / ranks / link_rate(job.options.link, ranks)
         exchange += 2 * math.ceil(math.log2(ranks)) * ALL_REDUCE_LATENCY_S
     return max(memory, kernels * device.kernel_us * 1e-6) + exchange

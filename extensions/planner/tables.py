@@ -1,4 +1,4 @@
-"""A plan on the console."""
+"""The console output of `nlu plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from extensions.planner.plan import CHECKED, NOT_MODELLED, Plan
 
 
 def plan_tables(plan: Plan) -> list[Table | str]:
-    """The output of `nlu plan`, in order; texts are without markup."""
+    """The tables and texts of a plan, in order; the texts have no markup."""
     device, chosen, shape = plan.device, plan.chosen, plan.shape
     where = "on the CPU" if device.name == "cpu" else f"on {plan.ranks} x {device.name}"
     starts = "while others run" if device.overlaps else "after the one before"

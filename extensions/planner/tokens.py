@@ -1,4 +1,4 @@
-"""Token counts of the training rows, and the batches that they make up."""
+"""Token counts of the training rows, and typical batches of them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
 from extensions.tasks import SUITES, Task
 
-COUNTED_ROWS = 512  # training rows, over all tasks, whose tokens are counted
-# Without data: about the means of GLUE's tasks (README's table, SentencePiece), and a short answer.
+COUNTED_ROWS = 512  # training rows, over all tasks, that are tokenized
+# Without data: about the means of GLUE's tasks (SentencePiece), and a short answer.
 PREFIX_TOKENS, SUFFIX_TOKENS, ANSWER_TOKENS = 110, 50, 7
 
 
@@ -82,7 +82,7 @@ def count_tokens(
 def _count_rows(
     encoder: PromptEncoder, task: Task, examples: Sequence[Example], options: PlanOptions
 ) -> tuple[int, list[int], list[int]]:
-    """Prefix, suffixes and answers; the options replace what they state."""
+    """Token counts of prefix, suffixes and answers; the options override them."""
     encoded = [encoder.encode(task, example.fields) for example in examples]
     prompts = [ids for ids, _ in encoded]
     prefix = common_prefix(prompts) if options.prefix_tokens is None else options.prefix_tokens
@@ -97,14 +97,14 @@ def _count_rows(
 def typical_batch(
     tokens: Sequence[TaskTokens], num_rows: int, budget: tuple[int, int] | None, longest: bool = False
 ) -> list[SampleTokens]:
-    """A batch as the training draws it, task by task.
+    """A typical training batch, task by task.
 
-    Tasks, prompt lengths and response lengths are at equal distances in their distributions, so that a batch of one
-    row is the median and a large one has the mean of all.
+    Tasks, prompt lengths and response lengths are evenly spaced quantiles of their distributions: a batch of one row
+    has the medians, and a large batch the means.
 
     Args:
         budget: lowest and highest response budget (PPO; every response uses its budget); None: gold answers (SFT).
-        longest: long rows, for memory: the 95th percentile of prompts and the longest responses.
+        longest: long rows, for the memory estimate: 95th percentile of prompts, longest responses.
     """
     shares = np.cumsum([task.rows for task in tokens]) / sum(task.rows for task in tokens)
     task_of = np.searchsorted(shares, (np.arange(num_rows) + 0.5) / num_rows).clip(max=len(tokens) - 1)

@@ -43,9 +43,9 @@ GOLDEN = r"""# my tickets.csv: 20 rows; classification of column 'Team'. Written
 #     bash launch/sft.sh my-tickets.yaml
 #     bash launch/ppo.sh my-tickets.yaml model.adapter=runs/my-tickets-sft/adapter
 
-name: my-tickets  # of the run, whose folder is runs/my-tickets-sft or runs/my-tickets
-seed: 0  # of everything random
-max_steps: 30  # PPO iterations: each samples and learns from one batch
+name: my-tickets  # name of the run; its folder is runs/my-tickets-sft (SFT) or runs/my-tickets (PPO)
+seed: 0  # random seed
+max_steps: 30  # PPO iterations: each samples one batch and trains on it
 
 model:
   path: MODEL  # folder or hub name of a decoder-only LLM, or pip:PACKAGE
@@ -53,12 +53,12 @@ model:
 lora:
   rank: 16  # r of the LoRA matrices (paper 5.1)
   alpha: 32  # scaling numerator (authors)
-  dropout: 0.0  # before the LoRA matrices; none for a small model
+  dropout: 0.0  # dropout before the LoRA matrices; none for a small model
 
 data:
   tasks:
-    - name: my-tickets  # in metrics and tables
-      # Say it better: a sentence on what the texts are and what the answer means helps the model.
+    - name: my-tickets  # name in metrics and tables
+      # Improve this text: a sentence on what the texts are and what the answer means helps the model.
       description: You are an assistant that reads a ticket body and names its team.  # part 1 of the prompt
       question: "Ticket body: {ticket body}\n  What is the team: \"it support\" or \"sales\"?"  # {...} is a column
       labels:  # label in the data: the word that the model writes for it
@@ -71,25 +71,25 @@ data:
           train: my tickets.csv  # 20 rows
         split: {validation: 0.1, test: 0.1}  # held out of the training file: seeded, stratified, equal texts together
         label: Team  # column of the answers
-        keep: {nr: nr}  # name: column that predictions carry, no part of the prompt
+        keep: {nr: nr}  # name: column that is copied to the predictions and not shown in the prompt
 
 prompt:
-  max_tokens: 144  # longest prompt; all training rows fit
+  max_tokens: 144  # longest prompt in tokens; all training rows fit
 
 rollout:
-  response_budget: [13, 19]  # most tokens of a response, drawn for each row: the longest answer with its tag fits
+  response_budget: [13, 19]  # most tokens of a response, drawn per row; the longest answer with its tag fits
 
-sft:  # launch/sft.sh, first: it learns the form of the answers, which PPO alone hardly finds
+sft:  # launch/sft.sh, run first: trains the answer format, which PPO alone rarely samples
   batch_size: 16  # rows of one optimizer step over all ranks
   micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
   max_steps: 19  # optimizer steps, 19.0 passes over the training rows
   loss: answer  # next-token loss over the answer alone, not the prompt
   lr: 0.001  # peak learning rate of AdamW
 
-ppo:  # launch/ppo.sh, after SFT: from its adapter
+ppo:  # launch/ppo.sh, run after SFT and started from its adapter
   batch_size: 16  # samples of one iteration over all ranks (paper 5.1)
   micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
-  whiten_min_std: 0.3  # least deviation that whitening divides by; batches that are all right or all wrong are no noise
+  whiten_min_std: 0.3  # floor of the standard deviation in whitening; else batches of equal rewards amplify noise
   kl:
     init: 0.05  # coefficient of the KL penalty at the start
 
@@ -98,10 +98,10 @@ optimizer:  # of PPO
   lr: 1.0e-4  # peak learning rate
 
 evaluation:
-  max_samples: 200  # rows of the table before and after training, spread evenly; null: all
+  max_samples: 200  # rows of the before/after table, evenly spaced; null: all
   decoding: likelihood  # the most probable of the task's answers, as nlu predict does
   every_steps: 5  # iterations between validations
-  validation_samples: 100  # rows of each, spread evenly
+  validation_samples: 100  # rows per validation, evenly spaced
   patience: 3  # validations without a new best before training stops; the best is kept
 
 checkpoint:

@@ -1,6 +1,6 @@
 """Tasks that the project generates: minimal pairs from templates, nothing to download.
 
-A new one is a module with `generate(split, seed)`, its words in a YAML file beside it, an entry here, in
+To add one, write a module with `generate(split, seed)` and a YAML file with its lexicon, and add entries here, in
 `Source.generator` and in the task table.
 """
 

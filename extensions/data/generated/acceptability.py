@@ -1,7 +1,7 @@
-"""Linguistic acceptability (a task like CoLA) from templates: nothing to download.
+"""Linguistic acceptability, a task like CoLA, from templates; nothing to download.
 
-Each pair is an acceptable sentence and an unacceptable one, one small edit apart. The splits share function words
-only: nouns, verbs, adjectives and names of one never occur in another, so accuracy measures generalisation.
+Each pair is an acceptable and an unacceptable sentence that differ in one small edit. The splits share only function
+words: their nouns, verbs, adjectives and names are disjoint, so accuracy measures generalisation.
 
     python -c "from extensions.data.generated.acceptability import generate; print(generate('test')[0])"
 """
@@ -72,7 +72,7 @@ class AcceptabilityWords(pairs.Words):
         return self.pick("can", "will", "must", "should")
 
 
-# Each phenomenon draws its words in a fixed order, also those that its template then leaves out: another order of
+# Each phenomenon draws its words in a fixed order, including words that its template may not use: another order of
 # draws would give other rows.
 
 

@@ -1,4 +1,4 @@
-"""Minimal pairs from templates: drawing words, writing both sentences of a pair, balanced rows of a split."""
+"""Minimal pairs from templates: drawing words, expanding both sentences of a pair, balanced rows of a split."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def article(word: str) -> str:
 
 
 def minimal_pair(template: str) -> Pair:
-    """Both sentences of "she [is/are] here": one with what is before the slashes, one with what is after them."""
+    """Both sentences of "she [is/are] here": one with the texts before the slashes, one with those after."""
     return _sentence(re.sub(r"\[(.*?)/.*?\]", r"\1", template)), _sentence(re.sub(r"\[.*?/(.*?)\]", r"\1", template))
 
 
@@ -60,13 +60,13 @@ def generate(
 ) -> list[Row]:
     """Rows {"sentence", "label": "1" or "0", "phenomenon", "pair"}; the two members of a pair share its id.
 
-    Phenomena take turns, labels are exactly balanced, and no sentence occurs twice. The rows depend on `split` and
-    `seed` alone.
+    Phenomena alternate, labels are exactly balanced, and no sentence occurs twice. The rows depend only on `split` and
+    `seed`.
 
     Args:
-        task: name of the file of words.
-        words: draws them.
-        phenomena: name -> function that makes a pair.
+        task: name of the lexicon file.
+        words: class that draws its words.
+        phenomena: name -> function that generates a pair.
 
     Raises:
         ValueError: unknown split.

@@ -1,8 +1,8 @@
-"""Sentiment of short reviews (a task like SST-2) from templates: nothing to download.
+"""Sentiment of short reviews, a task like SST-2, from templates; nothing to download.
 
-Each pair is a positive review and a negative one that differ only in the words of sentiment or in the negation. The
-splits share function words and intensifiers only: topics, their aspects, and the adjectives, verbs, adverbs and nouns
-of sentiment of one never occur in another, so accuracy measures generalisation.
+Each pair is a positive and a negative review that differ only in sentiment words or in negation. The splits share only
+function words and intensifiers: their topics, aspects and sentiment words are disjoint, so accuracy measures
+generalisation.
 
     python -c "from extensions.data.generated.reviews import generate; print(generate('test')[0])"
 """
@@ -48,7 +48,7 @@ class ReviewWords(pairs.Words):
         return f"my {self.one('people')} and I" if self.rng.random() < 0.8 else "we"
 
 
-# Each kind of review draws its words in a fixed order, also those that its template then leaves out: another order of
+# Each kind of review draws its words in a fixed order, including words that its template may not use: another order of
 # draws would give other rows.
 
 
