@@ -42,7 +42,7 @@ def test_some_mutated_inputs(name):
 def test_many_mutated_inputs(name):
     counts = fuzz.run(fuzz.TARGETS[name], 250, seed=2)
     assert errors(counts) == []
-    assert counts.accepted > 0 and (counts.refused > 0 or name == "parser"), "both ways of the reader are walked"
+    assert counts.accepted > 0 and (counts.refused > 0 or name == "parser"), "both outcomes of the reader occur"
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
     from extensions.recipe import load_recipe
     from extensions.rollout.rewards import load_reward
 
-    assert problems(load_recipe("tickets.yaml"), lambda message: None) == [], "validate has nothing against it"
+    assert problems(load_recipe("tickets.yaml"), lambda message: None) == [], "nlu validate finds no problem"
     function = load_reward("my_reward.py").function
     texts = (" Billing</Judgement>", "technical support</Judgement>", "billing")
     assert [function(text, "Billing") for text in texts] == [1, 0, -1]

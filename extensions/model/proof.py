@@ -91,20 +91,20 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
     """
     lm = policy.causal_lm
     policy.eval()
-    narrow, quantized = lm.dtype != torch.float32, bool(getattr(lm, "is_quantized", False))
+    low_precision, quantized = lm.dtype != torch.float32, bool(getattr(lm, "is_quantized", False))
     dtype = str(lm.dtype).removeprefix("torch.")
     rejected: list[str] = []
     with policy.role("actor"), torch.no_grad():
         with computing_in_float32(lm):
             exact = _own_rows(policy, rows)
             allowed = min(NOISE * max(ROUNDED, _noise(policy, rows[-1], exact[-1])), NEVER_MORE)
-        expected = _own_rows(policy, rows) if narrow else exact
+        expected = _own_rows(policy, rows) if low_precision else exact
         for path in _paths(policy, attention, same_forwards, rejected):
             try:
                 policy.use(path)
                 found = _compare(policy, rows, expected)
                 with computing_in_float32(lm):
-                    judged = _compare(policy, rows, exact) if narrow and not quantized else found
+                    in_float32 = _compare(policy, rows, exact) if low_precision and not quantized else found
             except CannotPack as error:
                 rejected.append(f"{path}: {error}")
                 continue
@@ -117,14 +117,15 @@ def choose_path(policy: Policy, attention: str, rows: Sequence[Sample], same_for
             failed = [
                 name
                 for name in found
-                if not (quantized or judged[name].relative <= allowed) or (narrow and not found[name].mean <= MEAN)
+                if not (quantized or in_float32[name].relative <= allowed)
+                or (low_precision and not found[name].mean <= MEAN)
             ]
             if not failed:
                 transform = policy.anatomy.transform
                 head = "the model's own" if transform is None else f"linear, scale {transform.scale:g}"
                 head += f", cap {transform.cap:g}" if transform is not None and transform.cap is not None else ""
                 return Proof(type(lm).__name__, dtype, path, **found, head=head, rejected=rejected)
-            worst = max(one.largest for one in judged.values())
+            worst = max(one.largest for one in in_float32.values())
             rejected.append(f"{path}: {' and '.join(failed)} off by up to {worst:.2g} nats")
     raise UserError(
         f"model.path: {type(lm).__name__} has no exact path here: each differs from its own forward "

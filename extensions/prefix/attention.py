@@ -81,7 +81,7 @@ class Scores:
 
 
 class Attend(Protocol):
-    """How the tokens of one forward attend."""
+    """The attention of the tokens of one forward."""
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores, visible: Visible
@@ -124,7 +124,7 @@ def _mask(*args: Any, mask_function: Callable[..., Tensor] = causal_mask_functio
 
 @contextmanager
 def masks_as_functions() -> Iterator[None]:
-    """Around a forward with `attend`: the model's masks reach the attention as `Visible`."""
+    """Context of a forward with `attend`: the model's masks reach the attention as `Visible`."""
     global _as_functions
     _as_functions = True
     try:
@@ -135,7 +135,7 @@ def masks_as_functions() -> Iterator[None]:
 
 @contextmanager
 def tree_masks(pack: Pack, implementation: str) -> Iterator[None]:
-    """Around a forward of a pack through the model's own attention: its masks become dense masks of the tree.
+    """Context of a forward of a pack through the model's own attention: its masks become dense masks of the tree.
 
     Args:
         implementation: the model's, "sdpa" or "eager".
@@ -149,8 +149,8 @@ def tree_masks(pack: Pack, implementation: str) -> Iterator[None]:
     ) -> Tensor:
         visible = pack.mask
         if mask_function is not causal_mask_function:
-            place = pack.position_ids[0]
-            visible = visible & mask_function(0, 0, place[:, None], place[None, :])
+            position = pack.position_ids[0]
+            visible = visible & mask_function(0, 0, position[:, None], position[None, :])
         if implementation == "sdpa":
             return visible
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
@@ -273,7 +273,7 @@ class _CpuAttention(torch.autograd.Function):
 
 
 class _ToRows(torch.autograd.Function):
-    """x[source]: (L, ...) -> (M, ...). Only padding repeats a place, so backward is a lookup too, not a sum."""
+    """x[source]: (L, ...) -> (M, ...). Only padding repeats an index, so backward is a lookup too, not a sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, source: Tensor, target: Tensor) -> Tensor:

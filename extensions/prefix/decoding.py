@@ -100,11 +100,11 @@ class TreeDecoder:
         for layer in list(found[0][0]):
             both = [layers.pop(layer) for layers, _ in found]  # frees each layer before the next is copied
             self.own[layer] = tuple(  # type: ignore[assignment]
-                _in_place([(x[which], spans) for x, (_, spans) in zip(both, found, strict=True)], places)
+                _own_per_row([(x[which], spans) for x, (_, spans) in zip(both, found, strict=True)], places)
                 for which in (0, 1)
             )
         self.used = own  # per row: places of `own` in use; on the host, so that no step waits for the device
-        self.written = torch.tensor(own, device=device)  # (rows,) the same
+        self.written = torch.tensor(own, device=device)  # (rows,) the same, on the device
         self.position = torch.tensor([len(prompts[i]) for i in self.order], device=device)  # of the next token
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def _shared(layers: dict[int, tuple[Tensor, Tensor]], context: Sequence[Span]) -
     return {layer: (joined(keys), joined(values)) for layer, (keys, values) in layers.items()}
 
 
-def _in_place(found: Sequence[tuple[Tensor, Sequence[Span]]], places: int) -> Tensor:
+def _own_per_row(found: Sequence[tuple[Tensor, Sequence[Span]]], places: int) -> Tensor:
     """(rows, key heads, places, size): each row's own keys or values from place 0 on, from (L, key heads, size)."""
     like = found[0][0]
     result = like.new_zeros(sum(len(spans) for _, spans in found), like.shape[1], places, like.shape[2])
@@ -199,6 +199,8 @@ def _attended(
     scores: Scores,
 ) -> Tensor:
     """Outputs (rows, key heads, groups, value size) of one prefix group over its shared and its rows' own keys.
+
+    `groups` query heads share one key head.
 
     Args:
         q: (rows, key heads, groups, size), scaled.

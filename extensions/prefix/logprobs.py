@@ -80,32 +80,32 @@ class FusedLinearLogprob(torch.autograd.Function):
             entropy: "differentiable": gradients flow through the entropies too.
             transform: of the head's output.
         """
-        learns = ctx.needs_input_grad[0]
-        entropy_learns = learns and entropy == "differentiable"
+        logprob_needs_grad = ctx.needs_input_grad[0]
+        entropy_needs_grad = logprob_needs_grad and entropy == "differentiable"
         logprobs, entropies = torch.zeros(2, len(targets), device=states.device)
-        grads = [torch.empty_like(states) for _ in range(learns + entropy_learns)]
+        grads = [torch.empty_like(states) for _ in range(logprob_needs_grad + entropy_needs_grad)]
         rows = -(-len(targets) // -(-len(targets) // rows))  # chunks of similar size
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
             target = targets[part].unsqueeze(-1)
             logits = transform(nn.functional.linear(states[part], weight, bias).float())
-            capped = logits.clone() if transform.cap is not None and learns else None
+            capped = logits.clone() if transform.cap is not None and logprob_needs_grad else None
             logs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
             del logits
             logprobs[part] = logs.gather(-1, target).squeeze(-1)
-            if entropy == "none" and not learns:
+            if entropy == "none" and not logprob_needs_grad:
                 continue
             p = logs.exp()
             if entropy != "none":
                 entropies[part] = -(p.unsqueeze(-2) @ logs.unsqueeze(-1)).flatten()
-            if entropy_learns:
+            if entropy_needs_grad:
                 grad = logs.add_(entropies[part].unsqueeze(-1)).mul_(p).div_(-temperature)
                 grads[1][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
-            if learns:
+            if logprob_needs_grad:
                 grad = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).div_(temperature)
                 grads[0][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
         ctx.save_for_backward(*grads)
-        if not entropy_learns:
+        if not entropy_needs_grad:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 

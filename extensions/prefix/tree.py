@@ -159,8 +159,8 @@ class _Tree:
         """
         prompts = [self.samples[i].prompt for i in members]
         end = common_prefix([prompts[0], prompts[-1]])
-        worth = (len(members) - 1) * (end - depth) >= self.min_saved
-        if worth:
+        saves_enough = (len(members) - 1) * (end - depth) >= self.min_saved
+        if saves_enough:
             span = self.add(prompts[0][depth:end], depth)
             self.groups.append(AttentionGroup(context, (span,)))
             self.shared += span.length
@@ -169,7 +169,7 @@ class _Tree:
         for branch in _by_token(members, prompts, end):
             shares_more = len(branch) > 1 and len(self.samples[branch[0]].prompt) > end
             rest += self.grow(branch, depth, context) if shares_more else branch
-        if worth:
+        if saves_enough:
             self.place(rest, depth, context)
             return []
         return rest

@@ -46,7 +46,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  #
 
 
 class ExperienceMaker(RemoteExperienceMaker):
-    """OpenRLHF's, with the advantages of the DeepSpeed backend and checks before the update."""
+    """OpenRLHF's experience maker with the advantages of the DeepSpeed backend and checks before the update."""
 
     ppo: Ppo
     probe: SyncProbe
@@ -91,7 +91,7 @@ class RayTrainer(BasePPOTrainer):
         probed: samples of the probe.
     """
 
-    policy: Any = None  # in the processes of the groups
+    policy: Any = None  # the policies are in the processes of the groups
     engine: Any = None
 
     def __init__(
@@ -192,12 +192,12 @@ class RayTrainer(BasePPOTrainer):
     def ppo_train(self, global_steps: int) -> dict[str, Any]:
         watchdog.heartbeat()
         status = super().ppo_train(global_steps)
-        # With it OpenRLHF would adapt the KL coefficient to a mean over tokens (0.11.2); `iterate` does, per response.
+        # OpenRLHF (0.11.2) would adapt the KL coefficient to this mean over tokens; `iterate` adapts it per response.
         status.pop("kl", None)
         return status
 
     def broadcast_to_vllm(self) -> None:
-        """OpenRLHF's step calls it after the update."""
+        """Called by OpenRLHF's step after the update."""
         self.sync.outdated = True
         self.sync.refresh()
 
@@ -211,7 +211,7 @@ class RayTrainer(BasePPOTrainer):
         self.sync.outdated = True  # the groups have read a checkpoint
 
     def weights(self) -> dict[str, Tensor]:
-        """Of both groups, named as in a policy with ppo.critic: adapter."""
+        """The weights of both groups, named as in a policy with ppo.critic: adapter."""
         return {**self.groups.call_actor("weights"), **self.groups.call(self.groups.critic, "weights")[0]}
 
     def load_weights(self, state: dict[str, Tensor]) -> None:

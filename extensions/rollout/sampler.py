@@ -116,12 +116,12 @@ class Sampler:
         decoder = policy.prefill([request.prompt for request in requests], self.micro_batch_size, steps)
         states = decoder.states
         tokens: list[list[int]] = [[] for _ in requests]
-        drawn_by = np.zeros((len(requests), steps))
-        for row, request in zip(drawn_by, requests, strict=True):
+        padded_uniforms = np.zeros((len(requests), steps))
+        for row, request in zip(padded_uniforms, requests, strict=True):
             row[: request.budget] = request.uniforms[: min(request.budget, steps)]
-        uniforms = torch.from_numpy(drawn_by).to(device)
+        uniforms = torch.from_numpy(padded_uniforms).to(device)
         logprobs, values = torch.zeros(2, len(requests), steps, device=device)
-        closed = [False] * len(requests)
+        is_finished = [False] * len(requests)
         for step in range(steps):
             watchdog.heartbeat()
             rows = decoder.order  # requests in the batch: unfinished ones, and finished ones that are not dropped yet
@@ -131,14 +131,14 @@ class Sampler:
             if policy.value_head is not None:
                 values[rows, step] = policy.value_head(states)
             for i, token in zip(rows, drawn.tolist(), strict=True):
-                if not closed[i]:
+                if not is_finished[i]:
                     tokens[i].append(token)
-                    closed[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
-            open_rows = [k for k, i in enumerate(rows) if not closed[i]]
-            if step + 1 == steps or not (open_rows or self.fixed_decode_steps):
+                    is_finished[i] = len(tokens[i]) == requests[i].budget or self._ends(tokens[i])
+            active_rows = [k for k, i in enumerate(rows) if not is_finished[i]]
+            if step + 1 == steps or not (active_rows or self.fixed_decode_steps):
                 break
-            if not self.fixed_decode_steps and len(open_rows) <= COMPACT_BELOW * len(rows):
-                drawn = drawn[decoder.keep(torch.tensor(open_rows, device=device))]
+            if not self.fixed_decode_steps and len(active_rows) <= COMPACT_BELOW * len(rows):
+                drawn = drawn[decoder.keep(torch.tensor(active_rows, device=device))]
             states = decoder.step(drawn)
         return [
             Response(written, logprobs[i, : len(written)], values[i, : len(written)], self.decode(written))

@@ -113,7 +113,7 @@ def _fields(task: Task, row: Any) -> dict[str, str]:
 
 
 def _prompts(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[list[int]]:
-    """Prompts of at most `MAX_TOKENIZED` rows at equal distances, untruncated."""
+    """Prompts of at most `MAX_TOKENIZED` evenly spaced rows, untruncated."""
     count = min(MAX_TOKENIZED, len(rows))
     return [encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0] for k in range(count)]
 

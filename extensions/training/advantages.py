@@ -19,11 +19,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """
     rewards, values = torch.where(mask.bool(), rewards, 0.0), torch.where(mask.bool(), values, 0.0)
     advantages = torch.zeros_like(values)
-    following = torch.zeros_like(values[:, 0])
+    advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
-        next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
-        following = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
-        advantages[:, t] = following
+        next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(advantage)
+        advantage = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * advantage
+        advantages[:, t] = advantage
     return advantages * mask, (advantages + values) * mask
 
 

@@ -270,7 +270,7 @@ class PpoTrainer(LocalPolicyMixin):
         own_tokens = sum(experience.index.lengths[slot] for slot in slots)
         tokens = self.strategy.sum(torch.tensor(float(own_tokens), device=self.policy.device))
         scale = {"dp_size": self.strategy.world_size, "batch_num_tokens": tokens}
-        per_loss = tokens / self.strategy.world_size  # a loss times this is a sum over its tokens
+        per_loss = tokens / self.strategy.world_size  # factor from a loss to the sum over its tokens
         parts = experience.micro_batches(slots, self.ppo.micro_batch_size)
         shared = self.ppo.critic == "shared"
         for k, part in enumerate(parts):

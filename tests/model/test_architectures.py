@@ -69,7 +69,7 @@ def test_an_unknown_logit_transform_uses_the_models_own_forward(tmp_path):
 def test_the_table_of_families_is_up_to_date():
     """Every architecture is exact or refused."""
     with quiet():
-        assert table() == TABLE.read_text(encoding="utf-8"), "write it anew: python tests/architectures.py"
+        assert table() == TABLE.read_text(encoding="utf-8"), "outdated; run: python tests/architectures.py"
 
 
 TRAINED = "phi3 gpt2 gemma2 gemma3_text mistral mixtral granite cohere olmo3 starcoder2 bloom llama4_text gpt_oss lfm2"

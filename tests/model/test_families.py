@@ -95,4 +95,4 @@ def test_a_recipe_runs_by_every_method(chat_model, benchmarks, tmp_path, monkeyp
     prompt = read_jsonl(tmp_path / "runs" / "run" / "rollouts.jsonl")[0]["prompt"]
     assert prompt.startswith("<|system|>") == chat and prompt.endswith("<Judgement>")
     assert scores["sst2"]["format_error_rate"] == 0, "a label is always chosen"
-    assert len(read_jsonl(tmp_path / "runs" / "run" / "predictions_test.jsonl")) == 12, "three rows a task"
+    assert len(read_jsonl(tmp_path / "runs" / "run" / "predictions_test.jsonl")) == 12, "three rows per task"

@@ -142,7 +142,7 @@ def test_a_gguf_file_names_its_special_tokens():
     assert found == (1, 2, 0, 2)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (START, END, END)
     assert eos_ids(None, tokenizer) == {2}
-    assert tokenizer("a b")["input_ids"] == [81, 278] and len(tokenizer) == 49152, "and nothing else has changed"
+    assert tokenizer("a b")["input_ids"] == [81, 278] and len(tokenizer) == 49152, "all else is unchanged"
 
 
 @pytest.mark.slow

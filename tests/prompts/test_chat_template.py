@@ -172,7 +172,7 @@ def test_harmony_gets_its_final_channel(tokenizer):
         f"<|start|>user<|message|>{OTHER}<|end|>{answered}Yes{CLOSE}<|end|>{question}"
     )
     other = HARMONY.replace("<|channel|>final", "")
-    assert text_of(tokenizer, other).endswith(f"<|start|>assistant{OPEN}"), "no channels, no final one"
+    assert text_of(tokenizer, other).endswith(f"<|start|>assistant{OPEN}"), "this template has no channels"
 
 
 def test_the_tag_that_closes_a_thinking_block_is_a_control_token(tokenizer):

@@ -90,7 +90,7 @@ def test_encoding_data_leaves_the_tokenizer_unchanged(pair, chat):
     encoder.encode(task, {"sentence": text})
     assert tokenizer(text)["input_ids"] == before and len(tokenizer) == len(pair[1])
     assert encoder.encode(task, clean) == first
-    assert first[0] == tokenizer(first[1], add_special_tokens=not chat)["input_ids"], "as they always were"
+    assert first[0] == tokenizer(first[1], add_special_tokens=not chat)["input_ids"], "the ids of the plain text"
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
@@ -114,11 +114,11 @@ def test_a_cut_prompt_with_control_tokens_keeps_its_frame(pair, chat):
         assert len(ids) <= shortest + room and text.startswith(start) and text.endswith(end)
         kept = text[len(start) : len(text) - len(end)]
         assert fields["sentence1"].startswith(kept)
-        assert room == 3 or len(ids) > shortest + room - 20, "no more goes than needed, within a few tokens"
+        assert room == 3 or len(ids) > shortest + room - 20, "no more is cut than needed, within a few tokens"
         assert ids == twin.encode(task, fields | {"sentence1": kept})[0]
 
 
-def test_the_tokenizer_s_own_special_tokens_are_characters_too(family):
+def test_special_tokens_of_the_tokenizer_in_the_data_are_characters(family):
     tokenizer = family.tokenizer
     own = sorted(tokenizer.all_special_tokens)
     fields = {"sentence": f"a {' '.join(own)} b"}

@@ -379,7 +379,7 @@ def test_names_of_rows_are_unique(rows):
     assert len(set(names)) == len(names)
 
 
-def test_the_tables_hold_every_kind_of_character_and_every_outcome():
+def test_the_tables_cover_every_kind_of_character_and_every_outcome():
     texts = [write("Yes", "No") for _, write, _ in HOSTILE]
     categories = {unicodedata.category(character) for text in texts for character in text}
     assert {"Mn", "Me", "Cf", "Cc", "Cs", "Lo", "So"} <= categories

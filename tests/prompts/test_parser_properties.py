@@ -303,7 +303,7 @@ def score_oracle(head):
         ("stsb", "2,5", (True, None)),
     ],
 )
-def test_the_oracle_itself(task, head, expected):
+def test_the_oracle(task, head, expected):
     assert oracle(head + CLOSE, TASKS[task]) == expected
     assert oracle(head, TASKS[task]) == (True, None)
 
@@ -341,7 +341,7 @@ def test_a_million_hostile_answers(task):
         for text, label, value in list(zip(texts, labels, values, strict=True))[::20]:
             answer = parse_answer(text, task)
             assert valid(answer, task) and value == expected_reward(answer, gold_of[label], task), repr(text)
-            assert reward(text, label) == value, "the same again"
+            assert reward(text, label) == value, "a second call gives the same reward"
             decides, expected = oracle(text, task)
             assert not decides or answer == expected, repr(text)
             decided += decides

@@ -185,7 +185,7 @@ def test_names_of_rows_are_unique():
     assert len(set(names)) == len(names)
 
 
-def test_the_scores_hold_every_kind_of_character_and_every_outcome():
+def test_the_table_covers_every_kind_of_character_and_every_outcome():
     categories = {unicodedata.category(character) for _, text, _ in SCORES for character in text}
     assert {"Mn", "Me", "Cf", "Cc", "Cs", "Lo", "So", "No", "Nl", "Nd"} <= categories
     assert 20 <= sum(expected is not None for *_, expected in SCORES) <= len(SCORES) - 50

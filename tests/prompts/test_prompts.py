@@ -77,7 +77,7 @@ def own_task(**keys):
 # --------------------------------------------------------------------------------------------------------- prompt
 
 
-def test_cola_prompt_is_the_papers():
+def test_the_cola_prompt_is_that_of_the_paper():
     assert squeezed(prompt_text(COLA, {"sentence": "{sentence}"})) == squeezed(PAPER_COLA)
 
 
@@ -92,9 +92,9 @@ def test_prompt_of_every_task_has_the_four_parts(task):
     assert re.fullmatch(r"  Now .+\.\n", question), "one line"
     assert end == OPEN
     assert [text.count(part) for part in ("System_prompt:", "\nPrompt:\n", "\nAssistant:\n", CLOSE)] == [1, 1, 1, 1]
-    assert (text.count(OPEN), text.count("{"), text.count("}")) == (2, 1, 1), "the format's own tags and braces alone"
+    assert (text.count(OPEN), text.count("{"), text.count("}")) == (2, 1, 1), "only the tags and braces of the format"
     assert re.search(r"\S {2,}| [.,?]|\.\.|,,|\t|\r", text) is None, "doubled or misplaced spaces and punctuation"
-    assert re.search(r"\b(\w+) \1\b", text) is None, "a word twice"
+    assert re.search(r"\b(\w+) \1\b", text) is None, "a doubled word"
     assert text.isascii() and text.count('"') % 2 == 0
     for line in text.split("\n"):
         assert line == line.rstrip()
@@ -106,7 +106,7 @@ def test_every_field_is_rendered_where_it_is_declared(task):
     system, question = render(task, values)
     expected = task.question
     for name, value in values.items():
-        assert f'"{{{name}' in expected or name in ("question", "pronoun"), "data stand in quotes"
+        assert f'"{{{name}' in expected or name in ("question", "pronoun"), "data are in quotes"
         expected = expected.replace(f"{{{name}}}", value)
     assert question == f"Prompt:\n  {expected}\n"
     assert [question.count(value) for value in values.values()] == [1] * len(values)
@@ -129,7 +129,7 @@ def test_prompt_names_the_canonical_answers(task):
     else:
         assert form == f"{', '.join(quoted[:-1])} or {quoted[-1]}"
         assert {task.answer(label) for label in task.labels} == set(words)
-        assert not any(word in question for word in quoted), "the answer is named by the format alone"
+        assert not any(word in question for word in quoted), "only the format names the answers"
 
 
 def test_answer_format_is_made_from_the_labels():
@@ -201,7 +201,7 @@ def test_any_limit_that_fits_leaves_the_rest_of_the_prompt_whole(tokenizer, task
         assert text.startswith(start) and text.endswith(end)
         kept = text[len(start) : len(text) - len(end)]
         assert fields[long].startswith(kept) and kept != fields[long]
-        assert len(kept) >= limit - shortest - 10, "no more goes than needed, within a few tokens"
+        assert len(kept) >= limit - shortest - 10, "no more is cut than needed, within a few tokens"
     assert PromptEncoder(tokenizer, whole, False).encode(task, fields)[1] == prompt_text(task, fields)
     with pytest.raises(UserError, match=rf"task {task.name}: .* {shortest - 1} tokens .*'{long}'"):
         PromptEncoder(tokenizer, shortest - 1, False).encode(task, fields)
@@ -234,7 +234,7 @@ def test_truncation_shortens_one_field_alone(tokenizer, task, long):
     start, end = prompt_text(task, fields | {shortened: "\0"}).split("\0")
     assert text.startswith(start) and text.endswith(end), "only the field may change"
     kept = text[len(start) : len(text) - len(end)]
-    assert kept and long.startswith(kept), "the end of the field is what goes"
+    assert kept and long.startswith(kept), "only the end of the field is cut"
     assert len(ids) > limit - 30, "and no more of it than needed, within a few tokens"
 
 

@@ -119,11 +119,11 @@ def test_an_answer_that_merges_with_the_prompt_gets_its_own_tokens(merging, task
             else:
                 merged += 1
                 alone = merging.tokenizer(f"{word}{CLOSE}", add_special_tokens=False)["input_ids"]
-                assert answer == alone or merging.space, "a text of its own begins with a space there"
+                assert answer == alone or merging.space, "a separate text begins with a space there"
                 assert merging.decode(ids + answer) == merging.read(f"{text}{word}{CLOSE}")
             assert merging.tokenizer.bos_token_id not in answer
             assert parse_answer(merging.decode(answer), task) == expected
-    assert merged or task.is_regression, "these tokenizers are made to merge"
+    assert merged or task.is_regression, "these tokenizers merge by construction"
 
 
 @EVERY_TASK
@@ -144,7 +144,7 @@ def test_an_appended_eos_is_left_out(tmp_path):
     assert family.tokenizer("a")["input_ids"][-1] == family.tokenizer.eos_token_id
     for task in TASKS.values():
         ids, text = family.encoder().encode(task, rows_of(task)[0])
-        assert (ids, text) == plain.encode(task, rows_of(task)[0]), "the prompt goes on"
+        assert (ids, text) == plain.encode(task, rows_of(task)[0]), "no EOS at the end of the prompt"
         for word in answers_of(task):
             assert family.encoder().answer_ids(ids, text, word) == plain.answer_ids(ids, text, word)
 
@@ -169,7 +169,7 @@ def test_other_appended_tokens_are_left_out(tmp_path):
                 assert encoder.answer_ids(ids, text, word) == plain.encoder().answer_ids(expected, text, word)
 
 
-def test_the_answer_s_first_word_has_no_space_before_it(tmp_path):
+def test_no_space_is_added_before_an_answer(tmp_path):
     """The answer after `<Judgement>` is "Yes", but SentencePiece adds a space before a separate text."""
     family = MERGING["llama"](tmp_path / "llama", config={"add_eos_token": True})
     tokenizer, task = family.tokenizer, TASKS["cola"]

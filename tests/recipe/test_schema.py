@@ -142,7 +142,7 @@ def test_a_shipped_recipe_shows_and_loads_back(path, load):
     assert load(dump_recipe(recipe)) == recipe
 
 
-def test_every_key_of_every_recipe_says_unit_or_origin():
+def test_every_key_of_every_recipe_has_a_comment():
     """Each `key: value` line of a shipped recipe carries a comment (a section alone needs none)."""
     lines = [
         (path.name, line)

@@ -68,7 +68,7 @@ def test_bare_label_words_that_yaml_does_not_read_as_text(load, word, form):
         ),
     ],
 )
-def test_files_that_are_no_recipes(load, content, part):
+def test_files_that_are_not_recipes(load, content, part):
     message = refused(load, content)
     assert part in message and "recipe.yaml" in message
 
@@ -125,7 +125,7 @@ def test_an_override_with_too_many_parts(load):
 
 
 @pytest.mark.parametrize("high", [".inf", ".nan"])
-def test_a_range_of_scores_has_ends(load, high):
+def test_a_range_of_scores_is_finite(load, high):
     own = OWN_TASK_RECIPE.replace("labels: {good: [Good, fine], bad: [Bad]}", f"score_range: [0, {high}]")
     assert "score_range must be [low, high]" in refused(load, own.replace("[accuracy, f1_macro]", "[pearson]"))
 
@@ -188,7 +188,7 @@ SNIPPETS = [
     st.sampled_from([BASE_RECIPE, OWN_TASK_RECIPE, *(path.read_text(encoding="utf-8") for path in SHIPPED)]),
     st.integers(0, 2**32),
 )
-def test_mutated_recipes_only_ever_raise_user_errors(tmp_path_factory, text, seed):
+def test_mutated_recipes_raise_only_user_errors(tmp_path_factory, text, seed):
     rng = random.Random(seed)
     for _ in range(rng.randint(1, 5)):
         place, length = rng.randrange(len(text) + 1), rng.choice([0, 0, 1, 3, 20])

@@ -11,7 +11,7 @@ from extensions.reporting.plots import loss_curve, reward_curve, reward_curves, 
 def test_smoothed():
     assert smoothed([], 0.9) == []
     assert smoothed([3.0], 0.9) == [pytest.approx(3.0)]
-    assert smoothed([2.0] * 50, 0.9) == pytest.approx([2.0] * 50), "no pull of the start"
+    assert smoothed([2.0] * 50, 0.9) == pytest.approx([2.0] * 50), "not biased by the start"
     # weight 0.5, values 0 and 1: the average is 0.5 * 1 / (1 - 0.25)
     assert smoothed([0.0, 1.0], weight=0.5) == [0.0, pytest.approx(2 / 3)]
     values = [random.Random(0).random() for _ in range(30)]

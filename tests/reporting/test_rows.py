@@ -110,7 +110,7 @@ def test_keys_in_which_the_runs_of_a_row_differ(tmp_path):
     assert "PPO-ST differ in `seed`, `ppo.batch_size`." in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_multi_task_adapters_stay_rows_of_their_own(tmp_path):
+def test_multi_task_adapters_are_separate_rows(tmp_path):
     first = write_run(tmp_path / "first", "sft", {"sst2": (0.6,), "cola": (0.6,)})
     second = write_run(tmp_path / "second", "sft", {"rte": (0.6,), "mrpc": (0.6,)})
     third = write_run(tmp_path / "third", "sft", {"rte": (0.6,), "qqp": (0.6,)})

@@ -172,7 +172,7 @@ def test_two_metrics_and_the_rte_of_each_suite(some_runs):
     assert "11.0" not in lines[-1] and "55.0" not in markdown(table_of("glue", some_runs)).splitlines()[-1]
 
 
-def test_our_average(tmp_path):
+def test_the_average_of_our_rows(tmp_path):
     counted = [task for task in SUITES["superglue"] if task.in_suite_average]
     scores = {task.name: tuple([0.1 * (i + 1)] * len(task.metrics)) for i, task in enumerate(counted)}
     table = table_of("superglue", runs_of(write_run(tmp_path / "x", "ppo", scores)))

@@ -79,7 +79,7 @@ def test_good_rewards_have_no_faults(tmp_path):
         assert list(reward_faults(load_reward("nlu"), examples)) == []
 
 
-def test_a_reward_of_openrlhfs_contract_is_tried_too(tmp_path):
+def test_a_reward_of_openrlhfs_contract_is_checked(tmp_path):
     path = tmp_path / "batched.py"
     path.write_text("def reward_func(queries, prompts, labels):\n    return {'rewards': [0.0] * len(labels)}\n")
     [(message, fatal)] = reward_faults(load_reward(str(path)), rows(TEAMS, ["Billing"]))

@@ -109,7 +109,7 @@ def test_dropout_is_off_while_sampling(tiny_model):
     assert [r.tokens for r in sampler.sample(requests())] == first
 
 
-def test_random_numbers_are_streams_of_their_own():
+def test_random_numbers_of_rows_are_independent_streams():
     seen = {}
     for key in [(s, p, t, r) for s in (0, 1) for p in (0, 1) for t in (0, 1, 7) for r in (0, 1, 15)]:
         draw, uniforms = random_numbers(*key, 8)

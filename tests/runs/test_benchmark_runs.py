@@ -80,7 +80,7 @@ def test_answers_do_not_depend_on_the_number_of_ranks(run_of_all, train, zero_st
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_a_run_becomes_the_archive_of_the_server(run_of_all, benchmarks, suite, tmp_path):
+def test_the_answers_of_a_run_make_the_archive_of_the_server(run_of_all, benchmarks, suite, tmp_path):
     archive = tmp_path / "archive.zip"
     command = ["nlu", "submit", str(run_of_all), "--suite", suite, "--out", str(archive)]
     done = run_command([*command, "--data-root", str(benchmarks)])
@@ -99,7 +99,7 @@ def smollm2():
 
 
 @pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
-def test_the_whole_evaluation_side_renders_tokenizes_and_scores(task, data_root, smollm2):
+def test_every_labelled_row_of_a_task_is_rendered_tokenized_and_scored(task, data_root, smollm2):
     """Every labelled validation or test row of the real files; right answers score 1, the commonest label its share."""
     splits = [s for s in ("validation", "test") if is_labelled(task, s) and is_present(task, s, str(data_root))]
     if not splits:

@@ -114,7 +114,7 @@ def test_demonstrations_are_dropped_before_the_text_is_cut():
         ids, text = encoder.encode(COLA, fields)
         assert len(ids) <= bare + room
         assert text.count("Assistant:") == kept + 1 and text.count("long") == words
-        assert [i for i in range(6) if f'"{i} word' in text] == list(range(kept)), "the first stay: they are shared"
+        assert [i for i in range(6) if f'"{i} word' in text] == list(range(kept)), "the first are kept: they are shared"
         assert encoder.dropped["cola"] == (kept < 5)
 
 
@@ -146,7 +146,7 @@ def test_greedy_takes_the_most_probable_tokens(scene):
             if written[-1] == sampler.tokenizer.eos_token_id or CLOSE in sampler.decode(written):
                 break
         assert prediction.text == sampler.decode(written)
-    assert predict(rows, encoder, sampler, 5, 6, 99, "greedy") == found, "no random number counts"
+    assert predict(rows, encoder, sampler, 5, 6, 99, "greedy") == found, "random numbers have no effect"
 
 
 @pytest.mark.parametrize("task", [COLA, SST2, STSB], ids=lambda task: task.name)
@@ -190,7 +190,7 @@ def answers(folder, name="predictions_after.jsonl"):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mpt"])
-def test_an_evaluation_leaves_scores_and_answers(tiny_model, tmp_path, capsys, architecture):
+def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, architecture):
     path = eval_recipe(tmp_path, tiny_model(architecture), data={"tasks": ["acceptability", "reviews"]})
     assert main([str(path), "prompt.shots=2"], "eval") == 0
     scores = read_json(tmp_path / "run" / "eval.json")

@@ -73,7 +73,7 @@ def test_an_unfinished_run_refuses_another_recipe(tmp_path):
     for part in ("another recipe", "output_dir", "seed: was 0, is 3", "ppo.epochs: was 4, is 2"):
         assert part in str(caught.value)
     assert "lora" not in str(caught.value)
-    assert RunFolder(root, recipe_of(output_dir=str(root)), {}).set_aside is None, "the folder may be named another way"
+    assert RunFolder(root, recipe_of(output_dir=str(root)), {}).set_aside is None, "another path of the same folder"
 
 
 def test_an_unfinished_line_is_dropped(tmp_path):

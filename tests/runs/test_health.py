@@ -47,7 +47,7 @@ def batches(pairs, batch=16):
     return [({}, records[k : k + batch]) for k in range(0, len(records), batch)]
 
 
-def test_collapse_is_noticed_once_per_window():
+def test_collapse_is_reported_once_per_window():
     found = warnings_of(CollapseWatch([COLA]), batches([("1", "1"), ("1", "0")] * 168))
     assert [k for k, _ in found] == [10, 20]
     assert found[0][1] == (
@@ -188,7 +188,7 @@ def test_thresholds_of_a_lost_format(runs, expected):
     assert iterations(FormatWatch(), answers(*runs)) == expected
 
 
-def test_format_that_is_never_found():
+def test_format_that_is_never_learned():
     found = warnings_of(FormatWatch(), answers(*[(160, 152)] * 8))
     assert [k for k, _ in found] == [40], "once"
     assert found[0][1] == (

@@ -33,7 +33,7 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(unfinished, tmp_path, capsy
     output = capsys.readouterr().out
     assert f"stopped ({number.name}); resume with: bash launch/ppo.sh {path}" in output
     (folder,) = checkpoint_folders(tmp_path / "run")
-    assert folder.name == "step-2" and read_json(folder / "run.json")["validated"] == 1, "the validation is cut off too"
+    assert folder.name == "step-2" and read_json(folder / "run.json")["validated"] == 1, "validation was interrupted"
     assert not is_finished(tmp_path / "run")
     assert main([str(path)]) == 0
     assert "resuming after step 2" in capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_folders_are_named_after_their_cells(tmp_path):
     assert planned_sweep(sweep_recipe(tmp_path), together=True, out=None).out == Path("runs/tiny-ppo-together-sweep")
 
 
-def test_a_test_split_never_chooses(tmp_path):
+def test_cells_are_never_chosen_by_a_test_split(tmp_path):
     path = sweep_recipe(
         tmp_path, data={"tasks": ["acceptability"]}, evaluation={"every_steps": 0}
     )  # generated: has test
@@ -175,7 +175,7 @@ def test_cells_skip_evaluations_that_are_the_same_for_all_or_for_the_best_only(t
     assert spared(grid=["ppo.batch_size=4,8"]) == [(False, False)] * 2
     assert spared(grid=["ppo.batch_size=4"]) == [(False, True)]
     assert spared("evaluation.predict_test=true", "evaluation.before=true", method="sft") == [(True, True)]
-    assert spared(method="eval") == [(True, True)], "there the keys mean something else, or nothing"
+    assert spared(method="eval") == [(True, True)], "the keys differ or have no effect there"
 
 
 def test_an_encoder_sweep_with_an_intermediate_task_is_one_run(tmp_path):

@@ -124,7 +124,7 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
     table = (out / "sweep.md").read_text()
     (out / "sweep.md").unlink()
     assert sweep(*arguments, "--collect").exit_code == 0
-    assert (out / "sweep.md").read_text() == table.replace("failed", "open"), "failures are known in their session only"
+    assert (out / "sweep.md").read_text() == table.replace("failed", "open"), "failures are recorded per session"
     printed = sweep(*arguments, "--print")
     assert [shlex.split(line)[3] for line in printed.output.splitlines()] == ["ppo.batch_size=5", "ppo.batch_size=6"]
     for size in (5, 6):

@@ -141,7 +141,7 @@ def test_the_metrics_of_a_batch():
     }
 
 
-def test_a_collapse_of_label_sets_is_noticed(monkeypatch):
+def test_a_collapse_of_label_sets_is_reported(monkeypatch):
     monkeypatch.setattr(CollapseWatch, "WINDOW", 4)
     watch = CollapseWatch([TOPICS])
     golds = ["s", "p", "m, s", "none"]

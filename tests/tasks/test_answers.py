@@ -109,7 +109,7 @@ def test_an_answer_is_a_word_of_a_label(task, answer, expected):
         assert reward(f"{answer}{CLOSE}", packed) == (-1.0 if expected is None else float(expected == gold))
 
 
-def test_the_keyword_rule_can_be_chosen_and_travels_with_the_label():
+def test_the_keyword_rule_can_be_chosen_and_is_packed_with_the_label():
     task = own(labels=["positif", "négatif"], answer_match="keyword")
     assert read("C'est positif, je crois.", task) == "positif"
     assert reward(f"C'est positif.{CLOSE}", pack_label(task, "positif")) == 1.0

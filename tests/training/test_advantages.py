@@ -135,7 +135,7 @@ def test_token_rewards_have_a_penalty_per_token_and_the_score_at_the_last(batch)
         assert (rewards[i, length:] == 0).all()
 
 
-def test_clipped_losses_are_the_formulas_and_split_exactly(batch):
+def test_clipped_losses_equal_the_formulas_and_sum_over_micro_batches(batch):
     mask, advantages = batch["mask"], batch["rewards"]
     policy, value = PolicyLoss(0.2, 0.2), ValueLoss(0.2)
     tokens = mask.sum()

@@ -192,8 +192,8 @@ def test_two_ranks_equal_one(tiny_model, tmp_path, one_rank, stage):
     done = launch(path, launcher=["--num_accelerators", "2", "--master_port", port])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert_same_run(run, one_rank)
-    assert done.stdout.count("reward curve:") == 1, "rank 0 alone prints"
-    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is given back"
+    assert done.stdout.count("reward curve:") == 1, "only rank 0 prints"
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "shared memory is released"
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_sequence_targets_are_all_tokens_of_all_samples():
     responses = sum(packed.lengths)
     assert torch.equal(whole.targets[:responses], packed.targets) and (whole.weights[:responses] == 1).all()
     assert torch.equal(whole.predicting[:responses], packed.predicting)
-    assert whole.weights.max() == 3, "the first group's prefix stands for three samples"
+    assert whole.weights.max() == 3, "the prefix of the first group is shared by three samples"
     # The tokens that follow each place, read from the pack.
     for place, token in zip(whole.predicting.tolist(), whole.targets.tolist(), strict=True):
         assert any(
