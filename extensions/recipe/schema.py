@@ -54,7 +54,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     backend: Literal["deepspeed", "ray"] = Field(
         "deepspeed",
-        description="what trains by PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and vLLM "
+        description="training backend of PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and vLLM "
         "(launch/ppo_ray.sh) (ours)",
     )
     output_dir: str | None = Field(

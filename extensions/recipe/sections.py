@@ -152,7 +152,7 @@ class Prompt(Section):
 class Rollout(Section):
     backend: Literal["hf", "vllm"] = Field(
         "hf",
-        description="what samples responses: hf: the policy itself; vllm: one engine per rank, which gets the adapter "
+        description="sampler of responses. hf: the policy itself; vllm: one engine per rank, which gets the adapter "
         "after every update. backend: ray always uses vllm (ours)",
     )
     response_budget: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field(
