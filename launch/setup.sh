@@ -81,7 +81,7 @@ setup_stage() { # what, command...: one line with the seconds; the command's out
             "PIP_FIND_LINKS, and run this again. pip's log: $log"
     fi
     tail -n 5 "$log" >&2
-    setup_fail "that did not work; the whole log is in $log"
+    setup_fail "the installation failed at the step named above; the whole log is in $log"
 }
 
 setup_pip() { "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@"; }

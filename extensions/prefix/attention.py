@@ -26,7 +26,7 @@ from extensions.prefix.tree import Pack
 
 NAME = "packed"
 # Arguments of an attention function that change its result and that the packed form does not implement.
-FOREIGN = ("position_bias", "sinks", "head_mask")
+UNSUPPORTED_ARGUMENTS = ("position_bias", "sinks", "head_mask")
 
 
 class CannotPack(Exception):
@@ -105,9 +105,9 @@ def _attention(
         if softcap is not None or s_aux is not None:
             raise CannotPack("transformers' sdpa (5.15) ignores capped scores and sinks")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    foreign = [name for name in FOREIGN if kwargs.get(name) is not None]
-    if foreign:
-        raise CannotPack(f"its attention has {' and '.join(foreign)}")
+    unsupported = [name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
+    if unsupported:
+        raise CannotPack(f"its attention has {' and '.join(unsupported)}")
     if attention_mask is not None and not isinstance(attention_mask, Visible):
         raise CannotPack("it builds its own attention masks")
     visible = attention_mask or Visible()

@@ -54,8 +54,8 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     backend: Literal["deepspeed", "ray"] = Field(
         "deepspeed",
-        description="training backend of PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and vLLM "
-        "(launch/ppo_ray.sh) (ours)",
+        description="training backend of PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and "
+        "vLLM (launch/ppo_ray.sh) (ours)",
     )
     output_dir: str | None = Field(
         None, description="run folder, exactly there; null: runs/NAME, with -sft, -zero-shot, ... for other than PPO"
