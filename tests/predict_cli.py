@@ -48,7 +48,7 @@ def table(content):
 
 
 def write_csv(path, rows):
-    """As pandas and spreadsheets write it."""
+    """Write CSV as pandas and spreadsheets do."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "subject", "ticket body"])

@@ -106,7 +106,7 @@ def write_run(
 
 
 def reward(k):
-    """Of iteration k."""
+    """The reward of iteration k."""
     return math.tanh(k / 8) - 0.5
 
 

@@ -339,7 +339,7 @@ def check_files(files, suite, data_root=None):
 
 
 def problems_of(file, text, official):
-    """Of one file, as part of an archive that lacks the others."""
+    """The problems of one file, as part of an archive that lacks the others."""
     found = check_files({file: text}, suite_of(file), str(official))
     assert all(isinstance(problem, str) and problem for problem in found)
     return [problem for problem in found if not problem.endswith(": is missing") or problem.startswith(f"{file}:")]

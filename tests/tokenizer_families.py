@@ -79,7 +79,7 @@ class Family:
 
 
 def saved(tokenizer, folder):
-    """As a user's model folder holds it."""
+    """The tokenizer as loaded from a model folder."""
     tokenizer.save_pretrained(folder)
     return load_tokenizer(Model(path=str(folder)))
 

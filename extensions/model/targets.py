@@ -106,7 +106,7 @@ def _own_name(name: str) -> str:
 
 
 def _all_linear(model: PreTrainedModel) -> list[str]:
-    """As peft defines it: every linear layer but the head, without those that peft refuses in Mamba."""
+    """The layers of peft's all-linear: every linear layer but the head, without those that peft refuses in Mamba."""
     config = LoraConfig(target_modules="all-linear")
     names = sorted(_maybe_include_all_linear_layers(config, model).target_modules)
     return [name for name in names if _refusal(model, name) is None]

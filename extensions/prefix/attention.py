@@ -34,7 +34,7 @@ class CannotPack(Exception):
 
 
 class Visible:
-    """Which positions of a sample a layer attends to.
+    """The positions of a sample that a layer attends to.
 
     Args:
         function: transformers' mask function (batch, head, query position, key position) -> bool, on broadcast tensors.

@@ -138,7 +138,7 @@ def options(recipe: Recipe, shape: ClusterShape) -> dict[str, Any]:
 
 
 def namespace(recipe: Recipe, shape: ClusterShape) -> SimpleNamespace:
-    """What OpenRLHF's parser and the checks after it return for `command`, as its classes read it.
+    """The arguments that OpenRLHF's parser and the checks after it return for `command`, as its classes read them.
 
     Raises:
         UserError: another version of OpenRLHF is installed.

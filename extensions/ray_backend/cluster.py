@@ -18,7 +18,7 @@ FORWARDED_PREFIXES = ("VLLM_", "NCCL_", "GLOO_")
 
 @dataclass(frozen=True)
 class ClusterShape:
-    """How many nodes, ranks and vLLM engines a run has."""
+    """The nodes, ranks and vLLM engines of a run."""
 
     nodes: int  # per group
     gpus_per_node: int  # ranks of each group per node

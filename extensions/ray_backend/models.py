@@ -155,7 +155,7 @@ class RayStrategy(Strategy):
     def optimizer_step(
         self, optimizer: torch.optim.Optimizer, model: Any, scheduler: Any, name: str = "model", **kwargs: Any
     ) -> None:
-        """As OpenRLHF's, after a check of the reduced gradients.
+        """OpenRLHF's optimizer step, after a check of the reduced gradients.
 
         Raises:
             NonFiniteError: on every rank, before the update, if one is not finite.

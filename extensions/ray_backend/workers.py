@@ -151,7 +151,7 @@ class TrainedActorMixin:
 
 class _ActorTrainer(ActorPPOTrainer):
     def training_step(self, experience: Any, kl_ctl: float, step: int, loss_batch_info: Any = None) -> dict[str, Any]:
-        """As OpenRLHF's, with its logged losses corrected: they are shares of the batch's loss, and OpenRLHF (0.11.2)
+        """OpenRLHF's step with its logged losses corrected: they are shares of the batch's loss, and OpenRLHF (0.11.2)
         weights them by tokens once more."""
         status = super().training_step(experience, kl_ctl, step, loss_batch_info)
         share = status["num_action_tokens"] * loss_batch_info["dp_size"] / loss_batch_info["batch_num_tokens"]

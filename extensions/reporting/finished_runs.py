@@ -42,7 +42,7 @@ class Score(BaseModel):
 
 
 class Training(BaseModel):
-    """What a run was trained on, and for how long; empty for an evaluation."""
+    """The tasks, samples and time of a training; empty for an evaluation."""
 
     tasks: list[str] = []
     steps: Count = 0

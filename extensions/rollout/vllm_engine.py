@@ -94,7 +94,7 @@ def vllm_arguments(recipe: Recipe, on_cpu: bool, lora_rank: int) -> dict[str, An
 
 
 def vllm_dtype(recipe: Recipe, on_cpu: bool) -> torch.dtype:
-    """Of the base, the same in vLLM and in the trainer."""
+    """The dtype of the base, the same in vLLM and in the trainer."""
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     return named.get(recipe.model.dtype, torch.float32 if on_cpu else torch.bfloat16)
 

@@ -184,7 +184,7 @@ def epoch_rows(recipe: Recipe, data: RunData) -> int:
 
 
 def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
-    """Which training rows make up each batch."""
+    """The training rows of each batch."""
     settings = recipe.data
     sizes = epoch_sizes(data.train, settings.oversample)
     rows = rows_of_epoch(sizes, settings.mixing, settings.mixing_cap, settings.mixing_temperature)

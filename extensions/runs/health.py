@@ -43,7 +43,7 @@ class HealthMonitor:
         return [text for watch in self.watches for text in watch.step(metrics, records)]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold so that a resumed run warns like an uninterrupted one; JSON."""
+        """JSON state for checkpoints, with which a resumed run warns like an uninterrupted one."""
         return {watch.name: watch.state() for watch in self.watches}
 
     def load_state(self, state: dict[str, Any]) -> None:

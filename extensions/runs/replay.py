@@ -42,7 +42,7 @@ class Replayed:
 
 
 def replay_batch(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[Replayed]]:
-    """What the run found, one line per tensor, and each sample of the batch computed again.
+    """The findings of the run, one line per tensor, and each sample of the batch computed again.
 
     Args:
         folder: RUN/failed/step-N.

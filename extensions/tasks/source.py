@@ -10,7 +10,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class SplitFormat(BaseModel):
-    """How the file of one split differs from the others."""
+    """Differences of the file of one split from the others."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

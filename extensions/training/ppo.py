@@ -103,7 +103,7 @@ class PpoTrainer(LocalPolicyMixin):
         self._first_forward: dict[str, Tensor] | None = None  # with its graph
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides the engine's state."""
+        """State for a checkpoint besides the engine's."""
         return {"kl_coef": self.kl_controller.value}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -163,8 +163,8 @@ def test_all_linear_continues_from_its_adapter(tiny_model, tmp_path):
     load_policy(again, Lora(rank=4, target_modules="all-linear"), "none", 1.0, CPU, 0, "start")
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     load_policy(again, Lora(rank=4, target_modules=names), "none", 1.0, CPU, 0, "start")
-    told = re.escape("add: lora.target_modules=[down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj]")
-    with pytest.raises(UserError, match=told):
+    advice = re.escape("add: lora.target_modules=[down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj]")
+    with pytest.raises(UserError, match=advice):
         load_policy(again, Lora(rank=4), "none", 1.0, CPU, 0, "start")
 
 

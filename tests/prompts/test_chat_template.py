@@ -188,7 +188,7 @@ def test_the_tag_that_closes_a_thinking_block_is_a_control_token(tokenizer):
 
 
 def test_a_template_that_changes_its_messages_is_rendered_as_it_is(tokenizer):
-    """Where the data hold control tokens the text is put together from the template's pieces: the same text."""
+    """If the data hold control tokens, the text is composed of pieces of the template: the same text."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     for template in (CHATML.replace("TAIL", ""), RAISES, DROPS, ALTERNATES, INSIDE, HARMONY):
         tokenizer.chat_template = template

@@ -95,7 +95,7 @@ def expected_reward(answer, gold, task):
 
 
 def check(text, task, gold):
-    """What holds for any text: a valid answer, and the reward that section 4.3 gives for it, every time."""
+    """Invariants of any text: a valid answer, and the reward that section 4.3 gives for it, in every call."""
     answer, value = parse_answer(text, task), reward(text, pack_label(task, gold))
     assert valid(answer, task), (text, answer)
     assert isinstance(value, float) and math.isclose(value, expected_reward(answer, gold, task), abs_tol=1e-12), text

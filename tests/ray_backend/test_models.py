@@ -16,7 +16,7 @@ ROWS = [([5, 6, 7, 8, 9], [11, 12, 13]), ([5, 6, 7, 8, 9, 10, 14], [12]), ([20, 
 
 
 def padded(rows):
-    """As OpenRLHF's samples generator and `concat_experiences` lay them out: right padding, masks one shorter."""
+    """Rows in the layout of OpenRLHF's samples generator and `concat_experiences`: right padding, masks one shorter."""
     width = max(len(p) + len(r) for p, r in rows)
     sequences, attention, action = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
     for i, (prompt, response) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Which run folders a report takes, and damaged ones."""
+"""Run folders that a report takes, and damaged ones."""
 
 import json
 import math

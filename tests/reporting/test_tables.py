@@ -24,7 +24,7 @@ from extensions.reporting.tables import (
 )
 from extensions.tasks import SUITES, TASKS
 
-# What is underlined in the paper (its Tables 1 and 2), typed by hand: column -> rows, one set for each metric.
+# Underlined scores of the paper (its Tables 1 and 2), typed by hand: column -> rows, one set per metric.
 UNDERLINED = {
     "glue": {
         "MNLI-m": [{"PPO-MT"}],

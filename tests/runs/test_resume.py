@@ -1,4 +1,4 @@
-"""What a resumed run must share with the run that it resumes; the run folder and its lock."""
+"""Keys and inputs that a resumed run must not change; the run folder and its lock."""
 
 import json
 import subprocess

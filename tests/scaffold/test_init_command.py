@@ -127,7 +127,7 @@ def test_output(here, tiny_model):
 
 @pytest.mark.slow
 def test_init_and_validate_as_processes(tmp_path):
-    """With the packaged model, from another folder than the project's: the recipe is valid as it stands."""
+    """With the packaged model, from another folder than the project's: the recipe is valid without changes."""
     write_csv(tmp_path / "tickets.csv", tickets(), separator=";")
     somewhere = environment() | {"PYTHONPATH": str(ROOT)}
     for arguments in (["init", "tickets.csv", "--label", "team"], ["validate", "tickets.yaml"]):

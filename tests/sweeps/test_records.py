@@ -62,7 +62,7 @@ def finish(cell, scores, **override):
 
 
 def test_outcome_of_a_run_folder(tmp_path):
-    """By the tasks that it learns, by validations if there are any, never by a test split."""
+    """Scores are of the learned tasks; the validation score is of validations if any, never of a test split."""
     options = {"together": True, "grid": ["ppo.batch_size=4"]}
     path = sweep_recipe(tmp_path, data={"tasks": ["sst2", "axb", "cola"]})
     (cell,) = planned_sweep(path, out=tmp_path / "out", **options).cells

@@ -199,7 +199,7 @@ def test_an_interrupted_sweep_stops_its_run_and_continues_later(tmp_path, stub, 
 
 @pytest.mark.slow
 def test_real_runs(tiny_model, tmp_path):
-    """Of two runs on two ranks one finishes, and one has a batch that two ranks cannot share; then --print."""
+    """Two runs on two ranks: one finishes, one has a batch size that two ranks cannot share; then --print."""
     evaluation = {"every_steps": 1, "max_samples": 4, "validation_samples": 4}
     path = write_recipe(tmp_path, tiny_model("llama"), evaluation=evaluation)
     out = tmp_path / "out"
