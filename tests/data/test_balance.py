@@ -56,7 +56,7 @@ def test_every_label_has_as_many_rows_as_the_most_frequent(balanced):
         assert all(copies[e.index] == 1 for e in examples if e.label == "it")
         assert sorted(copies[e.index] for e in examples if e.label == "hr") == [2, 2, 3, 3]
         rest.update(e.index for e in examples if e.label == "hr" and copies[e.index] == 3)
-    assert len(rest) == 4 and min(rest.values()) > 8, "the rows that are repeated once more are drawn anew"
+    assert len(rest) == 4 and min(rest.values()) > 8, "each epoch draws the remainder again"
     assert found[0] != found[1]
 
 
@@ -244,7 +244,7 @@ def test_the_reward_of_ppo_is_weighted_before_the_kl():
         flat = kl.flatten()
         experience = Experience([], [], [], [], [], index, flat, torch.zeros(6), flat, scores, w)
         PpoTrainer.estimate_advantages(experience, Ppo(whiten=False, gamma=1.0, lam=1.0), kl_coef=0.2)
-        assert torch.equal(experience.scores, scores), "what is logged stays the reward itself"
+        assert torch.equal(experience.scores, scores), "the unweighted reward is logged"
         found[name] = experience.advantages.view(2, 3)
     torch.testing.assert_close(found["weighted"][:, 2], torch.tensor([0.5 - 0.02, -2.0 - 0.02]))
     torch.testing.assert_close(found["weighted"][:, 0], torch.tensor([0.5 - 0.06, -2.0 - 0.06]))

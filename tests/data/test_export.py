@@ -148,7 +148,7 @@ def test_openrlhf_reads_the_prompts_and_labels(make, tokenizer, tmp_path, openrl
         assert gold == example.label
         assert (found.name, found.labels, found.score_range) == (task.name, task.labels, task.score_range)
     prompts = [prompt for _, prompt, _, _ in read]
-    assert sum(HARD in prompt for prompt in prompts) == 3, "every character came through"
+    assert sum(HARD in prompt for prompt in prompts) == 3, "every character is preserved"
     assert read.collate_fn([read[0], read[3]])[0] == ["cola", "cola"]
 
 
@@ -162,7 +162,7 @@ def test_generated_tasks_are_exported(make, tokenizer, tmp_path):
     found = [next(row for text, row in sentences.items() if f'"{text}"' in line["input"]) for line in written]
     assert [unpack_label(line["label"])[1] for line in written] == [row.label for row in found]
     assert len(found) == 6 and len({row.pair for row in found}) == 3, "pairs stay whole"
-    assert len(lines(tmp_path / "out" / names[1])) > 6, "the limit is of the training set"
+    assert len(lines(tmp_path / "out" / names[1])) > 6, "the limit applies to the training set"
 
 
 # The context has 512 tokens, of which 32 are reserved for the response.

@@ -45,7 +45,7 @@ def test_each_epoch_is_a_permutation(examples, batch_size, balanced):
     for epoch in whole:
         assert sorted(epoch) == sorted(names(examples))
     if size > 10:
-        assert whole[0] != whole[1] != whole[2], "each epoch has another order"
+        assert whole[0] != whole[1] != whole[2], "each epoch has a different order"
     assert all(len(order.batch(step)) == batch_size for step in (0, 1, 1000))
 
 
@@ -144,10 +144,10 @@ def test_tasks_keep_their_shares_and_no_row_repeats_within_a_pass(balanced):
     seen = Counter(names(drawn))
     assert {seen["cola", i] for i in range(40)} == {3} and {seen["sst2", i] for i in range(8)} == {20}
     again = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
-    assert names(again.batch(33)) == names(order.batch(33)), "of seed and step alone"
+    assert names(again.batch(33)) == names(order.batch(33)), "a function of seed and step only"
     passes = [names(e for e in drawn if e.task is SST2)[8 * k : 8 * (k + 1)] for k in range(20)]
     if not balanced:
-        assert len({tuple(p) for p in passes}) > 10, "each pass has another order"
+        assert len({tuple(p) for p in passes}) > 10, "each pass has a different order"
 
 
 def test_mixing_keeps_pairs_together():

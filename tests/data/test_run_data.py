@@ -61,9 +61,9 @@ def test_a_run_of_all_tasks(small):
     tests = {name: len(expected(name, "test")) for name in rows}
     assert by_task(data.test) == tests
     labelled = {example.task.name for example in data.test if example.label is not None}
-    assert labelled == {"axb", "axg"}, "the benchmarks keep the others to themselves"
+    assert labelled == {"axb", "axg"}, "the benchmarks do not publish the other labels"
     sizes = [one for one in said if "official" in one]
-    assert len(sizes) == sum(map(len, EXPECTED_SPLITS.values())), "a warning a file, for its size"
+    assert len(sizes) == sum(map(len, EXPECTED_SPLITS.values())), "one warning per file, for its size"
     assert sorted(set(said) - set(sizes)) == [
         "MultiRC: 3 of 3 training rows are also in validation (equal texts)",
         "ReCoRD: 4 of 4 training rows are also in validation (equal texts)",

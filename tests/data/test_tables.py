@@ -99,7 +99,7 @@ def test_files_written_by_pandas_are_read_exactly(tmp_path, separator, line_end,
     rows.to_csv(path, sep=separator, lineterminator=line_end, quoting=quoting, index=False)
     expected = rows.to_dict("records")
     options = {"lineterminator": "\n"} if line_end == "\n" else {}
-    assert by_pandas(path, sep=separator, **options) == expected, "the file is right"
+    assert by_pandas(path, sep=separator, **options) == expected, "the file is valid"
     assert read(path) == read(path, separator=separator) == expected
     assert columns_of(path, source()) == ["id", "text", "label"]
 
@@ -112,7 +112,7 @@ def test_encodings_of_unicode(tmp_path, encoding):
     marked = not encoding.endswith(("-le", "-be"))
     assert read(path, **({} if marked else {"encoding": encoding})) == rows.to_dict("records")
     if marked and encoding != "utf-8":
-        assert read(path, encoding="cp1252") == rows.to_dict("records"), "the mark says it"
+        assert read(path, encoding="cp1252") == rows.to_dict("records"), "the byte order mark takes precedence"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift_jis", "cp1251"])
@@ -265,7 +265,7 @@ def test_all_malformed_rows_are_reported_together(tmp_path):
     with pytest.raises(UserError):
         for _, row in read_rows(tmp_path / "rows.csv", source()):
             good.append(row["label"])
-    assert good == ["a", "b"], "the others are given first"
+    assert good == ["a", "b"], "valid rows are yielded first"
 
 
 def test_malformed_lines_of_jsonl(tmp_path):

@@ -62,7 +62,7 @@ def test_engine_steps_equal_plain_steps_bit_for_bit(tiny_model, name, dtype):
         for part, value in state[key].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(engine_state[key][part])), part
     if name == "adafactor":
-        assert any("exp_avg_sq_row" in s for s in state.values()), "no factored state: not Adafactor any more"
+        assert any("exp_avg_sq_row" in s for s in state.values()), "Adafactor lost its factored state"
 
 
 def test_micro_batches_add_up_to_the_batch(tiny_model):

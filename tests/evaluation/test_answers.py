@@ -106,7 +106,7 @@ def test_evaluation_uses_the_upper_bound_of_the_budget():
         assert {request.budget for request in requests} == {32}
         assert all(len(request.uniforms) >= 32 for request in requests)
         lengths = [len(request.prompt) for request in requests]
-        assert lengths == sorted(lengths), "rows of like length are sampled together"
+        assert lengths == sorted(lengths), "rows of similar length are sampled together"
 
 
 def test_rows_with_the_same_long_text_are_sampled_together():

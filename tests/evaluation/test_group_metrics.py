@@ -124,7 +124,7 @@ def test_record_is_a_mean_over_queries(few_resamples):
     result = score(RECORD, made)
     assert result["metrics"]["squad_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert result["metrics"]["squad_em"] == pytest.approx(1 / 3)
-    assert result["metrics"]["accuracy"] == 1, "of the candidates one by one, as sampled"
+    assert result["metrics"]["accuracy"] == 1, "over single candidates, as sampled"
 
 
 YES, NO = "true", "false"

@@ -83,7 +83,7 @@ def test_malformed_rows_get_errors(workspace, tmp_path):
     assert header == ["id", "subject", body, "answer", "confidence", "error"]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     assert rows[0][3] == rows[4][3] != "" and rows[0][5] == rows[4][5] == ""
-    assert rows[2][2] == "   ", "as it was"
+    assert rows[2][2] == "   ", "the cell is unchanged"
     assert [bool(row[3]) for row in rows] == [True, False, False, False, True]
     for row, part in zip(
         rows[1:4], ("'subject': expected text", f"{body!r}: expected text", "4 columns, expected 3"), strict=True

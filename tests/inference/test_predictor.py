@@ -84,7 +84,7 @@ def test_the_tokenizer_is_that_of_the_adapter(workspace, predictor, tmp_path, ti
 
 def test_a_prompt_that_cannot_fit_is_an_error_of_its_row(predictor, monkeypatch):
     long = {"subject": "word " * 900, "ticket body": "word"}
-    assert predictor.predict([long])[0].answer in LABELS, "what is too long is cut"
+    assert predictor.predict([long])[0].answer in LABELS, "texts that are too long are truncated"
     bare = len(predictor.encoder.encode(predictor.manifest.task(None), {"subject": "", "body": ""})[0])
     monkeypatch.setattr(predictor.encoder, "max_tokens", bare // 4)
     (one,) = predictor.predict([long])

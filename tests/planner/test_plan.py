@@ -105,7 +105,7 @@ def test_batches_that_gpus_cannot_divide(planner):
     speeds = [line.samples_per_s for line in made.scaling]
     assert all(later > 0.98 * earlier for earlier, later in pairwise(speeds))
     assert speeds[0] < speeds[4] <= 16 * speeds[0]
-    assert speeds[10] == pytest.approx(64 * speeds[4], rel=0.05), "one row per rank, as at 16"
+    assert speeds[10] == pytest.approx(64 * speeds[4], rel=0.05), "one row per rank, as with 16"
     odd = planner().plan(12)
     assert planner("ppo.mini_batch_size=4").plan(16).ranks == 4, "minibatches are divided too"
     assert odd.ranks == 8 and "cannot be divided evenly among 12 GPUs; ppo.batch_size=24" in odd.why[0]
