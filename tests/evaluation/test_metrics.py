@@ -59,6 +59,18 @@ def test_wrong_formats_count_as_wrong(few_resamples):
     assert result["predicted_shares"] == {"Positive": 0.25, "Negative": 0.25, WRONG_FORMAT: 0.5}
     nothing = score(COLA, predictions(COLA, [("1", None), ("0", None)]))
     assert nothing["metrics"] == {"matthews": 0.0, "accuracy": 0.0}
+    assert nothing["format_error_rate"] == 1.0
+
+
+def test_a_wrong_format_is_a_separate_class(few_resamples):
+    """Not the other label: Matthews has three classes, and a miss is not a false positive of another label."""
+    pairs = [("1", "1")] * 3 + [("1", None)] + [("0", "0")] * 2 + [("0", "1")] + [("0", None)]
+    # classes 1, 0, wrong; golds 4, 4, 0; answers 4, 2, 2; 5 of 8 right
+    matthews = (5 * 8 - (4 * 4 + 4 * 2)) / math.sqrt((64 - (16 + 16)) * (64 - (16 + 4 + 4)))
+    assert score(COLA, predictions(COLA, pairs))["metrics"]["matthews"] == pytest.approx(matthews)
+    as_other = [(gold, answer or {"1": "0", "0": "1"}[gold]) for gold, answer in pairs]
+    assert score(COLA, predictions(COLA, as_other))["metrics"]["matthews"] != pytest.approx(matthews)
+    f1 = score(TASKS["mrpc"], predictions(TASKS["mrpc"], pairs))["metrics"]["f1"]
     # tp 3, fp 1, fn 1: the wrong format of a 0 is not a false positive.
     assert f1 == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
 
