@@ -1,10 +1,10 @@
-"""The words of every built-in task and what they mean, typed from the prompts and the data sets."""
+"""The answer words of every built-in task and their labels, copied by hand from the prompts and the data sets."""
 
 from extensions.tasks import TASKS, Task
 
 COLA, STSB = TASKS["cola"], TASKS["stsb"]
 
-# Typed from the prompts and the data sets: what each word of an answer means.
+# Copied by hand from the prompts and the data sets: the label of each answer word.
 YES_NO, TRUE_FALSE = {"yes": "1", "no": "0"}, {"yes": "true", "no": "false"}
 ACCEPTABLE = {"acceptable": "1", "not acceptable": "0", "unacceptable": "0"}
 SENTIMENT = {"positive": "1", "negative": "0"}
@@ -23,7 +23,7 @@ KEYWORDS = {
     "multirc": {"true": "1", "false": "0"},
     "stsb": {},
 }
-# The words that the prompts ask for; tasks of one group are read alike.
+# The words that the prompts ask for; tasks of one group are parsed alike.
 GROUPS = {
     "acceptability": (["Yes", "No"], ["acceptability", "cola"]),
     "sentiment": (["Positive", "Negative"], ["reviews", "sst2"]),

@@ -29,14 +29,14 @@ from extensions.tasks import TASKS
 ROOT = Path(__file__).resolve().parent.parent
 NO_DATA = "no benchmark files"  # first words of the reason of every test that is skipped without them
 
-# A deadline would fail tests on a busy machine; the same examples every time keep a green run green.
+# No deadline, which would fail tests on a busy machine; fixed examples, so that results are reproducible.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with `glue/` and `superglue/` in the official layout; tests that need it skip where there is none."""
+    """Folder with `glue/` and `superglue/` in the official layout; tests that need it are skipped without it."""
     folder = Path(os.environ.get("NLU_TEST_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "glue").is_dir():
         pytest.skip(f"{NO_DATA}: {folder} holds no folder glue; set NLU_TEST_DATA to a folder that does")
@@ -70,7 +70,7 @@ def tiny_config(architecture: str, vocabulary: int) -> PretrainedConfig:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of about 400 tokens that knows the prompts; `<eos>` is token 0, and there is no pad token."""
+    """Byte-level BPE of about 400 tokens, trained on the prompts; `<eos>` is token 0, and there is no pad token."""
     corpus = [prompt_text(task, dict.fromkeys(task.fields, "The book was read by Anna.")) for task in TASKS.values()]
     corpus += [f"{word}{CLOSE}" for word in ("Yes", "No", "Positive", "Negative", "3.5", "0.0", "5.0")]
     corpus += ["Mary wrote a letter to the teacher last week.", "The children were happy, and nobody slept."]
@@ -153,7 +153,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT as in a terminal: a shell that starts a job in the background passes it on ignored."""
+    """SIGINT as in a terminal: background jobs of a shell inherit it as ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

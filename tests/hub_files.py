@@ -40,7 +40,7 @@ def hub_split(name, split):
 
 
 def hub_rows(name, split):
-    """The rows as the hub has them, all columns at the top, labels as class numbers."""
+    """The rows in the hub's form: all columns at the top level, labels as class numbers."""
     labelled = split in EXPECTED_LABELLED[name]
     if name == "multirc":
         [one] = NESTED[name]
@@ -122,7 +122,7 @@ def check_like_official(name, split, root):
         assert [alike(example.label) for example in examples] == [alike(label) for _, label, _ in rows]
     else:
         assert [example.label for example in examples] == [label for _, label, _ in rows]
-    if split == "test":  # the numbers by which the evaluation server knows the rows
+    if split == "test":  # the row ids that the evaluation server expects
         numbers = [kept.get("idx") for _, _, kept in rows]
         if name in ("multirc", "record"):
             assert [example.kept for example in examples] == [kept for _, _, kept in rows]

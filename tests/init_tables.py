@@ -1,4 +1,4 @@
-"""Tables for `nlu init`, the recipe that it makes of them, and the command run in this process."""
+"""Tables for `nlu init`, the recipe that it writes for them, and the command run in this process."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def make_recipe(model, data, label, **options):
     write(draft_of)
     recipe = load_recipe(draft_of.entry.path)
     warnings = []
-    assert problems(recipe, warnings.append) == []  # as `nlu validate` has it
+    assert problems(recipe, warnings.append) == []  # as in `nlu validate`
     return draft_of, recipe.data.tasks[0], RunData.load(recipe, warnings.append)
 
 
@@ -71,7 +71,7 @@ def nlu(*arguments):
 
 
 def check(task, data):
-    """Invariants of every recipe of init: every row has its text, each label's word is read back as the label."""
+    """Invariants of every recipe of init: every row has its text, each label's word is parsed as the label."""
     rows = data.train + data.validation + data.table
     assert data.train and data.table and data.validation
     for label in task.labels if not task.multi_label else ():

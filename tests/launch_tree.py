@@ -1,4 +1,4 @@
-"""A copy of what setup needs, with stub interpreters instead of installs."""
+"""A copy of the files that setup needs, with stub interpreters instead of installs."""
 
 import shutil
 import subprocess
@@ -37,7 +37,7 @@ def write_stub(path: Path, text: str) -> None:
 
 
 class Tree:
-    """A copy of what setup needs, in a path with a space, and a PATH of stubs."""
+    """A copy of the files that setup needs, in a path with a space, and a PATH of stubs."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "my project"

@@ -47,7 +47,7 @@ EXPECTED_LABELLED = {
 
 
 def flat_rows(name, split):
-    """(fields, label) of invented rows: texts with what must not be taken for markup, every label at least once."""
+    """(fields, label) of invented rows: texts with characters of other formats, every label at least once."""
     labels = [None] * 3
     if split in EXPECTED_LABELLED[name]:
         labels = [LABELS[name][n % len(LABELS[name])] for n in (1, 0, 3, 2)]
@@ -69,7 +69,7 @@ DIAGNOSTIC = "Lexical Semantics|Predicate-Argument Structure|Logic|Knowledge|Dom
 
 
 def three(folder, header, row, label_header, label_row, test_header, test_row):
-    """train, dev and test, where the first two are alike."""
+    """train, dev and test files; the first two have the same format."""
     labelled = (f"{header}{label_header}", f"{row}{label_row}")
     return {
         "train": (f"{folder}/train.tsv", *labelled),
@@ -166,7 +166,7 @@ def tsv_text(name, split):
 
 
 def tsv_kept(name, split, n):
-    """The official row number, where the file has one."""
+    """The official row number, if the file has one."""
     if split != "test" and name in ("cola", "sst2", "mrpc", "ax"):
         return {}
     return {"idx": other_number(n) if name == "qqp" and split != "test" else n}

@@ -1,4 +1,4 @@
-"""A task of the user's own, and its files."""
+"""A user's own task, and its files."""
 
 import json
 

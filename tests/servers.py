@@ -1,4 +1,4 @@
-"""The evaluation servers' formats, typed by hand: small official files, answers, and the expected archives."""
+"""The evaluation servers' formats, written by hand: small official files, answers, and the expected archives."""
 
 import json
 import zipfile
@@ -24,7 +24,7 @@ def jsonl(*objects):
 
 
 def spans(text, *entities):
-    """Entities as ReCoRD gives them: the places of their letters, the last one inclusive."""
+    """Entities in ReCoRD's form: inclusive character spans."""
     return [{"start": text.index(entity), "end": text.index(entity) + len(entity) - 1} for entity in entities]
 
 
@@ -55,7 +55,7 @@ LAYOUT = {
     "superglue/COPA/test.jsonl": jsonl(
         *({"premise": f"A{i}.", "choice1": "B.", "choice2": "C.", "question": "cause", "idx": i} for i in range(3))
     ),
-    "superglue/MultiRC/test.jsonl": jsonl(  # numbered neither from 0 nor in order, to see where the numbers come from
+    "superglue/MultiRC/test.jsonl": jsonl(  # unordered numbers that do not begin at 0, to show their source
         {
             "idx": 7,
             "version": 1.1,
@@ -120,7 +120,7 @@ LAYOUT = {
     ),
 }
 
-# Answers of a run to these rows; ReCoRD's are the entities that get the most probability.
+# Answers of a run to these rows; ReCoRD's are the entities with the highest probability.
 ANSWERS = {
     "cola": ["1", "0", "1"],
     "sst2": ["0", "1", "1"],
@@ -145,7 +145,7 @@ ANSWERS = {
     "axg": ["not_entailment", "not_entailment", "entailment"],
 }
 HEADER = "index\tprediction"
-# The expected files, by the servers' own FAQ pages.
+# The expected files, according to the servers' own FAQ pages.
 LINES = {
     "CoLA.tsv": [HEADER, "0\t1", "1\t0", "2\t1"],
     "SST-2.tsv": [HEADER, "0\t0", "1\t1", "2\t1"],
@@ -190,7 +190,7 @@ LINES = {
     ],
 }
 FILES = dict(zip(ANSWERS, LINES, strict=True))  # task -> its file
-# Where an answer has a wrong format.
+# Labels of answers with a wrong format.
 FALLBACKS = {
     **dict.fromkeys(("cola", "sst2", "mrpc"), "1"),
     **dict.fromkeys(("qqp", "wnli"), "0"),
@@ -270,7 +270,7 @@ def all_of(rows, suite, **changed):
 
 
 def refused(sources, suite, out, **options):
-    """The error of `make_archive`; it leaves nothing in the archive's folder that was not there."""
+    """The error of `make_archive`; checks that it adds nothing to the archive's folder."""
     before = {path: path.read_bytes() for path in out.parent.iterdir()}
     with pytest.raises(UserError) as caught:
         make_archive(sources, suite, out, **options)
@@ -305,7 +305,7 @@ def valid(file):
 
 
 def my_rows(file, text):
-    """(row number, label) of a file by the server's description; raises on what is not of that form."""
+    """(row number, label) of a file by the server's description; raises for any other form."""
     lines = text.split("\n")
     assert lines.pop() == ""
     if file.endswith(".tsv"):
@@ -325,7 +325,7 @@ def my_rows(file, text):
 
 
 def legal(file, row, label):
-    """Whether the server takes a label."""
+    """Whether the server accepts a label."""
     if file == "STS-B.tsv":
         return 0 <= float(label) <= 5
     if file == "ReCoRD.jsonl":

@@ -1,4 +1,4 @@
-"""Versions that a result may depend on: packages, Python, machine, commit."""
+"""Versions that may affect a result: packages, Python, machine, commit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__version__ = "0.1.0"  # of this project; pyproject.toml has the same
+__version__ = "0.1.0"  # version of this project, as in pyproject.toml
 PACKAGES = ("torch", "transformers", "deepspeed", "openrlhf", "peft", "datasets", "flash-attn", "vllm", "ray", "numpy")
 
 
 def versions() -> dict[str, Any]:
-    """Everything outside the recipe that a result may depend on."""
+    """Everything outside the recipe that may affect a result."""
     packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

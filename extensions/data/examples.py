@@ -26,7 +26,7 @@ def load_examples(
     Args:
         root: folder of the official download, or of the hub's parquet files, or "hub" to download those (recipe key
             data.root); None: file names are relative to the current folder.
-        seed: for the draw of one right and one wrong candidate per training query of ReCoRD.
+        seed: seed for drawing one right and one wrong candidate per training query of ReCoRD.
         warn: called for non-fatal findings: rows left out, a size that differs from the benchmark's.
 
     Raises:
@@ -51,7 +51,7 @@ def load_training(
 
     Args:
         limit: maximum number of rows (recipe key data.max_train_samples); None: all.
-        seed: for the sample, and for `load_examples`.
+        seed: seed of the sample and of `load_examples`.
 
     Raises:
         UserError: see `load_examples`.

@@ -33,7 +33,7 @@ def hold_out(examples: Sequence[Example], shares: Mapping[str, float], seed: int
     names = _strata(examples)
     strata = _grouped((name, group) for group, rows in enumerate(groups) for name in _distinct(names, rows))
     rng = np.random.default_rng(seed)
-    split_of: dict[int, str] = {}  # by group
+    split_of: dict[int, str] = {}  # group -> split
     carry = dict.fromkeys(shares, 0.0)
     for members in sorted(strata.values(), key=len):  # rare classes first: common ones would take their groups
         taken = Counter(split_of[group] for group in members if group in split_of)

@@ -58,7 +58,7 @@ class SplitReader:
         examples: list[Example] = []
         errors, left_out, unknown = RowErrors(self.path), Counter[str](), Counter[str]()
         lacking = Counter[str | int]()  # column -> rows without it
-        columns: dict[str | int, None] = {}  # of those rows
+        columns: dict[str | int, None] = {}  # columns of those rows
         number = -1
         for number, (where, row) in enumerate(self._rows()):
             try:
@@ -94,7 +94,7 @@ class SplitReader:
         return examples
 
     def _rows(self) -> Iterator[tuple[str, Row | RowError]]:
-        """(file and line, flat row)."""
+        """(file and line, flat row or its error) of each row."""
         flatten = ROWS[self.source.rows] if self.source.rows is not None else None
         for path in self.files:
             checks_columns = flatten is None and format_of(path, self.source) != "jsonl"

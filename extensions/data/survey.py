@@ -27,7 +27,7 @@ class SplitSurvey:
     task: Task
     split: str
     rows: int | None  # None: could not be read
-    labels: dict[str, int]  # of a classification task: answer -> rows
+    labels: dict[str, int]  # answer -> rows; classification only
     problems: list[str]
 
 

@@ -16,7 +16,7 @@ class NonFiniteTensor:
     """A tensor that contains NaN or infinity, and the samples that it belongs to."""
 
     tensor: str
-    slots: list[int]  # of the rank's batch
+    slots: list[int]  # positions in the rank's batch
     found: str  # "NaN" or "infinity"
 
 

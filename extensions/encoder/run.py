@@ -137,7 +137,7 @@ class EncoderRun:
             }
             write_json(tasks / f"{task.name}.json", record)
             shutil.rmtree(root / "checkpoints")
-        trainer.accelerator.free_memory()  # for the next model
+        trainer.accelerator.free_memory()  # makes room for the next model
         self.strategy.barrier()  # the next model may start from this one
 
     def answer(self, trainer: Trainer, job: Job, examples: Sequence[Example]) -> list[Prediction]:

@@ -19,7 +19,7 @@ Decoding = Literal["sample", "greedy", "likelihood"]
 def in_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
     """Batches of one task's examples. Rows with the same long text are adjacent; the others are sorted by length.
 
-    The batches depend on the examples alone, so a resumed evaluation forms the same ones.
+    The batches depend only on the examples, so a resumed evaluation forms the same ones.
     """
     texts = Counter(example.fields[example.task.long_field] for example in examples)
 

@@ -100,7 +100,7 @@ def log_likelihoods(
         prompts: token ids and text of each, from `encoder`.
 
     Returns:
-        (rows, C) float32 summed over the forms of each candidate, and (rows, C) of the canonical forms alone.
+        (rows, C) float32 summed over the forms of each candidate, and (rows, C) of the canonical forms only.
 
     Raises:
         UserError: a log-probability is NaN or infinite.

@@ -37,8 +37,8 @@ class Prediction:
     answer: str | float | None  # parsed; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
-    positive_probability: float | None = None  # of the positive label; of ranked tasks, or by likelihood
-    probabilities: dict[str, float] | None = None  # per label or score, of likelihood decoding
+    positive_probability: float | None = None  # of the positive label; in ranked tasks or likelihood decoding
+    probabilities: dict[str, float] | None = None  # per label or score; in likelihood decoding
 
 
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:

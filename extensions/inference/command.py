@@ -44,8 +44,8 @@ class PredictOptions:
     model: str | None
     batch_size: int | None
     device: str | None
-    format: str | None  # of standard input and output
-    prefix: str  # of the names of added columns
+    format: str | None  # format of standard input and output
+    prefix: str  # prefix of the added columns' names
     trust_remote_code: bool
 
 

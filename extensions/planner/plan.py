@@ -26,8 +26,8 @@ NOT_MODELLED = (
     "speed (rollouts are taken as this project's own) and Ray's messages, deepspeed.offload and deepspeed.config."
 )
 # Whole iterations of SmolLM2-135M on CoLA (tests/bench, two cores, with the rate measured there): bfloat16 predicted
-# 10.7 s, measured 11.8; float32 predicted 18.2 s, measured 16.4; memory predicted 2.03 and 2.83 GiB, measured 1.97 and
-# 2.73.
+# 11.8 s, measured 10.7; float32 predicted 16.4 s, measured 18.2; memory predicted 1.97 and 2.73 GiB, measured 2.03 and
+# 2.83.
 CHECKED = (
     "Checked on a CPU only: predicted iterations of SmolLM2 were 10% too long to 10% too short, phases up to 25% off, "
     "memory 4% too low. Numbers for GPUs rest on the assumptions."
@@ -67,7 +67,7 @@ class Plan:
     batch_size: int
     rows: int  # per epoch
     epoch_s: float
-    steps: int  # of the whole run
+    steps: int  # steps of the whole run
     samples_per_s: float
     tokens_per_s: float  # prompt and response tokens of the samples
     utilisation: float  # minimal FLOPs over the peak of all ranks

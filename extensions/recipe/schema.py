@@ -47,11 +47,11 @@ MAY_CHANGE = (
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="of the run: letters, digits, . _ -")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="name of the run: letters, digits, . _ -")
     method: Literal["ppo", "sft", "eval", "encoder"] = Field(
         "ppo", description="what the run does; set by the script of launch/ that starts it"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="random seed of everything")
     backend: Literal["deepspeed", "ray"] = Field(
         "deepspeed",
         description="training backend of PPO: DeepSpeed ranks around one shared base, or OpenRLHF's trainer on Ray and "

@@ -30,7 +30,7 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 class Model(Section):
     path: str = Field(description="folder or hub name of a decoder-only LLM, or pip:PACKAGE for one in a package")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the frozen base; auto: bfloat16 on GPU, float32 on CPU (ours)"
+        "auto", description="dtype of the frozen base; auto: bfloat16 on GPU, float32 on CPU (ours)"
     )
     attn_implementation: Literal["auto", "eager", "sdpa"] = Field(
         "auto",
@@ -157,11 +157,11 @@ class Rollout(Section):
     )
     response_budget: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field(
         [12, 32],
-        description="most tokens of a response: in training drawn per row, uniform in [low, high]; in evaluation high "
+        description="maximum response tokens: in training drawn per row, uniform in [low, high]; in evaluation high "
         "(paper 5.1)",
     )
     temperature: Number = Field(
-        1.0, gt=0, description="of the multinomial sampling in training and evaluation (paper 5.1)"
+        1.0, gt=0, description="temperature of the multinomial sampling in training and evaluation (paper 5.1)"
     )
 
     @property
@@ -206,7 +206,8 @@ class Vllm(Section):
 
 class Ray(Section):
     address: str | None = Field(
-        None, description="of a running Ray cluster (auto, HOST:PORT, ray://...); null: RAY_ADDRESS, else a local one"
+        None,
+        description="address of a running Ray cluster (auto, HOST:PORT, ray://...); null: RAY_ADDRESS, else a local one",
     )
     num_nodes: int = Field(1, ge=1, description="nodes of each group: actor, critic, reference (ours)")
     gpus_per_node: int | None = Field(

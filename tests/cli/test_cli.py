@@ -1,4 +1,4 @@
-"""The command `nlu`: what it prints, and its exit codes: 0, and 2 for a user's mistake, without a traceback."""
+"""The command `nlu`: its output and exit codes (0, or 2 for user errors, without a traceback)."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_validate_reads_the_reward_and_the_data(tmp_path):
     assert "not a folder" in fails("validate", path, "reward=nlu", f"data.root={tmp_path}/nowhere")
 
 
-def test_validate_says_when_the_data_were_not_checked(recipe, data_root):
+def test_validate_reports_unchecked_data(recipe, data_root):
     assert "data files not checked" in succeeds("validate", recipe, "data.tasks=cola")
     text = succeeds("validate", recipe, "data.tasks=cola,rte", f"data.root={data_root}/glue")
     assert "not checked" not in text
@@ -168,7 +168,7 @@ def test_preview_shows_demonstrations(recipe):
     assert "SFT: loss over the response" in succeeds("preview", recipe, "sft.loss=answer")
 
 
-def test_preview_shows_brackets_of_the_data_as_they_are(tmp_path, tiny_model):
+def test_preview_prints_brackets_in_the_data_unchanged(tmp_path, tiny_model):
     rows = {"train.jsonl": [{"text": "[bold]x[/bold] [/] {text} [red]", "label": "a"}]}
     text = succeeds("preview", own_recipe(tmp_path, str(tiny_model("llama")), rows))
     assert 'Judge "[bold]x[/bold] [/] {text} [red]".' in text
@@ -227,7 +227,7 @@ def test_brackets_in_a_path_are_printed(recipe):
 
 # ------------------------------------------------------------------------------------- nlu tasks --data-root
 
-# The columns that matter of the official layout; every file has two rows.
+# The required columns of the official layout; every file has two rows.
 PAIR = "index\tsentence1\tsentence2"
 TESTS = {
     "CoLA/test.tsv": ("index\tsentence", 1),
@@ -254,7 +254,7 @@ def official(tmp_path):
 
 
 def rows_of(text, task):
-    """The rows of a task in every table: the split tables' later rows have no name."""
+    """The rows of a task in all tables; in the split table only the first row of a task has its name."""
     found, here = [], False
     for line in text.splitlines():
         if "│" not in line:
@@ -281,7 +281,7 @@ def test_tasks_of_a_folder(official, tiny_model):
     assert splits == [["validation", "2", "Positive 1, Negative 1"], ["test", "2", ""]]
     (measured,) = lengths[0]
     mean, p95, share = re.fullmatch(r"(\d+), (\d+); (\d+)%", measured).groups()
-    # Two prompts that differ in the review alone.
+    # Two prompts that differ only in the review.
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
     prompts = [prompt_text(TASKS["sst2"], {"sentence": review}) for review in ("dull", "[bold]fine[/bold]")]
     counts = sorted(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
@@ -294,7 +294,7 @@ def test_tasks_of_a_folder(official, tiny_model):
 
 
 def test_tasks_with_two_tokenizers(official, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a short name, which is not wrapped
+    monkeypatch.chdir(tmp_path)  # a relative name is short enough not to wrap
     other = "[red]"
     shutil.copytree(tiny_model("llama"), other)
     text = succeeds("tasks", "--data-root", official, "--tokenizer", tiny_model("llama"), "--tokenizer", other)
@@ -305,7 +305,7 @@ def test_tasks_with_two_tokenizers(official, tiny_model, tmp_path, monkeypatch):
     assert f"{other}:mean,p95".replace(" ", "") in unwrapped
 
 
-def test_tasks_of_no_folder(tmp_path):
+def test_tasks_with_invalid_options(tmp_path):
     assert "'nowhere' is not a folder" in fails("tasks", "--data-root", "nowhere")
     assert "--tokenizer needs --data-root" in fails("tasks", "--tokenizer", "some/model")
     (tmp_path / "model").mkdir()
@@ -355,7 +355,7 @@ def test_submit(official, tmp_path, monkeypatch):
     assert (tmp_path / "[bold]mine.zip").read_bytes() == (tmp_path / "submission_glue.zip").read_bytes()
 
 
-def test_submit_says_what_is_wrong(official, tmp_path, monkeypatch):
+def test_submit_error_messages(official, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = answers(tmp_path / "a.jsonl", cola=["0", "1"])
     out = ["--out", tmp_path / "a.zip"]
@@ -411,7 +411,7 @@ def test_export(recipe, tmp_path, tiny_model):
 
 
 def test_export_cuts_prompts_to_the_context(tmp_path, tiny_model):
-    """512 tokens, of which the response needs 32."""
+    """The context has 512 tokens, of which 32 are reserved for the response."""
     path = own_recipe(tmp_path, str(tiny_model("llama")), {"train.jsonl": [{"text": "so " * 2000, "label": "a"}]})
     succeeds("export", path, tmp_path / "out")
     line = json.loads((tmp_path / "out" / "own" / "train.jsonl").read_text())
@@ -419,7 +419,7 @@ def test_export_cuts_prompts_to_the_context(tmp_path, tiny_model):
     assert 470 < len(tokenizer(line["input"])["input_ids"]) <= 480
 
 
-def test_export_says_what_is_wrong(recipe, tmp_path, monkeypatch):
+def test_export_error_messages(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "file").write_text("mine")
     assert "file/acceptability/train.jsonl: cannot be written" in fails("export", recipe, tmp_path / "file")
@@ -430,7 +430,7 @@ def test_export_says_what_is_wrong(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_check_says_how_a_model_is_computed(tiny_model, tmp_path):
+def test_check_reports_how_a_model_is_computed(tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model("llama"))
     done = run_command(["nlu", "check", str(recipe)])
     assert done.returncode == 0, done.stderr
@@ -441,6 +441,6 @@ def test_check_says_how_a_model_is_computed(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_check_refuses_in_one_sentence(tiny_bert, tmp_path):
+def test_check_rejects_an_encoder_with_one_error(tiny_bert, tmp_path):
     done = run_command(["nlu", "check", str(write_recipe(tmp_path, tiny_bert))])
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

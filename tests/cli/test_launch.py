@@ -1,4 +1,4 @@
-"""The launch scripts: valid as shell and as Python, and what they start."""
+"""The launch scripts: valid shell and Python, and the commands that they start."""
 
 import os
 import shutil
@@ -36,12 +36,12 @@ def main(argv, method, do):
     print(f"rank {rank} of {world}, threads {os.environ.get('OMP_NUM_THREADS')}, {method} {argv}", flush=True)
     return 7 if argv[-1] == "fail" and rank == "0" else 0
 """
-SAY_ARGUMENTS = '#!/usr/bin/env bash\necho "$0"; printf "%s|" "$@"\n'
+PRINT_ARGUMENTS = '#!/usr/bin/env bash\necho "$0"; printf "%s|" "$@"\n'
 
 
 @pytest.fixture
 def ppo(tmp_path: Path) -> Path:
-    """launch/ppo.sh in a tree whose extensions.runs.main only says how it was called."""
+    """launch/ppo.sh in a tree whose extensions.runs.main only prints its arguments."""
     root = tmp_path / "my project"
     (root / "launch").mkdir(parents=True)
     for script in ("launch.sh", "ppo.sh", "sft.sh", "eval.sh", "encoder.sh"):
@@ -65,7 +65,7 @@ def test_every_method_has_a_script_that_is_shell_and_python(ppo: Path, method: s
     script = ppo.parent / f"{method}.sh"
     result = run([sys.executable, str(script), "--local_rank=1", "r.yaml", "a=b c"], env=clean_env(RANK="1"))
     assert f"{method} ['r.yaml', 'a=b c']" in result.stdout, result.stderr
-    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", SAY_ARGUMENTS)
+    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     result = run(["bash", str(script), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
     assert result.stdout.splitlines()[1] == f"--quiet|{script}|r.yaml|"
 
@@ -93,7 +93,7 @@ def test_ppo_as_python_returns_mains_status(ppo: Path):
 
 
 def test_ppo_as_shell_uses_the_repos_environment(ppo: Path, tmp_path: Path):
-    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", SAY_ARGUMENTS)
+    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     env = clean_env(PATH="/usr/bin:/bin", NPROC="2", MASTER_PORT="29999")
     result = run(["bash", str(ppo), "r.yaml", "run.name=a  b", "x="], env=env, cwd=tmp_path)
     program, arguments = result.stdout.splitlines()
@@ -103,22 +103,22 @@ def test_ppo_as_shell_uses_the_repos_environment(ppo: Path, tmp_path: Path):
 
 
 def test_ppo_as_shell_leaves_the_number_of_ranks_to_deepspeed(ppo: Path):
-    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", SAY_ARGUMENTS)
+    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     result = run(["bash", str(ppo), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
     assert result.stdout.splitlines()[1] == f"--quiet|{ppo}|r.yaml|"
 
 
-def test_ppo_as_shell_leaves_an_active_environment_alone(ppo: Path, tmp_path: Path):
-    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", SAY_ARGUMENTS)
+def test_ppo_as_shell_uses_an_active_environment_that_has_deepspeed(ppo: Path, tmp_path: Path):
+    write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     active = tmp_path / "active"
     env = clean_env(PATH=f"{active}/bin:/usr/bin:/bin", VIRTUAL_ENV=str(active))
-    without = run(["bash", str(ppo), "r.yaml"], env=env)  # cannot run this, so the repo's is used
+    without = run(["bash", str(ppo), "r.yaml"], env=env)  # it has no deepspeed yet, so the repo's is used
     assert without.stdout.startswith(str(ppo.parent.parent))
-    write_stub(active / "bin/deepspeed", SAY_ARGUMENTS)
+    write_stub(active / "bin/deepspeed", PRINT_ARGUMENTS)
     assert run(["bash", str(ppo), "r.yaml"], env=env).stdout.startswith(str(active))
 
 
-def test_ppo_as_shell_without_deepspeed_says_what_to_do(ppo: Path):
+def test_ppo_as_shell_without_deepspeed_names_the_setup_command(ppo: Path):
     result = run(["bash", str(ppo), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
     assert result.returncode == 1
     assert "launch/quickstart.sh" in result.stderr
@@ -153,7 +153,7 @@ def test_ppo_under_deepspeed_fails_when_one_rank_fails(ppo: Path):
 
 @pytest.mark.slow
 def test_ppo_on_two_machines_without_ssh(ppo: Path, tmp_path: Path):
-    """The documented command for clusters without passwordless ssh, both "machines" on this one."""
+    """The documented command for clusters without passwordless ssh, with both "machines" on this one."""
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("first slots=1\nsecond slots=1\n")
     address = ("--master_addr", "127.0.0.1", "--master_port", str(free_port()))

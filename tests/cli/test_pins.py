@@ -94,7 +94,7 @@ def test_the_ray_set_is_the_cpu_set_with_what_it_adds_and_overrides(tree: Tree):
 
 @pytest.mark.parametrize("package", ["openrlhf", "torch", "transformers", "peft", "deepspeed"])
 def test_gpu_lock_covers_what_the_package_requires(package: str):
-    """Nothing is resolved when a lock is installed, so it must bring all requirements itself."""
+    """Locks are installed without dependency resolution, so they must list all requirements."""
     locked = pins("gpu.txt")
     for requirement in map(Requirement, metadata.requires(package) or []):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -126,8 +126,8 @@ print(max(faults[1:]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept by glibc alone")
-def test_freed_memory_is_kept_unless_the_user_has_other_wishes():
-    """Page faults of a block of 40 MB after the first: 10240 pages where each block is fresh memory."""
+def test_freed_memory_is_kept_unless_the_user_configures_malloc():
+    """Page faults of a second block of 40 MB: 10240 pages if each block is fresh memory."""
 
     def faults(kind, **environment):
         command = [sys.executable, "-c", ALLOCATE, kind]

@@ -1,4 +1,4 @@
-"""What `nlu validate` and the start of a run find before a model is loaded, all at once."""
+"""Errors that `nlu validate` and the start of a run report together before a model is loaded."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ def test_a_path_that_is_no_folder_is_an_error_at_once(path, tmp_path, monkeypatc
     assert not isinstance(caught.value, HubUnreachable)
 
 
-def test_a_hub_that_is_not_there_is_found_in_a_second(monkeypatch):
+def test_an_unreachable_hub_is_detected_quickly(monkeypatch):
     def nowhere(*arguments, **options):
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -40,16 +40,16 @@ def test_a_hub_that_is_not_there_is_found_in_a_second(monkeypatch):
     start = time.monotonic()
     with pytest.raises(HubUnreachable, match="cannot be reached"):
         check_source("some-people/some-model")
-    assert time.monotonic() - start < 10  # transformers alone retries for half a minute
+    assert time.monotonic() - start < 10  # transformers itself retries for half a minute
 
 
-def test_offline_the_hub_is_not_asked(monkeypatch):
+def test_offline_the_hub_is_not_contacted(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE"):
         check_source("some-people/some-model")
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
+def test_a_folder_is_used_directly(tmp_path):
     check_source(str(tmp_path))
 
 

@@ -61,7 +61,7 @@ def test_setup_resumes_after_a_failed_install(tree: Tree):
     assert whole.exists()
 
 
-def test_setup_makes_a_moved_environment_anew(tree: Tree):
+def test_setup_recreates_a_moved_environment(tree: Tree):
     tree.setup()
     left_over = tree.root / ".venv/left_over"
     left_over.touch()
@@ -85,7 +85,7 @@ def test_setup_without_a_compiler(tree: Tree, missing: str):
     assert tree.pip_installs() == []
 
 
-def test_setup_takes_the_users_compiler(tree: Tree):
+def test_setup_uses_the_users_compiler(tree: Tree):
     (tree.bin / "c++").rename(tree.bin / "clang++")
     assert tree.setup(CXX="clang++").returncode == 0
 
@@ -101,13 +101,13 @@ def test_setup_with_another_python(tree: Tree, version: str):
     fails_with(tree.setup(STUB_VERSION=version), "Python 3.11 or 3.12 is needed", f"python3 ({version})")
 
 
-def test_setup_takes_the_named_python_and_no_other(tree: Tree):
+def test_setup_uses_only_the_python_that_is_set(tree: Tree):
     fails_with(tree.setup(PYTHON="/nowhere/python"), "Python 3.11 or 3.12 is needed", "found: none")
     (tree.bin / "python3.11").rename(tree.bin / "my python")
     assert tree.setup(PYTHON=str(tree.bin / "my python")).returncode == 0
 
 
-def test_setup_passes_over_a_python_that_does_not_run(tree: Tree):
+def test_setup_skips_a_python_that_does_not_run(tree: Tree):
     (tree.bin / "python3.11").rename(tree.bin / "python3")
     write_stub(tree.bin / "python3.11", "#!/usr/bin/env bash\necho shim: not installed >&2\nexit 127\n")
     assert tree.setup().returncode == 0
@@ -131,31 +131,31 @@ def test_setup_with_a_full_disk(tree: Tree):
 
 
 @pytest.mark.parametrize(
-    "pip_says",
+    "pip_output",
     [
         "WARNING: Retrying after connection broken by 'NewConnectionError(...)'",
         "ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)",
     ],
     ids=["no network", "empty registry"],
 )
-def test_setup_without_registry(tree: Tree, pip_says: str):
-    result = tree.setup(STUB_PIP_SAYS=pip_says)
+def test_setup_without_registry(tree: Tree, pip_output: str):
+    result = tree.setup(STUB_PIP_SAYS=pip_output)
     fails_with(result, "registry could not be reached", "PIP_INDEX_URL", ".venv/install.log")
-    assert pip_says in (tree.root / ".venv/install.log").read_text()
+    assert pip_output in (tree.root / ".venv/install.log").read_text()
 
 
 def test_setup_picks_the_gpu_set(tree: Tree):
     write_stub(tree.bin / "nvidia-smi", "#!/usr/bin/env bash\necho 'GPU 0: Some GPU (UUID: GPU-1)'\n")
     write_stub(tree.bin / "nvcc", "#!/usr/bin/env bash\n")
     assert tree.setup().returncode == 0
-    # flash-attn needs torch while it builds, so it comes after everything else.
+    # flash-attn needs torch for its build, so it is installed last.
     assert tree.pip_installs()[-1].endswith("flash-attn==2.8.3")
     packages = (tree.root / ".venv/requirements.txt").read_text()
     assert "\nvllm==" in packages
     assert "\nflash-attn==" not in packages
 
 
-def test_setup_without_nvcc_says_that_flash_attn_is_left_out(tree: Tree):
+def test_setup_without_nvcc_reports_that_flash_attn_is_left_out(tree: Tree):
     result = tree.setup(NLU_DEVICE="gpu")
     assert result.returncode == 0
     assert "flash-attn is left out" in result.stderr
@@ -166,7 +166,7 @@ def test_setup_without_nvcc_says_that_flash_attn_is_left_out(tree: Tree):
     "machine, installed",
     [("x86_64-pc-linux-gnu", True), ("aarch64-unknown-linux-gnu", False), ("arm64-apple-darwin23", False)],
 )
-def test_atheris_is_installed_where_there_are_packages_of_it(tree: Tree, machine: str, installed: bool):
+def test_atheris_is_installed_on_platforms_with_wheels(tree: Tree, machine: str, installed: bool):
     assert tree.setup(MACHTYPE=machine).returncode == 0
     assert ("\natheris==" in (tree.root / ".venv/requirements.txt").read_text()) == installed
 
@@ -182,8 +182,8 @@ def test_a_driver_without_gpus_is_a_cpu_machine(tree: Tree):
 
 
 @pytest.mark.parametrize("finished, status", [(True, 0), (False, 0), (False, 2)])
-def test_the_quickstart_ends_with_what_to_do_next(tree: Tree, tmp_path: Path, finished: bool, status: int):
-    """A run that was stopped or failed has no adapter to go on with."""
+def test_the_quickstart_prints_the_next_commands(tree: Tree, tmp_path: Path, finished: bool, status: int):
+    """They need the adapter, which a stopped or failed run does not have."""
     assert tree.setup().returncode == 0
     made = "mkdir -p runs/quickstart/adapter && : >runs/quickstart/adapter/nlu.json\n" if finished else ""
     write_stub(tree.root / ".venv/bin/deepspeed", f"#!/usr/bin/env bash\n{made}exit {status}\n")

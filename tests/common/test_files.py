@@ -24,7 +24,7 @@ def test_lines_survive_a_full_disk(tmp_path, monkeypatch):
         patch.setattr(files.os, "write", half)
         with pytest.raises(OSError, match="No space"):
             lines.append([{"b": 2}])
-        assert path.read_text() == '{"a": 1}\n', "no half of a line stays"
+        assert path.read_text() == '{"a": 1}\n', "the incomplete line is removed"
     lines.append([{"c": "ü"}])
     lines.close()
     assert read_jsonl(path) == [{"a": 1}, {"b": 2}, {"c": "ü"}], "nothing is lost"

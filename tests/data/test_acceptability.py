@@ -6,14 +6,14 @@ from extensions.data.generated.pairs import SIZES
 
 ROWS = {split: generate(split) for split in SIZES}
 
-# Written down here, not taken from the generator: all that the splits may share.
+# Independent of the generator: all words that the splits may share.
 FUNCTION_WORDS = """
     a an the this these those every each one two many several last
     i me he him she her we us they them
     is are was were has have do does did not can will must should to
     at in on near behind about for very already often
 """
-# Irregular forms to their lemma, so that "wrote" in one split and "writes" in another would be found out.
+# Irregular forms to their lemma, so that "wrote" in one split and "writes" in another are detected.
 IRREGULAR = """
     wrote/write written/write bought/buy sold/sell ate/eat eaten/eat broke/break broken/break stole/steal
     stolen/steal drew/draw drawn/draw threw/throw thrown/throw lost/lose found/find made/make slept/sleep fell/fall
@@ -26,7 +26,7 @@ LEMMAS = dict(pair.split("/") for pair in IRREGULAR.split())
 
 
 def stem(word):
-    """Crude on purpose: "baker" and "baked" meet, so do "visits" and "visitor"."""
+    """Deliberately crude: "baker" and "baked" have one stem, and so do "visits" and "visitor"."""
     word = LEMMAS.get(word, word)
     for ending in ("ing", "ies", "ied", "ers", "ors", "es", "ed", "er", "or", "s", "e", "y"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
@@ -49,7 +49,7 @@ def test_content_words_of_the_splits_are_disjoint():
 @pytest.mark.parametrize(
     "word, other", [("wrote", "writes"), ("baker", "baking"), ("planned", "plan"), ("thieves", "thief")]
 )
-def test_the_stems_of_a_lemma_meet(word, other):
+def test_forms_of_a_lemma_have_one_stem(word, other):
     assert stem(word) == stem(other)
 
 

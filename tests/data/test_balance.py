@@ -1,4 +1,4 @@
-"""Rare labels: rows that are repeated, and weights in SFT's loss and PPO's reward."""
+"""Class imbalance: oversampling, and class weights in SFT's loss and PPO's reward."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -56,11 +56,11 @@ def test_every_label_has_as_many_rows_as_the_most_frequent(balanced):
         assert all(copies[e.index] == 1 for e in examples if e.label == "it")
         assert sorted(copies[e.index] for e in examples if e.label == "hr") == [2, 2, 3, 3]
         rest.update(e.index for e in examples if e.label == "hr" and copies[e.index] == 3)
-    assert len(rest) == 4 and min(rest.values()) > 8, "the rows that are repeated once more are drawn anew"
+    assert len(rest) == 4 and min(rest.values()) > 8, "each epoch draws the remainder again"
     assert found[0] != found[1]
 
 
-def test_a_resumed_run_gets_the_same_batches_and_another_seed_others():
+def test_a_resumed_run_gets_the_same_batches_and_another_seed_different_ones():
     examples = rows({"it": 10, "hr": 4, "legal": 1}) + rows({"it": 3, "hr": 6}, OTHER)
     whole = [BatchOrder(examples, 7, 1, True, None, True).batch(step) for step in range(30)]
     for step in (0, 3, 11, 29):
@@ -71,7 +71,7 @@ def test_a_resumed_run_gets_the_same_batches_and_another_seed_others():
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_copies_of_a_row_are_spread(balanced, seed):
-    """The k-th of 20 copies in the k-th twentieth of its label's places."""
+    """The k-th of 20 copies is in the k-th twentieth of its label's positions."""
     order = BatchOrder(rows({"it": 60, "hr": 3}), 20, seed, balanced, None, True)
     (epoch,) = epochs(order, 120)
     for index in (60, 61, 62):
@@ -83,13 +83,13 @@ def test_copies_of_a_row_are_spread(balanced, seed):
 
 
 def test_without_oversampling_the_order_does_not_change():
-    """Golden values of the commit before."""
+    """Golden values of the version before oversampling was added."""
     examples = rows({"it": 4, "hr": 2})
     found = {b: [e.index for s in range(3) for e in BatchOrder(examples, 4, 0, b).batch(s)] for b in (False, True)}
     assert found == GOLDEN
 
 
-def test_oversampling_and_mixing_go_together():
+def test_oversampling_with_mixing():
     examples = rows({"it": 10, "hr": 4, "legal": 1}) + rows({"it": 2, "hr": 3}, OTHER)
     sizes = epoch_sizes(examples, True)
     assert sizes == {"tickets": 30, "other": 6} and epoch_sizes(examples, False) == {"tickets": 15, "other": 5}
@@ -114,7 +114,7 @@ def test_pairs_stay_together():
 # ------------------------------------------------------------------------------------------------------------ weights
 
 
-def test_weights_are_those_of_scikit_learn():
+def test_weights_equal_those_of_scikit_learn():
     examples = rows({"it": 10, "hr": 4, "legal": 1}) + rows({"it": 3, "legal": 9}, OTHER)
     weights = class_weights(examples)
     for task in (TICKETS, OTHER):
@@ -137,7 +137,7 @@ def weighted_rows():
 
 
 def plain_weighted_loss(policy, rows, answers_only):
-    """Sum over tokens of weight x cross entropy over the sum of the weights, by plain torch, one forward a sample."""
+    """Sum over tokens of weight x cross entropy over the sum of the weights, in plain torch, one forward per sample."""
     total, norm = torch.zeros(()), 0.0
     for row in rows:
         ids = torch.tensor([[*row.prompt, *row.response]])
@@ -150,7 +150,7 @@ def plain_weighted_loss(policy, rows, answers_only):
 
 
 @pytest.mark.parametrize("loss", ["sequence", "answer"])
-def test_the_weighted_loss_is_that_of_plain_torch(tiny_model, loss):
+def test_the_weighted_loss_equals_plain_torch(tiny_model, loss):
     policy, rows = make_policy(tiny_model("llama"), critic="none"), weighted_rows()
     expected = plain_weighted_loss(policy, rows, loss == "answer")
     expected.backward()
@@ -169,7 +169,7 @@ def test_the_weighted_loss_is_that_of_plain_torch(tiny_model, loss):
 
 
 class Rank(PlainEngine):
-    """One of two ranks: the sum over both, and the mean of their gradients as DeepSpeed has it."""
+    """One of two ranks: `sum` is over both, and gradients are averaged as in DeepSpeed."""
 
     world_size = 2
 
@@ -208,7 +208,7 @@ def test_targets_have_the_weights_of_their_samples():
 
 
 def test_batches_carry_the_weights_of_their_rows():
-    """From the recipe's key to the samples that SFT packs."""
+    """From the recipe key to the samples that SFT packs."""
     recipe = SimpleNamespace(
         data=SimpleNamespace(
             class_weights="balanced",
@@ -244,7 +244,7 @@ def test_the_reward_of_ppo_is_weighted_before_the_kl():
         flat = kl.flatten()
         experience = Experience([], [], [], [], [], index, flat, torch.zeros(6), flat, scores, w)
         PpoTrainer.estimate_advantages(experience, Ppo(whiten=False, gamma=1.0, lam=1.0), kl_coef=0.2)
-        assert torch.equal(experience.scores, scores), "what is logged stays the reward itself"
+        assert torch.equal(experience.scores, scores), "the unweighted reward is logged"
         found[name] = experience.advantages.view(2, 3)
     torch.testing.assert_close(found["weighted"][:, 2], torch.tensor([0.5 - 0.02, -2.0 - 0.02]))
     torch.testing.assert_close(found["weighted"][:, 0], torch.tensor([0.5 - 0.06, -2.0 - 0.06]))

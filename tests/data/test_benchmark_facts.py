@@ -77,7 +77,7 @@ def test_submission_files():
 
 
 def test_labels_of_the_evaluation_server():
-    """COPA and MultiRC take numbers, WSC the words True and False, and BoolQ and WiC true and false."""
+    """COPA and MultiRC use numbers, WSC the words True and False, and BoolQ and WiC true and false."""
     special = {name: TASKS[name].submission.labels for name in SIZES if TASKS[name].submission.labels}
     assert special == {
         "copa": {"0": 0, "1": 1},
@@ -89,7 +89,7 @@ def test_labels_of_the_evaluation_server():
 
 
 def test_the_averages_are_over_the_papers_columns():
-    """WNLI and the diagnostic sets count in neither average."""
+    """WNLI and the diagnostic sets are in neither average."""
     assert {name for name in GLUE if TASKS[name].in_suite_average} == set(GLUE) - {"wnli", "ax"}
     assert {name for name in SUPERGLUE if TASKS[name].in_suite_average} == set(SUPERGLUE) - {"axb", "axg"}
 
@@ -126,7 +126,7 @@ PROMPT = ("description", "answer_format", "question", "labels")
 
 @pytest.mark.parametrize("names", [("mnli", "mnli_mm", "ax", "cb"), ("rte", "superglue_rte", "axb", "axg")])
 def test_diagnostic_sets_share_the_prompt_of_their_task(names):
-    """A diagnostic set is answered by the model that was trained on the task it belongs to."""
+    """A diagnostic set is answered by the model of its training task."""
     assert len({json.dumps([getattr(TASKS[name], key) for key in PROMPT]) for name in names}) == 1
 
 
@@ -138,7 +138,7 @@ def test_other_tasks_have_distinct_prompts():
 
 # ----------------------------------------------------------------------------------------------------- the real files
 
-REAL = {  # rows of the sample folder; where they are fewer than the official ones, a warning says so
+REAL = {  # rows of the sample folder; fewer than the official number give a warning
     "cola": (8551, 1043, 1063),
     "sst2": (67349, 436, 1821),
     "stsb": (5749, 1500, 1379),
@@ -182,7 +182,7 @@ def test_real_files(data_root, name):
             assert {example.label for example in examples} == set(LABELS[name])
         if task.source.sizes[split] == count and name not in ("cola", "sst2", "multirc"):
             assert [example.kept["idx"] for example in examples] == list(range(count))
-        # a cell that took its neighbour along, or half of a quoted one
+        # a cell merged with its neighbour, or half of a quoted one
         assert not any("\t" in text or "\n" in text for e in examples for text in e.fields.values() if name in GLUE)
 
 
@@ -210,7 +210,7 @@ def test_real_record(data_root):
         assert not any("@" in e.fields["statement"] or "@highlight" in e.fields["passage"] for e in examples)
         for example in examples:
             assert example.kept["entity"] in example.fields["statement"]
-            # the ends of the official spans are inclusive: one short or long would cut or join words
+            # official spans include their ends: an off-by-one error would cut or join words
             assert example.kept["entity"] == example.kept["entity"].strip()
     right = [e for e in read("record", "validation", data_root) if e.label == "true"]
     assert {e.kept["query"] for e in right} == {query["idx"] for query in queries["validation"]}

@@ -74,13 +74,13 @@ def test_tsv_with_a_header(root, content):
     assert [example.index for example in load_examples(SST2, "train", str(root))] == [0, 1]
 
 
-def test_quotes_and_line_separators_are_characters_like_any_other(root):
+def test_quotes_and_line_separators_are_plain_characters(root):
     texts = ['"Open, he said', 'a "b" c', "''", '"', "a\u2028b\x85c\x0bd\x1ce", "back\\slash \\t", "#no comment", "NA"]
     put(root, "SST-2/train.tsv", "sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
     assert [fields["sentence"] for fields, _ in rows(SST2, "train", root)] == texts
 
 
-def test_cola_has_no_header_but_in_its_test_file(root):
+def test_cola_has_a_header_only_in_its_test_file(root):
     put(root, "CoLA/train.tsv", "gj04\t1\t\tThe sailors rode.\ncj99\t0\t*\tThe sailors ride breeze.\n")
     put(root, "CoLA/test.tsv", "index\tsentence\n0\tBill whistled.\n")
     assert rows(COLA, "train", root) == [
@@ -135,13 +135,13 @@ def test_scores_out_of_range_are_refused(root, score):
 
 
 @pytest.mark.parametrize("score", ["0", "5", "5.000", "0.0", "3.857", " 2.5 "])
-def test_scores_in_range_are_kept_as_they_stand(root, score):
+def test_scores_in_range_are_kept_unchanged(root, score):
     put(root, "STS-B/train.tsv", f"sentence1\tsentence2\tscore\na\tb\t{score}\n")
     assert rows(STSB, "train", root) == [({"sentence1": "a", "sentence2": "b"}, score.strip())]
 
 
 @pytest.mark.parametrize("score", ["1e0", "+3", "３", "4_0e-1"])
-def test_scores_that_no_answer_can_spell_are_refused(root, score):
+def test_scores_in_other_notations_are_refused(root, score):
     put(root, "STS-B/train.tsv", f"sentence1\tsentence2\tscore\na\tb\t{score}\n")
     assert "'score'" in refused(STSB, "train", root)
 
@@ -261,7 +261,7 @@ KEEPING = {"files": {"train": "train.jsonl"}, "keep": {"group": "g"}}
 
 
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '["\\udfff"]', '{"a": [NaN]}'])
-def test_values_that_a_file_of_predictions_cannot_hold(root, value):
+def test_kept_values_must_be_valid_json(root, value):
     task = Task.model_validate(OWN.model_dump(exclude={"source"}) | {"source": KEEPING})
     put(root, "train.jsonl", jsonl(GOOD | {"g": [1, "a", None]}, GOOD))
     assert [e.kept for e in load_examples(task, "train", str(root))] == [{"group": [1, "a", None]}, {}]
@@ -275,7 +275,7 @@ def test_dates_of_a_parquet_file_cannot_be_kept(root):
     columns = {"passage": ["a"], "question": ["b"], "label": [1]}
     for idx, part in (
         (pyarrow.array([datetime.timedelta(seconds=1)]), "row 1, field 'idx': datetime.timedelta(seconds=1) cannot"),
-        (pyarrow.array([2**30], pyarrow.date32()), "cannot be read after row 0"),  # a date that Python does not know
+        (pyarrow.array([2**30], pyarrow.date32()), "cannot be read after row 0"),  # a date beyond Python's range
     ):
         pyarrow.parquet.write_table(pyarrow.table(columns | {"idx": idx}), root / "boolq" / "train-0.parquet")
         assert part in refused(TASKS["boolq"], "train", root)

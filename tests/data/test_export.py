@@ -88,7 +88,7 @@ def tokenizer(tiny_model):
 
 
 def exported(recipe, tokenizer, folder):
-    """Files below `folder` as their names, in the order in which they were written."""
+    """Relative names of the files in `folder`, in writing order."""
     encoder = PromptEncoder(tokenizer, prompt_limit(recipe, load_config(recipe.model)), recipe.prompt.chat_template)
     warnings = []
     written = export(recipe, encoder, folder, warnings.append)
@@ -148,7 +148,7 @@ def test_openrlhf_reads_the_prompts_and_labels(make, tokenizer, tmp_path, openrl
         assert gold == example.label
         assert (found.name, found.labels, found.score_range) == (task.name, task.labels, task.score_range)
     prompts = [prompt for _, prompt, _, _ in read]
-    assert sum(HARD in prompt for prompt in prompts) == 3, "every character came through"
+    assert sum(HARD in prompt for prompt in prompts) == 3, "every character is preserved"
     assert read.collate_fn([read[0], read[3]])[0] == ["cola", "cola"]
 
 
@@ -162,10 +162,10 @@ def test_generated_tasks_are_exported(make, tokenizer, tmp_path):
     found = [next(row for text, row in sentences.items() if f'"{text}"' in line["input"]) for line in written]
     assert [unpack_label(line["label"])[1] for line in written] == [row.label for row in found]
     assert len(found) == 6 and len({row.pair for row in found}) == 3, "pairs stay whole"
-    assert len(lines(tmp_path / "out" / names[1])) > 6, "the limit is of the training set"
+    assert len(lines(tmp_path / "out" / names[1])) > 6, "the limit applies to the training set"
 
 
-# Context 512, of which the response needs 32.
+# The context has 512 tokens, of which 32 are reserved for the response.
 @pytest.mark.parametrize(
     "keys, limit",
     [({}, 480), ({"rollout.response_budget": "[12, 100]"}, 412), ({"prompt.max_tokens": 300}, 300)],
@@ -249,7 +249,7 @@ def test_a_prompt_that_cannot_fit_leaves_the_earlier_file(make, tokenizer, tmp_p
 
 
 class Engine:
-    """In vLLM's place: answers every prompt with `text`, and records what it was asked."""
+    """Stands in for vLLM: answers every prompt with `text`, and records its arguments."""
 
     def __init__(self, tokenizer, text, finish_reason="stop"):
         self.ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -265,7 +265,7 @@ class Engine:
 
 
 RESPONSES = [
-    # task, response, how it ends, reward by section 4.3, score (1 is right), format errors
+    # task, response, finish reason, reward by section 4.3, score (1 is right), format errors
     pytest.param("cola", f"Yes{CLOSE}", "stop", 1.0, 1.0, 0.0, id="right"),
     pytest.param("cola", f" acceptable. {CLOSE}", "stop", 1.0, 1.0, 0.0, id="right in other words"),
     pytest.param("cola", f"No{CLOSE}", "stop", 0.0, 0.0, 0.0, id="wrong"),
@@ -320,7 +320,7 @@ def test_openrlhfs_rollout_gives_the_reward_of_training(
 
 
 def test_a_label_of_another_program_gives_no_reward(make, tokenizer):
-    """OpenRLHF logs what a reward raises and goes on without one."""
+    """OpenRLHF logs an exception in the reward function and continues without a reward."""
     result = rollout(tokenizer, Engine(tokenizer, f"Yes{CLOSE}"), "Is it?", "1")
     assert result["reward"] is None and result["scores"] is None
 

@@ -1,4 +1,4 @@
-"""What holds for every generated task: balance, pairs, no repetition, the same rows everywhere."""
+"""Properties of every generated task: balance, pairs, no repetition, reproducible rows."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from support import ROOT
 from extensions.data.generated import GENERATORS
 from extensions.data.generated.pairs import SIZES
 
-WORDS = {"acceptability": (5, 12), "reviews": (6, 16)}  # fewest and most words of a sentence
+WORDS = {"acceptability": (5, 12), "reviews": (6, 16)}  # minimum and maximum words per sentence
 EACH = [(task, split) for task in GENERATORS for split in SIZES]
 
 

@@ -40,7 +40,7 @@ def test_the_hubs_files_give_the_official_rows(tmp_path, name, layout):
 
 
 def test_scores_of_32_bits_keep_their_decimals(tmp_path):
-    """32-bit 3.8 is 3.799999952316284."""
+    """The float32 3.8 is 3.799999952316284 in float64."""
     write_hub(tmp_path, "stsb", LAYOUTS[0])
     assert [example.label for example in read("stsb", "train", tmp_path)] == ["0", "3.8", "4.333", "5"]
 
@@ -141,7 +141,7 @@ def test_root_hub_reads_the_cache(hub_cache, name):
 
 @pytest.mark.parametrize("name", ["mnli", "superglue_rte", "axg"])
 def test_root_hub_falls_back_on_the_hubs_own_conversion(hub_cache, name):
-    """The branch refs/convert/parquet, where the main one has a script, or nothing of this task."""
+    """The branch refs/convert/parquet is used if the main one has a script, or no files of this task."""
     folder = snapshot(hub_cache, HUB_REPOS[name], "refs/convert/parquet", CONVERTED)
     write_hub(folder, name, LAYOUTS[1])
     for _ in range(2):

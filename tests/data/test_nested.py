@@ -1,4 +1,4 @@
-"""From the objects of SuperGLUE's nested files, and of the hub's flat form, to rows."""
+"""From SuperGLUE's nested objects, and the hub's flat form, to rows."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ MULTIRC_FLAT = [
 ]
 
 
-def test_multirc_gives_one_row_an_answer():
+def test_multirc_gives_one_row_per_answer():
     names = ("passage", "question", "answer", "label", "paragraph_idx", "question_idx", "answer_idx")
     assert [tuple(row[name] for name in names) for row in multirc(MULTIRC)] == [
         (PASSAGE, "Who baked?", "Mia", 1, 7, 20, 61),
@@ -82,7 +82,7 @@ RECORD = {
     "source": "Daily mail",
     "passage": {
         "text": NEWS,
-        # not in order, and some twice: the ends are the places of the last characters
+        # unordered, some repeated; the ends are the positions of the last characters
         "entities": [
             {"start": 69, "end": 76},
             {"start": 24, "end": 27},
@@ -142,8 +142,8 @@ def test_record_fills_in_each_entity_once_in_order_of_first_mention():
     assert {row["passage"] for row in rows} == {TEXT}
 
 
-def test_record_compares_with_the_answers_as_the_metric_does():
-    """Case, punctuation and articles do not count; the answers are kept as they stand, each once."""
+def test_record_labels_candidates_by_the_metrics_normalisation():
+    """Case, punctuation and articles are ignored; the answers are kept unchanged, without duplicates."""
     rows = list(record(RECORD))
     assert [row["label"] for row in rows] == [False, True, False, False, True, False, False, True]
     assert [row["answers"] for row in rows] == [["Bob Ray"]] * 4 + [["Oslo Times", "ann bell!"]] * 4
@@ -212,7 +212,7 @@ TWICE = "Sam said he knew that he could win, and he did."
 @pytest.mark.parametrize(
     "text, pronoun, index, expected",
     [
-        # the index counts words from 0; of several occurrences the nearest to it is meant
+        # the index counts words from 0; the occurrence nearest to it is marked
         (TWICE, "he", 2, "Sam said *he* knew that he could win, and he did."),
         (TWICE, "he", 5, "Sam said he knew that *he* could win, and he did."),
         (TWICE, "he", 9, "Sam said he knew that he could win, and *he* did."),
@@ -240,7 +240,7 @@ TWICE = "Sam said he knew that he could win, and he did."
         ("Was it aab?", "a.b", 2, None),
     ],
 )
-def test_wsc_marks_the_pronoun_that_is_meant(text, pronoun, index, expected):
+def test_wsc_marks_the_occurrence_at_the_index(text, pronoun, index, expected):
     if expected is None:
         with pytest.raises(ValueError, match="does not hold the pronoun"):
             marked(text, pronoun, index)
@@ -318,7 +318,7 @@ def test_the_objects_load(tmp_path, name):
             assert load_lines(tmp_path, name, split, json.dumps(one))
 
 
-# (task, what replaces the object, what the message must hold)
+# (task, replacement of the object, parts of the message)
 BROKEN = [
     ("multirc", {}, ["MultiRC's format", "KeyError", "passage"]),
     ("multirc", {"passage": None, "idx": 0}, ["MultiRC's format", "TypeError"]),
@@ -430,7 +430,7 @@ def test_a_mutated_object_loads_or_is_a_user_error(folder, drawn):
         assert tuple(example.fields) == task.fields
         for text in example.fields.values():
             assert isinstance(text, str) and (text.strip() or may_lack)
-            text.encode()  # half of a surrogate pair would raise
+            text.encode()  # raises for half of a surrogate pair
         assert example.label in task.labels or (example.label is None and split in task.source.unlabelled)
 
 

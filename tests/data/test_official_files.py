@@ -1,4 +1,4 @@
-"""The official files of all 21 GLUE and SuperGLUE tasks: where they are, every row, sizes and gaps.
+"""The official files of all 21 GLUE and SuperGLUE tasks: locations, rows, sizes and missing texts.
 
 The rows are invented; formats are typed in official.py from the benchmarks' own descriptions, not taken from the task
 table.
@@ -40,7 +40,7 @@ def found(name, split, root):
 
 
 def test_the_invented_files_have_the_official_columns():
-    """What this file writes has the columns that the benchmark's descriptions count."""
+    """The invented files have as many columns as the benchmarks' descriptions state."""
     for name, counts in COLUMNS.items():
         for split, count in zip(TSV[name], counts, strict=True):
             lines = tsv_text(name, split).removesuffix("\n").split("\n")
@@ -61,7 +61,7 @@ def test_official_files(tmp_path, name, bom, end):
 
 @pytest.mark.parametrize("name", ALL)
 def test_splits(tmp_path, name):
-    """The splits and the labelled ones; each has its own file, without which it is absent."""
+    """All splits and the labelled ones; each has its own file, without which it is absent."""
     task = TASKS[name]
     assert [split for split in SPLITS if split in task.source.files] == list(EXPECTED_SPLITS[name])
     assert [split for split in SPLITS if is_labelled(task, split)] == list(EXPECTED_LABELLED[name])
@@ -159,7 +159,7 @@ def test_qqp_rows_with_gaps_are_left_out_of_training(tmp_path):
     assert [(kept["idx"], label) for _, label, kept in found("qqp", "train", tmp_path)] == [(0, "0"), (4, "1")]
     assert [example.index for example in read("qqp", "train", tmp_path)] == [0, 1]
     path = str(tmp_path / "QQP/train.tsv")
-    # the rows left out count as found: the official file has them too
+    # skipped rows count towards the size: the official file has them too
     assert warnings(sized("qqp", train=6), "train", tmp_path) == [
         f"{path}: left out 4 rows that lack a text or a column"
     ]
@@ -189,7 +189,7 @@ def test_qqp_rows_with_an_empty_question_count_in_evaluation(tmp_path):
 
 
 def test_a_test_row_without_its_columns_is_an_error_even_in_qqp(tmp_path):
-    """The evaluation server wants an answer for every row, so none may be left out unseen."""
+    """The evaluation server expects an answer to every row, so none may be skipped silently."""
     put(tmp_path, "QQP/test.tsv", "id\tquestion1\tquestion2\n0\tWhy?\tHow?\n1\tWhy?\n")
     with pytest.raises(UserError, match="line 3: 2 columns, expected 3"):
         read("qqp", "test", tmp_path)
@@ -270,6 +270,6 @@ def test_each_query_of_record_draws_for_itself(tmp_path):
     put(tmp_path, "ReCoRD/train.jsonl", "".join(json.dumps(one) + "\n" for one in objects))
     drawn = Counter((e.label, e.kept["entity"]) for e in read("record", "train", tmp_path))
     assert set(drawn) == {("true", name) for name in "bc"} | {("false", name) for name in "adefgh"}
-    # of 60 draws each of two has about 30, each of six about 10; four deviations either way
+    # of 60 draws each of two gets about 30, each of six about 10; within four standard deviations
     assert all(14 <= drawn["true", name] <= 46 for name in "bc")
     assert all(1 <= drawn["false", name] <= 22 for name in "adefgh")

@@ -45,7 +45,7 @@ def test_each_epoch_is_a_permutation(examples, batch_size, balanced):
     for epoch in whole:
         assert sorted(epoch) == sorted(names(examples))
     if size > 10:
-        assert whole[0] != whole[1] != whole[2], "each epoch has another order"
+        assert whole[0] != whole[1] != whole[2], "each epoch has a different order"
     assert all(len(order.batch(step)) == batch_size for step in (0, 1, 1000))
 
 
@@ -72,7 +72,7 @@ def test_pairs_come_in_one_batch(batch_size, balanced):
 
 
 @pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-def test_pairs_stay_side_by_side_among_single_rows(balanced):
+def test_pairs_stay_adjacent_among_single_rows(balanced):
     examples = SETS["pairs"] + make(SST2, ["1", "0", "1"] * 5)
     order = BatchOrder(examples, len(examples), 1, balanced)
     for epoch in range(5):
@@ -85,8 +85,8 @@ def test_pairs_stay_side_by_side_among_single_rows(balanced):
 @pytest.mark.parametrize("batch_size", [4, 8, 12, 16])
 @pytest.mark.parametrize("seed", range(3))
 def test_balanced_batches_are_balanced(batch_size, seed):
-    # Two classes of equal size, each spread evenly: the k-th of n lies in [k/n, (k+1)/n), so that in any window the
-    # counts of the classes differ by less than 4; both are whole and their sum is even, hence by at most 2.
+    # Two classes of equal size, each spread evenly: the k-th of n lies in [k/n, (k+1)/n), so in any window the
+    # counts of the classes differ by less than 4. They are integers with an even sum, so they differ by at most 2.
     size = 240
     order = BatchOrder(make(COLA, ["1"] * (size // 2) + ["0"] * (size // 2)), batch_size, seed, True)
     for step in range(size // batch_size):
@@ -106,7 +106,7 @@ def test_tasks_are_mixed_in_proportion(seed):
     order = BatchOrder(examples, 20, seed, True)
     for step in range(len(examples) // 20):
         counts = Counter(example.task.name for example in order.batch(step))
-        # 12, 4 and 4 on average; a class of units strays by less than 2, and the window by what all of them stray
+        # 12, 4 and 4 on average; each class deviates by less than 2, and a task by at most the sum over its classes
         for name, mean in (("cola", 12), ("sst2", 4), ("stsb", 4)):
             assert abs(counts[name] - mean) <= 6
     plain = BatchOrder(examples, 100, seed, False)
@@ -134,7 +134,7 @@ def test_rows_of_an_epoch(mixing, expected):
 
 @pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
 def test_tasks_keep_their_shares_and_no_row_repeats_within_a_pass(balanced):
-    """A task of 40 rows gives 15 an epoch, one of 8 gives 20: after 8 epochs 3 and 20 passes."""
+    """Tasks of 40 and 8 rows contribute 15 and 20 rows per epoch: 3 and 20 passes after 8 epochs."""
     examples = make(COLA, ["1", "0"] * 20) + make(SST2, ["1", "0"] * 4)
     order = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
     drawn = [example for step in range(7 * 8) for example in order.batch(step)]
@@ -144,10 +144,10 @@ def test_tasks_keep_their_shares_and_no_row_repeats_within_a_pass(balanced):
     seen = Counter(names(drawn))
     assert {seen["cola", i] for i in range(40)} == {3} and {seen["sst2", i] for i in range(8)} == {20}
     again = BatchOrder(examples, 5, 2, balanced, {"cola": 15, "sst2": 20})
-    assert names(again.batch(33)) == names(order.batch(33)), "of seed and step alone"
+    assert names(again.batch(33)) == names(order.batch(33)), "a function of seed and step only"
     passes = [names(e for e in drawn if e.task is SST2)[8 * k : 8 * (k + 1)] for k in range(20)]
     if not balanced:
-        assert len({tuple(p) for p in passes}) > 10, "each pass has another order"
+        assert len({tuple(p) for p in passes}) > 10, "each pass has a different order"
 
 
 def test_mixing_keeps_pairs_together():

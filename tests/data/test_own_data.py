@@ -146,23 +146,23 @@ def test_all_invalid_rows_are_reported_with_the_keys_that_accept_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choice, fields, said",
+    "choice, fields, expected",
     [
         ("skip", [("a", "b"), ("c", "d")], ["left out 3 rows that lack a text or a column"]),
         ("keep", [("a", "b"), ("", "b"), ("a", ""), ("c", "d")], ["left out 1 rows that have no text at all"]),
     ],
 )
-def test_keys_that_accept_invalid_rows(tmp_path, choice, fields, said):
+def test_keys_that_accept_invalid_rows(tmp_path, choice, fields, expected):
     path = put(tmp_path, INVALID)
     warnings = []
     task = own(source={"incomplete": choice, "unknown_labels": "skip"})
     examples = load_examples(task, "train", str(tmp_path), warn=warnings.append)
     assert [tuple(example.fields.values()) for example in examples] == fields
-    said.append("left out 4 rows that have no label of the task: 'Billing' (2), 'legal' (1), '' (1)")
-    assert sorted(warnings) == sorted(f"{path}: {one}" for one in said)
+    expected = [*expected, "left out 4 rows that have no label of the task: 'Billing' (2), 'legal' (1), '' (1)"]
+    assert sorted(warnings) == sorted(f"{path}: {one}" for one in expected)
     assert [example.index for example in examples] == list(range(len(fields)))
     rows = [(INVALID[e.kept["row"]]["subject"], INVALID[e.kept["row"]]["ticket body"].strip()) for e in examples]
-    assert rows == fields, "the row of the file is found again"
+    assert rows == fields, "`row` is the row number in the file"
 
 
 @pytest.mark.parametrize("quoting", ["csv", "none"])
@@ -188,7 +188,7 @@ def test_scores_out_of_range_are_counted(tmp_path):
 # --------------------------------------------------------------------------------------------------------- warnings
 
 
-def said_of(task, train, **others):
+def warnings_of(task, train, **others):
     warnings = []
     make = lambda rows: [  # noqa: E731
         Example(task, i, {"subject": "s", "ticket body": text}, label) for i, (text, label) in enumerate(rows)
@@ -199,19 +199,19 @@ def said_of(task, train, **others):
 
 def test_warnings_are_counted():
     both = [("a", "billing"), ("b", "sales")]
-    assert said_of(own(), both, validation=[("c", "billing"), ("d", "sales")]) == []
-    leak = said_of(own(), [*both, ("C  c", "sales")], validation=[("c C", "billing"), ("x", "sales")], test=both)
+    assert warnings_of(own(), both, validation=[("c", "billing"), ("d", "sales")]) == []
+    leak = warnings_of(own(), [*both, ("C  c", "sales")], validation=[("c C", "billing"), ("x", "sales")], test=both)
     assert [line.split("(")[0].strip() for line in leak] == [
         "tickets: 1 of 3 training rows are also in validation",
         "tickets: 2 of 3 training rows are also in test",
     ]
-    doubled = said_of(own(), [*both, ("A", "billing"), ("a ", "billing"), ("B", "billing")])
+    doubled = warnings_of(own(), [*both, ("A", "billing"), ("a ", "billing"), ("B", "billing")])
     assert doubled == [
         "tickets: 2 of 5 training rows repeat another one, with its label",
         "tickets: 2 of 5 training rows have the texts of another one and another label",
     ]
     three = own(labels=["billing", "sales", "legal"])
-    assert said_of(three, both, validation=[("c", "sales"), ("d", "sales")]) == [
+    assert warnings_of(three, both, validation=[("c", "sales"), ("d", "sales")]) == [
         "tickets: no row of train has the label 'legal'",
         "tickets: all 2 rows of validation have the label 'sales'",
     ]
@@ -249,7 +249,7 @@ def test_truncated_rows_are_counted(tiny_model):
     assert "the longest text (subject, ticket body)" in line
     for example in (*short, *long):
         encoder.encode(task, example.fields)
-    assert encoder.truncated == {"tickets": 3}, "as the encoder counts"
+    assert encoder.truncated == {"tickets": 3}, "the encoder counts the same"
 
 
 # -------------------------------------------------------------------------------------------------------------- hub
@@ -257,7 +257,7 @@ def test_truncated_rows_are_counted(tiny_model):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A data set of the hub with class names in its schema; `snapshot_download` gives its folder."""
+    """A data set on the hub with class names in its schema; `snapshot_download` returns its folder."""
     import huggingface_hub
 
     folder = tmp_path / "snapshot"
@@ -349,7 +349,7 @@ def test_an_unreachable_hub_is_a_user_error(monkeypatch):
 
 @pytest.mark.parametrize("names", [["1", "0"], ["-1", "0", "1"], ["1", "2", "3"], ["bad", "good"]])
 def test_class_numbers_are_indices_of_the_class_names(tmp_path, names):
-    """Also where the names are numbers themselves."""
+    """Also if the names are numbers themselves."""
     features = {"team": {"names": names, "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     numbers = [k % len(names) for k in range(12)]
@@ -361,7 +361,7 @@ def test_class_numbers_are_indices_of_the_class_names(tmp_path, names):
 
 
 def test_scores_keep_all_their_digits(tmp_path):
-    """Of 64 bits, of 32 bits (3.8 is 3.799999952316284 in 64), and decimals."""
+    """Scores in float64, in float32 (3.8 is 3.799999952316284 in float64), and decimals."""
     from decimal import Decimal
 
     texts = {"subject": ["s"] * 3, "ticket body": ["a", "b", "c"]}
@@ -376,8 +376,8 @@ def test_scores_keep_all_their_digits(tmp_path):
         assert [row.label for row in load_examples(task, "train", str(tmp_path))] == expected
 
 
-def test_whole_numbers_that_pandas_made_floats_are_labels(tmp_path):
-    """As it does with a column that has a gap."""
+def test_integer_labels_that_pandas_stores_as_floats(tmp_path):
+    """Pandas does so for a column with a missing value."""
     rows = {"subject": ["s"] * 4, "ticket body": ["a", "b", "c", "d"], "team": [0, 1, None, 1]}
     pandas.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
     source = {"files": {"train": "rows.parquet"}, "unknown_labels": "skip"}

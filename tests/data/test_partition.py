@@ -25,7 +25,7 @@ SHARES = {"validation": 0.2, "test": 0.1, "seed": 3}
 
 
 def tickets(counts):
-    """Rows by label, sorted, each fifth text twice, in another case and with other spaces."""
+    """Rows sorted by label; every fifth text repeats the next one with different case and spaces."""
     rows = []
     for label, count in counts.items():
         for k in range(count):
@@ -60,7 +60,7 @@ def test_a_held_out_split(tmp_path):
         found = Counter(e.label for e in parts[split])
         for label in ("billing", "sales", "legal"):
             assert found[label] == pytest.approx(share * counts[label], abs=3 + 0.06 * counts[label])
-    assert parts_of(task, tmp_path, seed=9) == parts, "whatever the run's seed"
+    assert parts_of(task, tmp_path, seed=9) == parts, "independent of the run's seed"
     other = parts_of(own(labels=list(counts), source={"split": SHARES | {"seed": 4}}), tmp_path)
     assert {body(e) for e in other["test"]} != bodies["test"]
     for split in SPLITS:
@@ -78,13 +78,13 @@ def test_classes_of_three_texts_are_in_every_split(tmp_path):
             assert Counter(e.label for e in part) == dict.fromkeys(labels, 1)
 
 
-def test_a_class_of_two_texts_is_trained_on(tmp_path):
+def test_a_class_of_two_texts_stays_in_training(tmp_path):
     put(tmp_path, [*tickets({"billing": 30}), *({"subject": "s", "ticket body": b, "team": "sales"} for b in "ab")])
     parts = parts_of(own(source={"split": SHARES}), tmp_path)
     assert [Counter(e.label for e in part)["sales"] for part in parts.values()] == [2, 0, 0]
 
 
-def test_one_text_with_two_labels_is_on_one_side(tmp_path):
+def test_a_text_with_two_labels_is_in_one_split(tmp_path):
     rows = [{"subject": "s", "ticket body": f"t{k}", "team": team} for team in ("sales", "billing") for k in range(9)]
     put(tmp_path, rows)
     for seed in range(10):
@@ -154,7 +154,7 @@ def test_a_file_sorted_by_label_is_sampled_from_all_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [4, 5, 10, 100])
-def test_no_class_is_lost(limit):
+def test_samples_keep_every_class(limit):
     labels = ["a"] * 1000 + ["b"] * 2 + ["c"] * 30 + ["d"]
     task = own(labels=["a", "b", "c", "d"])
     examples = [Example(task, i, {}, label) for i, label in enumerate(labels)]

@@ -35,11 +35,11 @@ def test_groups_of_rows():
     rows = questions(COLA, [1] * 3)
     assert by_question(rows) == [[row] for row in rows]
     assert indices(by_question(questions(MULTIRC, [2, 1, 3]))) == [[0, 1], [2], [3, 4, 5]]
-    # A question number is of its paragraph; a question's rows need not be adjacent; numbers may be text.
+    # Question numbers restart in each paragraph; a question's rows need not be adjacent; numbers may be text.
     places = [(1, 0), (0, 0), (1, 0), (0, 1), ("0", "0"), (1, 1)]
     rows = [Example(MULTIRC, i, {}, "1", None, {"paragraph": p, "question": q}) for i, (p, q) in enumerate(places)]
     assert indices(by_question(rows)) == [[0, 2], [1, 4], [3], [5]]
-    # Row 0 of a task is not row 0 of another, nor is pair 0 query 0.
+    # Equal numbers in different tasks are different questions.
     mixed = [*questions(COLA, [1]), *questions(SST2, [1]), *questions(AXG, [2]), *questions(RECORD, [2])]
     assert [len(group) for group in by_question(mixed)] == [1, 1, 2, 2]
 
@@ -75,14 +75,14 @@ def test_subsamples_have_about_the_requested_size(task, limit):
     assert [row.index for row in found] == sorted({row.index for row in found})
     taken = len(by_question(found))
     assert taken == max(1, limit * 400 // len(rows))
-    # A question's rows are 5 on average, with a deviation of 2; one question may be missing for want of room.
+    # Questions have 5 rows on average, with a standard deviation of 2; one question may not fit.
     assert abs(len(found) - limit) <= 8 + 3 * 2 * taken**0.5
     firsts = [row.kept[task.group_by[0]] for row in found]
     assert firsts[0] == 0 and firsts[-1] == (taken - 1) * 400 // taken, "from the whole file"
 
 
 def queries(count=20):
-    """Five candidates a query, of which one or two are right, anywhere among them."""
+    """Five candidates per query, of which one or two are right, in any position."""
     rng = random.Random(0)
     rows = []
     for query in range(count):
@@ -118,7 +118,7 @@ def test_another_seed_keeps_other_candidates():
     assert set().union(*chosen) == {row.fields["statement"] for row in queries()}, "every candidate can be drawn"
 
 
-def test_a_query_without_a_wrong_candidate_keeps_what_it_has():
+def test_a_query_without_a_wrong_candidate_keeps_a_right_one():
     rows = [row for row in queries(3) if row.kept["query"] != 1 or row.label == "true"]
     found = sample_candidate_pair(rows, seed=0)
     assert [example.kept["query"] for example in found] == [0, 0, 1, 2, 2]

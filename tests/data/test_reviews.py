@@ -8,7 +8,7 @@ from extensions.data.generated.reviews import PHENOMENA, generate
 
 ROWS = {split: generate(split) for split in SIZES}
 
-# Written down here, not taken from the generator: all that the splits may share.
+# Independent of the generator: all words that the splits may share.
 FUNCTION_WORDS = """
     a an the this i me my we us our you it all none everything everyone anyone what such
     was is were be would will should can cannot not never and but so if that still also only nothing
@@ -22,12 +22,12 @@ TOPICS = """
 """
 IRREGULAR = "thought/think spent/spend chosen/choose ate/eat read/read wore/wear bought/buy sold/sell children/child"
 LEMMAS = dict(pair.split("/") for pair in IRREGULAR.split())
-# Kinds in which a word of sentiment says by itself what the review says.
+# Kinds in which a sentiment word has the polarity of its review.
 DIRECT = set(PHENOMENA) - {"negated", "contrast", "advice"}
 
 
 def stem(word):
-    """Crude on purpose: "enjoyed" and "enjoyable" meet, so do "unfriendly" and "friend"."""
+    """Deliberately crude: "enjoyed" and "enjoyable" have one stem, and so do "unfriendly" and "friend"."""
     word = LEMMAS.get(word, word)
     word = word.removeprefix("un") if len(word) > 6 else word
     for ending in (
@@ -41,14 +41,14 @@ def stem(word):
 
 
 def edits(pair):
-    """The stretches of words in which the positive and the negative member differ."""
+    """The spans in which the positive and the negative member differ."""
     good, bad = (words(pair[label]["sentence"]) for label in "10")
     codes = SequenceMatcher(None, good, bad, autojunk=False).get_opcodes()
     return [(good[a:b], bad[c:d]) for tag, a, b, c, d in codes if tag != "equal"]
 
 
 def polarity(split):
-    """Words that only ever tell positive reviews of the direct kinds from their negative twins, and the reverse."""
+    """Label -> content words of the differing spans, in members with this label of pairs of the direct kinds."""
     sides = {"1": set(), "0": set()}
     for pair in (pair for seed in range(10) for pair in pairs(generate(split, seed))):
         if pair["1"]["phenomenon"] in DIRECT:
@@ -78,7 +78,7 @@ def test_content_words_of_the_splits_are_disjoint():
         ("delight", "delightful"),
     ],
 )
-def test_the_stems_of_a_family_meet(word, other):
+def test_words_of_a_family_have_one_stem(word, other):
     assert stem(word) == stem(other)
 
 

@@ -26,7 +26,7 @@ from extensions.recipe import Recipe
 
 @pytest.fixture
 def small(tmp_path):
-    """Official files of every task, in one folder for each suite."""
+    """Official files of every task, in one folder per suite."""
     return write_benchmarks(tmp_path)
 
 
@@ -44,14 +44,14 @@ def by_task(examples):
     return dict(Counter(example.task.name for example in examples))
 
 
-def test_a_suite_is_short_for_all_its_tasks(small):
+def test_a_suite_name_selects_all_its_tasks(small):
     for suite, names in (("glue", GLUE), ("superglue", SUPERGLUE)):
         assert {task.name for task in recipe(small, [suite]).data.tasks} == set(names)
     assert [task.name for task in recipe(small, ["wic", "glue"]).data.tasks[:2]] == ["wic", "mnli"]
     assert len(recipe(small, "glue,superglue").data.tasks) == 21
 
 
-def test_a_run_of_everything(small):
+def test_a_run_of_all_tasks(small):
     data, said = load(small, ["glue", "superglue"], predict_test=True, every_steps=5)
     rows = {**dict.fromkeys(ALL, 4), "wsc": 2, "multirc": 3}
     assert by_task(data.train) == {name: n for name, n in rows.items() if "train" in EXPECTED_SPLITS[name]}
@@ -61,9 +61,9 @@ def test_a_run_of_everything(small):
     tests = {name: len(expected(name, "test")) for name in rows}
     assert by_task(data.test) == tests
     labelled = {example.task.name for example in data.test if example.label is not None}
-    assert labelled == {"axb", "axg"}, "the benchmarks keep the others to themselves"
+    assert labelled == {"axb", "axg"}, "the benchmarks do not publish the other labels"
     sizes = [one for one in said if "official" in one]
-    assert len(sizes) == sum(map(len, EXPECTED_SPLITS.values())), "a warning a file, for its size"
+    assert len(sizes) == sum(map(len, EXPECTED_SPLITS.values())), "one warning per file, for its size"
     assert sorted(set(said) - set(sizes)) == [
         "MultiRC: 3 of 3 training rows are also in validation (equal texts)",
         "ReCoRD: 4 of 4 training rows are also in validation (equal texts)",
@@ -130,7 +130,7 @@ def test_the_split_of_the_table(small):
         "rte": "validation",
         "axb": "test",
     }
-    # test: MNLI-mm is only evaluated, and what is evaluated is what has labels; a trained task must have them
+    # test: evaluation-only MNLI-mm uses the labelled split; a trained task must have labels in the chosen split
     assert load(small, ["acceptability", "mnli_mm"], split="test")[0].splits == {
         "acceptability": "test",
         "mnli_mm": "validation",

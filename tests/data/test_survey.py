@@ -1,4 +1,4 @@
-"""What a folder of benchmark files holds, and how long its prompts are."""
+"""The contents of a folder of benchmark files, and the lengths of its prompts."""
 
 import json
 from statistics import mean, quantiles
@@ -158,15 +158,15 @@ def test_lengths_by_several_encoders(tmp_path):
         pytest.approx(mean(-(-len(prompt) // 5) for prompt in prompts)),
         1,
     ]
-    # a prompt of one token keeps it to itself
+    # prompts of one token share nothing
     assert found[2].prefix_share == 0 and found[2].p95 == 1
     shared = prompts[0].index("good film number 0") // 5
     assert found[1].prefix_share == pytest.approx(shared / found[1].mean)
     assert lengths(TASKS["sst2"], str(tmp_path), []) == []
 
 
-def test_lengths_are_over_rows_at_equal_distances(tmp_path):
-    """Every third of 1500 rows: those alone are long."""
+def test_lengths_are_over_evenly_spaced_rows(tmp_path):
+    """Every third of 1500 rows is sampled, and only those are long."""
     assert SAMPLE == 500
 
     def repeat(i):
@@ -180,7 +180,7 @@ def test_lengths_are_over_rows_at_equal_distances(tmp_path):
     assert found.p95 == pytest.approx(quantiles(counts, n=20, method="inclusive")[-1])
 
 
-def test_one_row_shares_nothing(tmp_path):
+def test_one_row_has_no_shared_prefix(tmp_path):
     sst2(tmp_path, 1)
     [found] = lengths(TASKS["sst2"], str(tmp_path), [encoder()])
     [prompt] = prompts_of("sst2", texts(1))

@@ -1,4 +1,4 @@
-"""Hostile files of rows: each is read exactly, compared with pandas, or refused in one message."""
+"""Hostile tables: each is read exactly, compared with pandas, or refused with one message."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from extensions.common.errors import UserError
 from extensions.data.tables import columns_of, format_of, read_rows
 from extensions.tasks import Source
 
-# Cells that a CSV file may hold; each came back otherwise from some reader.
+# Valid CSV cells; each is changed by some reader.
 CELLS = [
     "plain",
     "a, b; c | d \t e",
@@ -69,7 +69,7 @@ def refused(path, **keys):
 
 
 def by_pandas(path, **options):
-    """An independent reader: all cells as text, "" where there is none."""
+    """An independent reader: all cells as text, "" for missing ones."""
     frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, **options)
     return frame.to_dict("records")
 
@@ -85,7 +85,7 @@ def frame():
 @pytest.mark.parametrize(
     "line_end, quoting",
     [
-        ("\n", csv.QUOTE_MINIMAL),  # which leaves a CR alone unquoted
+        ("\n", csv.QUOTE_MINIMAL),  # leaves a lone CR unquoted
         ("\n", csv.QUOTE_ALL),
         ("\r\n", csv.QUOTE_MINIMAL),
         ("\r\n", csv.QUOTE_ALL),
@@ -99,7 +99,7 @@ def test_files_written_by_pandas_are_read_exactly(tmp_path, separator, line_end,
     rows.to_csv(path, sep=separator, lineterminator=line_end, quoting=quoting, index=False)
     expected = rows.to_dict("records")
     options = {"lineterminator": "\n"} if line_end == "\n" else {}
-    assert by_pandas(path, sep=separator, **options) == expected, "the file is right"
+    assert by_pandas(path, sep=separator, **options) == expected, "the file is valid"
     assert read(path) == read(path, separator=separator) == expected
     assert columns_of(path, source()) == ["id", "text", "label"]
 
@@ -112,7 +112,7 @@ def test_encodings_of_unicode(tmp_path, encoding):
     marked = not encoding.endswith(("-le", "-be"))
     assert read(path, **({} if marked else {"encoding": encoding})) == rows.to_dict("records")
     if marked and encoding != "utf-8":
-        assert read(path, encoding="cp1252") == rows.to_dict("records"), "the mark says it"
+        assert read(path, encoding="cp1252") == rows.to_dict("records"), "the byte order mark takes precedence"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift_jis", "cp1251"])
@@ -143,7 +143,7 @@ def test_long_cells(tmp_path, size):
 
 
 def test_a_tsv_with_quotes(tmp_path):
-    """Without quoting, doubled quotes would stay and rows would split at quoted line breaks."""
+    """Without quoting, doubled quotes would remain and rows would split at quoted line breaks."""
     path = tmp_path / "rows.tsv"
     rows = frame()
     rows.to_csv(path, sep="\t", index=False)
@@ -199,7 +199,7 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(cells, min_size=3, max_size=3), min_size=1, max_size=6), st.sampled_from(",;|\t"))
-def test_any_text_comes_back(tmp_path_factory, rows, separator):
+def test_any_text_survives_a_round_trip(tmp_path_factory, rows, separator):
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=separator, quoting=csv.QUOTE_ALL)
     writer.writerows([["x", "y", "z"], *rows])
@@ -265,7 +265,7 @@ def test_all_malformed_rows_are_reported_together(tmp_path):
     with pytest.raises(UserError):
         for _, row in read_rows(tmp_path / "rows.csv", source()):
             good.append(row["label"])
-    assert good == ["a", "b"], "the others are given first"
+    assert good == ["a", "b"], "valid rows are yielded first"
 
 
 def test_malformed_lines_of_jsonl(tmp_path):

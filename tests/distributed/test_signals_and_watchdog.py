@@ -11,7 +11,7 @@ from extensions.distributed import signals, watchdog
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 
-def test_a_second_ctrl_c_ends_it_and_ignored_signals_stay_ignored():
+def test_a_second_ctrl_c_interrupts_and_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals.caught():

@@ -1,4 +1,4 @@
-"""The DeepSpeed strategy: optimizers against plain ones, the schedule, and a user's own JSON."""
+"""The DeepSpeed strategy: optimizers against plain torch and transformers, the schedule, and a user's own JSON."""
 
 import copy
 import json
@@ -29,8 +29,8 @@ def loss_of(forward, batch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
-def test_engine_steps_are_plain_steps_bit_for_bit(tiny_model, name, dtype):
-    """Five updates through DeepSpeed at stage 0, and by torch and transformers alone, from the same policy."""
+def test_engine_steps_equal_plain_steps_bit_for_bit(tiny_model, name, dtype):
+    """Five updates of the same policy, through DeepSpeed at stage 0 and with torch and transformers alone."""
     policy = make_policy(tiny_model("llama"), dtype=dtype).train()
     plain = copy.deepcopy(policy)
     batch = pack(samples())
@@ -62,11 +62,11 @@ def test_engine_steps_are_plain_steps_bit_for_bit(tiny_model, name, dtype):
         for part, value in state[key].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(engine_state[key][part])), part
     if name == "adafactor":
-        assert any("exp_avg_sq_row" in s for s in state.values()), "no factored state: not Adafactor any more"
+        assert any("exp_avg_sq_row" in s for s in state.values()), "Adafactor lost its factored state"
 
 
 def test_micro_batches_add_up_to_the_batch(tiny_model):
-    """Two backward passes and one step are one pass over both, without any scaling by DeepSpeed."""
+    """Two backward passes and one step equal one pass over both, without any scaling by DeepSpeed."""
     whole, split = make_policy(tiny_model("llama")), make_policy(tiny_model("llama"))
     rows = samples()
     strategy = make_strategy()
@@ -83,7 +83,7 @@ def test_micro_batches_add_up_to_the_batch(tiny_model):
         torch.testing.assert_close(split.trainable[key], value, atol=1e-4, rtol=1e-3)
 
 
-def test_gradient_norm_is_that_of_the_gradients(tiny_model):
+def test_gradient_norm_is_the_unclipped_norm(tiny_model):
     policy = make_policy(tiny_model("llama"))
     plain = copy.deepcopy(policy)
     strategy = make_strategy(max_grad_norm=0.01)

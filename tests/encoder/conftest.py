@@ -1,4 +1,4 @@
-"""Fixtures of the encoder tests: a toy task, recipes, the benchmarks in small."""
+"""Fixtures of the encoder tests: a toy task, recipes, small benchmark files."""
 
 import json
 
@@ -12,7 +12,7 @@ from extensions.recipe import Model
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory):
-    """Folder of two JSONL files: the label is whether the adjective is a good one, and of no other word."""
+    """Folder of two JSONL files; the label depends only on the adjective."""
     folder = tmp_path_factory.mktemp("toys")
     rows = [
         {"text": f"the {thing} was {adjective}", "label": label}
@@ -41,7 +41,7 @@ def write(tiny_bert, toys, tmp_path):
         for key, value in sections.items():
             recipe[key] = recipe.get(key, {}) | value
         path = tmp_path / f"{name}.yaml"
-        path.write_text(json.dumps(recipe))  # which is YAML too
+        path.write_text(json.dumps(recipe))  # JSON is also YAML
         return path
 
     return make

@@ -69,9 +69,9 @@ def test_a_question_that_leaves_no_room_is_an_error(loaded):
         SegmentCollator(loaded.tokenizer, needed - 1).check([row])
 
 
-def test_class_order_is_that_of_the_trained_task():
+def test_class_order_follows_the_trained_task():
     row = example("ax", "neutral", sentence1="a", sentence2="b")
-    labels = ["contradiction", "entailment", "neutral"]  # another order than the task's own
+    labels = ["contradiction", "entailment", "neutral"]  # not the task's own order
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.5]])
     found = predictions_of(labels, [row] * 3, logits)
     assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"]
@@ -79,7 +79,7 @@ def test_class_order_is_that_of_the_trained_task():
     assert {(p.task, p.gold, p.positive_probability) for p in found} == {("ax", "neutral", None)}
 
 
-def test_scores_are_kept_in_their_range():
+def test_scores_are_clipped_to_their_range():
     found = predictions_of([], [example("stsb")] * 3, torch.tensor([[-0.7], [2.25], [9.0]]))
     assert [(p.answer, p.text) for p in found] == [(0.0, "0.000"), (2.25, "2.250"), (5.0, "5.000")]
 
@@ -143,7 +143,7 @@ def test_the_encoder_comes_from_the_file_and_the_head_is_fresh(tiny_bert, tmp_pa
     assert len(body) > 30 and all(torch.equal(tensor, pretrained[name]) for name, tensor in body.items())
     with torch.no_grad():
         for parameter in first.parameters():
-            parameter.add_(0.5)  # stands for a training
+            parameter.add_(0.5)  # simulates training
     first.save_pretrained(tmp_path)
 
     second = state(load_encoder(Model(path=str(tiny_bert)), TASKS["cb"], 1, tmp_path))

@@ -1,4 +1,4 @@
-"""Encoder runs of a tiny random BERT: what it learns, answers and writes, stopped and resumed."""
+"""Encoder runs of a tiny random BERT: learning, predictions, run folder, stop and resume."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
     assert not (run / "checkpoints").exists() and not (run / "predictions_test.jsonl").exists()
     assert load_recipe(run / "recipe.yaml").method == "encoder"
 
-    # The saved model is the one that answered.
+    # The saved model gives the recorded answers.
     model = AutoModelForSequenceClassification.from_pretrained(run / "models" / "mood").eval()
     tokenizer = AutoTokenizer.from_pretrained(run / "models" / "mood")
     answers = read_jsonl(run / "predictions_after.jsonl")
@@ -87,16 +87,16 @@ class Killed(BaseException):
 
 
 def results(run):
-    """Everything of a run but its times, which interruptions must not change."""
+    """All results of a run except times; interruptions must not change them."""
 
-    def timeless(value):
+    def without_times(value):
         if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "elapsed_s", "samples_per_s")}
-        return [timeless(v) for v in value] if isinstance(value, list) else value
+            return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "elapsed_s", "samples_per_s")}
+        return [without_times(v) for v in value] if isinstance(value, list) else value
 
     lines = [read_jsonl(run / f"{name}.jsonl") for name in ("predictions_after", "validation", "metrics")]
     weights = {path.parent.name: load_file(path) for path in run.glob("models/*/model.safetensors")}
-    return timeless([read_json(run / "eval.json"), *lines]), weights
+    return without_times([read_json(run / "eval.json"), *lines]), weights
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_run_that_stops_on_request_resumes_bit_identical(write, tmp_path, monk
 
 @pytest.mark.slow
 def test_the_intermediate_model_is_the_start_of_its_tasks(write, tmp_path, monkeypatch):
-    """Compared before the training of each."""
+    """The weights of each task are compared before its training."""
     settings = {"intermediate": toy("first"), "intermediate_for": ["second"], "epochs": 1}
     recipe = write([toy("second"), toy("other")], encoder=settings)
     seen = {}
@@ -224,7 +224,7 @@ def launched(recipe, *overrides, ranks=1):
 
 @pytest.fixture(scope="module")
 def run_of_all(tiny_bert, benchmarks, tmp_path_factory):
-    """All 21 tasks, by way of MNLI as BERT-large++."""
+    """A run of all 21 tasks, with MNLI as the intermediate task of BERT-large++."""
     folder = tmp_path_factory.mktemp("all")
     recipe = {
         "name": "all",
@@ -241,7 +241,7 @@ def run_of_all(tiny_bert, benchmarks, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_task_is_trained_or_served_and_answered(run_of_all):
+def test_every_task_is_trained_or_uses_another_model_and_is_answered(run_of_all):
     run, printed = run_of_all
     scores = read_json(run / "eval.json")
     assert scores["after"].keys() == scores["splits"].keys() == set(ALL)
@@ -263,7 +263,7 @@ def test_every_task_is_trained_or_served_and_answered(run_of_all):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
-def test_a_run_becomes_the_archive_of_the_server(run_of_all, benchmarks, suite, tmp_path):
+def test_a_run_gives_a_valid_archive(run_of_all, benchmarks, suite, tmp_path):
     archive = tmp_path / "archive.zip"
     command = ["nlu", "submit", str(run_of_all[0]), "--suite", suite, "--out", str(archive)]
     done = run_command([*command, "--data-root", str(benchmarks)])
@@ -273,17 +273,17 @@ def test_a_run_becomes_the_archive_of_the_server(run_of_all, benchmarks, suite, 
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one(write, tmp_path):
-    """The model has no dropout; batches are the same, so the weights agree to rounding."""
+def test_two_ranks_train_like_one(write, tmp_path):
+    """Without dropout and with the same batches, the weights agree to rounding."""
     assert main([str(write(name="single", encoder={"epochs": 2}))], "encoder", encoder.run_encoder) == 0
     done = launched(write(name="double", encoder={"epochs": 2}), ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stdout.count("epoch 2 of 2") == 1, "every rank printed"
+    assert done.stdout.count("epoch 2 of 2") == 1, "only rank 0 may print"
     model = "models/mood/model.safetensors"
     single, double = load_file(tmp_path / "single" / model), load_file(tmp_path / "double" / model)
     assert single.keys() == double.keys()
     for name, tensor in single.items():
-        # A key bias moves all scores of a query alike, so its gradient is rounding noise, which Adam makes into steps.
+        # A key bias shifts all scores of a query equally, so its gradient is rounding noise, which Adam scales up.
         if not name.endswith("key.bias"):
             torch.testing.assert_close(double[name], tensor, rtol=0, atol=1e-5)
     answers = [read_jsonl(tmp_path / name / "predictions_after.jsonl") for name in ("single", "double")]

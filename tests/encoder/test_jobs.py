@@ -1,4 +1,4 @@
-"""Which models an encoder recipe fine-tunes, and which rows each answers."""
+"""The models that an encoder recipe fine-tunes, and the rows that each predicts."""
 
 import pytest
 from support import toy

@@ -40,5 +40,5 @@ def archives(official, rows, tmp_path_factory):
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    """For tests of the metrics, not of their intervals, which take most of the time."""
+    """Fewer bootstrap resamples, for tests of metrics only: intervals take most of the time."""
     monkeypatch.setattr(extensions.evaluation.metrics, "RESAMPLES", 2)

@@ -1,4 +1,4 @@
-"""Answers of an evaluation: independent of batches, of the upper budget, with the probability of a ranked answer."""
+"""Answers of an evaluation: independence of batches, the response budget, probabilities of ranked answers."""
 
 import random
 from dataclasses import replace
@@ -15,7 +15,7 @@ from extensions.rollout.sampler import Response, Sampler
 from extensions.tasks import TASKS, Task
 
 COLA, SST2, STSB, MULTIRC, RECORD = (TASKS[name] for name in ("cola", "sst2", "stsb", "multirc", "record"))
-# As ReCoRD, with three answers, of which the positive one is neither first nor last.
+# Like ReCoRD, but with three answers, of which the positive one is neither first nor last.
 RANKED = Task.model_validate(
     {
         "name": "ranked",
@@ -41,7 +41,7 @@ class FakeEncoder:
 
 
 class FakeSampler:
-    """The answer is a function of the row's own prompt and random numbers, as the real sampler's is."""
+    """As in the real sampler, an answer is a function of the row's own prompt and random numbers."""
 
     def __init__(self):
         self.calls = []
@@ -106,7 +106,7 @@ def test_evaluation_uses_the_upper_bound_of_the_budget():
         assert {request.budget for request in requests} == {32}
         assert all(len(request.uniforms) >= 32 for request in requests)
         lengths = [len(request.prompt) for request in requests]
-        assert lengths == sorted(lengths), "rows of like length are sampled together"
+        assert lengths == sorted(lengths), "rows of similar length are sampled together"
 
 
 def test_rows_with_the_same_long_text_are_sampled_together():
@@ -139,7 +139,7 @@ PASSAGES = [
 
 
 def ranked_examples(task):
-    """Two queries about the first passage, one about the second, and a lone candidate of the third."""
+    """Two queries about the first passage, one about the second, and a single candidate of the third."""
     wrong = {"record": "false", "ranked": "no"}[task.name]
     queries = [(0, ["Anna", "Bob", "Mary"]), (0, ["Bob", "Anna"]), (1, ["Mary", "Rome"]), (2, ["Oslo"])]
     found = []
@@ -162,7 +162,7 @@ def real_sampler(tiny_model, micro_batch_size=8, temperature=1.0):
 
 
 def plain_positive_probability(sampler, task, text, temperature=1.0):
-    """Share of the positive answer, by plain forwards, one for each answer, of the whole text."""
+    """Probability of the positive answer, by one plain forward of the whole text per answer."""
     prompt = sampler.tokenizer(text)["input_ids"]
     probabilities = {}
     for label, (word, *_) in task.labels.items():

@@ -42,7 +42,7 @@ def predictions(task, pairs):
 
 
 @pytest.mark.parametrize("task", [COLA, SST2, THREE, STSB], ids=lambda task: task.name)
-def test_the_intervals_hold_the_metrics_and_are_reproducible(task):
+def test_the_intervals_contain_the_metrics_and_are_reproducible(task):
     rng = random.Random(1)
     golds = [str(rng.randint(0, 5)) if task.is_regression else rng.choice(list(task.labels)) for _ in range(60)]
     kind = float if task.is_regression else str
@@ -61,11 +61,11 @@ def test_the_interval_of_a_certain_result_is_a_point():
 
 
 def expected_interval(n, p):
-    """What resampling n independent units, of which the share p is right, tends to."""
+    """Limit of the bootstrap interval for n independent units with accuracy p."""
     return [quantile / n for quantile in stats.binom(n, p).ppf([0.025, 0.975])]
 
 
-def test_the_interval_is_as_wide_as_theory_says():
+def test_the_interval_has_the_theoretical_width():
     made = predictions(SST2, [("1", "1")] * 280 + [("0", "1")] * 120)
     assert score(SST2, made)["intervals"]["accuracy"] == pytest.approx(expected_interval(400, 0.7), abs=0.012)
 
@@ -104,13 +104,13 @@ def test_scores_by_task_and_their_mean(few_resamples):
 
 PAPER = json.loads((Path(extensions.__file__).parent / "reporting" / "paper_tables.json").read_text(encoding="utf-8"))
 TABLES = {"glue": PAPER["table1_glue"], "superglue": PAPER["table2_superglue"]}
-OURS = {("ReCoRD", "f1"): "squad_f1", ("ReCoRD", "exact_match"): "squad_em"}  # two names differ
-# Averages that the columns do not give to the digit: (suite, row) -> (printed, mean of the columns).
+OURS = {("ReCoRD", "f1"): "squad_f1", ("ReCoRD", "exact_match"): "squad_em"}  # two names differ from the paper's
+# Averages that differ from the mean of their columns: (suite, row) -> (printed, mean of the columns).
 MISPRINTS = {
     ("glue", "LLAMA2-7B PPO-MT"): (82.9, 82.79),  # 745.1 / 9
     ("superglue", "LLAMA2-7B few-shot"): (49.8, 50.51),  # 404.1 / 8
 }
-# 626.85 / 8. The columns are rounded themselves, so that the mean of what they were may have been below 78.35.
+# 626.85 / 8. The columns are rounded, so the mean of the unrounded scores may have been below 78.35.
 ROUNDED_TWICE = {("superglue", "LLAMA2-7B PPO-ST"): (78.3, 78.36)}
 both_suites = pytest.mark.parametrize("suite", TABLES)
 
@@ -142,12 +142,12 @@ def test_the_papers_averages(suite, row):
     printed = TABLES[suite]["rows"][row]["average"]
     average = suite_average(SUITES[suite], printed_scores(suite, row))
     last_digit = 10 ** Decimal(str(printed)).as_tuple().exponent
-    odd = MISPRINTS | ROUNDED_TWICE
-    if (suite, row) not in odd:
+    exceptions = MISPRINTS | ROUNDED_TWICE
+    if (suite, row) not in exceptions:
         assert abs(average - printed) <= last_digit / 2 + 1e-9
         return
-    assert (printed, round(average, 2)) == odd[suite, row]
-    # Half a digit of the average and half a digit of the columns: no more can come of rounding.
+    assert (printed, round(average, 2)) == exceptions[suite, row]
+    # Rounding explains at most half a digit in the average plus half a digit in the columns.
     assert (abs(average - printed) > last_digit) == ((suite, row) in MISPRINTS)
 
 

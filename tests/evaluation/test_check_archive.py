@@ -55,7 +55,7 @@ def test_files_in_a_folder_are_refused(official, tmp_path):
     assert "  CoLA.tsv: is missing" in message and "submission/CoLA.tsv: is no file of a glue submission" in message
 
 
-def test_a_file_that_is_there_twice_is_refused(official, tmp_path):
+def test_a_duplicate_file_is_refused(official, tmp_path):
     path = zipped(tmp_path / "a.zip", texts("glue"))
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("RTE.tsv", texts("glue")["RTE.tsv"])
@@ -105,7 +105,7 @@ def test_a_broken_official_file_is_a_problem(official, tmp_path):
     assert "RTE/test.tsv, line 2: 2 columns, expected 3" in problem
 
 
-# Changes of a valid file: a part of it by other text, lines deleted, repeated, moved, or by other JSON.
+# Mutations of a valid file: replaced text, deleted, repeated or moved lines, other JSON.
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["true", "0", "entailment", "Elbe", ""]),
     lambda inner: (
@@ -158,7 +158,7 @@ def changed_files(draw):
 @settings(max_examples=400)
 @given(changed_files())
 def test_every_change_is_detected(official, change):
-    """Never an exception; and where there is no problem, the server reads the same rows with labels that it takes."""
+    """No exception; and without a problem, the server reads the same rows with valid labels."""
     file, text = change
     problems = problems_of(file, text, official)
     if problems:

@@ -18,14 +18,14 @@ def predictions(task, pairs):
 
 
 def test_multirc_by_hand(few_resamples):
-    # (paragraph, question), gold, answer; the rows of the first question do not stand together
+    # (paragraph, question), gold, answer; the rows of the first question are not adjacent
     rows = [
         ((0, 0), "1", "1"),
         ((0, 1), "1", "1"),
         ((0, 0), "0", "0"),  # question (0, 0): all right
-        ((0, 1), "1", "0"),  # (0, 1): one missed
-        ((1, 0), "0", "0"),  # (1, 0): all right, and another question than (0, 0)
-        ((1, 1), "0", "1"),  # (1, 1): a false alarm
+        ((0, 1), "1", "0"),  # (0, 1): a false negative
+        ((1, 0), "0", "0"),  # (1, 0): all right, and a different question from (0, 0)
+        ((1, 1), "0", "1"),  # (1, 1): a false positive
         ((1, 1), "1", "1"),
         ((2, 2), "0", None),  # (2, 2): a wrong format is wrong
         ((3, 3), "1", None),  # (3, 3): and no positive answer
@@ -47,9 +47,9 @@ def test_multirc_by_hand(few_resamples):
     "pairs, parity",
     [
         ([("Y", "Y")], 1),
-        ([("N", "N")], 1),  # whatever is right
+        ([("N", "N")], 1),  # regardless of the gold label
         ([("Y", "N")], 0),
-        ([(None, None)], 0),  # no answer is not the same answer
+        ([(None, None)], 0),  # two wrong formats do not count as equal answers
         ([("Y", None)], 0),
         ([(None, "N")], 0),
         ([("Y", "Y"), ("Y", "N"), ("N", "N"), (None, "N")], 2 / 4),
@@ -92,14 +92,14 @@ def candidates(query, answers, entities, sampled=None, positive_probabilities=No
         ("OBAMA", ["Obama"], 1, 1),
         ("the White House", ["White House"], 1, 1),
         ("White House", ["A  White \n House"], 1, 1),
-        ("Theodore", ["odore"], 0, 0),  # an article is a word
+        ("Theodore", ["odore"], 0, 0),  # an article is removed only as a whole word
         ("U.S.", ["US"], 1, 1),
-        ("Jean-Luc", ["JeanLuc"], 1, 1),  # punctuation goes without a space
+        ("Jean-Luc", ["JeanLuc"], 1, 1),  # punctuation is removed, not replaced by a space
         ("Jean-Luc", ["Jean Luc"], 0, 0),
         ("Barack Obama", ["Obama"], 2 / 3, 0),  # precision 1/2, recall 1
         ("New York City", ["York, New"], 4 / 5, 0),  # precision 2/3, recall 1
-        ("York New", ["New York"], 1, 0),  # the order of the tokens counts for EM alone
-        ("Smith Smith", ["Smith"], 2 / 3, 0),  # tokens are counted
+        ("York New", ["New York"], 1, 0),  # token order matters for EM only
+        ("Smith Smith", ["Smith"], 2 / 3, 0),  # repeated tokens count
         ("New York", ["Boston", "New York City", "york"], 4 / 5, 0),  # 0, 4/5, 2/3: the best
         ("New York", ["Boston", "the new york", "york"], 1, 1),
     ],
@@ -124,7 +124,7 @@ def test_record_is_a_mean_over_queries(few_resamples):
     result = score(RECORD, made)
     assert result["metrics"]["squad_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert result["metrics"]["squad_em"] == pytest.approx(1 / 3)
-    assert result["metrics"]["accuracy"] == 1, "of the candidates one by one, as sampled"
+    assert result["metrics"]["accuracy"] == 1, "over single candidates, as sampled"
 
 
 YES, NO = "true", "false"
@@ -133,16 +133,16 @@ YES, NO = "true", "false"
 @pytest.mark.parametrize(
     "sampled, positive_probabilities, best",
     [
-        ([YES, NO, NO], [0.2, 0.1, 0.9], 2),  # the positive_probability decides, whatever was sampled
+        ([YES, NO, NO], [0.2, 0.1, 0.9], 2),  # positive_probability decides, regardless of the sampled answers
         ([YES, None, NO], [0.0, 1e-30, 0.0], 1),
-        ([NO, NO, NO], [0.01, 0.03, 0.02], 1),  # without any Yes there is an answer too
-        ([NO, YES, YES], [0.5, 0.7, 0.7], 1),  # of equals the first
+        ([NO, NO, NO], [0.01, 0.03, 0.02], 1),  # there is an answer even without a Yes
+        ([NO, YES, YES], [0.5, 0.7, 0.7], 1),  # ties go to the first
         ([NO, NO, NO], [0.0, 0.0, 0.0], 0),
         ([NO, None, YES], None, 2),  # without positive_probability: Yes before a wrong format before No
         ([NO, None, None], None, 1),
         ([NO, NO, NO], None, 0),
         ([NO, YES, YES], None, 1),
-        ([NO, None, YES], [0.9, 0.8, None], 2),  # some missing: as without
+        ([NO, None, YES], [0.9, 0.8, None], 2),  # some missing: all are ignored
         ([NO, YES, NO], [None, 0.1, 0.9], 1),
     ],
 )

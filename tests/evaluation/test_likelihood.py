@@ -1,4 +1,4 @@
-"""Answers by likelihood, temperature scaling: golden values by hand or by plain loops."""
+"""Answers by likelihood, and temperature scaling: golden values by hand or from plain loops."""
 
 import math
 import random
@@ -38,7 +38,8 @@ def several(count):
 
 def scores(low, high, decimals=None, suite="own"):
     task = Task.model_validate(OWN | {"score_range": [low, high], "suite": suite})
-    return task.model_copy(update={"score_decimals": decimals})  # also those that would round the range's ends
+    # Without validation, which rejects decimals that would round the ends of the range.
+    return task.model_copy(update={"score_decimals": decimals})
 
 
 # ----------------------------------------------------------------------------------------------------------- candidates
@@ -57,7 +58,7 @@ def scores(low, high, decimals=None, suite="own"):
     ],
     ids=lambda value: value.replace(" ", ",") if isinstance(value, str) else None,
 )
-def test_the_numbers_of_a_regression(task, numbers):
+def test_the_candidates_of_a_regression(task, numbers):
     assert candidates(task).keys == numbers.split()
 
 
@@ -79,7 +80,7 @@ def test_label_sets():
     assert label_index(compared, "l0, l1") == 3 and label_index(compared, "none") == 0
 
 
-def test_places_of_gold_labels():
+def test_indices_of_gold_labels():
     assert [label_index(candidates(TEAMS), label) for label in ("a", "c", "x")] == [0, 2, None]
     assert [label_index(candidates(TASKS["stsb"]), label) for label in ("0", "3.8", "5")] == [0, 8, 10]
 
@@ -93,17 +94,17 @@ def test_the_most_probable_label():
     assert one.probabilities == {"a": 0.2, "b": 0.5, "c": 0.3}
 
 
-def test_a_score_is_the_mean():
-    chances = torch.zeros(1, 11, dtype=torch.float64)
-    chances[0, 0], chances[0, 8], chances[0, 10] = 0.1, 0.6, 0.3
+def test_a_score_is_the_probability_weighted_mean():
+    probabilities = torch.zeros(1, 11, dtype=torch.float64)
+    probabilities[0, 0], probabilities[0, 8], probabilities[0, 10] = 0.1, 0.6, 0.3
     # -1, 0.6 and 1: -0.1 + 0.36 + 0.3 = 0.56
-    (mean,) = decide(candidates(scores(-1.0, 1.0)), chances)
-    assert mean.answer == 0.56 and mean.text == f"0.56{CLOSE}", "one decimal more than the numbers"
-    assert mean.confidence == pytest.approx(0.6), "0.36 to 0.76: of the numbers 0.4 and 0.6"
-    (rounded,) = decide(candidates(scores(-1.0, 1.0, 1)), chances)
+    (mean,) = decide(candidates(scores(-1.0, 1.0)), probabilities)
+    assert mean.answer == 0.56 and mean.text == f"0.56{CLOSE}", "one decimal more than the candidates"
+    assert mean.confidence == pytest.approx(0.6), "the candidates 0.4 and 0.6, within 0.36 to 0.76"
+    (rounded,) = decide(candidates(scores(-1.0, 1.0, 1)), probabilities)
     assert rounded.answer == 0.6 and rounded.text == f"0.6{CLOSE}"
-    # STS-B's is the most probable number.
-    (best,) = decide(candidates(TASKS["stsb"]), chances)
+    # STS-B uses the most probable score.
+    (best,) = decide(candidates(TASKS["stsb"]), probabilities)
     assert best.answer == 4.0 and best.text == f"4.0{CLOSE}" and best.confidence == pytest.approx(0.6)
     assert sum(best.probabilities.values()) == pytest.approx(1)
     middle = torch.full((1, 11), 1 / 11, dtype=torch.float64)
@@ -113,13 +114,14 @@ def test_a_score_is_the_mean():
 
 def test_a_label_set_and_the_marginals():
     compared = candidates(several(2))
-    chances = torch.tensor([[0.4, 0.3, 0.05, 0.25]], dtype=torch.float64)  # none, 0, 1, both
-    (one,) = decide(compared, chances)
+    probabilities = torch.tensor([[0.4, 0.3, 0.05, 0.25]], dtype=torch.float64)  # none, 0, 1, both
+    (one,) = decide(compared, probabilities)
     assert (one.text, one.answer, one.confidence) == (f"none{CLOSE}", "none", 0.4)
     assert one.probabilities == pytest.approx({"l0": 0.55, "l1": 0.3})
-    (both,) = decide(compared, chances.flip(0)[:, [3, 1, 2, 0]])
+    (both,) = decide(compared, probabilities.flip(0)[:, [3, 1, 2, 0]])
     assert (both.text, both.answer) == (f"Word 0, Word 1{CLOSE}", "l0, l1")
-    assert confidence_of(compared, chances[0], "l1") == 0.05 and confidence_of(compared, chances[0], "l9") == 0
+    assert confidence_of(compared, probabilities[0], "l1") == 0.05
+    assert confidence_of(compared, probabilities[0], "l9") == 0
 
 
 def test_calibration_changes_no_answer():
@@ -131,7 +133,7 @@ def test_calibration_changes_no_answer():
     assert list(other.probabilities.values()) == pytest.approx(flat[0].tolist())
 
 
-def test_a_temperature_flattens():
+def test_a_temperature_divides_the_logprobs():
     logprobs = torch.tensor([[-1.0, -3.0, -2.0]])
     expected = [math.exp(x / 2) for x in (-1, -3, -2)]
     found = answer_probabilities(logprobs, 2.0)[0].tolist()
@@ -149,7 +151,7 @@ def scene(tiny_model):
     )
 
 
-def test_the_words_of_a_label_are_summed(scene):
+def test_the_probabilities_of_a_labels_words_are_summed(scene):
     sampler, encoder = scene
     prompts = [encoder.encode(TEAMS, {"text": f"Anna slept {k}. " * k}) for k in range(1, 4)]
     summed, canonical = log_likelihoods(candidates(TEAMS), prompts, encoder, sampler)
@@ -185,7 +187,7 @@ def test_the_answers_to_a_prompt_are_in_one_pack(scene, monkeypatch, micro_batch
     for members in packs:
         counts = Counter(tuple(sample.prompt) for sample in members)
         assert all(count % 6 == 0 for count in counts.values())
-    # Each prompt is in its pack once.
+    # Each prompt occurs once in its pack.
     first = {tuple(sample.prompt) for sample in packs[0]}
     assert pack(packs[0]).input_ids.shape[1] == sum(map(len, first)) + 2 * len(packs[0])
 
@@ -193,12 +195,12 @@ def test_the_answers_to_a_prompt_are_in_one_pack(scene, monkeypatch, micro_batch
 # ---------------------------------------------------------------------------------------------------------- calibration
 
 
-def test_the_temperature_that_was_put_in_is_found():
+def test_a_known_temperature_is_recovered():
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(20000, 4, generator=generator, dtype=torch.float64) * 2
     golds = torch.multinomial(truth.softmax(-1), 1, generator=generator).flatten().tolist()
     for temperature in (0.3, 1.0, 4.0):
-        found = fit(truth * temperature + 5, golds)  # a constant changes nothing
+        found = fit(truth * temperature + 5, golds)  # adding a constant has no effect
         assert found.temperature == pytest.approx(temperature, rel=0.05)
         assert found.nll[1] <= found.nll[0] + 1e-9 and found.ece[1] < 0.02
     assert found.ece[0] > 0.05
@@ -206,8 +208,8 @@ def test_the_temperature_that_was_put_in_is_found():
     assert best[1] == 4.0
 
 
-def test_rows_that_are_all_right_do_not_make_answers_certain():
-    """One wrong row of n with the same distance g of two answers: the confidence of least loss is (n - 1) / n."""
+def test_correct_rows_do_not_give_certain_answers():
+    """With one wrong row of n and the same logit gap in all rows, the optimal confidence is (n - 1) / n."""
     right = fit(torch.tensor([[5.0, 0.0]] * 60), [0] * 60)
     assert right.temperature == 1 and "nothing to fit" in str(right)
     for n, gap in ((60, 5.0), (9, 0.5), (1000, 20.0)):
@@ -222,8 +224,8 @@ def fit_at(logits, golds, temperature):
 
 def test_expected_calibration_error_by_hand():
     # Bins of width 1/15: 0.61 and 0.63 share [0.6, 0.667); 0.95 is alone.
-    chances = torch.tensor([[0.61, 0.39], [0.37, 0.63], [0.95, 0.05]], dtype=torch.float64)
+    probabilities = torch.tensor([[0.61, 0.39], [0.37, 0.63], [0.95, 0.05]], dtype=torch.float64)
     golds = torch.tensor([0, 0, 0])
     # |0.62 - 0.5| * 2/3 + |0.95 - 1| * 1/3
-    assert expected_calibration_error(chances, golds) == pytest.approx((0.12 * 2 + 0.05) / 3)
+    assert expected_calibration_error(probabilities, golds) == pytest.approx((0.12 * 2 + 0.05) / 3)
     assert expected_calibration_error(torch.tensor([[1.0, 0.0]]), torch.tensor([0])) == 0

@@ -1,4 +1,4 @@
-"""Metrics of rows by hand, and of every task by plain formulas and against other libraries."""
+"""Row metrics against values by hand, and all tasks' metrics against plain formulas and other libraries."""
 
 import math
 import random
@@ -62,8 +62,8 @@ def test_wrong_formats_count_as_wrong(few_resamples):
     assert nothing["format_error_rate"] == 1.0
 
 
-def test_a_wrong_format_is_a_class_of_its_own(few_resamples):
-    """Not the other label: Matthews is that of three classes, and a miss is no false alarm of another label."""
+def test_a_wrong_format_is_a_separate_class(few_resamples):
+    """Not the other label: Matthews has three classes, and a miss is not a false positive of another label."""
     pairs = [("1", "1")] * 3 + [("1", None)] + [("0", "0")] * 2 + [("0", "1")] + [("0", None)]
     # classes 1, 0, wrong; golds 4, 4, 0; answers 4, 2, 2; 5 of 8 right
     matthews = (5 * 8 - (4 * 4 + 4 * 2)) / math.sqrt((64 - (16 + 16)) * (64 - (16 + 4 + 4)))
@@ -71,7 +71,8 @@ def test_a_wrong_format_is_a_class_of_its_own(few_resamples):
     as_other = [(gold, answer or {"1": "0", "0": "1"}[gold]) for gold, answer in pairs]
     assert score(COLA, predictions(COLA, as_other))["metrics"]["matthews"] != pytest.approx(matthews)
     f1 = score(TASKS["mrpc"], predictions(TASKS["mrpc"], pairs))["metrics"]["f1"]
-    assert f1 == pytest.approx(2 * 3 / (2 * 3 + 1 + 1)), "tp 3, fp 1, fn 1: the wrong format of a 0 is no false alarm"
+    # tp 3, fp 1, fn 1: the wrong format of a 0 is not a false positive.
+    assert f1 == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
 
 
 def test_f1_by_hand(few_resamples):
@@ -131,19 +132,19 @@ def test_the_score_is_the_mean_of_the_benchmarks_metrics(few_resamples):
     pairs = [("entailment", "entailment"), ("entailment", "neutral"), ("neutral", "neutral")]
     result = score(CB, predictions(CB, [*pairs, ("contradiction", "contradiction")]))
     assert result["score"] == pytest.approx(((2 / 3 + 2 / 3 + 1) / 3 + 3 / 4) / 2)
-    # Pearson is also reported, and no part of the score: golds 1 2 3 4, answers 1 1 1 5 -> ranks 2 2 2 4
+    # Pearson is reported but not part of the score: golds 1 2 3 4, answers 1 1 1 5 -> ranks 2 2 2 4
     result = score(STSB, predictions(STSB, [("1", 1.0), ("2", 1.0), ("3", 1.0), ("4", 5.0)]))
     spearman = stats.pearsonr([1, 2, 3, 4], [2, 2, 2, 4]).statistic
     assert result["score"] == pytest.approx(spearman)
     own = Task.model_validate(THREE.model_dump() | {"metrics": ["f1"], "extra_metrics": ["matthews"]})
     result = score(own, predictions(own, [("a", "a"), ("a", "b"), ("b", "b"), ("c", "c")]))
-    assert list(result["metrics"]) == ["f1", "matthews", "accuracy"], "accuracy is always there"
+    assert list(result["metrics"]) == ["f1", "matthews", "accuracy"], "accuracy is always reported"
     assert result["score"] == pytest.approx(2 / 3)
 
 
 # ------------------------------------------------------------------------------------------------ every task
 
-# Gold labels of MultiRC's answers by question: (paragraph, question) -> golds. A question number is of its paragraph.
+# Gold labels of MultiRC's answers: (paragraph, question) -> golds. Question numbers restart in each paragraph.
 QUESTIONS = {(0, 0): "10", (0, 1): "11", (1, 0): "000", (1, 1): "1011"}
 # ReCoRD by query: candidates in order, answers. The first candidate of the queries is right, shares one of two
 # tokens with the answer, and is wrong.
@@ -216,7 +217,7 @@ def test_all_wrong_formats_score_zero(task, few_resamples):
     rows = gold_rows(task)
     result = score(task, answered(task, rows, [None] * len(rows)))
     expected = dict.fromkeys(result["metrics"], 0.0)
-    if task.is_ranked:  # a query always has an answer: of equal candidates the first
+    if task.is_ranked:  # a query always has an answer: ties go to the first candidate
         expected |= {name: pytest.approx(value) for name, value in ALWAYS_THE_FIRST.items()}
     assert result["metrics"] == expected
     assert result["score"] == pytest.approx(0.5 * (0.5 + 1 / 3) if task.is_ranked else 0)
@@ -245,7 +246,7 @@ def test_a_constant_answer(task, answer, few_resamples):
         "f1_macro": f1 / max(1, len(task.labels)),  # the other labels: 0
         "spearman": 0.0,
         "pearson": 0.0,
-        "exact_match": 1 / 4,  # of QUESTIONS "11" alone is all 1, and "000" alone all 0
+        "exact_match": 1 / 4,  # of QUESTIONS, only "11" is all 1, and only "000" all 0
         "gender_parity": 1.0,
         **ALWAYS_THE_FIRST,
     }
@@ -259,7 +260,7 @@ def test_a_constant_answer(task, answer, few_resamples):
         assert result["majority"] == pytest.approx(max(Counter(g for g, _ in rows).values()) / len(rows))
 
 
-# The formulas once more, without numpy, scipy, sklearn or transformers.
+# The same formulas without numpy, scipy, sklearn or transformers.
 
 
 def plain_f1(pairs, label):
@@ -269,7 +270,7 @@ def plain_f1(pairs, label):
 
 
 def plain_matthews(pairs):
-    """Gorodkin's R_K, a wrong format (None) being a class."""
+    """Gorodkin's R_K, with the wrong format (None) as a class."""
     n, right = len(pairs), sum(gold == answer for gold, answer in pairs)
     golds, answers = (Counter(values) for values in zip(*pairs, strict=True))
     spread = (n * n - sum(v * v for v in golds.values())) * (n * n - sum(v * v for v in answers.values()))
@@ -283,12 +284,12 @@ def plain_pearson(xs, ys):
 
 
 def ranks(values):
-    """From 1; equal values share the mean of their places."""
+    """Ranks from 1; equal values get the mean of their ranks."""
     return [sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2 for value in values]
 
 
 def normal(text):
-    """SQuAD's normalisation: case, punctuation, articles and spaces do not count."""
+    """SQuAD's normalisation: case, punctuation, articles and spaces are ignored."""
     words = "".join(c for c in text.lower() if c not in string.punctuation).split()
     return [word for word in words if word not in ("a", "an", "the")]
 
@@ -339,7 +340,7 @@ def test_any_answers_against_the_plain_formulas(task, seed, few_resamples):
     made = answered(
         task, rows, answers, positive_probabilities=[rng.random() for _ in rows] if task.is_ranked else None
     )
-    rng.shuffle(made)  # the order of the rows does not matter, nor whether those of a question stand together
+    rng.shuffle(made)  # neither row order nor adjacency of a question's rows matters
     result = score(task, made)
     expected = {name: plain_metric(name, task, made) for name in result["metrics"]}
     assert result["metrics"] == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}

@@ -1,4 +1,4 @@
-"""Files of a submission: round trips, and every fault that the check reports."""
+"""Files of a submission: round trips, and every error that the check reports."""
 
 import pytest
 from hypothesis import given
@@ -32,13 +32,13 @@ WHOLE = st.integers(0, 10**15)
 
 
 @given(st.lists(st.tuples(WHOLE, WORDS)))
-def test_rows_come_back_from_tsv(given_rows):
+def test_tsv_round_trip(given_rows):
     task = TASKS["cola"]
     assert decode(task, encode(task, given_rows)) == given_rows
 
 
 @given(st.lists(st.tuples(WHOLE, st.text() | st.integers()), min_size=1))
-def test_rows_come_back_from_jsonl(given_rows):
+def test_jsonl_round_trip(given_rows):
     for name in ("boolq", "copa", "record"):
         back = decode(TASKS[name], encode(TASKS[name], given_rows))
         assert back == given_rows
@@ -61,7 +61,7 @@ NESTED = st.dictionaries(
 
 
 @given(NESTED)
-def test_rows_come_back_from_nested_jsonl(passages):
+def test_nested_jsonl_round_trip(passages):
     given_rows = [
         ((passage, question, answer), label)
         for passage, questions in passages.items()
@@ -76,7 +76,7 @@ def test_rows_come_back_from_nested_jsonl(passages):
 
 
 @pytest.mark.parametrize("file", LINES)
-def test_every_allowed_label_is_allowed(file, official):
+def test_every_allowed_label_is_accepted(file, official):
     assert problems_of(file, valid(file), official) == []
     numbers = [row for row, _ in my_rows(file, valid(file))]
     options = {
@@ -134,7 +134,7 @@ def to(old, new):
 
 
 FAULTS = [
-    # id, file, change, what the message says besides the file
+    # id, file, change, parts of the message besides the file name
     ("a row missing", "CoLA.tsv", without(3), ["2 rows, expected 3", "row 1 missing"]),
     ("the last row missing", "AX-b.jsonl", without(3), ["2 rows, expected 3", "row 2 missing"]),
     ("a query missing", "ReCoRD.jsonl", without(2), ["row 6 missing"]),
@@ -264,7 +264,7 @@ def test_all_problems_are_reported_at_once(official):
 
 
 def test_without_the_official_files_sizes_and_labels_are_checked(tmp_path, monkeypatch):
-    """MultiRC's row numbers are unknown then, and ReCoRD's entities."""
+    """MultiRC's row ids and ReCoRD's entities are then unknown."""
     monkeypatch.chdir(tmp_path)
     files = texts("superglue")
     assert set(check_files(files, "superglue")) >= {

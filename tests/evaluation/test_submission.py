@@ -69,7 +69,7 @@ def test_an_archive_is_flat_and_holds_exactly_the_files_of_the_suite(suite, arch
 
 @every_suite
 def test_the_same_predictions_give_the_same_bytes(suite, archives, rows, official, tmp_path, monkeypatch):
-    """Whatever the date, the order of the lines, and the files that they stand in."""
+    """Independent of the date, and of the order and files of the lines."""
     monkeypatch.setattr("time.time", lambda: 1.9e9)
     (tmp_path / "run").mkdir()
     backwards = all_of(rows, suite)[::-1]
@@ -104,7 +104,7 @@ def test_a_wrong_format_gets_the_fallback_label(suite, rows, official, tmp_path)
     found = contents(tmp_path / "a.zip")
     for entry in entries:
         name, file = entry.task.name, FILES[entry.task.name]
-        if name == "record":  # its candidates are chosen by positive_probability, wrong formats or not
+        if name == "record":  # candidates are chosen by positive_probability, even with wrong formats
             assert lines_of(file, found[file]) == LINES[file] and entry.fallbacks == 0
         else:
             assert lines_of(file, found[file]) == relabelled(file, 1, FALLBACKS[name]), name
@@ -122,7 +122,7 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
 @pytest.mark.parametrize(
     "answers, positive_probabilities, chosen",
     [
-        pytest.param(["true", "false", "false"], [0.2, 0.9, 0.5], "Bonn", id="the most probable, whatever was sampled"),
+        pytest.param(["true", "false", "false"], [0.2, 0.9, 0.5], "Bonn", id="the most probable, not the sampled"),
         pytest.param(["false"] * 3, [0.1, 0.2, 0.3], '"El Niño"', id="no Yes"),
         pytest.param([None] * 3, [0, 1, 0.5], "Bonn", id="wrong formats, whole numbers"),
         pytest.param(["true"] * 3, [0.1, 0.7, 0.7], "Bonn", id="a tie: the first in the text"),
@@ -135,7 +135,7 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
         pytest.param(
             ["false"] * 3, [None] * 3, "Zoë Müller", id="no positive_probability, no Yes: the first in the text"
         ),
-        pytest.param(["false", "true", "false"], [0.9, None, 0.8], "Bonn", id="some positive_probability: as none"),
+        pytest.param(["false", "true", "false"], [0.9, None, 0.8], "Bonn", id="some positive_probability: all ignored"),
     ],
 )
 def test_the_answer_of_record_is_the_best_candidate(answers, positive_probabilities, chosen, rows, official, tmp_path):
@@ -240,7 +240,7 @@ REAL = {
 @pytest.mark.slow
 @every_suite
 def test_constant_answers_to_the_real_files(suite, data_root, tmp_path):
-    """The other tasks' files are parts or not there; they are filled."""
+    """The other tasks' files are incomplete or absent; these tasks are filled."""
     records = []
     for name in REAL[suite]:
         task = TASKS[name]

@@ -1,4 +1,4 @@
-"""Predictions that a submission reads: malformed lines, doubled rows, missing sources."""
+"""Reading predictions for a submission: malformed lines, duplicate rows, missing sources."""
 
 import json
 import math
@@ -98,7 +98,7 @@ def test_malformed_predictions_are_named_and_nothing_is_written(line, part, earl
 
 
 def test_valid_predictions_are_read(tmp_path):
-    """What the table above changes; and `kept` and `text` may be missing where nothing needs them."""
+    """The unchanged lines of the table above; `kept` and `text` may be missing if they are not needed."""
     short = {"task": "cola", "index": 1, "answer": None}
     source = written(tmp_path / "answers.jsonl", [GOOD, SCORE, CANDIDATE, PART, short, {**SCORE, "index": 7}])
     found = read_predictions([source])
@@ -151,7 +151,7 @@ def test_predictions_of_other_rows_leave_an_earlier_archive_alone(name, change, 
 
 
 def test_some_candidates_of_a_record_query_suffice(rows, official, tmp_path):
-    """An evaluation may leave candidates out; a query without any is missing."""
+    """An evaluation may omit candidates; a query without any counts as missing."""
     source = written(tmp_path / "a.jsonl", [rows["record"][k] for k in (1, 4, 6)])
     make_archive([source], "superglue", tmp_path / "a.zip", str(official), "majority")
     found = [json.loads(line)["label"] for line in contents(tmp_path / "a.zip")["ReCoRD.jsonl"].splitlines()]

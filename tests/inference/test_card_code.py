@@ -27,7 +27,7 @@ def card_code(adapter):
 
 @pytest.mark.slow
 def test_transformers_code(workspace, predictor, tmp_path):
-    """As it stands there, in the adapter's folder, without this project."""
+    """The code runs unchanged in the adapter's folder, without this project."""
     folder = workspace / "run-sft" / "adapter"
     prompt, code, _ = card_code(folder)
     command = [sys.executable, "-P", "-c", f"{prompt}\n{code}\nimport sys\nassert 'extensions' not in sys.modules"]
@@ -50,13 +50,13 @@ def test_prompt_equals_that_of_the_training(workspace, predictor):
 
 
 class Stub(BaseHTTPRequestHandler):
-    """The answer of a vLLM server: the second of the choices, without the stop string."""
+    """Stands in for a vLLM server: answers with the second choice, without the stop string."""
 
-    asked: ClassVar[list] = []
+    requests: ClassVar[list] = []
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, self.headers["Content-Type"], body))
+        self.requests.append((self.path, self.headers["Content-Type"], body))
         text = body["structured_outputs"]["choice"][1].removesuffix(body["stop"][0])
         content = json.dumps({"choices": [{"text": text}]}).encode()
         self.send_response(200)
@@ -84,7 +84,7 @@ def test_client_code(workspace, predictor):
         server.server_close()
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Abuse/Spam\n"
-    ((path, kind, body),) = Stub.asked
+    ((path, kind, body),) = Stub.requests
     assert path == "/v1/completions" and kind == "application/json"
     fields = {"subject": "your subject", "body": "your ticket body"}
     words = ("three", "abuse", "billing", "payment")

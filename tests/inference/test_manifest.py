@@ -19,7 +19,7 @@ from extensions.inference.manifest import FILE_NAME, Manifest
 def test_a_different_base_is_refused(workspace, tiny_model, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_model("llama"), other)
-    same = Predictor.load(workspace / "run-sft", model=str(other))  # a copy of the base is the base
+    same = Predictor.load(workspace / "run-sft", model=str(other))  # a copy of the base is accepted
     assert same.predict(tickets(1))[0].answer is not None
     weights = other / "model.safetensors"
     content = bytearray(weights.read_bytes())

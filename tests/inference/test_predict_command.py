@@ -27,14 +27,14 @@ def test_csv_to_csv(workspace, predictor, tmp_path):
     assert [row[:3] for row in found] == [[row["id"], row["subject"], row["ticket body"]] for row in rows]
     expected = predictor.predict(rows, True)
     for row, one in zip(found, expected, strict=True):
-        chances = list(map(float, row[5:]))
+        probabilities = list(map(float, row[5:]))
         assert row[3] == one.answer and float(row[4]) == pytest.approx(one.confidence, abs=1e-5)
-        assert sum(chances) == pytest.approx(1, abs=2e-6) and max(chances) == float(row[4])
+        assert sum(probabilities) == pytest.approx(1, abs=2e-6) and max(probabilities) == float(row[4])
 
 
 @pytest.mark.slow
 def test_standard_input_to_standard_output(workspace, tmp_path):
-    """In a pipe, with nothing but the table in the output; CSV and JSONL."""
+    """In a pipe, standard output has only the table; CSV and JSONL."""
     source = write_csv(tmp_path / "new.csv", tickets(3))
     lines = "".join(json.dumps(row) + "\n" for row in tickets(3))
     answers = []
@@ -83,7 +83,7 @@ def test_malformed_rows_get_errors(workspace, tmp_path):
     assert header == ["id", "subject", body, "answer", "confidence", "error"]
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5"]
     assert rows[0][3] == rows[4][3] != "" and rows[0][5] == rows[4][5] == ""
-    assert rows[2][2] == "   ", "as it was"
+    assert rows[2][2] == "   ", "the cell is unchanged"
     assert [bool(row[3]) for row in rows] == [True, False, False, False, True]
     for row, part in zip(
         rows[1:4], ("'subject': expected text", f"{body!r}: expected text", "4 columns, expected 3"), strict=True
@@ -167,7 +167,7 @@ def test_a_csv_keeps_its_dialect(workspace, tmp_path):
 
 
 def test_a_file_is_read_like_the_training_files(workspace, tmp_path, tiny_model):
-    """Where a quote is a character there, it is one here, in what the model reads and in what is written."""
+    """If quotes are plain characters in the training files, they are so in the input and the output."""
     folder = tmp_path / "adapter"
     shutil.copytree(workspace / "run-sft" / "adapter", folder)
     content = read_json(folder / FILE_NAME)

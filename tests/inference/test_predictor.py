@@ -20,7 +20,7 @@ from extensions.inference.manifest import Manifest
 from extensions.runs.main import main
 
 
-def test_predictions_are_those_of_the_evaluation(workspace, predictor):
+def test_predictions_equal_those_of_the_evaluation(workspace, predictor):
     evaluated = read_jsonl(workspace / "run-sft" / "predictions_after.jsonl")
     chances = [p["probabilities"]["3"] for p in evaluated]
     assert max(chances) > 1.01 * min(chances), "the rows differ"
@@ -34,8 +34,8 @@ def test_predictions_are_those_of_the_evaluation(workspace, predictor):
             assert one.error is one.raw is None
 
 
-def test_sampled_answers_are_those_of_an_evaluation(workspace, predictor, tiny_model, tmp_path):
-    """Same seed, same rows: the same random numbers."""
+def test_sampled_answers_equal_those_of_an_evaluation(workspace, predictor, tiny_model, tmp_path):
+    """The same seed and rows give the same random numbers."""
     adapter = f"model.adapter={workspace / 'run-sft' / 'adapter'}"
     for decoding in ("sample", "greedy"):
         overrides = [f"output_dir={tmp_path / decoding}", adapter, f"evaluation.decoding={decoding}"]
@@ -47,13 +47,13 @@ def test_sampled_answers_are_those_of_an_evaluation(workspace, predictor, tiny_m
 
 
 def test_an_adapter_folder_is_sufficient(workspace, predictor, tmp_path):
-    """Its folder elsewhere, with no run beside it."""
+    """The folder is copied away from its run."""
     folder = tmp_path / "elsewhere"
     shutil.copytree(workspace / "run-sft" / "adapter", folder)
     assert Predictor.load(folder).predict(tickets(5), True) == predictor.predict(tickets(5), True)
 
 
-def test_a_merged_model_answers_as_base_and_adapter(workspace, predictor, tmp_path):
+def test_a_merged_model_answers_like_base_and_adapter(workspace, predictor, tmp_path):
     merged = tmp_path / "merged"
     adapter = f"model.adapter={workspace / 'run-sft' / 'adapter'}"
     done = CliRunner().invoke(app, ["merge", str(workspace / "recipe.yaml"), str(merged), adapter])
@@ -73,7 +73,7 @@ def test_a_merged_model_answers_as_base_and_adapter(workspace, predictor, tmp_pa
 
 
 def test_the_tokenizer_is_that_of_the_adapter(workspace, predictor, tmp_path, tiny_model):
-    """The base's may end an answer otherwise."""
+    """The base's may lack the tokens that end an answer."""
     other = tmp_path / "base"
     shutil.copytree(tiny_model("llama"), other)
     config = read_json(other / "tokenizer_config.json")
@@ -84,7 +84,7 @@ def test_the_tokenizer_is_that_of_the_adapter(workspace, predictor, tmp_path, ti
 
 def test_a_prompt_that_cannot_fit_is_an_error_of_its_row(predictor, monkeypatch):
     long = {"subject": "word " * 900, "ticket body": "word"}
-    assert predictor.predict([long])[0].answer in LABELS, "what is too long is cut"
+    assert predictor.predict([long])[0].answer in LABELS, "texts that are too long are truncated"
     bare = len(predictor.encoder.encode(predictor.manifest.task(None), {"subject": "", "body": ""})[0])
     monkeypatch.setattr(predictor.encoder, "max_tokens", bare // 4)
     (one,) = predictor.predict([long])
@@ -109,7 +109,7 @@ def test_argument_errors(predictor, arguments, part):
 
 
 def test_rows_of_a_data_frame(predictor):
-    """With what pandas and numpy put in the place of texts; a row that is none is an error of its own."""
+    """With the non-text values of pandas and numpy; an invalid row gets its own error."""
     import numpy
     import pandas
 

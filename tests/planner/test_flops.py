@@ -135,7 +135,7 @@ def test_ppo_phases_add_up(tiny_model):
     phases = ppo_flops(shape, batch, epochs=4, micro_batch_size=3)
     work = pack_work(batch)
     assert list(phases) == ["rollout", "reference", "update"]
-    # A rollout passes each token once and attends over the same pairs as the pack of its samples.
+    # A rollout processes each token once and attends over the same pairs as the pack of its samples.
     assert phases["rollout"] == forward_flops(shape, work, value=True)
     assert phases["reference"] == forward_flops(shape, work, adapter=False)
     both = forward_flops(shape, work, value=True) + backward_flops(shape, work, value=True)
@@ -146,10 +146,10 @@ def test_ppo_phases_add_up(tiny_model):
     assert list(more) == ["rollout", "old logprobs", "values", "update"]
     assert more["values"] == forward_flops(shape, work, head=False, value=True)
     assert more["update"] > 1.5 * phases["update"]
-    assert ppo_flops(shape, batch, 4, 1)["reference"] > phases["reference"], "the prefix once in each pack"
+    assert ppo_flops(shape, batch, 4, 1)["reference"] > phases["reference"], "the prefix is computed once per pack"
 
 
-def test_one_row_is_whole():
-    """One row shares all but its last prompt token; counts do not depend on where the prefix ends."""
+def test_the_prefix_of_a_single_row_does_not_matter():
+    """The prefix of one row is all but its last prompt token; counts do not depend on the end of the prefix."""
     row = Sample([5, 6, 7, 8], [9, 10])
     assert pack_work(tokens_of([row])) == pack_work([SampleTokens(0, 0, 4, 2)])

@@ -1,4 +1,4 @@
-"""Memory of `nlu plan` against real optimizers and what autograd keeps."""
+"""Memory of `nlu plan` against real optimizers and the tensors that autograd saves."""
 
 import pytest
 import torch
@@ -35,8 +35,8 @@ def test_optimizer_state_equals_real_optimizers(tiny_model, tmp_path, name, meth
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_activations_equal_what_autograd_keeps(tiny_model, architecture):
-    """Fake tensors of one and two layers, against a real forward of the whole model at another length."""
+def test_activations_equal_the_tensors_that_autograd_saves(tiny_model, architecture):
+    """A trace of one and two layers, against a real forward of the whole model at another length."""
     folder, tokens = tiny_model(architecture), 90
     attention = "eager" if architecture == "mpt" else "sdpa"
     trace = trace_model(AutoConfig.from_pretrained(folder), LORA, attention, torch.float32, False)

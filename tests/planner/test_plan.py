@@ -62,7 +62,7 @@ def test_known_numbers_of_llama(planner):
 
 
 def test_the_choice_follows_the_memory(planner):
-    """With room no feature is on; with less, packs are smaller or activations recomputed; then the base is sharded."""
+    """With ample memory no feature is on; with less, packs shrink or activations are recomputed; then ZeRO 3."""
     adamw = ("optimizer.name=adamw", "data.tasks=[record]", "evaluation.batch_size=4")
     stages, settings = [], []
     ample = planner(*adamw, prefix_tokens=100, suffix_tokens=400)
@@ -105,7 +105,7 @@ def test_batches_that_gpus_cannot_divide(planner):
     speeds = [line.samples_per_s for line in made.scaling]
     assert all(later > 0.98 * earlier for earlier, later in pairwise(speeds))
     assert speeds[0] < speeds[4] <= 16 * speeds[0]
-    assert speeds[10] == pytest.approx(64 * speeds[4], rel=0.05), "one row per rank, as at 16"
+    assert speeds[10] == pytest.approx(64 * speeds[4], rel=0.05), "one row per rank, as with 16"
     odd = planner().plan(12)
     assert planner("ppo.mini_batch_size=4").plan(16).ranks == 4, "minibatches are divided too"
     assert odd.ranks == 8 and "cannot be divided evenly among 12 GPUs; ppo.batch_size=24" in odd.why[0]
@@ -117,7 +117,7 @@ def test_4_bit_weights_are_a_quarter(planner):
 
 
 def test_other_backends_hold_more_than_one_base(planner):
-    """On Ray three groups and vLLM share a GPU; a sleeping engine and the update take turns."""
+    """On Ray, three groups and vLLM share a GPU; a sleeping engine and the update alternate."""
     gib = 2 * 6_738_415_616 / GIB
     memory = {
         name: planner(*overrides).plan(8).chosen.memory
@@ -192,7 +192,7 @@ def test_invalid_options_are_refused(tiny_model, tmp_path, arguments, parts):
         assert part in result.stderr
 
 
-def test_the_command_prints_what_to_set(tiny_model, tmp_path):
+def test_the_command_prints_the_settings(tiny_model, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model("qwen2"))
     text = CliRunner().invoke(app, ["plan", str(recipe), "--gpus", "2", "method=sft", "sft.batch_size=4"]).stdout
     assert "deepspeed.zero_stage=0 model.gradient_checkpointing=false sft.micro_batch_size=2" in text
@@ -226,7 +226,7 @@ def test_the_command_runs_without_weights(llama):
 
 @pytest.mark.parametrize("model_type", ["bloom", "mixtral", "mamba"])
 def test_a_family_that_cannot_be_counted_is_refused(model_type, tmp_path):
-    """Instead of a plan without its experts, for example."""
+    """Otherwise the plan might omit its experts, for example."""
     config = shrunk(causal_classes()[model_type][0])
     config.save_pretrained(tmp_path / "model")
     recipe = load_recipe(write_recipe(tmp_path, tmp_path / "model"))
