@@ -207,7 +207,7 @@ class Vllm(Section):
 class Ray(Section):
     address: str | None = Field(
         None,
-        description="address of a running Ray cluster (auto, HOST:PORT, ray://...); null: RAY_ADDRESS, else a local one",
+        description="address of a running Ray cluster (auto, HOST:PORT, ray://...); null: RAY_ADDRESS or a local one",
     )
     num_nodes: int = Field(1, ge=1, description="nodes of each group: actor, critic, reference (ours)")
     gpus_per_node: int | None = Field(
