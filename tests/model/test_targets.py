@@ -132,7 +132,7 @@ def test_auto_in_every_family():
             _, layers = choose(model)
         except UserError as error:
             refused.add(model_type)
-            assert re.search(r"finds no query and value .* lora\.target_modules=\[NAME, \.\.\.\], or take", str(error))
+            assert re.search(r"finds no query and value .* lora\.target_modules=\[NAME, \.\.\.\], or use", str(error))
             continue
         assert layers and layers <= linear - outer, model_type
         assert not any(ELSEWHERE.search(name.rpartition(".")[0]) for name in layers), model_type
