@@ -21,10 +21,23 @@ from extensions.model.loading import load_policy
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model
 from extensions.sweeps.grid import plan
+from extensions.tasks import Task
 
 # Words that a tiny encoder can tell apart.
 GOOD, BAD = ("good", "great", "fine", "lovely"), ("bad", "awful", "dull", "poor")
 THINGS = ("book", "film", "play", "song", "meal", "city", "game", "room")
+
+# A classification of three labels, for metrics.
+THREE = Task.model_validate(
+    {
+        "name": "three",
+        "description": "-",
+        "question": "{text}",
+        "labels": {"a": ["Alpha"], "b": ["Beta"], "c": ["Gamma"]},
+        "positive": "a",
+        "metrics": ["f1_macro", "f1", "accuracy", "matthews"],
+    }
+)
 
 ARCHITECTURES = ("llama", "qwen2", "mpt")
 CPU = torch.device("cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
+from support import THREE
 
 import extensions
 import extensions.evaluation.metrics
@@ -19,19 +20,9 @@ from extensions.evaluation.metrics import (
     shares,
     suite_average,
 )
-from extensions.tasks import SUITES, TASKS, Task
+from extensions.tasks import SUITES, TASKS
 
 COLA, SST2, STSB, MULTIRC = (TASKS[name] for name in ("cola", "sst2", "stsb", "multirc"))
-THREE = Task.model_validate(
-    {
-        "name": "three",
-        "description": "-",
-        "question": "{text}",
-        "labels": {"a": ["Alpha"], "b": ["Beta"], "c": ["Gamma"]},
-        "positive": "a",
-        "metrics": ["f1_macro", "f1", "accuracy", "matthews"],
-    }
-)
 
 
 def predictions(task, pairs):

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
+from support import THREE
 
 from extensions.evaluation.metrics import (
     WRONG_FORMAT,
@@ -17,16 +18,6 @@ from extensions.evaluation.metrics import (
 from extensions.tasks import TASKS, Task
 
 COLA, SST2, STSB, CB = (TASKS[name] for name in ("cola", "sst2", "stsb", "cb"))
-THREE = Task.model_validate(
-    {
-        "name": "three",
-        "description": "-",
-        "question": "{text}",
-        "labels": {"a": ["Alpha"], "b": ["Beta"], "c": ["Gamma"]},
-        "positive": "a",
-        "metrics": ["f1_macro", "f1", "accuracy", "matthews"],
-    }
-)
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 
 
