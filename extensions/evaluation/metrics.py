@@ -40,12 +40,13 @@ class Prediction:
 
     task: str
     index: int
-    text: str
-    answer: str | float | None  # parsed; None for a wrong format
+    response: str  # text of the response
+    answer: str | float | None  # parsed, by `evaluation.decoding`; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
     positive_probability: float | None = None  # of the positive label; in ranked tasks or likelihood decoding
-    probabilities: dict[str, float] | None = None  # per label or score; in likelihood decoding
+    probabilities: dict[str, float] | None = None  # per label or grid score; multi-label: marginal per label
+    likelihood: str | float | None = None  # the answer by likelihood, where probabilities are computed
 
 
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:

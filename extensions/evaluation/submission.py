@@ -213,7 +213,7 @@ def _prediction(line: str, tasks: dict[str, Task]) -> Prediction:
         raise ValueError(f"positive_probability {probability!r} is not a probability")
     if not isinstance(kept, dict) or (task.group_by and any(key not in kept for key in task.source.keep)):
         raise ValueError(f"`kept` must hold {', '.join(task.source.keep)} for {name}")
-    prediction = Prediction(name, index, str(record.get("text", "")), answer, record.get("gold"), kept, probability)
+    prediction = Prediction(name, index, str(record.get("response", "")), answer, record.get("gold"), kept, probability)
     row = row_id(task, prediction)
     if not all(map(_is_index, row if isinstance(row, tuple) else [row])):
         raise ValueError(f"`kept` has {row!r}, expected row numbers from 0")

@@ -191,9 +191,10 @@ class Predictor:
         for one, decision, row in zip(
             answer_batch(batch, self.encoder, self.sampler, budget, seed, decoding), decisions, calibrated, strict=True
         ):
-            found = Answer(probabilities=decision.probabilities, raw=one.text)
+            found = Answer(probabilities=decision.probabilities, raw=one.response)
             if one.answer is None:
-                answers.append(replace(found, error=f"wrong format: {one.text[:60]!r} is not an answer of the task"))
+                wrong = f"wrong format: {one.response[:60]!r} is not an answer of the task"
+                answers.append(replace(found, error=wrong))
             else:
                 answers.append(replace(found, answer=one.answer, confidence=confidence_of(compared, row, one.answer)))
         return answers

@@ -75,13 +75,13 @@ def test_class_order_follows_the_trained_task():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.5]])
     found = predictions_of(labels, [row] * 3, logits)
     assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"]
-    assert [p.text for p in found] == [TASKS["ax"].answer(str(p.answer)) for p in found]
+    assert [p.response for p in found] == [TASKS["ax"].answer(str(p.answer)) for p in found]
     assert {(p.task, p.gold, p.positive_probability) for p in found} == {("ax", "neutral", None)}
 
 
 def test_scores_are_clipped_to_their_range():
     found = predictions_of([], [example("stsb")] * 3, torch.tensor([[-0.7], [2.25], [9.0]]))
-    assert [(p.answer, p.text) for p in found] == [(0.0, "0.000"), (2.25, "2.250"), (5.0, "5.000")]
+    assert [(p.answer, p.response) for p in found] == [(0.0, "0.000"), (2.25, "2.250"), (5.0, "5.000")]
 
 
 def test_candidates_have_the_probability_of_the_positive_label():

@@ -85,8 +85,8 @@ def test_predictions_do_not_depend_on_the_batches(task):
     assert [(p.task, p.index, p.gold, p.kept) for p in whole] == [
         (task.name, e.index, e.label, e.kept) for e in examples
     ]
-    assert [p.answer for p in whole] == [parse_answer(p.text, task) for p in whole]
-    assert len({p.text for p in whole}) > 3
+    assert [p.answer for p in whole] == [parse_answer(p.response, task) for p in whole]
+    assert len({p.response for p in whole}) > 3
     for batch_size in (1, 2, 5, 16):
         sampler = FakeSampler()
         assert predict(examples, FakeEncoder(), sampler, batch_size, 32, 7) == whole
@@ -191,12 +191,12 @@ def test_answers_and_probabilities_do_not_depend_on_batches_or_shared_texts(tiny
     examples, sampler = ranked_examples(task), real_sampler(tiny_model)
     encoder = PromptEncoder(sampler.tokenizer, 500, False)
     alone = [prediction for example in examples for prediction in predict([example], encoder, sampler, 1, 8, seed=3)]
-    assert len({p.text for p in alone}) > 3
+    assert len({p.response for p in alone}) > 3
     for micro_batch_size, batch_size in [(8, 100), (8, 3), (1, 5), (3, 2)]:
         sampler.micro_batch_size = micro_batch_size
         found = predict(examples, encoder, sampler, batch_size, 8, seed=3)
-        assert [(p.index, p.text, p.answer, p.gold, p.kept) for p in found] == [
-            (p.index, p.text, p.answer, p.gold, p.kept) for p in alone
+        assert [(p.index, p.response, p.answer, p.gold, p.kept) for p in found] == [
+            (p.index, p.response, p.answer, p.gold, p.kept) for p in alone
         ]
         assert [p.positive_probability for p in found] == pytest.approx(
             [p.positive_probability for p in alone], rel=2e-5

@@ -12,7 +12,7 @@ from extensions.evaluation.submission import check_archive, make_archive, read_p
 
 # --------------------------------------------------------------------------------------------------- predictions
 
-GOOD = {"task": "cola", "index": 0, "text": "Yes</Judgement>", "answer": "1", "gold": None, "kept": {"idx": 0}}
+GOOD = {"task": "cola", "index": 0, "response": "Yes</Judgement>", "answer": "1", "gold": None, "kept": {"idx": 0}}
 SCORE = {**GOOD, "task": "stsb", "answer": 2.5}
 KEPT = {"passage": 4, "query": 8, "entity": "Bonn", "answers": []}
 CANDIDATE = {**GOOD, "task": "record", "answer": "true", "kept": KEPT, "positive_probability": 0.5}
@@ -108,7 +108,7 @@ def test_valid_predictions_are_read(tmp_path):
         "record": [0],
         "multirc": [0],
     }
-    assert found["record"] == [Prediction("record", 0, GOOD["text"], "true", None, KEPT, 0.5)]
+    assert found["record"] == [Prediction("record", 0, GOOD["response"], "true", None, KEPT, 0.5)]
     assert found["cola"][1] == Prediction("cola", 1, "", None, None)
 
 

@@ -42,7 +42,7 @@ def test_sampled_answers_equal_those_of_an_evaluation(workspace, predictor, tiny
         assert main([str(workspace / "recipe.yaml"), *overrides], "eval") == 0
         evaluated = read_jsonl(tmp_path / decoding / "predictions_after.jsonl")
         answers = predictor.predict(tickets(15), decoding=decoding)
-        assert [(one.raw, one.answer) for one in answers] == [(p["text"], p["answer"]) for p in evaluated]
+        assert [(one.raw, one.answer) for one in answers] == [(p["response"], p["answer"]) for p in evaluated]
         assert all((one.answer is None) == (one.error is not None) == (one.confidence is None) for one in answers)
 
 

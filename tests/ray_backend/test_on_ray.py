@@ -134,7 +134,7 @@ def test_numbers_are_those_of_the_deepspeed_backend(ray_run, tiny, tmp_path):
     plain = tmp_path / "plain"
     finish(start(tmp_path / "recipe.yaml", "rollout.backend=hf", "max_steps=1", f"output_dir={plain}", script="ppo"))
     answers = [
-        [record["text"] for record in read_jsonl(folder / "predictions_before.jsonl")]
+        [record["response"] for record in read_jsonl(folder / "predictions_before.jsonl")]
         for folder in (run, ray_run[0], plain)
     ]
     assert answers[0] == answers[1] == answers[2]

@@ -52,7 +52,7 @@ def run_of_all(train):
 
 
 def answers(run, name):
-    return {(p["task"], p["index"]): (p["text"], p["answer"], p["gold"]) for p in read_jsonl(run / name)}
+    return {(p["task"], p["index"]): (p["response"], p["answer"], p["gold"]) for p in read_jsonl(run / name)}
 
 
 def test_every_task_is_trained_or_evaluated_and_answered(run_of_all):

@@ -145,7 +145,7 @@ def test_greedy_takes_the_most_probable_tokens(scene):
             written.append(int(plain_logits(sampler, ids + written)[-1].argmax()))
             if written[-1] == sampler.tokenizer.eos_token_id or CLOSE in sampler.decode(written):
                 break
-        assert prediction.text == sampler.decode(written)
+        assert prediction.response == sampler.decode(written)
     assert predict(rows, encoder, sampler, 5, 6, 99, "greedy") == found, "random numbers have no effect"
 
 
@@ -166,7 +166,7 @@ def test_likelihood_ranks_the_answers(scene, task):
                 probabilities[label].append(math.exp(logprob))
         totals = {label: sum(each) for label, each in probabilities.items()}
         best = max(totals, key=totals.get)
-        assert prediction.answer == best and prediction.text == f"{answers[best][0]}{CLOSE}"
+        assert prediction.answer == best and prediction.response == f"{answers[best][0]}{CLOSE}"
         expected = {str(label): value / sum(totals.values()) for label, value in totals.items()}
         assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
         if task.positive:  # of the words that the prompt asks for
@@ -198,9 +198,9 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
     assert scores["splits"] == {"acceptability": "test", "reviews": "test"}
     found = answers(tmp_path)
     assert Counter(p["task"] for p in found) == {"acceptability": 12, "reviews": 12}
-    assert all(p.keys() >= {"task", "index", "text", "answer", "gold"} for p in found)
+    assert all(p.keys() >= {"task", "index", "response", "answer", "gold"} for p in found)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "recipe.yaml", "versions.json", "model.json", "eval.json", "predictions_after.jsonl"
+        "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl"
     }  # fmt: skip
     assert "wrong format" in capsys.readouterr().out
 

@@ -89,7 +89,7 @@ def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_mo
             written.append(int(np.searchsorted(cumulative, uniform, side="right")))
             if written[-1] == tokenizer.eos_token_id or "</Judgement>" in tokenizer.decode(written):
                 break
-        assert tokenizer.decode(written, skip_special_tokens=True) == prediction["text"]
+        assert tokenizer.decode(written, skip_special_tokens=True) == prediction["response"]
 
 
 def test_training_moves_the_adapter_and_not_the_base(tiny_model, tmp_path, monkeypatch):
