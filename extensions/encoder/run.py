@@ -37,7 +37,7 @@ from extensions.encoder.jobs import Job, load_jobs
 from extensions.encoder.model import SegmentCollator, load_collator, load_encoder, predictions_of
 from extensions.evaluation.metrics import Prediction, score, score_all
 from extensions.recipe import Recipe
-from extensions.reporting.scores import before_after_table
+from extensions.reporting.scores import before_after_table, own_class_tables
 from extensions.runs.folder import RunFolder
 
 
@@ -188,7 +188,8 @@ class EncoderRun:
         folder.close()
         minutes = total["seconds"] / 60
         self.reporter.info(f"{total['samples']} samples in {total['steps']} steps, {minutes:.1f} minutes of training")
-        self.reporter.console.print(before_after_table(recipe.data.tasks, None, after, self.data.split))
+        table = before_after_table(recipe.data.tasks, None, after, self.data.split)
+        self.reporter.console.print(table, *own_class_tables(recipe.data.tasks, after))
         self.reporter.info(f"models: {root / 'models'}")
 
 

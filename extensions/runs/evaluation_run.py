@@ -13,7 +13,7 @@ from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import score_all
 from extensions.recipe import Recipe
-from extensions.reporting.scores import before_after_table
+from extensions.reporting.scores import before_after_table, own_class_tables
 from extensions.runs.folder import RunFolder
 
 AFTER = "predictions_after.jsonl"
@@ -54,7 +54,7 @@ class Run:
         table = before_after_table(
             self.recipe.data.tasks, self.scores.get("before"), self.scores["after"], self.data.split
         )
-        self.reporter.console.print(table)
+        self.reporter.console.print(table, *own_class_tables(self.recipe.data.tasks, self.scores["after"]))
 
 
 class EvaluationRun(Run):
