@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from sklearn.metrics import (
 )
 
 from extensions.evaluation.bootstrap import Resampler
+from extensions.evaluation.calibration import calibration
 from extensions.tasks import Task
 
 WRONG_FORMAT = "wrong format"
@@ -32,6 +33,7 @@ ALWAYS = {  # kind of task -> metrics that are computed for every task of it
     "multi-label": ["subset_accuracy", "f1_micro", "f1_macro"],
     "regression": ["mae", "rmse", "r2"],
 }
+OF_LIKELIHOOD = ("score", "metrics", "intervals", "predicted_shares", "classes", "confusion")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     All values are finite. An undefined one is 0: a correlation or r2 of constant values, the precision of a label that
     is never answered, the recall of a label without gold rows. `f1_macro` of a classification is over the labels that
     occur among golds or answers, `balanced_accuracy` over those among golds, as in scikit-learn.
+
+    `likelihood` holds the same of the answers by likelihood, `calibration` a classification's `calibration`; each only
+    if every prediction has what it needs.
 
     Args:
         intervals: also compute 95% bootstrap intervals over questions (`task.group_by`), if any, else over rows.
@@ -92,6 +97,12 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
         result["classes"] = _classes(task, golds, answers)
     if task.kind == "classification":
         result["confusion"] = _confusion(task, golds, answers)
+    if all(p.likelihood is not None for p in predictions):
+        other = score(task, [replace(p, answer=p.likelihood, likelihood=None) for p in predictions], intervals)
+        result["likelihood"] = {key: other[key] for key in OF_LIKELIHOOD if key in other}
+    if task.kind == "classification" and all(p.probabilities is not None for p in predictions):
+        found = [[(p.probabilities or {})[label] for label in task.labels] for p in predictions]
+        result["calibration"] = calibration(np.array(found), golds)
     return result
 
 

@@ -1,11 +1,13 @@
 """Row metrics against values by hand, and all tasks' metrics against plain formulas and other libraries."""
 
+import json
 import math
 import random
 import string
 from collections import Counter
 
 import pytest
+from own_answers import TOPICS
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from support import THREE
@@ -127,6 +129,56 @@ def test_against_sklearn_and_scipy(seed):
     result = score(STSB, predictions(STSB, zip(map(str, truth), guess, strict=True)))["metrics"]
     assert result["pearson"] == pytest.approx(stats.pearsonr(truth, guess).statistic)
     assert result["spearman"] == pytest.approx(stats.spearmanr(truth, guess).statistic)
+
+
+def test_classes_and_confusion_by_hand():
+    # The pairs of test_f1_by_hand: the wrong format of an a lowers a's recall, and no precision.
+    pairs = [("a", "a"), ("a", "a"), ("a", "b"), ("a", None), ("b", "b"), ("b", "a"), ("c", "c")]
+    result = score(THREE, predictions(THREE, pairs))
+    words = [THREE.answer(label) for label in "abc"]
+    assert result["classes"] == {
+        words[0]: {"precision": pytest.approx(2 / 3), "recall": 0.5, "f1": pytest.approx(4 / 7), "support": 4},
+        words[1]: {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+        words[2]: {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1},
+    }
+    assert result["confusion"] == {"labels": words, "counts": [[2, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0]]}
+
+
+@pytest.mark.parametrize("pairs", [[("a", "a")], [("a", None)] * 2, [("a", "b")] * 3, [("b", "b"), ("a", "b")]])
+def test_labels_that_do_not_occur_have_finite_numbers(pairs):
+    result = score(THREE, predictions(THREE, pairs))
+    json.dumps(result, allow_nan=False)
+    assert result["classes"][THREE.answer("c")] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert sum(map(sum, result["confusion"]["counts"])) == len(pairs)
+
+
+def test_classes_of_label_sets():
+    """Each label is judged on its own; a wrong format is the empty set."""
+    pairs = [("s, m", "s"), ("none", "m"), ("s", None), ("p", "p, m"), ("s, p", "s, p")]
+    result = score(TOPICS, predictions(TOPICS, pairs))
+    assert "confusion" not in result and "calibration" not in result
+    assert result["classes"] == {
+        "Sports": {"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(4 / 5), "support": 3},
+        "Politics": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2},
+        "Money": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1},
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_against_scikit_learn(seed):
+    rng = random.Random(seed)
+    golds = rng.choices("abc", (5, 3, 2), k=80)
+    answers = [gold if rng.random() < 0.6 else rng.choice(["a", "b", "c", None]) for gold in golds]
+    found = score(THREE, predictions(THREE, zip(golds, answers, strict=True)))
+    shown = [answer or "-" for answer in answers]
+    expected = sklearn_metrics.classification_report(golds, shown, labels=["a", "b", "c"], output_dict=True)
+    for label in "abc":
+        row = expected[label]
+        of_label = found["classes"][THREE.answer(label)]
+        assert of_label == pytest.approx({**of_label, **{"f1": row["f1-score"], "recall": row["recall"]}})
+        assert (of_label["precision"], of_label["support"]) == pytest.approx((row["precision"], row["support"]))
+    counts = Counter(zip(golds, answers, strict=True))
+    assert found["confusion"]["counts"] == [[counts[gold, answer] for answer in [*"abc", None]] for gold in "abc"]
 
 
 def test_the_score_is_the_mean_of_the_benchmarks_metrics():
