@@ -94,7 +94,7 @@
       if (!list.regression) size.appendChild(make("span", "bar")).style.setProperty("--v", row[SIZE]);
     }
     for (const [name, value, kind] of [["gold", row[GOLD], "right"], ["answer", row[ANSWER], "wrong"]]) {
-      const cell = item.appendChild(make("div", name));
+      const cell = item.appendChild(make("div", "label"));
       cell.append(make("small", "", name));
       cell.appendChild(make("span", `answer ${kind}`, value)).dir = "auto";
       if (name === "answer" && row[OLD] !== null) {

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -40,26 +39,14 @@ METRIC_TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "f1": "F1", "f1a": "
 ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 
 
-def write_page(
-    folder: Path,
-    last_step: int | None = None,
-    is_writing: bool = True,
-    warn: Callable[[str], None] | None = None,
-) -> None:
-    """Write report.html of a run folder.
+def write_page(folder: Path, last_step: int | None = None, running: bool | None = None) -> Path:
+    """Write report.html of a run folder. Arguments and errors as in `read_view`.
 
-    Args:
-        last_step: of the whole training.
-        is_writing: whether the caller is the run itself, so that an unfinished run is a running one.
-        warn: receives the reason why the page could not be written; None: that is an error.
+    Returns:
+        The file.
     """
-    try:
-        write_text(folder / PAGE, run_page(read_view(folder, last_step, is_writing)))
-    except Exception as error:
-        if warn is None:
-            raise
-        # No fault of the page may end a run, which may have taken days.
-        warn(f"{folder / PAGE} could not be written ({type(error).__name__}: {error}); the run is not affected")
+    write_text(folder / PAGE, run_page(read_view(folder, last_step, running)))
+    return folder / PAGE
 
 
 def run_page(view: RunView) -> str:
@@ -103,7 +90,9 @@ class TaskPart:
             for kind in ("after", "latest", "likelihood", "before", "tfidf", "embeddings")
             if (moment := by_kind.get(kind)) and moment.result.get("confusion")
         ]
-        calibrated = [m for m in (by_kind.get("after"), self.before) if m and m.result.get("calibration", {}).get("bins")]
+        calibrated = [
+            m for m in (by_kind.get("after"), self.before) if m and m.result.get("calibration", {}).get("bins")
+        ]
         self.calibrations = [
             (m, charts.reliability_chart(m.title, m.result["calibration"]["bins"])) for m in calibrated
         ]
@@ -191,14 +180,18 @@ def render(template: str, **values: Any) -> str:
         return key
 
     scripts = [_plotly(), _resource("page.js")]
-    html = _environment().get_template(template).render(
-        values,
-        add_figure=add_figure,
-        add_errors=add_errors,
-        data_json=lambda: Markup(embedded_json(data)),
-        style=Markup(_resource("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            values,
+            add_figure=add_figure,
+            add_errors=add_errors,
+            data_json=lambda: Markup(embedded_json(data)),
+            style=Markup(_resource("page.css")),
+            scripts=[Markup(script) for script in scripts],
+            hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        )
     )
     return NOT_TEXT.sub("\ufffd", html)
 
@@ -218,12 +211,10 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals |= {"wrong_format": WRONG_FORMAT, "not_in_percent": NOT_IN_PERCENT}
-    environment.filters |= {
-        "metric_title": lambda name: METRIC_TITLES.get(name, str(name).replace("_", " ").capitalize()),
-        "number": lambda value, metric="": metric_text(metric, value),
-        "duration": duration,
-        "tokens": visible_tokens,
-    }
+    environment.filters["metric_title"] = lambda name: METRIC_TITLES.get(name, name.replace("_", " ").capitalize())
+    environment.filters["number"] = lambda value, metric="": metric_text(metric, value)
+    environment.filters["duration"] = duration
+    environment.filters["tokens"] = visible_tokens
     return environment
 
 

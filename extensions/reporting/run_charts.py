@@ -102,8 +102,20 @@ def series_of(
     )
 
 
+def at(*keys: str) -> Value:
+    """Reads the number at nested keys of a record; None if there is none."""
+
+    def value(record: dict[str, Any]) -> float | None:
+        found: Any = record
+        for key in keys:
+            found = (found or {}).get(key)
+        return found
+
+    return value
+
+
 def _metric(view: RunView, key: str, title: str, unit: str, note: str) -> Chart | None:
-    one = series_of(view.iterations, title.lower(), lambda record: record.get(key))
+    one = series_of(view.iterations, title.lower(), at(key))
     if len(set(one.values)) < 2:
         return None
     return training_chart(title, raw_and_smoothed(one), unit, note=note)
@@ -111,15 +123,13 @@ def _metric(view: RunView, key: str, title: str, unit: str, note: str) -> Chart 
 
 def _losses(view: RunView) -> Chart | None:
     names = {"loss": "all target tokens", "answer_loss": "answer tokens"}
-    found = [
-        series_of(view.iterations, n, lambda r, k=key: r.get(k), color(i)) for i, (key, n) in enumerate(names.items())
-    ]
+    found = [series_of(view.iterations, n, at(key), color(i)) for i, (key, n) in enumerate(names.items())]
     if view.recipe.method == "encoder":
         found = [
             series_of(
                 [r for r in view.iterations if r.get("task") == t.name],
                 t.display_name,
-                lambda r: r.get("loss"),
+                at("loss"),
                 color(i),
             )
             for i, t in enumerate(view.tasks)
@@ -133,16 +143,14 @@ def _losses(view: RunView) -> Chart | None:
 
 
 def _rewards(view: RunView) -> Chart | None:
-    mean = series_of(view.iterations, "mean", lambda record: record.get("reward_mean"))
+    mean = series_of(view.iterations, "mean", at("reward_mean"))
     if not mean.values:
         return None
     series = raw_and_smoothed(mean)
     names = dict.fromkeys(name for record in view.iterations for name in record.get("reward_by_task", {}))
     titles = {task.name: task.display_name for task in view.recipe.data.tasks}
     for i, name in enumerate(names if len(names) > 1 else ()):
-        one = series_of(
-            view.iterations, titles.get(name, name), lambda r, n=name: r["reward_by_task"].get(n), color(i + 1)
-        )
+        one = series_of(view.iterations, titles.get(name, name), at("reward_by_task", name), color(i + 1))
         series.append(raw_and_smoothed(one)[-1])
     return training_chart("Reward", series, "reward", note="of the training rollouts; smoothed over raw")
 
@@ -152,10 +160,10 @@ def _scores(view: RunView) -> Chart | None:
     if view.recipe.method == "encoder":  # its validations are of one task each
         return None
     series = [
-        series_of(view.validations, "validation", lambda record: record.get("mean"), BLUE, "marks"),
-        series_of(view.validations, "validation, by likelihood", lambda r: r.get("likelihood_mean"), COLORS[2], "dash"),
+        series_of(view.validations, "validation", at("mean"), BLUE, "marks"),
+        series_of(view.validations, "validation, by likelihood", at("likelihood_mean"), COLORS[2], "dash"),
     ]
-    accuracy = series_of(view.iterations, "training accuracy", lambda record: record.get("accuracy"), COLORS[6])
+    accuracy = series_of(view.iterations, "training accuracy", at("accuracy"), COLORS[6])
     if accuracy.values:
         series.append(raw_and_smoothed(accuracy)[-1])
     if not any(one.values for one in series):
@@ -202,18 +210,16 @@ def _task_scores(view: RunView) -> Chart | None:
     if len(view.tasks) < 2:
         return None
 
-    def value(name: str) -> Value:
-        return lambda record: (record.get("tasks", {}).get(name) or {}).get("score")
-
     series = [
-        series_of(view.validations, t.display_name, value(t.name), color(i), "marks") for i, t in enumerate(view.tasks)
+        series_of(view.validations, t.display_name, at("tasks", t.name, "score"), color(i), "marks")
+        for i, t in enumerate(view.tasks)
     ]
     series = [one for one in series if one.values]
     return training_chart("Validation score per task", series, percent=True) if series else None
 
 
 def _wrong_formats(view: RunView) -> Chart | None:
-    rollouts = series_of(view.iterations, "training rollouts", lambda record: record.get("format_error_rate"))
+    rollouts = series_of(view.iterations, "training rollouts", at("format_error_rate"))
 
     def mean(record: dict[str, Any]) -> float | None:
         rates = [result["format_error_rate"] for result in record.get("tasks", {}).values()]
@@ -250,17 +256,16 @@ def _shares(view: RunView, task: Task) -> Chart | None:
         for word, share in shares.items():
             totals[word] = totals.get(word, 0.0) + share
     ordered = list(totals) if len(totals) <= MAX_SHARES else sorted(totals, key=lambda word: -totals[word])
-    shown, others = ordered[:MAX_SHARES], set(ordered[MAX_SHARES:])
-    records = [record | {"shares": shares} for record, shares in found]
-    series = []
-    for i, word in enumerate(shown):
-        one = series_of(records, word, lambda r, w=word: r["shares"].get(w, 0.0), color(i))
-        series.append(raw_and_smoothed(one)[-1] if rollouts else one)
-    if others:
-        one = series_of(
-            records, f"{len(others)} other labels", lambda r: sum(r["shares"].get(w, 0.0) for w in others), GREY
-        )
-        series.append(raw_and_smoothed(one)[-1] if rollouts else one)
+    shown, others = ordered[:MAX_SHARES], ordered[MAX_SHARES:]
+    rest = f"{len(others)} other labels"
+    records = [
+        record
+        | {"shares": {word: shares.get(word, 0.0) for word in shown} | {rest: sum(shares[word] for word in others)}}
+        for record, shares in ((r, dict.fromkeys(totals, 0.0) | s) for r, s in found)
+    ]
+    colors = {word: color(i) for i, word in enumerate(shown)} | ({rest: GREY} if others else {})
+    lines = [series_of(records, word, at("shares", word), shade) for word, shade in colors.items()]
     where = "training rollouts, smoothed" if rollouts else "validations"
     title = "Label shares" + (f", {task.display_name}" if len(view.tasks) > 1 else "")
+    series = [raw_and_smoothed(one)[-1] for one in lines] if rollouts else lines
     return training_chart(title, series, note=f"answers of the {where}", percent=True)

@@ -58,7 +58,7 @@ class RunView:
     versions: dict[str, Any]
     model: dict[str, Any]  # model.json
     last_step: int | None = None  # of the whole training, where the run itself writes the page
-    is_writing: bool = False  # the run itself writes the page
+    running: bool | None = None  # whether a process writes to the folder; None: unknown
     _files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
@@ -67,7 +67,8 @@ class RunView:
 
     @property
     def is_running(self) -> bool:
-        return not self.is_finished and (self.is_writing or is_locked(self.folder))
+        running = is_locked(self.folder) if self.running is None else self.running
+        return running and not self.is_finished
 
     @property
     def status(self) -> str:
@@ -212,8 +213,12 @@ class RunView:
         return sorted(total.items(), key=lambda item: -item[1])
 
 
-def read_view(folder: Path, last_step: int | None = None, is_writing: bool = False) -> RunView:
+def read_view(folder: Path, last_step: int | None = None, running: bool | None = None) -> RunView:
     """The run in `folder`.
+
+    Args:
+        last_step: of the whole training, if known.
+        running: whether a process writes to the folder; None: its lock tells.
 
     Raises:
         UserError: recipe.yaml is invalid, or a JSON file is damaged.
@@ -221,9 +226,10 @@ def read_view(folder: Path, last_step: int | None = None, is_writing: bool = Fal
     """
     files = [folder / name for name in ("eval.json", "versions.json", "model.json")]
     scores, versions, model = (read_json(path) if path.exists() else {} for path in files)
-    lines = [_lines(folder / name) for name in ("metrics.jsonl", "validation.jsonl", "warnings.jsonl")]
+    records = (_lines(folder / name) for name in ("metrics.jsonl", "validation.jsonl", "warnings.jsonl"))
+    iterations, validations, warnings = records
     recipe = load_recipe(folder / "recipe.yaml")
-    return RunView(folder, recipe, scores, *lines, versions, model, last_step, is_writing)
+    return RunView(folder, recipe, scores, iterations, validations, warnings, versions, model, last_step, running)
 
 
 def is_locked(folder: Path) -> bool:
