@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from extensions.evaluation.likelihood import candidates
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
 from extensions.recipe import Recipe, adapter_name
-from extensions.reporting.scores import cell_text, interval_text, metric_text, percent
+from extensions.reporting.scores import cell_text, interval_text, metric_text, percent, shown_metrics
 from extensions.tasks import Task
 
 # Hub names of the metrics that have another name there.
@@ -95,7 +95,8 @@ def _score_rows(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[list[s
     rows = []
     for task in [task for task in tasks if task.name in scores["after"]]:
         new, old = scores["after"][task.name], (scores.get("before") or {}).get(task.name, {})
-        for metric, value in new["metrics"].items():
+        for metric in shown_metrics(task, new):
+            value = new["metrics"][metric]
             numbers = (
                 metric_text(metric, old.get("metrics", {}).get(metric)),
                 interval_text(metric, value, new["intervals"][metric]),
@@ -117,11 +118,11 @@ def _eval_results(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[Eval
             dataset_split=scores.get("splits", {}).get(task.name, scores["split"]),
             metric_type=HUB_METRICS.get(metric, metric),
             metric_name=metric,
-            metric_value=value,
+            metric_value=scores["after"][task.name]["metrics"][metric],
         )
         for task in tasks
         if task.name in scores["after"]
-        for metric, value in scores["after"][task.name]["metrics"].items()
+        for metric in shown_metrics(task, scores["after"][task.name])
     ]
 
 

@@ -30,6 +30,16 @@ def interval_text(metric: str, value: float, interval: Sequence[float]) -> str:
     return f"{metric_text(metric, value)} [{low}, {high}]"
 
 
+def shown_metrics(task: Task, result: Mapping[str, Any]) -> list[str]:
+    """The metrics of a task's result in short tables; eval.json has more (`evaluation.metrics.metrics_of`)."""
+    shown = [*task.metrics, *task.extra_metrics]
+    if task.kind == "classification":
+        several = task.suite == "own" or len(task.labels) > 2
+        shown += ["accuracy", "f1_macro"] if several else ["accuracy"]
+    shown += ["subset_accuracy"] if task.multi_label else []
+    return [metric for metric in dict.fromkeys(shown) if metric in result["metrics"]]
+
+
 def cell_text(text: str) -> str:
     """Text for a Markdown cell, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(text.split()))
@@ -53,15 +63,16 @@ def before_after_table(
         before: scores before training; None: the table has a single column of scores.
     """
     names = ["before", "after"] if before is not None else ["score"]
-    plain = sorted({m for result in after.values() for m in result["metrics"]} & {*NOT_IN_PERCENT})
+    shown = [task for task in tasks if task.name in after]
+    plain = sorted({metric for task in shown for metric in shown_metrics(task, after[task.name])} & {*NOT_IN_PERCENT})
     unit = f"%; {', '.join(plain)} as they are" if plain else "%"
     table = Table(title=f"{' and '.join(names).capitalize()}, {split} split ({unit})", title_justify="left")
     for column in ("task", "metric", "majority", *names, "wrong format", "predicted (gold)"):
         table.add_column(column, justify="left" if column in ("task", "metric", "predicted (gold)") else "right")
-    for task in [task for task in tasks if task.name in after]:
+    for task in shown:
         new, old = after[task.name], (before or {}).get(task.name)
-        for k, (metric, value) in enumerate(new["metrics"].items()):
-            interval = new["intervals"][metric]
+        for k, metric in enumerate(shown_metrics(task, new)):
+            value, interval = new["metrics"][metric], new["intervals"][metric]
             ends = ", ".join(f"{end:.2f}" if metric in NOT_IN_PERCENT else f"{100 * end:.0f}" for end in interval)
             wrong = f"{100 * old['format_error_rate']:.1f} → " if old else ""
             gold, shares = new.get("gold_shares", {}), new.get("predicted_shares", {})
