@@ -68,7 +68,11 @@ class EvaluationRun(Run):
         self.write_scores()
         self.evaluator.remove_parts()
         if self.folder is not None:
+            self.folder.write_page(running=False)
             self.folder.close()
             self.reporter.info(f"{time.monotonic() - start:.0f} seconds")
             self.print_table()
-            self.reporter.info(f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}")
+            self.reporter.info(
+                f"scores:  {self.folder.root / 'eval.json'}\nanswers: {self.folder.root / AFTER}\n"
+                f"page:    {self.folder.root / 'report.html'}"
+            )
