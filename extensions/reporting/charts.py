@@ -7,7 +7,7 @@ hover) is coloured by page.css, so that a page follows the reader's theme, and p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from extensions.reporting.plots import smoothed, smoothing_weight
@@ -19,6 +19,7 @@ COLORS = (
 BLUE, GREY = COLORS[0], COLORS[-1]
 SHADES = [[0, "rgba(61,125,217,0)"], [1, "rgba(61,125,217,0.9)"]]  # of the confusion matrix: transparent to blue
 MAX_COUNTS = 15  # labels up to which a confusion matrix has its counts written in
+MIN_SPAN = 20  # percentage points that an axis shows at least
 MAX_LABEL = 22  # characters of a label beside an axis
 
 
@@ -42,7 +43,6 @@ class Chart:
     title: str
     figure: dict[str, Any]
     note: str = ""
-    over_training: bool = False  # its x axis switches between samples and minutes
     width: int = 0  # at least, in pixels: narrower screens scroll
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -94,8 +94,10 @@ def training_chart(
         percent: values are fractions, shown in percent.
     """
     scale, decimals = (100, ".1f") if percent else (1, ".4g")
+    names = [*(one.name for one in series), *(levels or {})]
+    lines = sum(46 + 7 * len(name) for name in names) // 420  # of the legend, beyond the first
     figure = _figure(
-        270,
+        260 + 19 * lines,
         hovermode="x unified",
         xaxis={"title": {"text": "training samples"}, "rangemode": "tozero", "hoverformat": ".6~g"},
         yaxis={"title": {"text": "%" if percent else unit}},
@@ -118,6 +120,7 @@ def training_chart(
             name=one.name,
             meta={"samples": list(one.samples), "minutes": [round(m, 4) for m in one.minutes]},
             hovertemplate=f"%{{y:{decimals}}} (step %{{customdata}})",
+            cliponaxis=False,
             **look,
         )
     ends = [
@@ -133,16 +136,31 @@ def training_chart(
             meta={"samples": [0, ends[0]], "minutes": [0, ends[1]]},
             hovertemplate=f"%{{y:{decimals}}}",
         )
-    return Chart(title, _plain(figure), note, over_training=True)
+    if percent:
+        found = [100 * value for one in series for value in one.values] + [
+            100 * level for level in (levels or {}).values()
+        ]
+        figure.update_yaxes(range=percent_range(found))
+    return Chart(title, _plain(figure), note)
+
+
+def percent_range(values: Sequence[float]) -> list[float]:
+    """The range of an axis in percent: at least `MIN_SPAN` points, so that noise does not look like a change."""
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    missing = max(0.0, MIN_SPAN - (high - low)) / 2
+    low, high = low - missing, high + missing
+    low, high = (low - max(0.0, high - 100), high) if low >= 0 else (low, high)
+    pad = 0.06 * (high - low)
+    return [max(low, min(0.0, min(values, default=0.0))) - pad, min(high, 100.0) + pad]
 
 
 def raw_and_smoothed(one: Series) -> list[Series]:
     """A noisy series as two lines: as it is, and smoothed over about a tenth of the run."""
     if len(one.values) < 3:
-        return [Series(**{**one.__dict__, "style": "marks"})]
+        return [replace(one, style="marks")]
     smooth = smoothed(one.values, smoothing_weight(len(one.values)))
-    raw = Series(**{**one.__dict__, "name": f"{one.name}, raw", "style": "raw"})
-    return [raw, Series(**{**one.__dict__, "values": smooth})]
+    raw = replace(one, name=f"{one.name}, raw" if one.name else "raw", style="raw")
+    return [raw, replace(one, name=one.name or "smoothed", values=smooth)]
 
 
 # ------------------------------------------------------------------------------------------------------ at the end
@@ -177,7 +195,12 @@ def overview(titles: Sequence[str], marks: Sequence[Mark]) -> Chart:
             y=[shortened(title) for title in present],
             name=mark.name,
             mode="markers",
-            marker={"symbol": mark.symbol, "size": mark.size, "color": mark.color, "line": {"width": 2.2}},
+            marker={
+                "symbol": mark.symbol,
+                "size": mark.size,
+                "color": mark.color,
+                "line": {"width": 2.2, "color": mark.color},
+            },
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -191,7 +214,8 @@ def overview(titles: Sequence[str], marks: Sequence[Mark]) -> Chart:
             customdata=[f" [{low:.1f}, {high:.1f}]" if mark.intervals else "" for low, high in ends],
             hovertemplate=f"%{{y}}: {mark.name} %{{x:.1f}}%{{customdata}}<extra></extra>",
         )
-    return Chart("Score per task", _plain(figure), "", width=340)
+    figure.update_xaxes(range=percent_range([100 * value for mark in marks for value in mark.values.values()]))
+    return Chart("Score per task", _plain(figure), width=340)
 
 
 def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
@@ -204,7 +228,7 @@ def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
     figure = _figure(
         150 + cell * len(labels),
         hovermode="closest",
-        xaxis={"title": {"text": "answer"}, "side": "bottom", "showgrid": False, **_ticks(columns)},
+        xaxis={"title": {"text": "answer"}, "side": "bottom", "showgrid": False, **_ticks(columns, -40)},
         yaxis={"title": {"text": "gold"}, "autorange": "reversed", "showgrid": False, **_ticks(labels)},
     )
     figure.add_heatmap(
@@ -225,9 +249,9 @@ def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
     return Chart(title, _plain(figure), width=190 + (46 if few else 17) * len(columns), extra={"confusion": True})
 
 
-def _ticks(labels: Sequence[str]) -> dict[str, Any]:
+def _ticks(labels: Sequence[str], angle: int = 0) -> dict[str, Any]:
     texts = [shortened(label) for label in labels]
-    return {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": texts, "tickangle": "auto"}
+    return {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": texts, "tickangle": angle}
 
 
 def shortened(label: str) -> str:

@@ -273,51 +273,49 @@ class Conclusion:
 
 def conclusions(view: RunView) -> list[Conclusion]:
     """Whether the run learned, and whether it beats the yardsticks, in sentences."""
-    changes: dict[str, list[str]] = {"good": [], "bad": [], "unclear": []}
+    changes: dict[str, list[tuple[Task, Moment, Moment]]] = {"good": [], "bad": [], "unclear": []}
     not_beaten: dict[str, list[str]] = {}
-    beaten: set[str] = set()
-    compared = 0
+    present: set[str] = set()
     for task in view.tasks:
         by_kind = {moment.kind: moment for moment in view.moments(task)}
-        new = by_kind.get("after") or by_kind.get("latest")
-        if new is None:
-            continue
-        if "before" in by_kind and view.is_finished:
-            changes[_change(task, by_kind["before"], new)].append(task.display_name)
-        compared += 1
-        for kind in YARDSTICKS.keys() & by_kind.keys():
-            if new.score > by_kind[kind].score:
-                beaten.add(kind)
-            else:
-                not_beaten.setdefault(kind, []).append(f"{task.display_name} ({100 * by_kind[kind].score:.1f})")
+        new, old = by_kind.get("after") or by_kind.get("latest"), by_kind.get("before")
+        if new is not None and old is not None and view.is_finished:
+            changes[_change(task, old, new)].append((task, old, new))
+        for kind in YARDSTICKS.keys() & by_kind.keys() if new is not None else ():
+            present.add(kind)
+            if new is not None and new.score <= by_kind[kind].score:
+                shown = f"{100 * new.score:.1f} against {100 * by_kind[kind].score:.1f}"
+                not_beaten.setdefault(kind, []).append(f"{task.display_name} ({shown})")
     found = [Conclusion(tone, text) for tone, text in _change_texts(changes)]
-    for kind, names in sorted(not_beaten.items()):
-        found.append(Conclusion("bad", f"Does not beat {_inline(kind)} on {_listed(names)}."))
-    if better := [_inline(kind) for kind in YARDSTICKS if kind in beaten and kind not in not_beaten]:
-        where = f" on all {compared} tasks" if compared > 1 else ""
+    for kind in YARDSTICKS:
+        if kind in not_beaten:
+            found.append(Conclusion("bad", f"Does not beat {_inline(kind)} on {_listed(not_beaten[kind])}."))
+    if better := [_inline(kind) for kind in YARDSTICKS if kind in present and kind not in not_beaten]:
+        where = " on every task" if len(view.tasks) > 1 else ""
         found.append(Conclusion("good", f"Beats {_listed(better)}{where}."))
     return found
 
 
 def _change(task: Task, before: Moment, after: Moment) -> str:
-    """Whether the score rose or fell by more than the 95% interval of its first metric."""
+    """Whether the first metric rose or fell by more than its 95% interval."""
     metric = task.metrics[0]
     low, high = after.interval(metric) or [after.result["metrics"][metric]] * 2
     old = before.result["metrics"][metric]
     return "good" if old < low else "bad" if old > high else "unclear"
 
 
-def _change_texts(changes: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+def _change_texts(changes: dict[str, list[tuple[Task, Moment, Moment]]]) -> Iterator[tuple[str, str]]:
     total = sum(map(len, changes.values()))
-    words = {
-        "good": ("It learned: the score rose", "The score rose"),
-        "bad": ("It got worse: the score fell", "The score fell"),
-        "unclear": ("No clear change: the score stayed within its 95% interval", "No clear change"),
-    }
-    for tone, names in changes.items():
-        if names:
-            alone, several = words[tone]
-            yield tone, f"{alone}." if total == 1 else f"{several} on {len(names)} of {total} tasks: {_listed(names)}."
+    alone = {"good": "It learned", "bad": "It got worse", "unclear": "No clear change"}
+    several = {"good": "The score rose", "bad": "The score fell", "unclear": "No clear change"}
+    for tone, found in changes.items():
+        if found and total == 1:
+            _, before, after = found[0]
+            note = ", within the 95% interval" if tone == "unclear" and before.score != after.score else ""
+            yield tone, f"{alone[tone]}: {100 * before.score:.1f} before, {100 * after.score:.1f} after{note}."
+        elif found:
+            names = _listed([task.display_name for task, *_ in found])
+            yield tone, f"{several[tone]} on {len(found)} of {total} tasks: {names}."
 
 
 def _inline(kind: str) -> str:
