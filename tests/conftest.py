@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,13 @@ from extensions.prompts import CLOSE, prompt_text
 from extensions.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_DATA = "no benchmark files"  # first words of the reason of every test that is skipped without them
+# The first words of the reason of every test that is skipped for lack of them -> what to do about it.
+NO_DATA, NO_BROWSER = "no benchmark files", "no Chromium"
+REMEDIES = {
+    NO_DATA: "for lack of the benchmark files; set NLU_TEST_DATA to their folder",
+    NO_BROWSER: "for lack of Chromium; install it, or run `playwright install chromium`",
+}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 # No deadline, which would fail tests on a busy machine; fixed examples, so that results are reproducible.
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -43,13 +51,28 @@ def data_root() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")  # not longer: while it is open, asyncio.run fails in this process
+def browser() -> Iterator[Any]:
+    """Headless Chromium, of the machine or of playwright; tests that need it are skipped without one."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ModuleNotFoundError:
+        pytest.skip(f"{NO_BROWSER}: playwright is not installed")
+    with sync_playwright() as playwright:
+        path = next(filter(None, map(shutil.which, BROWSERS)), None)
+        try:
+            opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"{NO_BROWSER}: {path or 'none on PATH'} does not start ({error.message.splitlines()[0]})")
+        yield opened
+        opened.close()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [r for r in terminalreporter.stats.get("skipped", []) if NO_DATA in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_line(
-            f"{len(skipped)} tests skipped for lack of the benchmark files; set NLU_TEST_DATA to their folder",
-            yellow=True,
-        )
+    for reason, remedy in REMEDIES.items():
+        skipped = [r for r in terminalreporter.stats.get("skipped", []) if reason in str(r.longrepr)]
+        if skipped:
+            terminalreporter.write_line(f"{len(skipped)} tests skipped {remedy}", yellow=True)
 
 
 def tiny_config(architecture: str, vocabulary: int) -> PretrainedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,12 +15,20 @@ class Reporter:
 
     Args:
         active: False suppresses all output; it is True on rank 0 only.
+
+    Attributes:
+        done: iterations so far.
+        warnings: each distinct warning -> iterations done when it was first printed.
+        record: called with the step and text of each new warning; set by the run folder.
     """
 
     def __init__(self, active: bool) -> None:
         self.active = active
         width = None if sys.stdout.isatty() else 120
         self.console = Console(file=sys.stdout, width=width, highlight=False, quiet=not active)
+        self.done = 0
+        self.warnings: dict[str, int] = {}
+        self.record: Callable[[int, str], None] | None = None
         self._bar: Progress | None = None
         self._started = self._last_progress = time.monotonic()
 
@@ -28,6 +37,10 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        if text not in self.warnings:
+            self.warnings[text] = self.done
+            if self.record is not None:
+                self.record(self.done, text)
 
     def progress(self, done: int, total: int) -> None:
         """Report the number of evaluated rows, at most once per minute."""
@@ -39,7 +52,7 @@ class Reporter:
 
     def begin(self, total: int, first: int) -> None:
         """Start the progress display of `total` iterations, of which `first` are done."""
-        self._started, self._first, self._total = time.monotonic(), first, total
+        self._started, self._first, self._total, self.done = time.monotonic(), first, total, first
         if self.active and self.console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._bar = Progress(*columns, console=self.console)
@@ -53,6 +66,7 @@ class Reporter:
             done: iterations so far.
             line: its metrics in one line, from `Trainer.summary_line`.
         """
+        self.done = done
         seconds = time.monotonic() - self._started
         line = f"{line}  ETA {_clock(seconds / max(1, done - self._first) * (self._total - done))}"
         if self._bar is not None:

@@ -62,9 +62,7 @@ def run_encoder(recipe: Recipe) -> None:
     collator.check([*data.train, *data.validation, *data.table, *data.test])
     folder = None
     if strategy.is_rank_0():
-        folder = RunFolder(recipe.run_dir, recipe, {"data": data.fingerprint()}, reporter.warn)
-        if folder.set_aside is not None:
-            reporter.info(f"an earlier run was moved to {folder.set_aside}")
+        folder = RunFolder(recipe.run_dir, recipe, {"data": data.fingerprint()}, reporter)
     strategy.barrier()  # rank 0 has set up the folder
     with watchdog.watching(strategy.rank, recipe.deepspeed.timeout):
         EncoderRun(recipe, strategy, reporter, folder, collator, data).go(jobs)

@@ -13,7 +13,7 @@ from extensions.common.files import jsonl, read_jsonl, write_jsonl
 from extensions.data import Example
 from extensions.distributed import signals, watchdog
 from extensions.distributed.strategy import Strategy
-from extensions.evaluation.answers import answer_batch, in_batches
+from extensions.evaluation.answers import Decoding, answer_batch, in_batches
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
@@ -42,7 +42,12 @@ class Evaluator:
     label_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def predict(
-        self, examples: list[Example], title: str, file: str | None = None, resumable: bool = False
+        self,
+        examples: list[Example],
+        title: str,
+        file: str | None = None,
+        resumable: bool = False,
+        decoding: Decoding | None = None,
     ) -> list[Prediction]:
         """One answer per example, in order, on every rank.
 
@@ -50,6 +55,7 @@ class Evaluator:
             title: name of the evaluation, for messages.
             file: file name of the predictions in the run folder; None: they are not written.
             resumable: also write each batch as it is answered, and skip rows that an interrupted evaluation answered.
+            decoding: None: `evaluation.decoding`.
 
         Raises:
             Stopped: on every rank, if any rank has a stop request.
@@ -78,7 +84,7 @@ class Evaluator:
                     self.sampler,
                     recipe.rollout.max_new_tokens,
                     recipe.seed,
-                    recipe.evaluation.decoding,
+                    decoding or recipe.evaluation.decoding,
                     self.label_sets.get(batch[0].task.name, ()),
                 )
                 found += answered

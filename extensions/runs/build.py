@@ -218,7 +218,4 @@ def make_encoder(
 
 def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
     """Open the run folder; call it in one process."""
-    folder = RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter.warn)
-    if folder.set_aside is not None:
-        reporter.info(f"an earlier run was moved to {folder.set_aside}")
-    return folder
+    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter)

@@ -6,6 +6,7 @@ model.json           how the model is computed, and how exactly
 metrics.jsonl        one line per iteration
 rollouts.jsonl       some responses of each iteration
 validation.jsonl     scores of the validations
+warnings.jsonl       each distinct warning of the run once, with its step (0: before training)
 eval.json            scores before and after, per task; what was trained. "after" marks a finished run
 predictions_*.jsonl  the answers before and after, and to the test splits
 reward_curve.png     the paper's figure 2; SFT: loss_curve.png
@@ -23,11 +24,12 @@ import fcntl
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import (
     JsonlAppender,
@@ -44,7 +46,8 @@ from extensions.runs.resume import can_resume
 from extensions.runs.trackers import Trackers
 
 LOCK = "run.lock"
-RECORDS = ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl")  # each line has its step
+WARNINGS = "warnings.jsonl"
+RECORDS = ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl", WARNINGS)  # each line has its step
 
 
 class RunFolder:
@@ -55,16 +58,18 @@ class RunFolder:
 
     Args:
         inputs: name -> hash of what the run reads outside the recipe; None: it reads nothing there.
-        warn: called with a message where the disk refuses a write.
+        reporter: its warnings are recorded, those before the folder was opened included; it prints those of the folder.
 
     Raises:
         UserError: the folder cannot be written, or holds another unfinished run.
     """
 
     def __init__(
-        self, root: Path, recipe: Recipe, inputs: Mapping[str, str | None], warn: Callable[[str], None] = print
+        self, root: Path, recipe: Recipe, inputs: Mapping[str, str | None], reporter: Reporter | None = None
     ) -> None:
-        self.root, self._warn, self._stops = root, warn, recipe.checkpoint.on_error == "stop"
+        self.root, self._stops = root, recipe.checkpoint.on_error == "stop"
+        self._reporter = reporter or Reporter(active=True)
+        self._warn = warn = self._reporter.warn
         self.set_aside: Path | None = None
         self.trackers = Trackers(warn)
         self._lines: dict[str, JsonlAppender] = {}
@@ -91,6 +96,23 @@ class RunFolder:
                 f"output_dir: cannot write to {root} ({error.strerror or error}); choose another folder"
             ) from error
         self._run_id = record["run_id"]
+        if self.set_aside is not None:
+            self._reporter.info(f"an earlier run was moved to {self.set_aside}")
+        if (root / WARNINGS).exists():
+            filter_jsonl(root / WARNINGS, lambda record: "text" in record)  # drops a line that a crash left incomplete
+        self._warned = self._recorded_warnings()
+        for text, step in self._reporter.warnings.items():
+            self._record_warning(step, text)
+        self._reporter.record = self._record_warning
+
+    def _recorded_warnings(self) -> set[str]:
+        path = self.root / WARNINGS
+        return {record["text"] for record in read_jsonl(path)} if path.exists() else set()
+
+    def _record_warning(self, step: int, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.append(WARNINGS, [{"step": step, "text": text}])
 
     def append(self, name: str, records: Sequence[dict[str, Any]]) -> None:
         """Add lines to a JSONL file of the folder. Lines that a full disk refuses are written with the next ones.
@@ -105,16 +127,16 @@ class RunFolder:
         except OSError as error:
             if self._stops:
                 raise
-            if not self._refused:
+            first, self._refused = not self._refused, True  # set first: the warning itself is a record
+            if first:
                 self._warn(
                     f"{self.root / name} cannot be written ({error.strerror}); the run continues and keeps its records "
                     "in memory. Free some space"
                 )
-            self._refused = True
         else:
-            if self._refused:
+            again, self._refused = self._refused, False
+            if again:
                 self._warn(f"{self.root / name} can be written again; no record is missing")
-            self._refused = False
 
     def sync(self) -> None:
         """Flush all records to the disk. Raises OSError where it refuses."""
@@ -127,10 +149,13 @@ class RunFolder:
         Args:
             validated: step of the last validation that the checkpoint includes.
         """
+        if WARNINGS in self._lines:
+            self._lines.pop(WARNINGS).close()  # the filter replaces the file
         for name in RECORDS:
             if (self.root / name).exists():
                 last = validated if name == "validation.jsonl" else step
                 filter_jsonl(self.root / name, partial(_is_up_to, last))
+        self._warned = self._recorded_warnings()
         metrics = self.root / "metrics.jsonl"
         steps = [record["step"] for record in read_jsonl(metrics)] if metrics.exists() else None
         if steps is not None and steps != list(range(1, step + 1)):
@@ -147,6 +172,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder. Raises OSError where a full disk refuses the last records."""
+        self._reporter.record = None
         for lines in self._lines.values():
             lines.close()
         self._lines.clear()

@@ -200,7 +200,7 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
     assert Counter(p["task"] for p in found) == {"acceptability": 12, "reviews": 12}
     assert all(p.keys() >= {"task", "index", "response", "answer", "gold"} for p in found)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "recipe.yaml", "versions.json", "model.json", "eval.json", "predictions_after.jsonl"
+        "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl"
     }  # fmt: skip
     assert "wrong format" in capsys.readouterr().out
 

@@ -1,8 +1,13 @@
 """The run folder: new, finished, unfinished, damaged."""
 
+import errno
+import json
+import os
+
 import pytest
 import yaml
 
+from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.common.versions import versions
@@ -105,3 +110,61 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-9", "step-10", "step-20", "step-100"]
     assert checkpoint_folders(tmp_path / "none") == []
+
+
+def warned(root):
+    return [(record["step"], record["text"]) for record in read_jsonl(root / "warnings.jsonl")]
+
+
+def test_warnings_are_recorded_once_with_their_step(tmp_path):
+    reporter = Reporter(active=False)
+    reporter.warn("a label is rare")  # before there is a folder
+    folder = RunFolder(tmp_path / "run", recipe_of(), {}, reporter)
+    reporter.begin(4, 0)
+    for step in (1, 2):
+        reporter.step(step, "")
+        reporter.warn("kl is far")
+        reporter.warn(f"step {step}: “odd”")
+    reporter.warn("a label is rare")
+    folder.close()
+    reporter.warn("after the end")
+    expected = [(0, "a label is rare"), (1, "kl is far"), (1, "step 1: “odd”"), (2, "step 2: “odd”")]
+    assert warned(tmp_path / "run") == expected
+
+
+def test_a_resumed_run_records_no_warning_twice_and_repeats_those_after_the_checkpoint(tmp_path):
+    root = unfinished(tmp_path / "run", recipe_of())
+    lines = [{"step": step, "text": f"of step {step}"} for step in (0, 3, 5)]
+    (root / "warnings.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"step": 6, "te')
+    reporter = Reporter(active=False)
+    reporter.warn("of step 0")
+    reporter.warn("new at the start")
+    folder = RunFolder(root, recipe_of(), {}, reporter)
+    assert warned(root) == [(0, "of step 0"), (3, "of step 3"), (5, "of step 5"), (0, "new at the start")]
+    folder.cut_back(4, 4)
+    reporter.begin(6, 4)
+    reporter.step(5, "")
+    reporter.warn("of step 3")
+    reporter.warn("of step 5")
+    folder.close()
+    assert warned(root) == [(0, "of step 0"), (3, "of step 3"), (0, "new at the start"), (5, "of step 5")]
+
+
+@pytest.mark.parametrize("on_error", ["warn", "stop"])
+def test_a_full_disk_while_a_warning_is_recorded(tmp_path, monkeypatch, on_error):
+    reporter = Reporter(active=False)
+    folder = RunFolder(tmp_path / "run", recipe_of(checkpoint={"on_error": on_error}), {}, reporter)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        if on_error == "stop":
+            with pytest.raises(OSError, match="No space left"):
+                reporter.warn("kl is far")
+        else:
+            reporter.warn("kl is far")
+    folder.append("metrics.jsonl", [{"step": 1}])
+    folder.close()
+    texts = [text for _, text in warned(tmp_path / "run")]
+    assert texts[0] == "kl is far"
+    assert (len(texts) == 3) == (on_error == "warn")
+    if on_error == "warn":
+        assert "warnings.jsonl cannot be written" in texts[1] and "can be written again" in texts[2]

@@ -9,6 +9,7 @@ import pytest
 from resumable import RESUMABLE, again, assert_ended_as, own_task, with_reward
 from support import write_recipe
 
+from extensions.common.console import Reporter
 from extensions.common.files import read_json, read_jsonl, write_json, write_text
 from extensions.recipe import load_recipe
 from extensions.runs.folder import RunFolder
@@ -85,9 +86,9 @@ def test_a_damaged_run_folder_is_an_error(unfinished, tmp_path, capsys, name):
 
 
 def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path, tiny_model):
-    warnings = []
+    reporter = Reporter(active=False)
     recipe = load_recipe(write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run")))
-    folder = RunFolder(tmp_path / "run", recipe, {}, warnings.append)
+    folder = RunFolder(tmp_path / "run", recipe, {}, reporter)
 
     class Broken:
         def log(self, *args, **kwargs):
@@ -98,7 +99,9 @@ def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path, tiny_model):
         folder.metrics({"step": step, "loss": 0.5})
     folder.close()
     assert [r["step"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
-    assert len(warnings) == 1 and "broken failed" in warnings[0] and "no network" in warnings[0]
+    (warning,) = read_jsonl(tmp_path / "run" / "warnings.jsonl")
+    assert list(reporter.warnings) == [warning["text"]]
+    assert "broken failed" in warning["text"] and "no network" in warning["text"]
 
 
 def test_is_finished(tmp_path):
