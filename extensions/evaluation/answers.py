@@ -57,7 +57,8 @@ def answer_batch(
     Args:
         decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`).
         label_sets: label sets of a multi-label task's training rows; see `likelihood.candidates`.
-        probabilities: also compute those of a sampled or greedy answer's alternatives, and the answer by likelihood.
+        probabilities: with sampled or greedy answers, also compute the probabilities of the task's answers, and the
+            answer by likelihood.
 
     Raises:
         UserError: the model's logits are NaN or infinite.
