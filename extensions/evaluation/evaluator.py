@@ -15,6 +15,7 @@ from extensions.data import Example
 from extensions.distributed import signals, watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.answers import Decoding, answer_batch, in_batches
+from extensions.evaluation.likelihood import candidates, compared_beside_sampled
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
@@ -81,6 +82,8 @@ class Evaluator:
                     raise signals.Stopped
                 if not batch:
                     continue
+                task, label_sets = batch[0].task, self.label_sets.get(batch[0].task.name, ())
+                compares = compared_beside_sampled(recipe.evaluation, candidates(task, label_sets))
                 answered = answer_batch(
                     batch,
                     self.encoder,
@@ -88,8 +91,8 @@ class Evaluator:
                     recipe.rollout.max_new_tokens,
                     recipe.seed,
                     decoding or recipe.evaluation.decoding,
-                    self.label_sets.get(batch[0].task.name, ()),
-                    probabilities and recipe.evaluation.probabilities,
+                    label_sets,
+                    probabilities and compares,
                 )
                 found += answered
                 if part is not None:

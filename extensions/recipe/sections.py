@@ -242,7 +242,8 @@ class Evaluation(Section):
     probabilities: bool = Field(
         True,
         description="also compute the probability of every label, and the answer by likelihood, beside a sampled or "
-        "greedy one; not for test splits (ours)",
+        "greedy one. Not for test splits, nor with more than 20 written answers per task, unless best_by: likelihood "
+        "(ours)",
     )
     before: bool = Field(True, description="also evaluate before training (ours)")
     predict_test: bool = Field(False, description="after training also answer the test splits, for nlu submit (ours)")
