@@ -175,6 +175,8 @@ class TrainingRun(Run):
         if self.folder is not None:
             record = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "mean": metric}
             self.folder.append("validation.jsonl", [record | {"tasks": scores}])
+            for warning in self.health.validation(self.step, scores):
+                self.reporter.warn(warning)
 
     @property
     def samples(self) -> int:
