@@ -155,7 +155,8 @@ def _labels(task: Task, answer: Any) -> Sequence[str]:
 class FormatWatch(Watch):
     """A policy that loses the answer format (warns at most once per window), or never learns it (warns twice).
 
-    The first hint comes after `IN_A_ROW` iterations in a row without a single right format, whatever the batch size.
+    The first hint comes after `IN_A_ROW` iterations in a row without a single right format, whatever the batch size,
+    where the policy has not had the format before.
     The format is lost where the share of wrong formats in the last `WINDOW` samples of all tasks is at least `LOST`
     after a window with at most `HAD`. It was never learned where no window of the first `FIRST` samples has a share
     under `NEVER`.
@@ -167,6 +168,7 @@ class FormatWatch(Watch):
     wrong: list[int] = field(default_factory=list)  # of the last samples: 1 for a wrong format
     least: int = WINDOW  # wrong formats of the best window so far
     seen: int = 0
+    right: int = 0  # answers of right format so far
     all_wrong: int = 0  # iterations in a row
     hinted: bool = False
     quiet_until: int = 0  # in samples seen
@@ -176,6 +178,7 @@ class FormatWatch(Watch):
         for record in records:  # one by one, so that the windows do not depend on the batch size
             self.wrong = [*self.wrong, int(record["answer"] is None)][-self.WINDOW :]
             self.seen += 1
+            self.right += record["answer"] is not None
             if len(self.wrong) == self.WINDOW:
                 self.least = min(self.least, sum(self.wrong))
             if self.seen == self.FIRST and self.least >= self.NEVER * self.WINDOW:
@@ -199,7 +202,8 @@ class FormatWatch(Watch):
 
     def _hint(self, metrics: Metrics, records: Records) -> str | None:
         self.all_wrong = self.all_wrong + 1 if records and all(r["answer"] is None for r in records) else 0
-        if self.hinted or self.all_wrong < self.IN_A_ROW or self.least <= self.HAD * self.WINDOW:
+        had = self.right > (1 - self.LOST) * self.seen or self.least <= self.HAD * self.WINDOW
+        if self.hinted or self.all_wrong < self.IN_A_ROW or had:
             return None
         self.hinted = True
         return (
