@@ -4,7 +4,6 @@ import json
 import math
 from functools import cache
 
-import pytest
 import yaml
 
 from extensions.evaluation.metrics import Prediction, score_all
@@ -135,11 +134,9 @@ def size_of(png):
 
 @cache
 def scores_of(good):
-    """Real scores of a classification, with `good` of 10 answers right, and of a regression; cheap intervals."""
+    """Real scores of a classification, with `good` of 10 answers right, and of a regression."""
     cola = [("1", "1")] * good + [("0", "1")] * (8 - good) + [("0", None), ("1", "0")]
     stsb = [("1", 2.0), ("2", 1.0), ("3", 4.0), ("4", 3.0)]
     found = [Prediction("cola", i, "", answer, gold) for i, (gold, answer) in enumerate(cola)]
     found += [Prediction("stsb", i, "", answer, gold) for i, (gold, answer) in enumerate(stsb)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("extensions.evaluation.metrics.RESAMPLES", 20)
-        return score_all([TASKS["cola"], TASKS["stsb"]], found)
+    return score_all([TASKS["cola"], TASKS["stsb"]], found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,26 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
+    confusion_matrix,
     f1_score,
     matthews_corrcoef,
     mean_absolute_error,
+    precision_recall_fscore_support,
     r2_score,
     root_mean_squared_error,
 )
 
+from extensions.evaluation.bootstrap import Resampler
+from extensions.evaluation.calibration import calibration
 from extensions.tasks import Task
 
 WRONG_FORMAT = "wrong format"
-RESAMPLES = 200
+ALWAYS = {  # kind of task -> metrics that are computed for every task of it
+    "classification": ["accuracy", "f1_macro", "balanced_accuracy"],
+    "multi-label": ["subset_accuracy", "f1_micro", "f1_macro"],
+    "regression": ["mae", "rmse", "r2"],
+}
+OF_LIKELIHOOD = ("score", "metrics", "intervals", "predicted_shares", "classes", "confusion")
 
 
 @dataclass(frozen=True)
@@ -49,37 +58,28 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     multi-label task as the empty set in F1, and as wrong in subset accuracy. `majority` is the accuracy of always
     answering with the most frequent label, or label set.
 
+    All values are finite. An undefined one is 0: a correlation or r2 of constant values, the precision of a label that
+    is never answered, the recall of a label without gold rows. `f1_macro` of a classification is over the labels that
+    occur among golds or answers, `balanced_accuracy` over those among golds, as in scikit-learn.
+
+    `likelihood` holds the same of the answers by likelihood, `calibration` a classification's `calibration`; each only
+    if every prediction has what it needs.
+
     Args:
         intervals: also compute 95% bootstrap intervals over questions (`task.group_by`), if any, else over rows.
     """
-    wanted: list[str] = [*task.metrics, *task.extra_metrics]
-    if not task.is_regression:
-        wanted.append("subset_accuracy" if task.multi_label else "accuracy")
-    wanted = list(dict.fromkeys(wanted))
-    rows_of = _group_rows(task, predictions)
-    groups = groups_of(task, predictions)
-    golds, answers = _arrays(task, predictions)
-    by_group = {
-        name: np.array([GROUP_METRICS[name](task, group) for group in groups])
+    wanted = metrics_of(task)
+    questions = _group_rows(task, predictions)
+    golds, answers = arrays_of(task, predictions)
+    by_question = {
+        name: np.array([GROUP_METRICS[name](task, [predictions[i] for i in rows]) for rows in questions])
         for name in wanted
         if name in GROUP_METRICS
     }
-
-    def compute(picked: np.ndarray) -> dict[str, float]:
-        """The metrics of the groups at the indices `picked`."""
-        rows = picked if len(groups) == len(predictions) else np.concatenate([rows_of[i] for i in picked])
-        with warnings.catch_warnings():  # scikit-learn warns and returns 0 if only one label occurs, as intended
-            warnings.simplefilter("ignore", UserWarning)
-            return {
-                name: float(
-                    by_group[name][picked].mean()
-                    if name in by_group
-                    else _row_metric(name, task, golds[rows], answers[rows])
-                )
-                for name in wanted
-            }
-
-    metrics = compute(np.arange(len(groups)))
+    metrics = {
+        name: float(by_question[name].mean() if name in by_question else row_metric(name, task, golds, answers))
+        for name in wanted
+    }
     result: dict[str, Any] = {
         "score": sum(metrics[name] for name in task.metrics) / len(task.metrics),
         "metrics": metrics,
@@ -87,13 +87,28 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
         "format_error_rate": sum(p.answer is None for p in predictions) / len(predictions),
     }
     if intervals:
-        result["intervals"] = _bootstrap(compute, len(groups))
+        resampler = Resampler.of(golds, answers, questions, by_question)
+        result["intervals"] = resampler.intervals(wanted, len(task.labels), _positive(task))
     if not task.is_regression:
         labels = [str(p.gold) for p in predictions]
         result["majority"] = max(Counter(labels).values()) / len(labels)
         result["gold_shares"] = shares(task, labels)
         result["predicted_shares"] = shares(task, [p.answer for p in predictions])
+        result["classes"] = _classes(task, golds, answers)
+    if task.kind == "classification":
+        result["confusion"] = _confusion(task, golds, answers)
+    if all(p.likelihood is not None for p in predictions):
+        other = score(task, [replace(p, answer=p.likelihood, likelihood=None) for p in predictions], intervals)
+        result["likelihood"] = {key: other[key] for key in OF_LIKELIHOOD if key in other}
+    if task.kind == "classification" and all(p.probabilities is not None for p in predictions):
+        found = [[(p.probabilities or {})[label] for label in task.labels] for p in predictions]
+        result["calibration"] = calibration(np.array(found), golds)
     return result
+
+
+def metrics_of(task: Task) -> list[str]:
+    """The metrics of `score`: the task's own, and those of its kind."""
+    return list(dict.fromkeys([*task.metrics, *task.extra_metrics, *ALWAYS[task.kind]]))
 
 
 def groups_of(task: Task, predictions: Sequence[Prediction]) -> list[list[Prediction]]:
@@ -126,7 +141,7 @@ def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float
 # ---------------------------------------------------------------------------------------------- metrics of rows
 
 
-def _arrays(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+def arrays_of(task: Task, predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
     """Golds and answers as numbers.
 
     Returns:
@@ -162,21 +177,50 @@ ROW_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": partial(_correlation, spearmanr),
     "mae": mean_absolute_error,
     "rmse": root_mean_squared_error,
-    "r2": lambda golds, answers: r2_score(golds, answers) if len(golds) > 1 else 0.0,
+    "r2": lambda golds, answers: r2_score(golds, answers) if np.ptp(golds) > 0 else 0.0,
     "subset_accuracy": lambda golds, answers: (golds == answers).all(1).mean(),
 }
 
 
-def _row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -> float:
-    if name in ROW_METRICS:
-        return ROW_METRICS[name](golds, answers)
-    if task.multi_label:
-        return f1_score(golds, answers.clip(0), average=name.removeprefix("f1_"), zero_division=0)
-    if name == "f1_macro":  # over the labels that occur, as in scikit-learn; a wrong format is not a label
-        classes = sorted({*golds.tolist(), *answers.tolist()} - {-1})
-    else:
-        classes = [list(task.labels).index(str(task.positive))]
-    return f1_score(golds, answers, labels=classes, average="macro", zero_division=0)
+def _positive(task: Task) -> int | None:
+    return None if task.positive is None else list(task.labels).index(task.positive)
+
+
+def row_metric(name: str, task: Task, golds: np.ndarray, answers: np.ndarray) -> float:
+    """A metric of rows, by scikit-learn or scipy; golds and answers: of `arrays_of`."""
+    with warnings.catch_warnings():  # scikit-learn warns and returns 0 if only one label occurs, as intended
+        warnings.simplefilter("ignore", UserWarning)
+        if name in ROW_METRICS:
+            return ROW_METRICS[name](golds, answers)
+        if task.multi_label:
+            return f1_score(golds, answers.clip(0), average=name.removeprefix("f1_"), zero_division=0)
+        if name == "f1_macro":  # over the labels that occur, as in scikit-learn; a wrong format is not a label
+            classes = sorted({*golds.tolist(), *answers.tolist()} - {-1})
+        else:
+            classes = [_positive(task)]
+        return f1_score(golds, answers, labels=classes, average="macro", zero_division=0)
+
+
+def _classes(task: Task, golds: np.ndarray, answers: np.ndarray) -> dict[str, dict[str, float | int]]:
+    """Precision, recall, F1 and number of gold rows per label, by its canonical word.
+
+    A wrong format counts against recall only.
+    """
+    labels = list(range(len(task.labels)))
+    given = answers.clip(0) if task.multi_label else answers
+    columns = precision_recall_fscore_support(golds, given, labels=labels, average=None, zero_division=0)
+    names = ("precision", "recall", "f1", "support")
+    numbers = zip(*(column.tolist() for column in columns), strict=True)
+    return {
+        task.answer(label): dict(zip(names, row, strict=True)) for label, row in zip(task.labels, numbers, strict=True)
+    }
+
+
+def _confusion(task: Task, golds: np.ndarray, answers: np.ndarray) -> dict[str, Any]:
+    """Rows per gold label and answer, in the task's order; the last column counts wrong formats."""
+    labels = [*range(len(task.labels)), -1]
+    counts = confusion_matrix(golds, answers, labels=labels)[:-1]
+    return {"labels": [task.answer(label) for label in task.labels], "counts": counts.tolist()}
 
 
 # ----------------------------------------------------------------------------------------- metrics of questions
@@ -221,14 +265,7 @@ GROUP_METRICS: dict[str, Callable[[Task, Sequence[Prediction]], float]] = {
 }
 
 
-# -------------------------------------------------------------------------------------- intervals and averages
-
-
-def _bootstrap(compute: Callable[[np.ndarray], dict[str, float]], count: int) -> dict[str, list[float]]:
-    """95% percentile intervals from seeded resamples of `count` groups."""
-    rng = np.random.default_rng(0)
-    samples = [compute(rng.integers(count, size=count)) for _ in range(RESAMPLES)]
-    return {name: np.nanpercentile([s[name] for s in samples], [2.5, 97.5]).tolist() for name in samples[0]}
+# ---------------------------------------------------------------------------------------------------- averages
 
 
 def score_all(

@@ -14,12 +14,12 @@ from torch import Tensor
 from extensions.common.errors import UserError
 from extensions.data import Example, is_labelled, load_examples
 from extensions.evaluation.answers import in_batches
+from extensions.evaluation.calibration import reliability
 from extensions.evaluation.likelihood import candidates, label_index
 from extensions.inference.predictor import Predictor
 from extensions.recipe import Evaluation, load_recipe
 from extensions.tasks import Task
 
-NUM_BINS = 15  # equal-width bins of the expected calibration error
 LOWEST, HIGHEST = 0.05, 20.0  # bounds of the temperature
 
 
@@ -60,23 +60,8 @@ def fit(logprobs: Tensor, golds: Sequence[int]) -> Fit:
     found = minimize_scalar(lambda log: nll(float(np.exp(log))), bounds=bounds, method="bounded")
     wrong = int((scores.argmax(-1) != targets).sum())
     temperature = float(np.exp(found.x)) if wrong else 1.0
-    before, after = (expected_calibration_error((scores / t).softmax(-1), targets) for t in (1.0, temperature))
+    before, after = (reliability((scores / t).softmax(-1).numpy(), targets.numpy())[0] for t in (1.0, temperature))
     return Fit(temperature, len(golds), wrong, (nll(1.0), nll(temperature)), (before, after))
-
-
-def expected_calibration_error(probabilities: Tensor, golds: Tensor) -> float:
-    """Mean absolute difference of confidence and accuracy over `NUM_BINS` bins of the confidence, weighted by rows.
-
-    Args:
-        probabilities: (rows, C); golds: (rows,).
-    """
-    confidences, answers = probabilities.max(-1)
-    right = (answers == golds).double()
-    bins = (confidences * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-    total = 0.0
-    for inside in (bins == k for k in bins.unique()):
-        total += float((confidences[inside].mean() - right[inside].mean()).abs() * inside.sum())
-    return total / len(golds)
 
 
 def fit_on_validation(

@@ -3,7 +3,6 @@
 import pytest
 from servers import ANSWERS, LAYOUT, MEMBERS, all_of, run_rows, written
 
-import extensions.evaluation.metrics
 from extensions.evaluation.submission import make_archive
 
 
@@ -36,9 +35,3 @@ def archives(official, rows, tmp_path_factory):
         entries = make_archive([source], suite, folder / f"{suite}.zip", str(official / suite))
         made[suite] = (folder / f"{suite}.zip", entries)
     return made
-
-
-@pytest.fixture
-def few_resamples(monkeypatch):
-    """Fewer bootstrap resamples, for tests of metrics only: intervals take most of the time."""
-    monkeypatch.setattr(extensions.evaluation.metrics, "RESAMPLES", 2)

@@ -17,7 +17,7 @@ def predictions(task, pairs):
     return [Prediction(task.name, i, "", answer, gold) for i, (gold, answer) in enumerate(pairs)]
 
 
-def test_multirc_by_hand(few_resamples):
+def test_multirc_by_hand():
     # (paragraph, question), gold, answer; the rows of the first question are not adjacent
     rows = [
         ((0, 0), "1", "1"),
@@ -55,7 +55,7 @@ def test_multirc_by_hand(few_resamples):
         ([("Y", "Y"), ("Y", "N"), ("N", "N"), (None, "N")], 2 / 4),
     ],
 )
-def test_gender_parity(pairs, parity, few_resamples):
+def test_gender_parity(pairs, parity):
     label = {"Y": "entailment", "N": "not_entailment", None: None}
     made = [
         Prediction("axg", 2 * k + i, "", label[answer], "entailment", {"idx": 2 * k + i, "pair": k})
@@ -64,7 +64,8 @@ def test_gender_parity(pairs, parity, few_resamples):
     ]
     accuracy = sum(answer == "Y" for pair in pairs for answer in pair) / len(made)
     result = score(AXG, made)
-    assert result["metrics"] == {"gender_parity": pytest.approx(parity), "accuracy": pytest.approx(accuracy)}
+    assert result["metrics"]["gender_parity"] == pytest.approx(parity)
+    assert result["metrics"]["accuracy"] == pytest.approx(accuracy)
     assert result["score"] == pytest.approx((parity + accuracy) / 2)
 
 
@@ -104,7 +105,7 @@ def candidates(query, answers, entities, sampled=None, positive_probabilities=No
         ("New York", ["Boston", "the new york", "york"], 1, 1),
     ],
 )
-def test_record_is_compared_as_in_squad(entity, answers, f1, em, few_resamples):
+def test_record_is_compared_as_in_squad(entity, answers, f1, em):
     made = candidates(0, answers, ["Nobody", entity], positive_probabilities=[0.1, 0.2])
     result = score(RECORD, made)
     assert result["metrics"]["squad_f1"] == pytest.approx(f1)
@@ -112,7 +113,7 @@ def test_record_is_compared_as_in_squad(entity, answers, f1, em, few_resamples):
     assert result["score"] == pytest.approx((f1 + em) / 2)
 
 
-def test_record_is_a_mean_over_queries(few_resamples):
+def test_record_is_a_mean_over_queries():
     """A query with many candidates counts as one with two; one query may share its entities with another."""
     made = [
         *candidates(3, ["Anna"], ["Bob", "Anna"], positive_probabilities=[0.4, 0.6]),  # 1, 1

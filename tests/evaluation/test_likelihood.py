@@ -18,7 +18,7 @@ from extensions.evaluation.likelihood import (
     label_sets_of,
     log_likelihoods,
 )
-from extensions.inference.calibration import expected_calibration_error, fit
+from extensions.inference.calibration import fit
 from extensions.model.loading import load_tokenizer
 from extensions.prefix.tree import Sample, pack
 from extensions.prompts import CLOSE, PromptEncoder
@@ -220,12 +220,3 @@ def test_correct_rows_do_not_give_certain_answers():
 def fit_at(logits, golds, temperature):
     rows = (logits / temperature).log_softmax(-1)
     return -sum(rows[k, gold].item() for k, gold in enumerate(golds)) / len(golds)
-
-
-def test_expected_calibration_error_by_hand():
-    # Bins of width 1/15: 0.61 and 0.63 share [0.6, 0.667); 0.95 is alone.
-    probabilities = torch.tensor([[0.61, 0.39], [0.37, 0.63], [0.95, 0.05]], dtype=torch.float64)
-    golds = torch.tensor([0, 0, 0])
-    # |0.62 - 0.5| * 2/3 + |0.95 - 1| * 1/3
-    assert expected_calibration_error(probabilities, golds) == pytest.approx((0.12 * 2 + 0.05) / 3)
-    assert expected_calibration_error(torch.tensor([[1.0, 0.0]]), torch.tensor([0])) == 0

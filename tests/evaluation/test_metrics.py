@@ -1,11 +1,13 @@
 """Row metrics against values by hand, and all tasks' metrics against plain formulas and other libraries."""
 
+import json
 import math
 import random
 import string
 from collections import Counter
 
 import pytest
+from own_answers import TOPICS
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from support import THREE
@@ -28,12 +30,17 @@ def predictions(task, pairs):
 # ----------------------------------------------------------------------------------------------- metrics of rows
 
 
-def test_classification_by_hand(few_resamples):
+def test_classification_by_hand():
     # gold 1: three right, one wrong; gold 0: two right, two wrong -> tp 3, fn 1, tn 2, fp 2
     pairs = [("1", "1")] * 3 + [("1", "0")] + [("0", "0")] * 2 + [("0", "1")] * 2
     result = score(COLA, predictions(COLA, pairs))
     matthews = (3 * 2 - 2 * 1) / math.sqrt(5 * 4 * 4 * 3)
-    assert result["metrics"] == {"matthews": pytest.approx(matthews), "accuracy": pytest.approx(5 / 8)}
+    assert result["metrics"] == {
+        "matthews": pytest.approx(matthews),
+        "accuracy": pytest.approx(5 / 8),
+        "f1_macro": pytest.approx((2 / 3 + 4 / 7) / 2),  # 2 tp / (2 tp + fp + fn): 6 / 9 and 4 / 7
+        "balanced_accuracy": pytest.approx((3 / 4 + 2 / 4) / 2),
+    }
     assert result["score"] == pytest.approx(matthews) and result["samples"] == 8
     assert result["majority"] == 0.5
     assert result["format_error_rate"] == 0
@@ -41,19 +48,19 @@ def test_classification_by_hand(few_resamples):
     assert result["predicted_shares"] == {"Yes": 5 / 8, "No": 3 / 8}
 
 
-def test_wrong_formats_count_as_wrong(few_resamples):
+def test_wrong_formats_count_as_wrong():
     pairs = [("1", "1")] * 2 + [("1", None)] + [("0", "0")] * 2 + [("0", None)] * 3
     result = score(SST2, predictions(SST2, pairs))
-    assert result["metrics"] == {"accuracy": pytest.approx(4 / 8)}
+    assert result["metrics"]["accuracy"] == pytest.approx(4 / 8)
     assert result["format_error_rate"] == pytest.approx(4 / 8)
     assert result["majority"] == pytest.approx(5 / 8)
     assert result["predicted_shares"] == {"Positive": 0.25, "Negative": 0.25, WRONG_FORMAT: 0.5}
     nothing = score(COLA, predictions(COLA, [("1", None), ("0", None)]))
-    assert nothing["metrics"] == {"matthews": 0.0, "accuracy": 0.0}
+    assert set(nothing["metrics"].values()) == {0.0}
     assert nothing["format_error_rate"] == 1.0
 
 
-def test_a_wrong_format_is_a_separate_class(few_resamples):
+def test_a_wrong_format_is_a_separate_class():
     """Not the other label: Matthews has three classes, and a miss is not a false positive of another label."""
     pairs = [("1", "1")] * 3 + [("1", None)] + [("0", "0")] * 2 + [("0", "1")] + [("0", None)]
     # classes 1, 0, wrong; golds 4, 4, 0; answers 4, 2, 2; 5 of 8 right
@@ -66,25 +73,31 @@ def test_a_wrong_format_is_a_separate_class(few_resamples):
     assert f1 == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
 
 
-def test_f1_by_hand(few_resamples):
+def test_f1_by_hand():
     # a: tp 2, fp 1, fn 2 -> 4/7.  b: tp 1, fp 1, fn 1 -> 1/2.  c: tp 1, fp 0, fn 0 -> 1. One wrong format.
     pairs = [("a", "a"), ("a", "a"), ("a", "b"), ("a", None), ("b", "b"), ("b", "a"), ("c", "c")]
     result = score(THREE, predictions(THREE, pairs))["metrics"]
-    assert list(result) == ["f1_macro", "f1", "accuracy", "matthews"]
+    assert list(result) == ["f1_macro", "f1", "accuracy", "matthews", "balanced_accuracy"]
     assert result["f1"] == pytest.approx(4 / 7)
     assert result["f1_macro"] == pytest.approx((4 / 7 + 1 / 2 + 1) / 3)
     assert result["accuracy"] == pytest.approx(4 / 7)
 
 
-def test_regression_by_hand(few_resamples):
+def test_regression_by_hand():
     # golds 1 2 3 4, answers 2 1 4 3: both correlations 0.6
     pairs = list(zip(("1", "2.0", "3", "4.000"), (2.0, 1.0, 4.0, 3.0), strict=True))
     result = score(STSB, predictions(STSB, pairs))
-    assert result["metrics"] == {"spearman": pytest.approx(0.6), "pearson": pytest.approx(0.6)}
+    assert result["metrics"] == {
+        "spearman": pytest.approx(0.6),
+        "pearson": pytest.approx(0.6),
+        "mae": 1.0,
+        "rmse": 1.0,
+        "r2": pytest.approx(1 - 4 / 5),
+    }
     assert "majority" not in result and "predicted_shares" not in result and "gold_shares" not in result
 
 
-def test_a_wrong_format_in_a_regression_counts_as_the_middle(few_resamples):
+def test_a_wrong_format_in_a_regression_counts_as_the_middle():
     pairs = [("0", 0.5), ("1", None), ("4", 3.0), ("5", None)]
     result = score(STSB, predictions(STSB, pairs))
     filled = [0.5, 2.5, 3.0, 2.5]
@@ -96,12 +109,12 @@ def test_a_wrong_format_in_a_regression_counts_as_the_middle(few_resamples):
 @pytest.mark.parametrize("pairs", [[("1", 2.0)], [("1", 3.0), ("2", 3.0)], [("2", 1.0), ("2", 4.0)], [("1", None)] * 3])
 def test_an_undefined_correlation_is_zero(pairs):
     result = score(STSB, predictions(STSB, pairs))
-    assert result["metrics"] == {"spearman": 0.0, "pearson": 0.0}
-    assert result["intervals"] == {"spearman": [0.0, 0.0], "pearson": [0.0, 0.0]}
+    for name in ("spearman", "pearson"):
+        assert result["metrics"][name] == 0.0 and result["intervals"][name] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_against_sklearn_and_scipy(seed, few_resamples):
+def test_against_sklearn_and_scipy(seed):
     rng = random.Random(seed)
     golds = rng.choices("abc", (5, 3, 2), k=80)
     answers = [gold if rng.random() < 0.6 else rng.choice("abc") for gold in golds]
@@ -118,7 +131,57 @@ def test_against_sklearn_and_scipy(seed, few_resamples):
     assert result["spearman"] == pytest.approx(stats.spearmanr(truth, guess).statistic)
 
 
-def test_the_score_is_the_mean_of_the_benchmarks_metrics(few_resamples):
+def test_classes_and_confusion_by_hand():
+    # The pairs of test_f1_by_hand: the wrong format of an a lowers a's recall, and no precision.
+    pairs = [("a", "a"), ("a", "a"), ("a", "b"), ("a", None), ("b", "b"), ("b", "a"), ("c", "c")]
+    result = score(THREE, predictions(THREE, pairs))
+    words = [THREE.answer(label) for label in "abc"]
+    assert result["classes"] == {
+        words[0]: {"precision": pytest.approx(2 / 3), "recall": 0.5, "f1": pytest.approx(4 / 7), "support": 4},
+        words[1]: {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+        words[2]: {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1},
+    }
+    assert result["confusion"] == {"labels": words, "counts": [[2, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0]]}
+
+
+@pytest.mark.parametrize("pairs", [[("a", "a")], [("a", None)] * 2, [("a", "b")] * 3, [("b", "b"), ("a", "b")]])
+def test_labels_that_do_not_occur_have_finite_numbers(pairs):
+    result = score(THREE, predictions(THREE, pairs))
+    json.dumps(result, allow_nan=False)
+    assert result["classes"][THREE.answer("c")] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert sum(map(sum, result["confusion"]["counts"])) == len(pairs)
+
+
+def test_classes_of_label_sets():
+    """Each label is judged on its own; a wrong format is the empty set."""
+    pairs = [("s, m", "s"), ("none", "m"), ("s", None), ("p", "p, m"), ("s, p", "s, p")]
+    result = score(TOPICS, predictions(TOPICS, pairs))
+    assert "confusion" not in result and "calibration" not in result
+    assert result["classes"] == {
+        "Sports": {"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(4 / 5), "support": 3},
+        "Politics": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2},
+        "Money": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1},
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_against_scikit_learn(seed):
+    rng = random.Random(seed)
+    golds = rng.choices("abc", (5, 3, 2), k=80)
+    answers = [gold if rng.random() < 0.6 else rng.choice(["a", "b", "c", None]) for gold in golds]
+    found = score(THREE, predictions(THREE, zip(golds, answers, strict=True)))
+    shown = [answer or "-" for answer in answers]
+    expected = sklearn_metrics.classification_report(golds, shown, labels=["a", "b", "c"], output_dict=True)
+    for label in "abc":
+        row = expected[label]
+        of_label = found["classes"][THREE.answer(label)]
+        assert of_label == pytest.approx({**of_label, **{"f1": row["f1-score"], "recall": row["recall"]}})
+        assert (of_label["precision"], of_label["support"]) == pytest.approx((row["precision"], row["support"]))
+    counts = Counter(zip(golds, answers, strict=True))
+    assert found["confusion"]["counts"] == [[counts[gold, answer] for answer in [*"abc", None]] for gold in "abc"]
+
+
+def test_the_score_is_the_mean_of_the_benchmarks_metrics():
     # entailment: tp 1, fn 1 -> 2/3; neutral: tp 1, fp 1 -> 2/3; contradiction: tp 1 -> 1
     pairs = [("entailment", "entailment"), ("entailment", "neutral"), ("neutral", "neutral")]
     result = score(CB, predictions(CB, [*pairs, ("contradiction", "contradiction")]))
@@ -129,7 +192,8 @@ def test_the_score_is_the_mean_of_the_benchmarks_metrics(few_resamples):
     assert result["score"] == pytest.approx(spearman)
     own = Task.model_validate(THREE.model_dump() | {"metrics": ["f1"], "extra_metrics": ["matthews"]})
     result = score(own, predictions(own, [("a", "a"), ("a", "b"), ("b", "b"), ("c", "c")]))
-    assert list(result["metrics"]) == ["f1", "matthews", "accuracy"], "accuracy is always reported"
+    always = ["accuracy", "f1_macro", "balanced_accuracy"]
+    assert list(result["metrics"]) == ["f1", "matthews", *always], "always computed, not part of the score"
     assert result["score"] == pytest.approx(2 / 3)
 
 
@@ -191,26 +255,29 @@ def test_these_rows_have_the_columns_of_their_task(task):
 
 
 @every_task
-def test_all_right_scores_one(task, few_resamples):
+def test_all_right_scores_one(task):
     rows = gold_rows(task)
     answers = [float(gold) if task.is_regression else gold for gold, _ in rows]
     result = score(task, answered(task, rows, answers))
     assert result["score"] == pytest.approx(1.0)
     assert set(result["metrics"]) >= {*task.metrics, *task.extra_metrics}
-    assert result["metrics"] == dict.fromkeys(result["metrics"], pytest.approx(1.0))
+    perfect = {name: 0.0 if name in ("mae", "rmse") else 1.0 for name in result["metrics"]}
+    assert result["metrics"] == pytest.approx(perfect)
     assert result["format_error_rate"] == 0 and result["samples"] == len(rows)
     if not task.is_regression:
         assert result["predicted_shares"] == result["gold_shares"]
 
 
 @every_task
-def test_all_wrong_formats_score_zero(task, few_resamples):
+def test_all_wrong_formats_score_zero(task):
     rows = gold_rows(task)
     result = score(task, answered(task, rows, [None] * len(rows)))
     expected = dict.fromkeys(result["metrics"], 0.0)
     if task.is_ranked:  # a query always has an answer: ties go to the first candidate
         expected |= {name: pytest.approx(value) for name, value in ALWAYS_THE_FIRST.items()}
-    assert result["metrics"] == expected
+    if task.is_regression:  # errors from the middle of the range
+        expected |= {name: plain_metric(name, task, answered(task, rows, [2.5] * len(rows))) for name in OF_ERRORS}
+    assert result["metrics"] == pytest.approx(expected)
     assert result["score"] == pytest.approx(0.5 * (0.5 + 1 / 3) if task.is_ranked else 0)
     assert result["format_error_rate"] == 1.0
     if not task.is_regression:
@@ -225,7 +292,7 @@ CONSTANTS = [
 
 
 @pytest.mark.parametrize("task, answer", CONSTANTS, ids=lambda value: value.name if isinstance(value, Task) else value)
-def test_a_constant_answer(task, answer, few_resamples):
+def test_a_constant_answer(task, answer):
     rows = gold_rows(task)
     p = sum(gold == answer for gold, _ in rows) / len(rows)
     f1 = 2 * p / (1 + p)  # precision p, recall 1
@@ -235,13 +302,16 @@ def test_a_constant_answer(task, answer, few_resamples):
         "f1": f1 if answer == task.positive else 0.0,
         "f1a": f1 if answer == task.positive else 0.0,
         "f1_macro": f1 / max(1, len(task.labels)),  # the other labels: 0
+        "balanced_accuracy": 1 / max(1, len(task.labels)),
         "spearman": 0.0,
         "pearson": 0.0,
         "exact_match": 1 / 4,  # of QUESTIONS, only "11" is all 1, and only "000" all 0
         "gender_parity": 1.0,
         **ALWAYS_THE_FIRST,
     }
-    result = score(task, answered(task, rows, [answer] * len(rows)))
+    made = answered(task, rows, [answer] * len(rows))
+    result = score(task, made)
+    expected |= {name: plain_metric(name, task, made) for name in OF_ERRORS if task.is_regression}
     assert result["metrics"] == {name: pytest.approx(expected[name]) for name in result["metrics"]}
     assert result["score"] == pytest.approx(sum(expected[name] for name in task.metrics) / len(task.metrics))
     assert result["format_error_rate"] == 0
@@ -291,8 +361,22 @@ def plain_token_f1(one, other):
     return 2 * common / (len(one) + len(other))
 
 
+OF_ERRORS = ("mae", "rmse", "r2")
+
+
 def plain_metric(name, task, made):
     pairs = [(p.gold, p.answer) for p in made]
+    if name in OF_ERRORS:
+        golds = [float(gold) for gold, _ in pairs]
+        errors = [(2.5 if answer is None else answer) - gold for gold, (_, answer) in zip(golds, pairs, strict=True)]
+        if name == "mae":
+            return sum(map(abs, errors)) / len(errors)
+        squares = sum(error**2 for error in errors)
+        mean = sum(golds) / len(golds)
+        return math.sqrt(squares / len(errors)) if name == "rmse" else 1 - squares / sum((g - mean) ** 2 for g in golds)
+    if name == "balanced_accuracy":
+        recalls = [[gold == answer for gold, answer in pairs if gold == label] for label in task.labels]
+        return sum(sum(right) / len(right) for right in recalls) / len(recalls)
     if name == "accuracy":
         return sum(gold == answer for gold, answer in pairs) / len(pairs)
     if name == "matthews":
@@ -323,7 +407,7 @@ def plain_metric(name, task, made):
 
 @pytest.mark.parametrize("seed", range(2))
 @every_task
-def test_any_answers_against_the_plain_formulas(task, seed, few_resamples):
+def test_any_answers_against_the_plain_formulas(task, seed):
     rng = random.Random(seed)
     rows = gold_rows(task)
     options = [0.5 * k for k in range(11)] if task.is_regression else list(task.labels)
