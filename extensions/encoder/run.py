@@ -38,6 +38,7 @@ from extensions.encoder.model import SegmentCollator, load_collator, load_encode
 from extensions.evaluation.metrics import Prediction, score, score_all
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
+from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
 
@@ -185,6 +186,10 @@ class EncoderRun:
         after = {task.name: found[task.name] for task in recipe.data.tasks if task.name in found}
         scores = {"method": recipe.method, "split": self.data.split, "splits": self.data.splits, "after": after}
         write_json(root / "eval.json", scores | {"training": {"tasks": list(names), **total}})
+        self.reporter.done = int(total["steps"])
+        where = f"after training, {self.data.split} split"
+        for text in unpredicted_warnings(recipe.data.tasks, after, where, recipe.method):
+            self.reporter.warn(text)
         folder.write_page(running=False)
         folder.close()
         minutes = total["seconds"] / 60

@@ -14,6 +14,7 @@ from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import score_all
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
+from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
 AFTER = "predictions_after.jsonl"
@@ -41,6 +42,9 @@ class Run:
         title = f"{when}{self.data.split} split"
         predictions = self.evaluator.predict(self.data.table, title, file, resumable)
         self.scores[moment] = score_all(self.recipe.data.tasks, predictions)
+        if moment == "after":
+            for text in unpredicted_warnings(self.recipe.data.tasks, self.scores[moment], title, self.recipe.method):
+                self.reporter.warn(text)
 
     def answer_test(self, resumable: bool = False) -> None:
         if self.data.test:

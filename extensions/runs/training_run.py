@@ -178,6 +178,8 @@ class TrainingRun(Run):
         if self.folder is not None:
             record = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "mean": metric}
             self.folder.append("validation.jsonl", [record | {"tasks": scores}])
+            for warning in self.health.validation(self.step, scores):
+                self.reporter.warn(warning)
             self.folder.write_page(self.last_step)
 
     @property
