@@ -194,7 +194,7 @@ class RunView:
         for key, spec in all_keys().items():
             value, default = value_at(self.recipe, key), spec.get_default(call_default_factory=True)
             if key not in ("name", "method", "data.tasks", "output_dir") and value != default:
-                found.append((key, _plain(value), "" if default is PydanticUndefined else _plain(default)))
+                found.append((key, plain_value(value), "" if default is PydanticUndefined else plain_value(default)))
         return found
 
     def command(self) -> str:
@@ -248,9 +248,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return read_jsonl(path, skip_damaged=True) if path.exists() else []
 
 
-def _plain(value: Any) -> str:
+def plain_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(plain_value, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
