@@ -178,21 +178,27 @@ class Mark:
     size: int = 11
 
 
-def overview(titles: Sequence[str], marks: Sequence[Mark]) -> Chart:
-    """Before, after and yardsticks: a row of marks per task."""
+def overview(titles: Sequence[str], marks: Sequence[Mark], apart: bool = False) -> Chart:
+    """Before, after and yardsticks: a row of marks per task.
+
+    Args:
+        apart: the marks of a task one below the other.
+    """
     figure = _figure(
-        96 + 40 * len(titles),
+        96 + (24 + 16 * len(marks) if apart else 40) * len(titles),
         hovermode="closest",
         xaxis={"title": {"text": "score, %"}, "showgrid": True},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": True},
+        yaxis={"range": [len(titles) - 0.5, -0.5], "showgrid": True, **_ticks(titles)},
     )
-    for mark in marks:
+    for i, mark in enumerate(marks):
+        shift = (i - (len(marks) - 1) / 2) * 0.7 / len(marks) if apart else 0.0
         present = [title for title in titles if title in mark.values]
         values = [100 * mark.values[title] for title in present]
         ends = [[100 * end for end in mark.intervals.get(title, [mark.values[title]] * 2)] for title in present]
+        texts = [f" [{low:.1f}, {high:.1f}]" if mark.intervals else "" for low, high in ends]
         figure.add_scatter(
             x=values,
-            y=[shortened(title) for title in present],
+            y=[titles.index(title) + shift for title in present],
             name=mark.name,
             mode="markers",
             marker={
@@ -211,10 +217,12 @@ def overview(titles: Sequence[str], marks: Sequence[Mark]) -> Chart:
                 "width": 5,
                 "visible": bool(mark.intervals),
             },
-            customdata=[f" [{low:.1f}, {high:.1f}]" if mark.intervals else "" for low, high in ends],
-            hovertemplate=f"%{{y}}: {mark.name} %{{x:.1f}}%{{customdata}}<extra></extra>",
+            customdata=list(zip(present, texts, strict=True)),
+            hovertemplate=f"%{{customdata[0]}}: {_inert(mark.name)} %{{x:.1f}}%{{customdata[1]}}<extra></extra>",
         )
-    figure.update_xaxes(range=percent_range([100 * value for mark in marks for value in mark.values.values()]))
+    ends = [value for mark in marks for value in mark.values.values()]
+    ends += [end for mark in marks for interval in mark.intervals.values() for end in interval]
+    figure.update_xaxes(range=percent_range([100 * end for end in ends]))
     return Chart("Score per task", _plain(figure), width=340)
 
 
@@ -252,6 +260,11 @@ def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
 def _ticks(labels: Sequence[str], angle: int = 0) -> dict[str, Any]:
     texts = [shortened(label) for label in labels]
     return {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": texts, "tickangle": angle}
+
+
+def _inert(name: str) -> str:
+    """A name in a hover template, without plotly's own markup."""
+    return name.replace("%{", "% {").replace("<", "&lt;")
 
 
 def shortened(label: str) -> str:

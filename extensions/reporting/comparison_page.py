@@ -134,7 +134,7 @@ def _overview(names: Sequence[str], views: Sequence[RunView], colors: Mapping[st
             if len(task.metrics) == 1 and "intervals" in result
         }
         marks.append(Mark(name, "circle", colors[name], values, intervals))
-    return overview(list(dict.fromkeys(title for mark in marks for title in mark.values)), marks)
+    return overview(list(dict.fromkeys(title for mark in marks for title in mark.values)), marks, apart=True)
 
 
 def _curves(names: Sequence[str], views: Sequence[RunView], colors: Mapping[str, str]) -> list[Chart]:
