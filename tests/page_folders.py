@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 import numpy as np
+import pytest
 from run_folders import write_run
 
 from extensions.common.files import write_json, write_jsonl
@@ -109,7 +110,9 @@ def page_run(
     def made(skill, wrong=0.02, count=rows, intervals=True, **keys):
         keys = {"probabilities": probabilities, "never": never} | keys
         found = [one for t in known for one in answers(t, count, skill, rng, wrong, **({"texts": texts} | keys))]
-        return found, score_all(known, [prediction for prediction, _ in found], intervals)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("extensions.evaluation.bootstrap.RESAMPLES", 20)  # cheap intervals
+            return found, score_all(known, [prediction for prediction, _ in found], intervals)
 
     scores = {"method": method, "decoding": "sample", "split": "validation", "splits": dict.fromkeys(names, "test")}
     if before is not None and trained:

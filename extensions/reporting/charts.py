@@ -117,7 +117,7 @@ def training_chart(
             x=list(one.samples),
             y=[scale * value for value in one.values],
             customdata=list(one.steps),
-            name=one.name,
+            name=inert(one.name),
             meta={"samples": list(one.samples), "minutes": [round(m, 4) for m in one.minutes]},
             hovertemplate=f"%{{y:{decimals}}} (step %{{customdata}})",
             cliponaxis=False,
@@ -130,7 +130,7 @@ def training_chart(
         figure.add_scatter(
             x=[0, ends[0]],
             y=[scale * level] * 2,
-            name=name,
+            name=inert(name),
             mode="lines",
             line={"width": 1.6, "dash": "dot", "color": color(len(COLORS) - 1 - i)},
             meta={"samples": [0, ends[0]], "minutes": [0, ends[1]]},
@@ -199,7 +199,7 @@ def overview(titles: Sequence[str], marks: Sequence[Mark], apart: bool = False) 
         figure.add_scatter(
             x=values,
             y=[titles.index(title) + shift for title in present],
-            name=mark.name,
+            name=inert(mark.name),
             mode="markers",
             marker={
                 "symbol": mark.symbol,
@@ -217,12 +217,12 @@ def overview(titles: Sequence[str], marks: Sequence[Mark], apart: bool = False) 
                 "width": 5,
                 "visible": bool(mark.intervals),
             },
-            customdata=list(zip(present, texts, strict=True)),
-            hovertemplate=f"%{{customdata[0]}}: {_inert(mark.name)} %{{x:.1f}}%{{customdata[1]}}<extra></extra>",
+            customdata=list(zip(map(inert, present), texts, strict=True)),
+            hovertemplate=f"%{{customdata[0]}}: {inert(mark.name)} %{{x:.1f}}%{{customdata[1]}}<extra></extra>",
         )
-    ends = [value for mark in marks for value in mark.values.values()]
-    ends += [end for mark in marks for interval in mark.intervals.values() for end in interval]
-    figure.update_xaxes(range=percent_range([100 * end for end in ends]))
+    shown = [value for mark in marks for value in mark.values.values()]
+    shown += [end for mark in marks for interval in mark.intervals.values() for end in interval]
+    figure.update_xaxes(range=percent_range([100 * value for value in shown]))
     return Chart("Score per task", _plain(figure), width=340)
 
 
@@ -250,8 +250,8 @@ def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
         text=counts,
         texttemplate="%{text}" if few else None,
         textfont={"size": 13},
-        customdata=[[[gold, answer] for answer in columns] for gold in labels],
-        hovertemplate="gold: %{customdata[0]}<br>answer: %{customdata[1]}<br>%{text} rows, %{z:.1%} of the gold label"
+        customdata=[[[gold, answer, inert(gold), inert(answer)] for answer in columns] for gold in labels],
+        hovertemplate="gold: %{customdata[2]}<br>answer: %{customdata[3]}<br>%{text} rows, %{z:.1%} of the gold label"
         "<extra></extra>",
     )
     return Chart(title, _plain(figure), width=190 + (46 if few else 17) * len(columns), extra={"confusion": True})
@@ -262,13 +262,13 @@ def _ticks(labels: Sequence[str], angle: int = 0) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": texts, "tickangle": angle}
 
 
-def _inert(name: str) -> str:
-    """A name in a hover template, without plotly's own markup."""
-    return name.replace("%{", "% {").replace("<", "&lt;")
+def inert(text: str) -> str:
+    """A label or name without plotly's own markup (<b>, <a href>, %{y})."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
 def shortened(label: str) -> str:
-    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+    return inert(label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…")
 
 
 def reliability_chart(title: str, bins: Sequence[Mapping[str, float]]) -> Chart:
@@ -319,7 +319,7 @@ def score_chart(title: str, points: Mapping[str, Sequence[tuple[float, float, in
             x=[gold for gold, *_ in found],
             y=[answer for _, answer, _ in found],
             customdata=[row for *_, row in found],
-            name=name,
+            name=inert(name),
             mode="markers",
             marker={"size": 7, "color": colors.get(name, BLUE), "opacity": 0.5},
             hovertemplate="row %{customdata}<br>gold %{x}, answer %{y}<extra></extra>",
@@ -343,7 +343,7 @@ def chances_chart(rows: Mapping[str, Sequence[tuple[int, float]]]) -> Chart:
         figure.add_scatter(
             x=[step for step, _ in found],
             y=[chance for _, chance in found],
-            name=name,
+            name=inert(name),
             mode="lines+markers",
             line={"color": color(i), "width": 2},
             hovertemplate="%{y:.1%}",
