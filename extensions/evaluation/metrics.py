@@ -46,7 +46,7 @@ class Prediction:
     answer: str | float | None  # parsed, by `evaluation.decoding`; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
-    positive_probability: float | None = None  # of the positive label; in ranked tasks or likelihood decoding
+    positive_probability: float | None = None  # of the positive label's canonical word; in ranked tasks always
     probabilities: dict[str, float] | None = None  # per label or grid score; multi-label: marginal per label
     likelihood: str | float | None = None  # the answer by likelihood, where probabilities are computed
 

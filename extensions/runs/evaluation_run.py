@@ -35,7 +35,8 @@ class Run:
     ) -> None:
         self.recipe, self.strategy, self.reporter, self.folder, self.data = recipe, strategy, reporter, folder, data
         self.evaluator = evaluator
-        self.scores: dict[str, Any] = {"method": recipe.method, "split": data.split, "splits": data.splits}
+        self.scores: dict[str, Any] = {"method": recipe.method, "decoding": recipe.evaluation.decoding}
+        self.scores |= {"split": data.split, "splits": data.splits}
 
     def evaluate(self, moment: str, when: str, file: str, resumable: bool = False) -> None:
         """Answer and score the rows of the evaluation table. Call it on every rank."""
@@ -48,7 +49,8 @@ class Run:
 
     def answer_test(self, resumable: bool = False) -> None:
         if self.data.test:
-            self.evaluator.predict(self.data.test, "of the test splits, for nlu submit", TEST, resumable)
+            title = "of the test splits, for nlu submit"
+            self.evaluator.predict(self.data.test, title, TEST, resumable, probabilities=False)
 
     def write_scores(self) -> None:
         if self.folder is not None:

@@ -288,4 +288,6 @@ def test_two_ranks_train_like_one(write, tmp_path):
         if not name.endswith("key.bias"):
             torch.testing.assert_close(double[name], tensor, rtol=0, atol=1e-5)
     answers = [read_jsonl(tmp_path / name / "predictions_after.jsonl") for name in ("single", "double")]
+    for one, other in zip(*answers, strict=True):
+        assert other.pop("probabilities") == pytest.approx(one.pop("probabilities"), abs=1e-5)
     assert answers[0] == answers[1] and len(answers[0]) == 16
