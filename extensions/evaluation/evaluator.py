@@ -12,6 +12,7 @@ from typing import Any
 from extensions.common.console import Reporter
 from extensions.common.files import jsonl, read_jsonl, write_jsonl
 from extensions.data import Example
+from extensions.data.sampling import evenly
 from extensions.distributed import signals, watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.answers import Decoding, answer_batch, in_batches
@@ -170,3 +171,14 @@ def records(predictions: Iterable[Prediction], examples: Iterable[Example]) -> l
     """Lines of a predictions file: the predictions of examples, with the input texts."""
     pairs = zip(predictions, examples, strict=True)
     return [asdict(prediction) | {"fields": example.fields} for prediction, example in pairs]
+
+
+def fixed_answers(predictions: Sequence[Prediction], examples: Sequence[Example], count: int) -> list[dict[str, Any]]:
+    """Answers to up to `count` evenly spaced rows per task, the same rows at every validation, with input texts."""
+    keys = ("task", "index", "fields", "response", "answer", "gold", "probabilities")
+    pairs = list(zip(predictions, examples, strict=True))
+    by_task = {
+        task: [pair for pair in pairs if pair[0].task == task] for task in dict.fromkeys(p.task for p, _ in pairs)
+    }
+    shown = [pair for found in by_task.values() for pair in evenly(found, count)]
+    return [{key: record[key] for key in keys} for record in records(*zip(*shown, strict=True))] if shown else []

@@ -283,6 +283,12 @@ def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float:
     return sum(s["score"] for s in scores.values()) / len(scores)
 
 
+def likelihood_mean(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """`mean_score` of the answers by likelihood; None if a task has none."""
+    found = {name: result.get("likelihood") for name, result in scores.items()}
+    return None if None in found.values() else mean_score({name: one for name, one in found.items() if one is not None})
+
+
 def suite_average(tasks: Sequence[Task], scores: Mapping[str, float]) -> float | None:
     """A suite's average by the paper's rule: the mean over the tasks with `in_suite_average`.
 

@@ -72,7 +72,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
-    folder = open_folder(recipe, reward, data, reporter) if strategy.is_rank_0() else None
+    size = strategy.world_size
+    folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
     strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
@@ -223,6 +224,6 @@ def make_encoder(
     return encoder
 
 
-def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
+def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter, world_size: int) -> RunFolder:
     """Open the run folder; call it in one process."""
-    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter)
+    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter, world_size)
