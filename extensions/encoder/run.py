@@ -37,7 +37,7 @@ from extensions.encoder.jobs import Job, load_jobs
 from extensions.encoder.model import SegmentCollator, load_collator, load_encoder, predictions_of
 from extensions.evaluation.metrics import Prediction, score, score_all
 from extensions.recipe import Recipe
-from extensions.reporting.scores import before_after_table
+from extensions.reporting.scores import before_after_table, own_class_tables
 from extensions.runs.folder import RunFolder
 
 
@@ -185,11 +185,13 @@ class EncoderRun:
         after = {task.name: found[task.name] for task in recipe.data.tasks if task.name in found}
         scores = {"method": recipe.method, "split": self.data.split, "splits": self.data.splits, "after": after}
         write_json(root / "eval.json", scores | {"training": {"tasks": list(names), **total}})
+        folder.write_page(running=False)
         folder.close()
         minutes = total["seconds"] / 60
         self.reporter.info(f"{total['samples']} samples in {total['steps']} steps, {minutes:.1f} minutes of training")
-        self.reporter.console.print(before_after_table(recipe.data.tasks, None, after, self.data.split))
-        self.reporter.info(f"models: {root / 'models'}")
+        table = before_after_table(recipe.data.tasks, None, after, self.data.split)
+        self.reporter.console.print(table, *own_class_tables(recipe.data.tasks, after))
+        self.reporter.info(f"models: {root / 'models'}\npage:   {root / 'report.html'}")
 
 
 @dataclass(eq=False)

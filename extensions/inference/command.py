@@ -19,13 +19,13 @@ from extensions.common.errors import UserError
 from extensions.data.cells import LabelColumn, label_of
 from extensions.evaluation.answers import Decoding
 from extensions.evaluation.likelihood import candidates
-from extensions.evaluation.metrics import Prediction, score_all
+from extensions.evaluation.metrics import Prediction, score
 from extensions.inference.calibration import fit_on_validation
 from extensions.inference.location import locate
 from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.inference.predictor import Answer, Predictor, check_columns
 from extensions.inference.tables import STDIN, InputTable, output_format, read_input, render_table, write_output
-from extensions.reporting.scores import before_after_table
+from extensions.reporting.scores import before_after_table, calibration_text, class_table
 from extensions.tasks import Task, is_blank
 
 
@@ -90,8 +90,8 @@ def run_predict(options: PredictOptions) -> None:
     start = time.monotonic()
     with _bar(messages, len(table.rows)) as progress:
         rows: Sequence[Any] = table.rows
-        answers = predictor.predict(
-            rows, options.probabilities, options.decoding, task.name, temperature, options.batch_size, progress
+        answers = predictor.predict(  # with probabilities, which cost nothing and are scored
+            rows, True, options.decoding, task.name, temperature, options.batch_size, progress
         )
     answers = [Answer(error=table.errors[k]) if k in table.errors else one for k, one in enumerate(answers)]
     seconds = time.monotonic() - start
@@ -235,7 +235,7 @@ def _calibrate(predictor: Predictor, task: Task, messages: Console) -> None:
 
 
 def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Console) -> None:
-    """Print the score table if the input has the task's label column."""
+    """Print scores, classes and calibration if the input has the task's label column."""
     column = task.source.label
     if not isinstance(column, str) or column not in table.columns:
         return
@@ -251,11 +251,17 @@ def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Co
             gold = label_of(row, labels, "")
         except UserError:
             continue
-        predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold))
+        found = one.probabilities
+        predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold, probabilities=found))
     if not predictions:
         console.print(f"not scored: no row of column {column!r} has a label of the task", markup=False)
         return
     left = len(answers) - len(predictions)
     if left:
         console.print(f"{left} rows without a label of the task are not in the scores")
-    console.print(before_after_table([task], None, score_all([task], predictions), "given"))
+    result = score(task, predictions)
+    console.print(before_after_table([task], None, {task.name: result}, "given"))
+    if "classes" in result:
+        console.print(class_table(task, result))
+    if "calibration" in result:
+        console.print(calibration_text(result))

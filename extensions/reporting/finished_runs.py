@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
@@ -21,24 +21,75 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Score(BaseModel):
-    """The result of one task, as `extensions.evaluation.metrics.score` returns it."""
+class ClassScore(BaseModel):
+    """The numbers of one label."""
+
+    precision: Finite
+    recall: Finite
+    f1: Finite
+    support: Count
+
+
+class Confusion(BaseModel):
+    """Rows per gold label (rows) and answer (columns, the last: wrong formats)."""
+
+    labels: list[str]
+    counts: list[list[Count]]
+
+    @model_validator(mode="after")
+    def _has_a_row_and_a_column_per_label(self) -> Confusion:
+        size = len(self.labels)
+        if len(self.counts) != size or any(len(row) != size + 1 for row in self.counts):
+            raise ValueError(f"counts must have {size} rows of {size + 1} columns: one per label, and wrong formats")
+        return self
+
+
+class ReliabilityBin(BaseModel):
+    """The rows whose most probable label has a probability in (low, high]."""
+
+    low: Finite
+    high: Finite
+    confidence: Finite
+    accuracy: Finite
+    count: Count
+
+
+class Calibration(BaseModel):
+    """The result of `extensions.evaluation.calibration.calibration`."""
+
+    log_loss: Finite
+    brier: Finite
+    ece: Finite
+    bins: list[ReliabilityBin]
+
+
+class DecodedScore(BaseModel):
+    """The scores of the answers by one decoding."""
 
     score: Finite
     metrics: dict[str, Finite]
     intervals: dict[str, tuple[Finite, Finite]]
-    samples: Count
-    format_error_rate: Finite
-    majority: Finite | None = None
-    gold_shares: dict[str, Finite] = {}
     predicted_shares: dict[str, Finite] = {}
+    classes: dict[str, ClassScore] = {}
+    confusion: Confusion | None = None
 
     @model_validator(mode="after")
-    def _every_metric_has_an_interval(self) -> Score:
+    def _every_metric_has_an_interval(self) -> Self:
         missing = [name for name in self.metrics if name not in self.intervals]
         if missing:
             raise ValueError(f"the metric {missing[0]} has no interval")
         return self
+
+
+class Score(DecodedScore):
+    """The result of one task, as `extensions.evaluation.metrics.score` returns it."""
+
+    samples: Count
+    format_error_rate: Finite
+    majority: Finite | None = None
+    gold_shares: dict[str, Finite] = {}
+    likelihood: DecodedScore | None = None
+    calibration: Calibration | None = None
 
 
 class Training(BaseModel):

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from extensions.evaluation.likelihood import candidates
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
 from extensions.recipe import Recipe, adapter_name
-from extensions.reporting.scores import cell_text, interval_text, metric_text, percent, shown_metrics
+from extensions.reporting.scores import cell_text, has_likelihood, interval_text, metric_text, percent, shown_metrics
 from extensions.tasks import Task
 
 # Hub names of the metrics that have another name there.
@@ -62,6 +62,7 @@ def model_card(
         recipe=recipe,
         scores=scores,
         rows=_score_rows(recipe.data.tasks, scores),
+        by_likelihood=has_likelihood(scores["after"]),
         adapters=adapters,
         task=task,
         prompt=_prompt_parts(recipe, encoder, task),
@@ -92,14 +93,16 @@ def _fenced(language: str, caller: Callable[[], str]) -> str:
 
 
 def _score_rows(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
+    rows, by_likelihood = [], has_likelihood(scores["after"])
     for task in [task for task in tasks if task.name in scores["after"]]:
         new, old = scores["after"][task.name], (scores.get("before") or {}).get(task.name, {})
+        other = (new.get("likelihood") or {}).get("metrics", {})
         for metric in shown_metrics(task, new):
             value = new["metrics"][metric]
             numbers = (
                 metric_text(metric, old.get("metrics", {}).get(metric)),
                 interval_text(metric, value, new["intervals"][metric]),
+                *([metric_text(metric, other.get(metric))] if by_likelihood else []),
                 f"{percent(new['format_error_rate'])}%",
                 str(new["samples"]),
             )

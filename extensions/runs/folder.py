@@ -8,6 +8,7 @@ rollouts.jsonl       some responses of each iteration
 validation.jsonl     scores of the validations
 warnings.jsonl       each distinct warning of the run once, with its step (0: before training)
 eval.json            scores before and after, per task; what was trained. "after" marks a finished run
+report.html          the page of the run (`extensions.reporting.page`)
 predictions_*.jsonl  the answers before and after, and to the test splits
 reward_curve.png     the paper's figure 2; SFT: loss_curve.png
 tensorboard/         event files
@@ -42,6 +43,7 @@ from extensions.common.files import (
 )
 from extensions.common.versions import versions
 from extensions.recipe import Recipe, dump_recipe
+from extensions.reporting.page import write_page
 from extensions.runs.resume import can_resume
 from extensions.runs.trackers import Trackers
 
@@ -74,6 +76,7 @@ class RunFolder:
         self.trackers = Trackers(warn)
         self._lines: dict[str, JsonlAppender] = {}
         self._refused = False  # whether the last write failed
+        self._page_failed = False
         record = versions() | {"inputs": dict(inputs), "run_id": secrets.token_hex(4)}
         try:
             lock = _lock(root) if (root / "recipe.yaml").exists() else None
@@ -169,6 +172,20 @@ class RunFolder:
         """One line of metrics.jsonl; the trackers log its numbers."""
         self.append("metrics.jsonl", [record])
         self.trackers.log(record)
+
+    def write_page(self, last_step: int | None = None, running: bool = True) -> None:
+        """Write report.html. No fault of the page ends a run, which may have taken days: the first one is a warning.
+
+        Args:
+            last_step: of the whole training.
+            running: False before the run stops or ends.
+        """
+        try:
+            write_page(self.root, last_step, running)
+        except Exception as error:
+            if not self._page_failed:
+                self._page_failed = True
+                self._warn(f"report.html cannot be written ({type(error).__name__}: {error}); the run is not affected")
 
     def close(self) -> None:
         """Release the folder. Raises OSError where a full disk refuses the last records."""

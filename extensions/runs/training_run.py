@@ -78,6 +78,7 @@ class TrainingRun(Run):
             if self.saved != (self.step, self.validated) and not self.save_checkpoint():
                 raise SaveError("the run was asked to stop, and its state could not be saved") from None
             if self.folder is not None:
+                self.folder.write_page(self.last_step, running=False)
                 self.folder.close()
             raise
 
@@ -86,6 +87,8 @@ class TrainingRun(Run):
             self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
             self.evaluator.remove_parts()
+            if self.folder is not None:
+                self.folder.write_page(self.last_step)
         self.train()
         if self.best_state is not None:
             self.trainer.load_weights(self.best_state)
@@ -175,6 +178,7 @@ class TrainingRun(Run):
         if self.folder is not None:
             record = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "mean": metric}
             self.folder.append("validation.jsonl", [record | {"tasks": scores}])
+            self.folder.write_page(self.last_step)
 
     @property
     def samples(self) -> int:
@@ -309,12 +313,14 @@ class TrainingRun(Run):
         card = model_card(recipe, self.scores, encoder=encoder, label_sets=label_sets)
         write_text(root / "adapter" / "README.md", str(card))
         self.write_scores()  # last: eval.json marks the run as finished
+        self.folder.write_page(running=False)
         self.folder.close()
         self.reporter.info(
             f"{self.samples} samples in {self.step} iterations, {self.seconds / 60:.1f} minutes of training"
         )
         self.print_table()
         self.reporter.info(
+            f"page:         {root / 'report.html'}\n"
             f"{curve.stem.replace('_', ' ')}: {curve}\nadapter:      {root / 'adapter'}\n"
             f"new rows:     nlu predict {root} new.csv --out answers.csv"
         )

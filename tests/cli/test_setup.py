@@ -1,5 +1,6 @@
 """launch/setup.sh and the pinned sets, without network: installs go to stub interpreters that count their calls."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -153,6 +154,15 @@ def test_setup_picks_the_gpu_set(tree: Tree):
     packages = (tree.root / ".venv/requirements.txt").read_text()
     assert "\nvllm==" in packages
     assert "\nflash-attn==" not in packages
+
+
+def test_setup_installs_deepspeeds_launcher_without_its_noise(tree: Tree):
+    assert tree.setup().returncode == 0
+    script = tree.root / ".venv/bin/deepspeed"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text().splitlines()
+    assert lines[0] == f"#!{tree.root}/.venv/bin/python" and f"'{tree.root}'" in lines[2]
+    assert "extensions.distributed.launcher" in lines[3]
 
 
 def test_setup_without_nvcc_reports_that_flash_attn_is_left_out(tree: Tree):

@@ -77,6 +77,8 @@ def test_class_order_follows_the_trained_task():
     assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"]
     assert [p.response for p in found] == [TASKS["ax"].answer(str(p.answer)) for p in found]
     assert {(p.task, p.gold, p.positive_probability) for p in found} == {("ax", "neutral", None)}
+    first = found[0].probabilities
+    assert first == pytest.approx(dict(zip(labels, [0.0420, 0.8438, 0.1142], strict=True)), abs=1e-4)  # softmax 0 3 1
 
 
 def test_scores_are_clipped_to_their_range():
@@ -90,6 +92,7 @@ def test_candidates_have_the_probability_of_the_positive_label():
     logits[labels.index("true")] = 1.5
     (found,) = predictions_of(labels, [example("record", "true")], torch.tensor([logits]))
     assert found.answer == "true" and found.positive_probability == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert found.probabilities["false"] == pytest.approx(1 / (1 + math.exp(1.5)))
 
 
 def test_non_finite_outputs_stop_the_run():

@@ -32,6 +32,7 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
     scores = read_json(run / "eval.json")
     assert scores["after"]["mood"]["metrics"]["accuracy"] == 1.0 and scores["after"]["mood"]["samples"] == 16
     assert scores["after"]["mood"]["intervals"]["accuracy"] == [1.0, 1.0]
+    assert sum(one["count"] for one in scores["after"]["mood"]["calibration"]["bins"]) == 16
     assert {k: scores[k] for k in ("method", "split", "splits")} == {
         "method": "encoder",
         "split": "validation",

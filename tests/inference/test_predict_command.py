@@ -1,6 +1,7 @@
 """`nlu predict` on the command line."""
 
 import json
+import math
 import shutil
 import subprocess
 
@@ -103,6 +104,11 @@ def test_labels_in_the_input_are_scored(workspace, predictor, tmp_path):
     result = nlu(workspace / "run-sft", path, "--out", tmp_path / "out.jsonl")
     assert "1 rows without a label of the task" in result.stdout
     assert "accuracy" in result.stdout and f"{100 * 7 / 8:.1f}" in result.stdout
+    assert "most frequent confusion" in result.stdout and "(1)" in result.stdout
+    known = predictor.predict(rows[:8], True)
+    nll = -sum(math.log(one.probabilities[row["team"]]) for one, row in zip(known, rows[:8], strict=True)) / 8
+    assert f"probabilities: log loss {nll:.3f} nats" in result.stdout
+    assert "p(3)" not in (tmp_path / "out.jsonl").read_text(), "probabilities are written only on request"
 
 
 def test_one_row_by_text(workspace, predictor):

@@ -9,6 +9,7 @@ import pytest
 from run_folders import result, runs_of, write_run
 
 from extensions.common.errors import UserError
+from extensions.evaluation.metrics import Prediction, score
 from extensions.reporting.finished_runs import find_runs, read_run
 from extensions.tasks import TASKS
 
@@ -70,6 +71,10 @@ def with_score(**changed):
         ("eval.json", with_score(score=math.inf), r"after\.sst2\.score"),
         ("eval.json", with_score(samples=10**400), r"after\.sst2\.samples"),
         ("eval.json", with_score(intervals={}), "the metric accuracy has no interval"),
+        ("eval.json", with_score(confusion={"labels": ["a", "b"], "counts": [[1, 0], [0, 1]]}), "2 rows of 3 columns"),
+        ("eval.json", with_score(classes={"a": {"precision": 1, "recall": 1}}), r"classes\.a\.f1"),
+        ("eval.json", with_score(calibration={"log_loss": math.inf}), r"calibration\.log_loss"),
+        ("eval.json", with_score(likelihood={"score": 1, "metrics": {"x": 1}, "intervals": {}}), "x has no interval"),
         ("eval.json", with_score(metrics={}), "lacks the metric accuracy of sst2"),
         ("eval.json", json.dumps(COMPLETE | {"split": "\ud800"}), "surrogate"),
         ("eval.json", json.dumps(COMPLETE | {"before": {"rte": SST2}}), "'rte'.*not in data.tasks"),
@@ -87,6 +92,19 @@ def test_a_damaged_run(tmp_path, file, content, message):
     with pytest.raises(UserError, match=f"(?s){re.escape(str(folder))}.*") as error:
         runs_of(folder)
     assert re.search(message, str(error.value), re.DOTALL)
+
+
+def test_the_scores_of_an_evaluation_are_read(tmp_path):
+    """What `score` returns is accepted whole."""
+    task, made = TASKS["sst2"], []
+    for k, (gold, answer) in enumerate([("1", "1"), ("0", None)]):
+        made.append(Prediction("sst2", k, "", answer, gold, probabilities={"0": 0.25, "1": 0.75}, likelihood="1"))
+    found = score(task, made)
+    (tmp_path / "x").mkdir()
+    folder = write_run(tmp_path / "x" / "run", "eval", {"sst2": found})
+    read = read_run(folder).scores.after["sst2"]
+    assert json.loads(read.model_dump_json()) == json.loads(json.dumps(found))
+    assert read.likelihood.metrics["accuracy"] == 0.5 and read.calibration.bins[0].count == 2
 
 
 def test_folders_without_a_run(tmp_path):

@@ -54,6 +54,17 @@ def test_code_with_backticks_has_a_longer_fence():
     assert "\n````python\nimport torch\n" in text and "a```b" in text
 
 
+def test_the_card_has_a_column_by_likelihood():
+    cola = scores_of(6)["cola"]
+    assert "by likelihood" not in card_of(recipe_of(), {"after": {"cola": cola}}, "test").text
+    after = {"cola": cola | {"likelihood": {"metrics": {"matthews": 0.25, "accuracy": 0.75}}}}
+    lines = card_of(recipe_of(), {"after": after}, "test").text.splitlines()
+    at = lines.index("| task | metric | before | after | after, by likelihood | wrong format after | rows |")
+    for line, metric, value in zip(lines[at + 2 :], ("matthews", "accuracy"), ("25.0", "75.0"), strict=False):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert len(cells) == 7 and (cells[1], cells[4]) == (metric, value)
+
+
 @pytest.mark.parametrize(
     "method, sections, words",
     [

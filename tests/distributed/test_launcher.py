@@ -1,0 +1,37 @@
+"""DeepSpeed's launcher without its noise."""
+
+import sys
+
+import pytest
+from support import free_port, run_command
+
+SCRIPTS = {
+    "an error that the rank has printed": (
+        "import sys; print('error: no', file=sys.stderr); sys.exit(2)",
+        2,
+        "error: no",
+    ),
+    "a killed rank": ("import os; os.kill(os.getpid(), 9)", 247, "error: a rank was killed by SIGKILL"),
+}
+LAUNCHER = [sys.executable, "-c", "from extensions.distributed.launcher import main; main()"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SCRIPTS)
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_only_the_error_is_printed(tmp_path, monkeypatch, case, options):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    source, status, error = SCRIPTS[case]
+    (tmp_path / "rank.sh").write_text(source)
+    port = ["--num_accelerators", "1", "--master_port", str(free_port())]
+    result = run_command([*LAUNCHER, *options, *port, str(tmp_path / "rank.sh")])
+    assert (result.returncode, result.stdout) == (status, "")
+    assert [line[: len(error)] for line in result.stderr.splitlines()] == [error]
+
+
+@pytest.mark.slow
+def test_deepspeeds_messages_are_printed_where_they_are_asked_for(tmp_path):
+    result = run_command(
+        [*LAUNCHER, "--log_level", "info", "--master_port", str(free_port()), str(tmp_path / "none.sh")]
+    )
+    assert result.returncode == 2 and "sigkill_handler" in result.stdout
