@@ -196,10 +196,10 @@ class PlainEngine:
         return values
 
 
-def predict(examples, encoder, sampler, batch_size, max_new_tokens, seed, decoding="sample"):
+def predict(examples, encoder, sampler, batch_size, max_new_tokens, seed, decoding="sample", **options):
     """One prediction per example of one task, in order, on one rank."""
-    batches = in_batches(examples, batch_size)
-    answered = [p for b in batches for p in answer_batch(b, encoder, sampler, max_new_tokens, seed, decoding)]
+    batches, settings = in_batches(examples, batch_size), (encoder, sampler, max_new_tokens, seed, decoding)
+    answered = [p for batch in batches for p in answer_batch(batch, *settings, **options)]
     by_index = {prediction.index: prediction for prediction in answered}
     return [by_index[example.index] for example in examples]
 

@@ -182,6 +182,6 @@ def predictions_of(labels: Sequence[str], examples: Sequence[Example], logits: T
             text = task.answer(answer)
             probabilities = dict(zip(labels, row.double().softmax(-1).tolist(), strict=True))
             positive = probabilities[str(task.positive)] if task.is_ranked else None
-        kept, gold = example.kept, example.label
-        found.append(Prediction(task.name, example.index, text, answer, gold, kept, positive, probabilities))
+        kept, gold, likely = example.kept, example.label, None if probabilities is None else answer
+        found.append(Prediction(task.name, example.index, text, answer, gold, kept, positive, probabilities, likely))
     return found

@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,13 @@ from extensions.distributed.signals import Stopped
 from extensions.distributed.strategy import Strategy
 from extensions.encoder.jobs import Job, load_jobs
 from extensions.encoder.model import SegmentCollator, load_collator, load_encoder, predictions_of
-from extensions.evaluation.metrics import Prediction, score, score_all
+from extensions.evaluation.evaluator import fixed_answers, records
+from extensions.evaluation.metrics import Prediction, likelihood_mean, score, score_all
 from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
 from extensions.reporting.yardstick_lines import comparison_lines, yardstick_line
+from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
 
@@ -64,7 +66,7 @@ def run_encoder(recipe: Recipe) -> None:
     collator.check([*data.train, *data.validation, *data.table, *data.test])
     folder = None
     if strategy.is_rank_0():
-        folder = RunFolder(recipe.run_dir, recipe, {"data": data.fingerprint()}, reporter)
+        folder = RunFolder(recipe.run_dir, recipe, {"data": data.fingerprint()}, reporter, strategy.world_size)
     strategy.barrier()  # rank 0 has set up the folder
     with watchdog.watching(strategy.rank, recipe.deepspeed.timeout):
         EncoderRun(recipe, strategy, reporter, folder, collator, data).go(jobs)
@@ -103,7 +105,8 @@ class EncoderRun:
         def scores(outputs: EvalPrediction) -> dict[str, Any]:
             found = predictions_of(list(task.labels), validation, torch.as_tensor(outputs.predictions))
             result = score(task, found, intervals=False)
-            return {"score": result["score"], "result": result, "seconds": progress.seconds}
+            shown = fixed_answers(found, validation, recipe.logging.rollout_samples)
+            return {"score": result["score"], "result": result, "answers": shown, "seconds": progress.seconds}
 
         checkpoints = root / "checkpoints" / task.name
         trainer = Trainer(
@@ -127,8 +130,8 @@ class EncoderRun:
             self.collator.tokenizer.save_pretrained(root / "models" / task.name)
             tasks = root / "tasks"
             tasks.mkdir(exist_ok=True)
-            for kind, predictions in (("after", table), ("test", test)):
-                write_jsonl(tasks / f"{task.name}.{kind}.jsonl", [asdict(prediction) for prediction in predictions])
+            for kind, predictions, rows in (("after", table, job.data.table), ("test", test, job.data.test)):
+                write_jsonl(tasks / f"{task.name}.{kind}.jsonl", records(predictions, rows))
             record = {
                 "steps": trainer.state.global_step,
                 "samples": len(train) * recipe.encoder.epochs,
@@ -189,7 +192,9 @@ class EncoderRun:
                     "samples_per_s": record["samples"] / recipe.encoder.epochs / phase,
                 }
                 folder.metrics(place | {"elapsed_s": elapsed, **speed, "loss": epoch["loss"]})
-                validations.append(place | {"seconds": elapsed, "mean": result["score"], "tasks": {name: result}})
+                means = {"mean": result["score"], "likelihood_mean": likelihood_mean({name: result})}
+                shown = {"tasks": {name: result}, "answers": epoch["answers"]}
+                validations.append({**place, "seconds": elapsed, **means, **shown})
             total = {key: value + record[key] for key, value in total.items()}
         write_jsonl(root / "validation.jsonl", validations)
         for kind in ("after", "test") if recipe.evaluation.predict_test else ("after",):
@@ -201,9 +206,14 @@ class EncoderRun:
         for record in records.values():
             for kind, results in record.get("yardsticks", {}).items():  # absent in a record of an earlier version
                 yardsticks.setdefault(kind, {}).update(results)
-        scores = {"method": recipe.method, "split": self.data.split, "splits": self.data.splits, "after": after}
+        scores: dict[str, Any] = {"method": recipe.method, "decoding": "likelihood"}  # the most probable class
+        scores |= {"split": self.data.split, "splits": self.data.splits, "after": after}
         scores |= {"yardsticks": yardsticks} if yardsticks else {}
         write_json(root / "eval.json", scores | {"training": {"tasks": list(names), **total}})
+        self.reporter.done = int(total["steps"])
+        where = f"after training, {self.data.split} split"
+        for text in unpredicted_warnings(recipe.data.tasks, after, where, recipe.method):
+            self.reporter.warn(text)
         folder.write_page(running=False)
         folder.close()
         minutes = total["seconds"] / 60
@@ -318,6 +328,7 @@ def epochs_of(state: TrainerState, num_rows: int) -> list[dict[str, Any]]:
             "seconds": entry["eval_seconds"],
             "loss": losses.get(entry["step"]),
             "result": entry["eval_result"],
+            "answers": entry["eval_answers"],
         }
         for entry in state.log_history
         if "eval_result" in entry

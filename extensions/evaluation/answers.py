@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from extensions.data import Example
-from extensions.evaluation.likelihood import answer_probabilities, candidates, check_finite, decide, log_likelihoods
+from extensions.evaluation.likelihood import (
+    Decision,
+    answer_probabilities,
+    candidates,
+    check_finite,
+    decide,
+    log_likelihoods,
+)
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
@@ -39,6 +46,7 @@ def answer_batch(
     seed: int,
     decoding: Decoding,
     label_sets: Iterable[str] = (),
+    probabilities: bool = False,
 ) -> list[Prediction]:
     """One answer per row of a batch of one task, in order.
 
@@ -49,6 +57,8 @@ def answer_batch(
     Args:
         decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`).
         label_sets: label sets of a multi-label task's training rows; see `likelihood.candidates`.
+        probabilities: with sampled or greedy answers, also compute the probabilities of the task's answers, and the
+            answer by likelihood.
 
     Raises:
         UserError: the model's logits are NaN or infinite.
@@ -56,14 +66,18 @@ def answer_batch(
     task = batch[0].task
     encoded = [encoder.encode(task, row.fields) for row in batch]
     positive: list[float | None] = [None] * len(batch)
-    if task.is_ranked or decoding == "likelihood":
+    decisions: list[Decision] | None = None
+    if task.is_ranked or probabilities or decoding == "likelihood":
         compared = candidates(task, label_sets)
         logprobs, canonical = log_likelihoods(compared, encoded, encoder, sampler)
         if task.positive is not None:
             positive = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
-    answers: list[tuple[str, str | float | None, dict[str, float] | None]]
+        if probabilities or decoding == "likelihood":
+            decisions = decide(compared, answer_probabilities(logprobs))
+    answers: list[tuple[str, str | float | None]]
     if decoding == "likelihood":
-        answers = [(d.text, d.answer, d.probabilities) for d in decide(compared, answer_probabilities(logprobs))]
+        assert decisions is not None
+        answers = [(decision.text, decision.answer) for decision in decisions]
     else:
         requests = [
             GenerationRequest(ids, max_new_tokens, random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens)[1])
@@ -72,8 +86,9 @@ def answer_batch(
         responses = sampler.sample(requests, greedy=decoding == "greedy")
         for row, response in zip(batch, responses, strict=True):
             check_finite(response.logprobs, f"{task.name}, row {row.index}")
-        answers = [(response.text, parse_answer(response.text, task), None) for response in responses]
+        answers = [(response.text, parse_answer(response.text, task)) for response in responses]
+    by_likelihood = [(d.probabilities, d.answer) for d in decisions] if decisions else [(None, None)] * len(batch)
     return [
-        Prediction(task.name, row.index, text, answer, row.label, row.kept, probability, probabilities)
-        for row, (text, answer, probabilities), probability in zip(batch, answers, positive, strict=True)
+        Prediction(task.name, row.index, *answer, row.label, row.kept, probability, *likely)
+        for row, answer, probability, likely in zip(batch, answers, positive, by_likelihood, strict=True)
     ]

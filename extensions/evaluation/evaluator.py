@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from extensions.common.console import Reporter
 from extensions.common.files import jsonl, read_jsonl, write_jsonl
 from extensions.data import Example
+from extensions.data.sampling import evenly
 from extensions.distributed import signals, watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.answers import Decoding, answer_batch, in_batches
+from extensions.evaluation.likelihood import candidates, compared_beside_sampled
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Recipe
@@ -48,6 +51,7 @@ class Evaluator:
         file: str | None = None,
         resumable: bool = False,
         decoding: Decoding | None = None,
+        probabilities: bool = True,
     ) -> list[Prediction]:
         """One answer per example, in order, on every rank.
 
@@ -56,6 +60,7 @@ class Evaluator:
             file: file name of the predictions in the run folder; None: they are not written.
             resumable: also write each batch as it is answered, and skip rows that an interrupted evaluation answered.
             decoding: None: `evaluation.decoding`.
+            probabilities: also compute those of the labels and the answer by likelihood, if the recipe does.
 
         Raises:
             Stopped: on every rank, if any rank has a stop request.
@@ -78,6 +83,8 @@ class Evaluator:
                     raise signals.Stopped
                 if not batch:
                     continue
+                task, label_sets = batch[0].task, self.label_sets.get(batch[0].task.name, ())
+                compares = compared_beside_sampled(recipe.evaluation, candidates(task, label_sets))
                 answered = answer_batch(
                     batch,
                     self.encoder,
@@ -85,7 +92,8 @@ class Evaluator:
                     recipe.rollout.max_new_tokens,
                     recipe.seed,
                     decoding or recipe.evaluation.decoding,
-                    self.label_sets.get(batch[0].task.name, ()),
+                    label_sets,
+                    probabilities and compares,
                 )
                 found += answered
                 if part is not None:
@@ -98,7 +106,7 @@ class Evaluator:
         by_key = known | {(p.task, p.index): p for rank in strategy.gather(found) for p in rank}
         predictions = [by_key[example.task.name, example.index] for example in examples]
         if strategy.is_rank_0() and file is not None:
-            write_jsonl(self.folder / file, [asdict(prediction) for prediction in predictions])
+            write_jsonl(self.folder / file, records(predictions, examples))
         return predictions
 
     def _pending(self, examples: Sequence[Example], known: Container[tuple[str, int]]) -> list[list[list[Example]]]:
@@ -157,3 +165,20 @@ class Evaluator:
                 f"{name}: {count} prompts show fewer than {self.encoder.shots} demonstrations; no more fit into "
                 f"{self.encoder.max_tokens} tokens (prompt.max_tokens, the model's context)"
             )
+
+
+def records(predictions: Iterable[Prediction], examples: Iterable[Example]) -> list[dict[str, Any]]:
+    """Lines of a predictions file: the predictions of examples, with the input texts."""
+    pairs = zip(predictions, examples, strict=True)
+    return [asdict(prediction) | {"fields": example.fields} for prediction, example in pairs]
+
+
+def fixed_answers(predictions: Sequence[Prediction], examples: Sequence[Example], count: int) -> list[dict[str, Any]]:
+    """Answers to up to `count` evenly spaced rows per task, the same rows at every validation, with input texts."""
+    keys = ("task", "index", "fields", "response", "answer", "gold", "probabilities")
+    pairs = list(zip(predictions, examples, strict=True))
+    by_task = {
+        task: [pair for pair in pairs if pair[0].task == task] for task in dict.fromkeys(p.task for p, _ in pairs)
+    }
+    shown = [pair for found in by_task.values() for pair in evenly(found, count)]
+    return [{key: record[key] for key in keys} for record in records(*zip(*shown, strict=True))] if shown else []

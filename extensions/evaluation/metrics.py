@@ -46,7 +46,7 @@ class Prediction:
     answer: str | float | None  # parsed, by `evaluation.decoding`; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
-    positive_probability: float | None = None  # of the positive label; in ranked tasks or likelihood decoding
+    positive_probability: float | None = None  # of the positive label's canonical word; in ranked tasks always
     probabilities: dict[str, float] | None = None  # per label or grid score; multi-label: marginal per label
     likelihood: str | float | None = None  # the answer by likelihood, where probabilities are computed
 
@@ -281,6 +281,12 @@ def score_all(
 def mean_score(scores: Mapping[str, Mapping[str, Any]]) -> float:
     """Mean over the tasks, the criterion of early stopping."""
     return sum(s["score"] for s in scores.values()) / len(scores)
+
+
+def likelihood_mean(scores: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """`mean_score` of the answers by likelihood; None if a task has none."""
+    found = {name: result.get("likelihood") for name, result in scores.items()}
+    return None if None in found.values() else mean_score({name: one for name, one in found.items() if one is not None})
 
 
 def suite_average(tasks: Sequence[Task], scores: Mapping[str, float]) -> float | None:

@@ -67,7 +67,7 @@ def _run(recipe: Recipe) -> None:
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     shape = cluster.shape_of(recipe, cluster.join(recipe))
     args = namespace(recipe, shape)
-    folder = open_folder(recipe, reward, data, reporter)
+    folder = open_folder(recipe, reward, data, reporter, shape.ranks)
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
     for difference in differences(recipe):
         reporter.info(f"- {difference}")

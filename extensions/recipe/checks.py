@@ -8,7 +8,7 @@ from extensions.tasks import TASKS
 
 def cross_field_errors(recipe: Recipe) -> list[str]:
     """One sentence per contradiction, naming the keys."""
-    ppo, rollout, zero_stage = recipe.ppo, recipe.rollout, recipe.deepspeed.zero_stage
+    ppo, rollout, evaluation, zero_stage = recipe.ppo, recipe.rollout, recipe.evaluation, recipe.deepspeed.zero_stage
     names = [task.name for task in recipe.data.tasks]
     trains, own_vllm = recipe.method in ("ppo", "sft"), rollout.backend == "vllm" and recipe.backend == "deepspeed"
     optimizer = "sft.optimizer" if recipe.method == "sft" else "optimizer.name"
@@ -32,8 +32,14 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
             f"ppo.mini_batch_size: {ppo.mini_batch_size} does not divide ppo.batch_size: {ppo.batch_size}",
         ),
         (
-            recipe.evaluation.patience > 0 and recipe.evaluation.every_steps == 0,
+            evaluation.patience > 0 and evaluation.every_steps == 0,
             "evaluation.patience needs evaluation.every_steps: early stopping needs validations",
+        ),
+        (
+            evaluation.best_by == "likelihood"
+            and not (evaluation.probabilities or evaluation.decoding == "likelihood"),
+            "evaluation.best_by: likelihood needs evaluation.probabilities: true, or evaluation.decoding: likelihood; "
+            "otherwise validations have no answers by likelihood",
         ),
         (
             recipe.backend == "ray" and recipe.method != "ppo",

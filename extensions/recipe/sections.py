@@ -239,6 +239,12 @@ class Evaluation(Section):
         description="sample: one multinomial response (paper 5.1); greedy: the most probable tokens; likelihood: the "
         "most probable of the task's answers (ours)",
     )
+    probabilities: bool = Field(
+        True,
+        description="also compute the probability of every label, and the answer by likelihood, beside a sampled or "
+        "greedy one. Not for test splits, nor with more than 20 written answers per task, unless best_by: likelihood "
+        "(ours)",
+    )
     before: bool = Field(True, description="also evaluate before training (ours)")
     yardsticks: bool = Field(
         True,
@@ -254,6 +260,11 @@ class Evaluation(Section):
     predict_test: bool = Field(False, description="after training also answer the test splits, for nlu submit (ours)")
     every_steps: int = Field(0, ge=0, description="iterations between validations; 0: none (ours)")
     validation_samples: int | None = Field(200, ge=1, description="rows per task for each validation; null: all (ours)")
+    best_by: Literal["decoding", "likelihood"] = Field(
+        "decoding",
+        description="answers whose score selects the best validation: those of evaluation.decoding, or the most "
+        "probable ones (ours)",
+    )
     patience: int = Field(
         0, ge=0, description="validations without a new best before training stops, best kept; 0: never (paper 5.1)"
     )

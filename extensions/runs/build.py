@@ -21,7 +21,7 @@ from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
-from extensions.evaluation.likelihood import label_sets_of
+from extensions.evaluation.likelihood import candidates, compared_beside_sampled, label_sets_of
 from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
 from extensions.model.loading import load_config, load_policy, load_tokenizer
@@ -72,7 +72,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
-    folder = open_folder(recipe, reward, data, reporter) if strategy.is_rank_0() else None
+    size = strategy.world_size
+    folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
     strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
 
@@ -213,9 +214,16 @@ def make_encoder(
     check_lengths(encoder, data.table, f"{data.split} rows", warn)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
         _check_budget(task, encoder, recipe.rollout.max_new_tokens, warn)
+        compared = candidates(task, label_sets(recipe, data).get(task.name, ()))
+        if recipe.evaluation.probabilities and not compared_beside_sampled(recipe.evaluation, compared):
+            warn(
+                f"{task.display_name}: evaluations compute no probabilities beside the sampled answers: with "
+                f"{compared.count} possible answers per row they would take several times as long. "
+                "evaluation.decoding=likelihood or evaluation.best_by=likelihood computes them"
+            )
     return encoder
 
 
-def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter) -> RunFolder:
+def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter, world_size: int) -> RunFolder:
     """Open the run folder; call it in one process."""
-    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter)
+    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter, world_size)

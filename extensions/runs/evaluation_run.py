@@ -16,6 +16,7 @@ from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
 from extensions.reporting.yardstick_lines import comparison_lines, yardstick_line
+from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
 AFTER = "predictions_after.jsonl"
@@ -36,13 +37,17 @@ class Run:
     ) -> None:
         self.recipe, self.strategy, self.reporter, self.folder, self.data = recipe, strategy, reporter, folder, data
         self.evaluator = evaluator
-        self.scores: dict[str, Any] = {"method": recipe.method, "split": data.split, "splits": data.splits}
+        self.scores: dict[str, Any] = {"method": recipe.method, "decoding": recipe.evaluation.decoding}
+        self.scores |= {"split": data.split, "splits": data.splits}
 
     def evaluate(self, moment: str, when: str, file: str, resumable: bool = False) -> None:
         """Answer and score the rows of the evaluation table. Call it on every rank."""
         title = f"{when}{self.data.split} split"
         predictions = self.evaluator.predict(self.data.table, title, file, resumable)
         self.scores[moment] = score_all(self.recipe.data.tasks, predictions)
+        if moment == "after":
+            for text in unpredicted_warnings(self.recipe.data.tasks, self.scores[moment], title, self.recipe.method):
+                self.reporter.warn(text)
 
     def compute_yardsticks(self) -> None:
         """Score simple models of the training rows on the rows of the table. Call it on every rank."""
@@ -54,7 +59,8 @@ class Run:
 
     def answer_test(self, resumable: bool = False) -> None:
         if self.data.test:
-            self.evaluator.predict(self.data.test, "of the test splits, for nlu submit", TEST, resumable)
+            title = "of the test splits, for nlu submit"
+            self.evaluator.predict(self.data.test, title, TEST, resumable, probabilities=False)
 
     def write_scores(self) -> None:
         if self.folder is not None:

@@ -61,13 +61,19 @@ class RunFolder:
     Args:
         inputs: name -> hash of what the run reads outside the recipe; None: it reads nothing there.
         reporter: its warnings are recorded, those before the folder was opened included; it prints those of the folder.
+        world_size: ranks that train, for versions.json.
 
     Raises:
         UserError: the folder cannot be written, or holds another unfinished run.
     """
 
     def __init__(
-        self, root: Path, recipe: Recipe, inputs: Mapping[str, str | None], reporter: Reporter | None = None
+        self,
+        root: Path,
+        recipe: Recipe,
+        inputs: Mapping[str, str | None],
+        reporter: Reporter | None = None,
+        world_size: int = 1,
     ) -> None:
         self.root, self._stops = root, recipe.checkpoint.on_error == "stop"
         self._reporter = reporter or Reporter(active=True)
@@ -77,7 +83,7 @@ class RunFolder:
         self._lines: dict[str, JsonlAppender] = {}
         self._refused = False  # whether the last write failed
         self._page_failed = False
-        record = versions() | {"inputs": dict(inputs), "run_id": secrets.token_hex(4)}
+        record = versions() | {"world_size": world_size, "inputs": dict(inputs), "run_id": secrets.token_hex(4)}
         try:
             lock = _lock(root) if (root / "recipe.yaml").exists() else None
             if lock is not None and can_resume(root, recipe, record, warn):
@@ -172,6 +178,13 @@ class RunFolder:
         """One line of metrics.jsonl; the trackers log its numbers."""
         self.append("metrics.jsonl", [record])
         self.trackers.log(record)
+
+    def validation(self, record: dict[str, Any]) -> None:
+        """One line of validation.jsonl; the trackers log the scores."""
+        self.append("validation.jsonl", [record])
+        tasks = {name: result["score"] for name, result in record["tasks"].items()}
+        means = {key: record[key] for key in ("mean", "likelihood_mean")}
+        self.trackers.log({"step": record["step"], "validation": {**means, "tasks": tasks}})
 
     def write_page(self, last_step: int | None = None, running: bool = True) -> None:
         """Write report.html. No fault of the page ends a run, which may have taken days: the first one is a warning.

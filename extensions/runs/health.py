@@ -1,25 +1,23 @@
 """Training health: warnings about a run that goes wrong, with the recipe keys to try.
 
-collapse   the same answer to all prompts
-kl         a KL, or a coefficient of its penalty, that is not finite or far from its target
-format     answers that lose the format, or never learn it
-gradient   no gradient reaches the adapters
-reward     all rewards of a batch are equal
+collapse     the same answer to all prompts (`extensions.runs.answer_health`)
+unpredicted  a label that no answer names, in training and in evaluations (there)
+format       answers that lose the format, or never learn it (there)
+kl           a KL, or a coefficient of its penalty, that is not finite or far from its target
+gradient     no gradient reaches the adapters
+reward       all rewards of a batch are equal
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeGuard
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
+from extensions.runs.answer_health import CollapseWatch, FormatWatch, UnpredictedWatch, unpredicted_in
+from extensions.runs.watch import Metrics, Records, Watch
 from extensions.tasks import Task
-
-Metrics = dict[str, Any]
-Records = Sequence[dict[str, Any]]
 
 
 class HealthMonitor:
@@ -31,8 +29,12 @@ class HealthMonitor:
     """
 
     def __init__(self, tasks: Sequence[Task], kl_target: float | None) -> None:
+        self.tasks = tasks
+        self.reported: dict[str, list[str]] = {}  # task -> labels that no answer of the last validation named
         kl = [] if kl_target is None else [KlWatch(kl_target)]
-        self.watches: list[Watch] = [CollapseWatch(tasks), *kl, FormatWatch(), GradientWatch(), RewardWatch()]
+        self.collapse = CollapseWatch(tasks)
+        answers = [self.collapse, UnpredictedWatch(tasks, self.collapse)]
+        self.watches: list[Watch] = [*answers, *kl, FormatWatch(), GradientWatch(), RewardWatch()]
 
     def step(self, metrics: Metrics, records: Records) -> list[str]:
         """The warnings of one iteration, usually none.
@@ -42,76 +44,35 @@ class HealthMonitor:
         """
         return [text for watch in self.watches for text in watch.step(metrics, records)]
 
+    def validation(self, step: int, scores: Mapping[str, Any]) -> list[str]:
+        """Warnings of a validation: labels that no answer names, where they are others than in the one before.
+
+        A collapse that the iteration before it has reported is not reported again.
+
+        Args:
+            scores: task name -> result, as `extensions.evaluation.metrics.score` returns it.
+        """
+        warnings = []
+        for task in self.tasks:
+            if task.name in scores:
+                labels, text = unpredicted_in(task, scores[task.name], f"validation at step {step}")
+                if (
+                    text is not None
+                    and task.name not in self.collapse.warned
+                    and labels != self.reported.get(task.name)
+                ):
+                    warnings.append(text)
+                self.reported[task.name] = labels
+        return warnings
+
     def state(self) -> dict[str, Any]:
         """JSON state for checkpoints, with which a resumed run warns like an uninterrupted one."""
-        return {watch.name: watch.state() for watch in self.watches}
+        return {watch.name: watch.state() for watch in self.watches} | {"reported": dict(self.reported)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for watch in self.watches:
             watch.load_state(state[watch.name])
-
-
-@dataclass
-class Watch:
-    """One kind of warning. Fields without a default are settings; those with one are its state, plain JSON."""
-
-    name: ClassVar[str]  # key of its state
-
-    def step(self, metrics: Metrics, records: Records) -> list[str]:
-        """The warnings of one iteration, usually none."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        with_default = [f.name for f in fields(self) if f.default is not MISSING or f.default_factory is not MISSING]
-        return {name: copy.deepcopy(getattr(self, name)) for name in with_default}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        vars(self).update(copy.deepcopy(state))
-
-
-@dataclass
-class CollapseWatch(Watch):
-    """A policy that gives the same answer to all prompts although the gold labels vary.
-
-    Looks at the last `WINDOW` classification answers of each task that have the right format; warns at most once per
-    window and task.
-    """
-
-    name = "collapse"
-    WINDOW, SHARE, GOLD_SHARE = 160, 0.95, 0.85
-
-    tasks: Sequence[Task]
-    answers: dict[str, list[list[str]]] = field(default_factory=dict)  # task -> its last [answer, gold]
-    seen: dict[str, int] = field(default_factory=dict)
-    quiet_until: dict[str, int] = field(default_factory=dict)  # in answers seen
-
-    def step(self, metrics: Metrics, records: Records) -> list[str]:
-        warnings = []
-        for task in self.tasks:
-            own = [
-                [task.answer(r["answer"]), task.answer(r["gold"])]
-                for r in records
-                if r["task"] == task.name and r["answer"] is not None and not task.is_regression
-            ]
-            if own and (text := self._add(task.name, own)):
-                warnings.append(text)
-        return warnings
-
-    def _add(self, task: str, answers: list[list[str]]) -> str | None:
-        recent = self.answers[task] = [*self.answers.get(task, []), *answers][-self.WINDOW :]
-        self.seen[task] = self.seen.get(task, 0) + len(answers)
-        if len(recent) < self.WINDOW or self.seen[task] < self.quiet_until.get(task, 0):
-            return None
-        answer, count = Counter(answer for answer, _ in recent).most_common(1)[0]
-        gold = max(Counter(gold for _, gold in recent).values())
-        if count < self.SHARE * self.WINDOW or gold > self.GOLD_SHARE * self.WINDOW:
-            return None
-        self.quiet_until[task] = self.seen[task] + self.WINDOW
-        return (
-            f"{task}: {count / self.WINDOW:.0%} of the last {self.WINDOW} answers are {answer!r}; the policy may have "
-            "collapsed to one class. Try a larger ppo.batch_size, data.balanced: true, a lower optimizer.lr, a higher "
-            "ppo.kl.init, or a small ppo.entropy_coef such as 0.01"
-        )
+        self.reported = dict(state["reported"])
 
 
 @dataclass
@@ -182,50 +143,6 @@ class KlWatch(Watch):
                 "its target. Try a lower ppo.kl.target, ppo.kl.adaptive: false, or a higher ppo.kl.init"
             )
         return None
-
-
-@dataclass
-class FormatWatch(Watch):
-    """A policy that loses the answer format (warns at most once per window), or never learns it (warns once).
-
-    The format is lost where the share of wrong formats in the last `WINDOW` samples of all tasks is at least `LOST`
-    after a window with at most `HAD`. It was never learned where no window of the first `FIRST` samples has a share
-    under `NEVER`.
-    """
-
-    name = "format"
-    WINDOW, LOST, HAD, NEVER, FIRST = 160, 0.9, 0.5, 0.95, 640
-
-    wrong: list[int] = field(default_factory=list)  # of the last samples: 1 for a wrong format
-    least: int = WINDOW  # wrong formats of the best window so far
-    seen: int = 0
-    quiet_until: int = 0  # in samples seen
-
-    def step(self, metrics: Metrics, records: Records) -> list[str]:
-        warnings = []
-        for record in records:  # one by one, so that the windows do not depend on the batch size
-            self.wrong = [*self.wrong, int(record["answer"] is None)][-self.WINDOW :]
-            self.seen += 1
-            if len(self.wrong) == self.WINDOW:
-                self.least = min(self.least, sum(self.wrong))
-            if self.seen == self.FIRST and self.least >= self.NEVER * self.WINDOW:
-                warnings.append(
-                    f"step {metrics['step']}: at least {self.least / self.WINDOW:.0%} of any {self.WINDOW} answers of "
-                    f"the first {self.FIRST} have a wrong format, so there is hardly a reward to learn from. Look at "
-                    "rollouts.jsonl; try a larger rollout.response_budget, a larger ppo.batch_size, "
-                    "ppo.whiten_min_std: 0.3, demonstrations (prompt.shots), or another model.path"
-                )
-        count = sum(self.wrong)
-        lost = count >= self.LOST * self.WINDOW and self.least <= self.HAD * self.WINDOW
-        if lost and self.seen >= self.quiet_until:
-            self.quiet_until = self.seen + self.WINDOW
-            warnings.append(
-                f"step {metrics['step']}: {count / self.WINDOW:.0%} of the last {self.WINDOW} answers have a wrong "
-                f"format, after {self.least / self.WINDOW:.0%} earlier: the policy has lost the format. Look at "
-                "rollouts.jsonl, then train again with a lower optimizer.lr or a higher ppo.kl.init. "
-                "evaluation.every_steps keeps the adapter of the best validation, from which model.adapter can start"
-            )
-        return warnings
 
 
 @dataclass

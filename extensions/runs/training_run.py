@@ -23,8 +23,8 @@ from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
-from extensions.evaluation.evaluator import Evaluator
-from extensions.evaluation.metrics import mean_score, score_all
+from extensions.evaluation.evaluator import Evaluator, fixed_answers
+from extensions.evaluation.metrics import likelihood_mean, mean_score, score_all
 from extensions.inference.manifest import Manifest
 from extensions.recipe import Recipe, load_recipe
 from extensions.reporting.model_card import model_card
@@ -94,9 +94,8 @@ class TrainingRun(Run):
         self.train()
         if self.best_state is not None:
             self.trainer.load_weights(self.best_state)
-            self.reporter.info(
-                f"kept the best validation, at step {self.best['step']}: {100 * self.best['metric']:.1f}"
-            )
+            best = f"at step {self.best['step']}: {100 * self.best['metric']:.1f}"
+            self.reporter.info(f"kept the best validation, {self._criterion}, {best}")
         self.save_adapter()
         # Answers of a killed session are reused if this one has the same weights: those of the last checkpoint.
         resumable = self.saved == (self.step, self.validated)
@@ -165,7 +164,11 @@ class TrainingRun(Run):
     def _validate(self) -> None:
         predictions = self.evaluator.predict(self.data.validation, f"at step {self.step}, validation split")
         scores = score_all(self.recipe.data.tasks, predictions, intervals=False)
-        metric = mean_score(scores)
+        mean, by_likelihood = mean_score(scores), likelihood_mean(scores)
+        metric = mean
+        if self.recipe.evaluation.best_by == "likelihood":
+            assert by_likelihood is not None  # see `likelihood.compared_beside_sampled`
+            metric = by_likelihood
         better = self.best["metric"] is None or metric > self.best["metric"]
         if better:
             self.best = {"metric": metric, "step": self.step, "since": 0}
@@ -173,14 +176,25 @@ class TrainingRun(Run):
         else:
             self.best["since"] += 1
         self.validated = self.step
-        self.reporter.info(
-            f"validation {100 * metric:.1f}"
-            + (" (best so far)" if better else f" (best {100 * self.best['metric']:.1f} at step {self.best['step']})")
-        )
+        best = "best so far" if better else f"best {100 * self.best['metric']:.1f} at step {self.best['step']}"
+        beside = self.recipe.evaluation.decoding != "likelihood" and by_likelihood is not None
+        other = f"by likelihood {100 * (by_likelihood or 0):.1f}; " if beside else ""
+        self.reporter.info(f"validation {100 * mean:.1f} ({other}{best}, {self._criterion})")
         if self.folder is not None:
-            record = {"step": self.step, "samples": self.samples, "seconds": self.seconds, "mean": metric}
-            self.folder.append("validation.jsonl", [record | {"tasks": scores}])
+            shown = fixed_answers(predictions, self.data.validation, self.recipe.logging.rollout_samples)
+            means = {"mean": mean, "likelihood_mean": by_likelihood}
+            place = {"step": self.step, "samples": self.samples, "seconds": self.seconds}
+            self.folder.validation({**place, **means, "tasks": scores, "answers": shown})
+            for warning in self.health.validation(self.step, scores):
+                self.reporter.warn(warning)
             self.folder.write_page(self.last_step)
+
+    @property
+    def _criterion(self) -> str:
+        """How the answers are made whose score selects the best validation."""
+        settings = self.recipe.evaluation
+        names = {"sample": "by sampled answers", "greedy": "by greedy answers", "likelihood": "by likelihood"}
+        return names["likelihood" if settings.best_by == "likelihood" else settings.decoding]
 
     @property
     def samples(self) -> int:

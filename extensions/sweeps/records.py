@@ -41,14 +41,15 @@ def outcome(cell: Cell) -> Outcome:
     after = {name: scores["after"][name] for name in learned if name in scores["after"]}
     split = " and ".join(sorted({scores["splits"][name] for name in after}))
     table = mean_score(after) if after else None
-    validation = best_validation(cell.folder / "validation.jsonl", learned)
+    by_likelihood = cell.recipe.evaluation.best_by == "likelihood"
+    validation = best_validation(cell.folder / "validation.jsonl", learned, by_likelihood)
     if validation is None and split == "validation":
         validation = table
     training = scores.get("training", {})
     return Outcome("finished", validation, table, split, training.get("samples"), training.get("seconds"))
 
 
-def best_validation(path: Path, learned: Sequence[str]) -> float | None:
+def best_validation(path: Path, learned: Sequence[str], by_likelihood: bool = False) -> float | None:
     """The best mean score of a run's validations; None without any.
 
     An encoder run learns one task after the other, so each of its lines is of one task: the mean of their bests,
@@ -57,8 +58,9 @@ def best_validation(path: Path, learned: Sequence[str]) -> float | None:
     best: dict[tuple[str, ...], float] = {}
     for record in read_jsonl(path) if path.exists() else []:
         tasks = tuple(record["tasks"])
-        if record["mean"] is not None and set(tasks) <= set(learned):  # non-finite scores are null
-            best[tasks] = max(record["mean"], best.get(tasks, record["mean"]))
+        mean = record["likelihood_mean" if by_likelihood else "mean"]
+        if mean is not None and set(tasks) <= set(learned):  # non-finite scores are null
+            best[tasks] = max(mean, best.get(tasks, mean))
     return sum(len(tasks) * mean for tasks, mean in best.items()) / sum(map(len, best)) if best else None
 
 

@@ -74,7 +74,7 @@ def test_class_order_follows_the_trained_task():
     labels = ["contradiction", "entailment", "neutral"]  # not the task's own order
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0], [0.0, 0.0, 0.5]])
     found = predictions_of(labels, [row] * 3, logits)
-    assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"]
+    assert [p.answer for p in found] == ["entailment", "contradiction", "neutral"] == [p.likelihood for p in found]
     assert [p.response for p in found] == [TASKS["ax"].answer(str(p.answer)) for p in found]
     assert {(p.task, p.gold, p.positive_probability) for p in found} == {("ax", "neutral", None)}
     first = found[0].probabilities

@@ -33,8 +33,9 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
     assert scores["after"]["mood"]["metrics"]["accuracy"] == 1.0 and scores["after"]["mood"]["samples"] == 16
     assert scores["after"]["mood"]["intervals"]["accuracy"] == [1.0, 1.0]
     assert sum(one["count"] for one in scores["after"]["mood"]["calibration"]["bins"]) == 16
-    assert {k: scores[k] for k in ("method", "split", "splits")} == {
+    assert {k: scores[k] for k in ("method", "decoding", "split", "splits")} == {
         "method": "encoder",
+        "decoding": "likelihood",
         "split": "validation",
         "splits": {"mood": "validation"},
     }
@@ -46,7 +47,9 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
         assert [(r["step"], r["samples"]) for r in lines] == [(6 * n, 48 * n) for n in range(1, 9)]
     assert [v["seconds"] for v in validations] == sorted(v["seconds"] for v in validations)
     assert validations[-1]["seconds"] == training["seconds"] > 0
-    assert all(v["mean"] == v["tasks"]["mood"]["score"] for v in validations)
+    assert all(v["mean"] == v["likelihood_mean"] == v["tasks"]["mood"]["score"] for v in validations)
+    shown = [[(a["index"], a["fields"], a["gold"]) for a in v["answers"]] for v in validations]
+    assert shown == [shown[0]] * 8 and len(shown[0]) == 4, "the same rows"
     assert metrics[0]["loss"] > metrics[-1]["loss"] > 0
     assert sum(m["seconds"]["train"] for m in metrics) == pytest.approx(metrics[-1]["elapsed_s"])
     assert all(m["samples_per_s"] == pytest.approx(48 / m["seconds"]["train"]) for m in metrics)
@@ -58,6 +61,7 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
     tokenizer = AutoTokenizer.from_pretrained(run / "models" / "mood")
     answers = read_jsonl(run / "predictions_after.jsonl")
     assert [a["index"] for a in answers] == list(range(16))
+    assert all(a["fields"]["text"].startswith("the ") for a in answers)
     texts = [f"the {thing} was {adjective}" for thing in THINGS[6:] for adjective in (*GOOD, *BAD)]
     with torch.no_grad():
         classes = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(dim=-1).tolist()
@@ -288,4 +292,6 @@ def test_two_ranks_train_like_one(write, tmp_path):
         if not name.endswith("key.bias"):
             torch.testing.assert_close(double[name], tensor, rtol=0, atol=1e-5)
     answers = [read_jsonl(tmp_path / name / "predictions_after.jsonl") for name in ("single", "double")]
+    for one, other in zip(*answers, strict=True):
+        assert other.pop("probabilities") == pytest.approx(one.pop("probabilities"), abs=1e-5)
     assert answers[0] == answers[1] and len(answers[0]) == 16

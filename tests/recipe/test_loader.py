@@ -55,6 +55,11 @@ CONTRADICTIONS = [
     ("budget", "rollout: {response_budget: [40, 32]}\n", ["rollout.response_budget: [40, 32]", "low <= high"]),
     ("mini-batch", "ppo: {mini_batch_size: 5}\n", ["ppo.mini_batch_size: 5", "ppo.batch_size: 16"]),
     ("patience", "evaluation: {patience: 3}\n", ["evaluation.patience", "evaluation.every_steps"]),
+    (
+        "best by likelihood",
+        "evaluation: {best_by: likelihood, probabilities: false}\n",
+        ["evaluation.best_by", "evaluation.probabilities", "evaluation.decoding"],
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from extensions.cli.main import app
 from extensions.common.files import read_json, read_jsonl
-from extensions.data import Example
+from extensions.data import Example, load_examples
 from extensions.data.sampling import demonstrations
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
@@ -150,10 +151,16 @@ def test_greedy_takes_the_most_probable_tokens(scene):
 
 
 @pytest.mark.parametrize("task", [COLA, SST2, STSB], ids=lambda task: task.name)
-def test_likelihood_ranks_the_answers(scene, task):
+@pytest.mark.parametrize("decoding", ["likelihood", "sample", "greedy"])
+def test_likelihood_ranks_the_answers(scene, task, decoding):
+    """Alone, and beside sampled answers, which stay as they are."""
     sampler, encoder = scene
     rows = [Example(task, i, dict.fromkeys(task.fields, f"Anna slept {i}."), None) for i in range(4)]
-    found = predict(rows, encoder, sampler, 3, 6, 0, "likelihood")
+    found = predict(rows, encoder, sampler, 3, 6, 0, decoding, probabilities=True)
+    if decoding != "likelihood":
+        alone = predict(rows, encoder, sampler, 3, 6, 0, decoding)
+        nothing = {"positive_probability": None, "probabilities": None, "likelihood": None}
+        assert [replace(prediction, **nothing) for prediction in found] == alone
     answers = dict(task.labels) or {k / 2: [f"{k / 2:.1f}"] for k in range(11)}
     for row, prediction in zip(rows, found, strict=True):
         ids, text = encoder.encode(task, row.fields)
@@ -166,7 +173,9 @@ def test_likelihood_ranks_the_answers(scene, task):
                 probabilities[label].append(math.exp(logprob))
         totals = {label: sum(each) for label, each in probabilities.items()}
         best = max(totals, key=totals.get)
-        assert prediction.answer == best and prediction.response == f"{answers[best][0]}{CLOSE}"
+        assert prediction.likelihood == best
+        if decoding == "likelihood":
+            assert prediction.answer == best and prediction.response == f"{answers[best][0]}{CLOSE}"
         expected = {str(label): value / sum(totals.values()) for label, value in totals.items()}
         assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
         if task.positive:  # of the words that the prompt asks for
@@ -189,16 +198,33 @@ def answers(folder, name="predictions_after.jsonl"):
     return read_jsonl(folder / "run" / name)
 
 
+def assert_equal_but_for_rounding(found, expected):
+    """Equal answers, and probabilities that agree to float32's rounding."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for key, value in other.items():
+            computed = key in ("probabilities", "positive_probability")
+            assert one[key] == (pytest.approx(value, rel=1e-4) if computed else value), key
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mpt"])
 def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, architecture):
     path = eval_recipe(tmp_path, tiny_model(architecture), data={"tasks": ["acceptability", "reviews"]})
     assert main([str(path), "prompt.shots=2"], "eval") == 0
     scores = read_json(tmp_path / "run" / "eval.json")
-    assert scores.keys() == {"method", "split", "splits", "after"} and scores["method"] == "eval"
+    assert scores.keys() == {"method", "decoding", "split", "splits", "after"}
+    assert (scores["method"], scores["decoding"]) == ("eval", "sample")
     assert scores["splits"] == {"acceptability": "test", "reviews": "test"}
     found = answers(tmp_path)
     assert Counter(p["task"] for p in found) == {"acceptability": 12, "reviews": 12}
     assert all(p.keys() >= {"task", "index", "response", "answer", "gold"} for p in found)
+    for prediction in found:
+        probabilities = prediction["probabilities"]
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert prediction["likelihood"] == max(probabilities, key=probabilities.get)
+    rows = load_examples(TASKS["acceptability"], "test", None)
+    texts = {row.index: row.fields for row in rows}
+    assert all(p["fields"] == texts[p["index"]] for p in found if p["task"] == "acceptability")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl"
     }  # fmt: skip
@@ -234,7 +260,7 @@ def test_an_adapter_evaluates_as_in_its_run_and_as_a_merged_model(trained, tiny_
     assert not any("lora" in name for name, _ in lm.named_parameters())
     path = eval_recipe(tmp_path / "merged", merged)
     assert main([str(path)], "eval") == 0
-    assert answers(tmp_path / "merged") == answers(trained)
+    assert_equal_but_for_rounding(answers(tmp_path / "merged"), answers(trained))
 
 
 def test_merging_without_an_adapter_is_an_error(tiny_model, tmp_path):
@@ -330,7 +356,8 @@ def test_two_ranks_resume_a_run_of_one(tiny_model, tmp_path, stage, decoding):
     assert main([str(cut)], "eval") == 0
     folder = tmp_path / "cut" / "run"
     (folder / "eval.json").unlink()
-    lines = (folder / "predictions_after.jsonl").read_text().splitlines()
+    found = [{key: value for key, value in p.items() if key != "fields"} for p in answers(tmp_path / "cut")]
+    lines = [json.dumps(prediction) for prediction in found]
     (folder / "predictions_after.part-7.jsonl").write_text("\n".join(lines[3:8]) + "\n" + lines[9][:20])
     done = launch(cut, ranks=2, method="eval")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

@@ -6,8 +6,8 @@ import pytest
 
 from extensions.data import Example
 from extensions.data.splits import RunData
-from extensions.evaluation.likelihood import candidates
-from extensions.recipe import Recipe
+from extensions.evaluation.likelihood import candidates, compared_beside_sampled
+from extensions.recipe import Evaluation, Recipe
 from extensions.runs import build
 
 LABELS = [f"l{k}" for k in range(7)]  # 128 label sets, more than are compared
@@ -36,3 +36,15 @@ def test_a_training_compares_the_label_sets_of_its_rows(tmp_path):
     recipe = recipe_of("sft", tmp_path)
     rows = [Example(recipe.data.tasks[0], i, {}, label) for i, label in enumerate(["l1, l2", "none", "l1, l2"])]
     assert build.label_sets(recipe, RunData(train=rows)) == {"topics": ["l1, l2", "none"]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "expected"),
+    [(4, {}, True), (5, {}, False), (5, {"best_by": "likelihood"}, True), (4, {"probabilities": False}, False)],
+)
+def test_many_label_sets_are_not_compared_beside_sampled_answers(tmp_path, labels, settings, expected):
+    (task,) = recipe_of("sft", tmp_path).data.tasks
+    task = task.model_copy(update={"labels": dict(list(task.labels.items())[:labels])})
+    compared = candidates(task)
+    assert compared.count == 2**labels
+    assert compared_beside_sampled(Evaluation(**settings), compared) is expected

@@ -35,6 +35,15 @@ def test_best_validation_of_a_run(records, best, tmp_path):
     assert best_validation(tmp_path / "absent.jsonl", ["a"]) is None
 
 
+def test_best_validation_by_likelihood(tmp_path):
+    records = [
+        {"mean": 0.9, "likelihood_mean": 0.2, "tasks": {"a": {}}},
+        {"mean": 0.1, "likelihood_mean": 0.6, "tasks": {"a": {}}},
+    ]
+    path = lines(tmp_path / "validation.jsonl", *records)
+    assert (best_validation(path, ["a"]), best_validation(path, ["a"], by_likelihood=True)) == (0.9, 0.6)
+
+
 def test_the_best_cell_of_each_task():
     def cells(*tasks):
         return [Cell(task, {}, None, []) for task in tasks]
