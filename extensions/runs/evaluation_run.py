@@ -83,6 +83,8 @@ class EvaluationRun(Run):
         with watchdog.watching(self.strategy.rank, self.recipe.deepspeed.timeout):
             self.evaluate("after", "", AFTER, resumable=True)
             self.answer_test(resumable=True)
+        if self.recipe.is_merged:
+            self.scores["merged"] = True
         self.write_scores()
         self.evaluator.remove_parts()
         if self.folder is not None:

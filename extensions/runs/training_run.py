@@ -157,7 +157,7 @@ class TrainingRun(Run):
         self.folder.metrics(metrics)
         kept = records[: self.recipe.logging.rollout_samples]
         self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
-        self.reporter.step(metrics["step"], self.trainer.summary_line(metrics))
+        self.reporter.step(metrics["step"], *self.trainer.summary_lines(metrics))
         for warning in self.health.step(metrics, records):
             self.reporter.warn(warning)
 
