@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
@@ -92,6 +92,13 @@ class Score(DecodedScore):
     calibration: Calibration | None = None
 
 
+class YardstickScore(Score):
+    """The result of a yardstick on one task (`extensions.evaluation.yardsticks`)."""
+
+    train_rows: Count
+    seconds: Finite
+
+
 class Training(BaseModel):
     """The tasks, samples and time of a training; empty for an evaluation."""
 
@@ -114,6 +121,7 @@ class RunScores(BaseModel):
     before: dict[str, Score] = {}
     after: dict[str, Score]
     training: Training = Training()
+    yardsticks: dict[Literal["majority", "tfidf", "embeddings"], dict[str, YardstickScore]] = {}
     merged: bool = False  # the evaluated model is a base with a trained adapter merged in
 
 

@@ -16,7 +16,13 @@ from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import accuracy_curves, loss_curves, reward_curves
 from extensions.reporting.rows import Row, differing_keys, make_rows
 from extensions.reporting.scores import cell_text
-from extensions.reporting.supporting_tables import bias_table, cost_table, interval_table, time_ratio_table
+from extensions.reporting.supporting_tables import (
+    bias_table,
+    cost_table,
+    interval_table,
+    time_ratio_table,
+    yardstick_table,
+)
 from extensions.reporting.tables import PAPER_TABLES, ResultTable, csv_text, latex, markdown, other_tasks, paper_table
 
 TITLE = "# Results"  # the first line of report.md
@@ -103,6 +109,11 @@ def _report_text(rows: Sequence[Row], tables: Sequence[ResultTable], best: Row |
         *_section(interval_table(rows), "## Our rows with intervals", intervals),
         *_section(
             bias_table(rows), "## Bias", "In percent: shares of the answers and, in parentheses, of the gold labels."
+        ),
+        *_section(
+            yardstick_table(rows),
+            "## Yardsticks",
+            "Simple models of the same training and evaluation rows, in percent.",
         ),
         *_section(cost_table(rows), "## Costs"),
         *_section(time_ratio_table(rows), "Training time of PPO over that of SFT:", ratios),

@@ -83,6 +83,8 @@ class TrainingRun(Run):
             raise
 
     def _go(self) -> None:
+        if self.recipe.evaluation.yardsticks and "yardsticks" not in self.scores:
+            self.compute_yardsticks()
         if self.recipe.evaluation.before and "before" not in self.scores:
             self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
@@ -285,7 +287,7 @@ class TrainingRun(Run):
         self.saved = (self.step, self.validated)
         if self.folder is not None:
             self.folder.cut_back(self.step, self.validated)
-            if "before" in self.scores:
+            if {"before", "yardsticks"} & self.scores.keys():
                 self.write_scores()
         self.reporter.info(f"resuming after step {self.step} from {checkpoint.folder}")
 
