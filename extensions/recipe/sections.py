@@ -254,7 +254,7 @@ class Evaluation(Section):
     suspect_samples: int = Field(
         500,
         ge=0,
-        description="training rows per run, evenly spaced, whose labels the trained model checks for "
+        description="training rows per task, evenly spaced, whose labels the trained model checks for "
         "label_suspects.csv; 0: none (ours)",
     )
     predict_test: bool = Field(False, description="after training also answer the test splits, for nlu submit (ours)")
