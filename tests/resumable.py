@@ -65,3 +65,11 @@ def assert_ended_as(whole: Path, run: Path) -> None:
         assert read_jsonl(run / name) == read_jsonl(whole / name)
     found, expected = read_json(run / "eval.json"), read_json(whole / "eval.json")
     assert found["after"] == expected["after"] and found["before"] == expected["before"]
+    assert without_seconds(found["yardsticks"]) == without_seconds(expected["yardsticks"])
+
+
+def without_seconds(yardsticks: dict) -> dict:
+    return {
+        kind: {task: {**result, "seconds": None} for task, result in results.items()}
+        for kind, results in yardsticks.items()
+    }

@@ -35,17 +35,20 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
 def show(
     recipe: RecipePath,
     overrides: Overrides = None,
-    keys: Annotated[bool, typer.Option("--keys", help="list every key with its unit and origin instead")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="list every key instead, with its type, default and origin")
+    ] = False,
 ) -> None:
     """Print the resolved recipe, with every default filled in."""
-    from extensions.recipe import all_keys, dump_recipe, load_recipe
+    from extensions.cli.keys import key_lines
+    from extensions.recipe import dump_recipe, load_recipe
 
     resolved = load_recipe(recipe, overrides or [])
     if not keys:
         print(dump_recipe(resolved), end="")
         return
-    for key, field in all_keys().items():
-        console.print(f"{key}: {field.description}", markup=False)
+    for line in key_lines():
+        print(line)
 
 
 @command

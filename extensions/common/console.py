@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+LINE = 68  # columns of the live line besides its bar, with a reward of two digits and six digits of steps
 
 
 class Reporter:
@@ -29,7 +32,7 @@ class Reporter:
         self.done = 0
         self.warnings: dict[str, int] = {}
         self.record: Callable[[int, str], None] | None = None
-        self._bar: Progress | None = None
+        self._bar: _Bar | None = None
         self._started = self._last_progress = time.monotonic()
 
     def info(self, text: str) -> None:
@@ -54,30 +57,45 @@ class Reporter:
         """Start the progress display of `total` iterations, of which `first` are done."""
         self._started, self._first, self._total, self.done = time.monotonic(), first, total, first
         if self.active and self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=self.console)
+            bar = BarColumn(bar_width=max(4, min(40, self.console.width - LINE)))
+            self._bar = _Bar(
+                MofNCompleteColumn(), bar, TextColumn("{task.description}", markup=False), console=self.console
+            )
             self._bar.start()
             self._task = self._bar.add_task("", total=total, completed=first)
 
-    def step(self, done: int, line: str) -> None:
+    def step(self, done: int, line: str, details: str = "") -> None:
         """Report one iteration.
 
         Args:
             done: iterations so far.
-            line: its metrics in one line, from `Trainer.summary_line`.
+            line: its most important metrics, in at most 45 columns.
+            details: more of them; a second line on a terminal, cut at its width.
         """
         self.done = done
         seconds = time.monotonic() - self._started
         line = f"{line}  ETA {_clock(seconds / max(1, done - self._first) * (self._total - done))}"
         if self._bar is not None:
+            self._bar.details = details
             self._bar.update(self._task, completed=done, description=line)
         else:
-            self.info(f"step {done:>4}/{self._total}  {line}")
+            self.info(f"step {done:>4}/{self._total}  {line}  {details}".rstrip())
 
     def end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Bar(Progress):
+    """A bar with a line of details below it."""
+
+    details = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.details:
+            yield Text(self.details, no_wrap=True, overflow="ellipsis")
 
 
 def _clock(seconds: float) -> str:

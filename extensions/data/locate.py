@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from extensions.common.errors import UserError
-from extensions.tasks import Hub, Task
+from extensions.tasks import SPLITS, Hub, Task
 
 HUB = "hub"  # value of data.root: download from the hub
 
@@ -105,6 +105,14 @@ def find_files(task: Task, split: str, root: str | None) -> tuple[list[Path], bo
                 "task's source"
             ) from error
     return None
+
+
+def looked_for(task: Task, root: str) -> list[str]:
+    """Where `find_files` looks for the first split of a task: file names, and the hub's as patterns."""
+    split = next(split for split in SPLITS if split in task.source.files)
+    names = [task.source.files[split], *(task.source.hub.patterns(split) if task.source.hub is not None else ())]
+    folders = [Path(root), Path(root) / task.suite]
+    return [str(folder / names[0]) for folder in folders] + [str(folders[0] / name) for name in names[1:2]]
 
 
 def _parquet_files(hub: Hub, split: str, folder: Path) -> list[Path]:

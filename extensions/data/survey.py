@@ -11,7 +11,7 @@ from rich.table import Table
 
 from extensions.common.errors import UserError
 from extensions.data.examples import load_examples
-from extensions.data.locate import is_labelled, is_present
+from extensions.data.locate import is_labelled, is_present, looked_for
 from extensions.data.sampling import subsample_evenly
 from extensions.prefix.tree import common_prefix
 from extensions.prompts import PromptEncoder
@@ -96,7 +96,7 @@ def survey_tables(root: str, encoders: Mapping[str, PromptEncoder]) -> Iterator[
     for task in (task for suite in SUITES.values() for task in suite):
         found = survey(task, root)
         if not found:
-            absent.append(task.name)
+            absent.append(f"{task.name}: no {' or '.join(map(str, looked_for(task, root)))}")
         for k, part in enumerate(found):
             labels = ", ".join(f"{word} {count}" for word, count in part.labels.items())
             rows = "-" if part.rows is None else str(part.rows)
@@ -107,6 +107,6 @@ def survey_tables(root: str, encoders: Mapping[str, PromptEncoder]) -> Iterator[
             prompts.add_row(task.name, *(f"{m.mean:.0f}, {m.p95:.0f}; {m.prefix_share:.0%}" for m in measured))
     yield contents
     if absent:
-        yield f"not there: {', '.join(absent)}"
+        yield "\n".join(["not there:", *(f"  {line}" for line in absent)])
     yield from (f"- {problem}" for problem in problems)
     yield prompts

@@ -44,7 +44,7 @@ def load_jobs(recipe: Recipe, warn: Warn) -> list[Job]:
         jobs[task.name] = Job(task, RunData.of_task(settings, task, warn), start)
     for task in (task for task in tasks if not has_split(task, "train")):
         job = jobs.get(task.train_task or "")
-        if job is None or _form(task) != _form(job.task):
+        if job is None or task.form != job.task.form:
             warn(
                 f"{task.display_name} is left out: it has no training rows, and encoders answer it by the model of "
                 f"{task.train_task or 'the task in its train_task'}, which is not in data.tasks with the same fields "
@@ -78,8 +78,3 @@ def _check_labelled(task: Task) -> None:
             f"task {task.name} has no labelled validation split, which selects the epoch to keep; give its file as "
             "source.files.validation"
         )
-
-
-def _form(task: Task) -> tuple[object, ...]:
-    """Equal for tasks that one model can predict."""
-    return task.fields, set(task.labels), task.score_range

@@ -37,8 +37,10 @@ from extensions.encoder.jobs import Job, load_jobs
 from extensions.encoder.model import SegmentCollator, load_collator, load_encoder, predictions_of
 from extensions.evaluation.evaluator import fixed_answers, records
 from extensions.evaluation.metrics import Prediction, likelihood_mean, score, score_all
+from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
+from extensions.reporting.yardstick_lines import comparison_lines, yardstick_line
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
@@ -120,6 +122,7 @@ class EncoderRun:
         trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
         if progress.stopped:
             raise Stopped
+        yardsticks = self.yardsticks(job)
         table = self.answer(trainer, job, job.data.table)
         test = self.answer(trainer, job, job.data.test)
         if self.folder is not None:
@@ -135,11 +138,22 @@ class EncoderRun:
                 "seconds": progress.seconds,
                 "epochs": epochs_of(trainer.state, len(train)),
                 "scores": score_all(recipe.data.tasks, table),
+                "yardsticks": yardsticks,
             }
             write_json(tasks / f"{task.name}.json", record)
             shutil.rmtree(root / "checkpoints")
         trainer.accelerator.free_memory()  # makes room for the next model
         self.strategy.barrier()  # the next model may start from this one
+
+    def yardsticks(self, job: Job) -> dict[str, dict[str, Any]]:
+        """Simple models of a job's rows; see `compute_yardsticks`."""
+        recipe = self.recipe
+        if not recipe.evaluation.yardsticks:
+            return {}
+        found = compute_yardsticks(recipe.data.tasks, job.data.train, job.data.table, recipe.seed, self.strategy)
+        for task in [task for task in recipe.data.tasks if task.name in found.get("majority", {})]:
+            self.reporter.info(yardstick_line(task, found))
+        return found
 
     def answer(self, trainer: Trainer, job: Job, examples: Sequence[Example]) -> list[Prediction]:
         """One prediction per example, in order; the same on every rank."""
@@ -188,8 +202,13 @@ class EncoderRun:
             write_jsonl(root / f"predictions_{kind}.jsonl", lines)
         found = {name: scores for record in records.values() for name, scores in record["scores"].items()}
         after = {task.name: found[task.name] for task in recipe.data.tasks if task.name in found}
+        yardsticks: dict[str, dict[str, Any]] = {}
+        for record in records.values():
+            for kind, results in record.get("yardsticks", {}).items():  # absent in a record of an earlier version
+                yardsticks.setdefault(kind, {}).update(results)
         scores: dict[str, Any] = {"method": recipe.method, "decoding": "likelihood"}  # the most probable class
         scores |= {"split": self.data.split, "splits": self.data.splits, "after": after}
+        scores |= {"yardsticks": yardsticks} if yardsticks else {}
         write_json(root / "eval.json", scores | {"training": {"tasks": list(names), **total}})
         self.reporter.done = int(total["steps"])
         where = f"after training, {self.data.split} split"
@@ -199,8 +218,10 @@ class EncoderRun:
         folder.close()
         minutes = total["seconds"] / 60
         self.reporter.info(f"{total['samples']} samples in {total['steps']} steps, {minutes:.1f} minutes of training")
-        table = before_after_table(recipe.data.tasks, None, after, self.data.split)
+        table = before_after_table(recipe.data.tasks, None, after, self.data.split, yardsticks)
         self.reporter.console.print(table, *own_class_tables(recipe.data.tasks, after))
+        for line in comparison_lines(recipe.data.tasks, yardsticks, after):
+            self.reporter.info(line)
         self.reporter.info(f"models: {root / 'models'}\npage:   {root / 'report.html'}")
 
 

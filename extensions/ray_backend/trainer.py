@@ -37,7 +37,7 @@ from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.experience import Experience, TokenIndex
 from extensions.training.ppo import PpoTrainer
-from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
+from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_lines
 from extensions.training.trainer import Clock
 
 # After `extensions`, which makes it importable without flash-attn.
@@ -160,8 +160,8 @@ class RayTrainer(BasePPOTrainer):
         }
         return metrics, records
 
-    def summary_line(self, metrics: dict[str, Any]) -> str:
-        return summary_line(metrics)
+    def summary_lines(self, metrics: dict[str, Any]) -> tuple[str, str]:
+        return summary_lines(metrics)
 
     def rollout(self, step: int) -> tuple[Experience, list[Any]]:
         """The agent's responses to a batch: as an experience, and as OpenRLHF's experiences of one sample each."""

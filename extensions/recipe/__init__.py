@@ -2,10 +2,11 @@
 
 from extensions.recipe.loader import load_recipe
 from extensions.recipe.methods import Optimizer, Ppo, Schedule, Sft
-from extensions.recipe.schema import MAY_CHANGE, Recipe, adapter_name, all_keys, dump_recipe, value_at
+from extensions.recipe.schema import MANIFEST, MAY_CHANGE, Recipe, adapter_name, all_keys, dump_recipe, value_at
 from extensions.recipe.sections import Data, DeepSpeed, Evaluation, Lora, Model
 
 __all__ = [
+    "MANIFEST",
     "MAY_CHANGE",
     "Data",
     "DeepSpeed",

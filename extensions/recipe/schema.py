@@ -45,6 +45,8 @@ MAY_CHANGE = (
     "logging.trackio",
 )
 
+MANIFEST = "nlu.json"  # of an adapter or a merged model (`extensions.inference.manifest`)
+
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="name of the run: letters, digits, . _ -")
@@ -98,9 +100,16 @@ class Recipe(Section):
         if self.method != "eval":
             return "" if self.method == "ppo" else f"-{self.method}"
         shots = f"-{self.prompt.shots}-shot" if self.prompt.shots else "-zero-shot"
+        if self.is_merged:
+            shots = f"-merged{shots.removesuffix('-zero-shot')}"
         if self.model.adapter is not None:
             shots = f"-eval-{adapter_name(self.model.adapter)}{shots.removesuffix('-zero-shot')}"
         return shots if self.evaluation.decoding == "sample" else f"{shots}-{self.evaluation.decoding}"
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether `model.path` is a base with a trained adapter merged in, which `nlu merge` marks by a manifest."""
+        return (Path(self.model.path) / MANIFEST).is_file()
 
     @property
     def trained_with(self) -> Optimizer:

@@ -246,6 +246,17 @@ class Evaluation(Section):
         "(ours)",
     )
     before: bool = Field(True, description="also evaluate before training (ours)")
+    yardsticks: bool = Field(
+        True,
+        description="also score simple models of the training rows: majority class, TF-IDF + logistic regression, and "
+        "sentence embeddings where the extra `embeddings` is installed (ours)",
+    )
+    suspect_samples: int = Field(
+        500,
+        ge=0,
+        description="training rows per task, evenly spaced, whose labels the trained model checks for "
+        "label_suspects.csv; 0: none (ours)",
+    )
     predict_test: bool = Field(False, description="after training also answer the test splits, for nlu submit (ours)")
     every_steps: int = Field(0, ge=0, description="iterations between validations; 0: none (ours)")
     validation_samples: int | None = Field(200, ge=1, description="rows per task for each validation; null: all (ours)")

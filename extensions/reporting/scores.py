@@ -56,13 +56,27 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_co
     return "\n".join(f"| {' | '.join(row)} |" for row in padded) + "\n"
 
 
+def best_yardsticks(yardsticks: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """Task name -> kind and result of its yardstick with the highest score; the first of equal ones."""
+    best: dict[str, tuple[str, Any]] = {}
+    for kind, results in yardsticks.items():
+        for name, result in results.items():
+            if name not in best or result["score"] > best[name][1]["score"]:
+                best[name] = kind, result
+    return best
+
+
 def has_likelihood(results: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether the answers by likelihood have other scores than the answers by `evaluation.decoding`."""
     return any(r["likelihood"]["metrics"] != r["metrics"] for r in results.values() if r.get("likelihood"))
 
 
 def before_after_table(
-    tasks: Sequence[Task], before: Mapping[str, Any] | None, after: Mapping[str, Any], split: str
+    tasks: Sequence[Task],
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any],
+    split: str,
+    yardsticks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Table:
     """One row per task and metric, with format errors and predicted against gold label shares.
 
@@ -70,14 +84,26 @@ def before_after_table(
 
     Args:
         before: scores before training; None: the table has a single column of scores.
+        yardsticks: of eval.json; the column shows the one with the best score of each task, but for the majority.
     """
+    bars = best_yardsticks({kind: found for kind, found in (yardsticks or {}).items() if kind != "majority"})
     names = ["before", "after"] if before is not None else ["score"]
     by_likelihood = ["by\nlikelihood"] if has_likelihood(after) else []
     shown = [task for task in tasks if task.name in after]
     plain = sorted({metric for task in shown for metric in shown_metrics(task, after[task.name])} & {*NOT_IN_PERCENT})
     unit = f"%; {', '.join(plain)} as they are" if plain else "%"
     table = Table(title=f"{' and '.join(names).capitalize()}, {split} split ({unit})", title_justify="left")
-    for column in ("task", "metric", "majority", *names, *by_likelihood, "wrong format", "predicted (gold)"):
+    bar_column = ["yardstick"] if bars else []
+    for column in (
+        "task",
+        "metric",
+        "majority",
+        *bar_column,
+        *names,
+        *by_likelihood,
+        "wrong format",
+        "predicted (gold)",
+    ):
         table.add_column(column, justify="left" if column in ("task", "metric", "predicted (gold)") else "right")
     for task in shown:
         new, old = after[task.name], (before or {}).get(task.name)
@@ -90,6 +116,11 @@ def before_after_table(
                 escape(f"{task.display_name} ({new['samples']})") if k == 0 else "",
                 metric,
                 percent(new["majority"]) if metric in ("accuracy", "subset_accuracy") else "",
+                *(
+                    [metric_text(metric, bars[task.name][1]["metrics"].get(metric)) if task.name in bars else ""]
+                    if bars
+                    else []
+                ),
                 *([metric_text(metric, old["metrics"].get(metric)) if old else NO_VALUE] if before is not None else []),
                 f"{metric_text(metric, value)} [{ends}]",
                 *([metric_text(metric, other.get(metric))] if by_likelihood else []),
@@ -103,7 +134,7 @@ def before_after_table(
             found.append({n: r["likelihood"]["score"] for n, r in after.items() if r.get("likelihood")})
         means = [percent(suite_average(suite, scores)) for scores in found]
         if means[len(moments) - 1] != NO_VALUE:
-            table.add_row(f"average, {name}", "", "", *means, "", "")
+            table.add_row(f"average, {name}", "", "", *([""] if bars else []), *means, "", "")
     return table
 
 

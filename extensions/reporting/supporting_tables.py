@@ -10,6 +10,7 @@ from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.rows import Result, Row
 from extensions.reporting.scores import NO_VALUE, cell_text, interval_text, markdown_table, percent
 from extensions.reporting.tables import PAPER
+from extensions.reporting.yardstick_lines import yardstick_name
 
 
 def interval_table(rows: Sequence[Row]) -> str:
@@ -37,6 +38,21 @@ def bias_table(rows: Sequence[Row]) -> str | None:
         wrong = percent(result.score.format_error_rate)
         lines.append([*cells, wrong, f"{100 * excess[largest]:+.1f} ({cell_text(largest)})"])
     header = ["Row", "Task", "Predicted (gold)", "Wrong format", "Largest deviation"]
+    return markdown_table(header, lines, 3) if lines else None
+
+
+def yardstick_table(rows: Sequence[Row]) -> str | None:
+    """Scores of simple models beside those of each row, as far as its runs have them; None without one."""
+    lines = []
+    for row, result in _results(rows):
+        for run in row.runs:
+            for kind, scores in run.scores.yardsticks.items():
+                if (found := scores.get(result.task.name)) is None or run.scores.after.get(result.task.name) is None:
+                    continue
+                names = (row.name, result.task.display_name, yardstick_name(kind, result.task))
+                numbers = (percent(found.score), percent(run.scores.after[result.task.name].score))
+                lines.append([*map(cell_text, names), *numbers, str(found.train_rows), f"{found.seconds:.1f}"])
+    header = ["Row", "Task", "Yardstick", "Its score", "The row's", "Training rows", "Seconds"]
     return markdown_table(header, lines, 3) if lines else None
 
 

@@ -12,8 +12,10 @@ from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.metrics import score_all
+from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
+from extensions.reporting.yardstick_lines import comparison_lines, yardstick_line
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
@@ -47,6 +49,14 @@ class Run:
             for text in unpredicted_warnings(self.recipe.data.tasks, self.scores[moment], title, self.recipe.method):
                 self.reporter.warn(text)
 
+    def compute_yardsticks(self) -> None:
+        """Score simple models of the training rows on the rows of the table. Call it on every rank."""
+        tasks, data = self.recipe.data.tasks, self.data
+        found = compute_yardsticks(tasks, data.train, data.table, self.recipe.seed, self.strategy)
+        self.scores["yardsticks"] = found
+        for task in [task for task in tasks if task.name in found.get("majority", {})]:
+            self.reporter.info(yardstick_line(task, found))
+
     def answer_test(self, resumable: bool = False) -> None:
         if self.data.test:
             title = "of the test splits, for nlu submit"
@@ -57,10 +67,12 @@ class Run:
             write_json(self.folder.root / "eval.json", self.scores)
 
     def print_table(self) -> None:
-        table = before_after_table(
-            self.recipe.data.tasks, self.scores.get("before"), self.scores["after"], self.data.split
-        )
-        self.reporter.console.print(table, *own_class_tables(self.recipe.data.tasks, self.scores["after"]))
+        tasks, scores = self.recipe.data.tasks, self.scores
+        yardsticks, after = scores.get("yardsticks", {}), scores["after"]
+        table = before_after_table(tasks, scores.get("before"), after, self.data.split, yardsticks)
+        self.reporter.console.print(table, *own_class_tables(tasks, after))
+        for line in comparison_lines(tasks, yardsticks, after, self.recipe.evaluation.decoding):
+            self.reporter.info(line)
 
 
 class EvaluationRun(Run):
@@ -71,6 +83,8 @@ class EvaluationRun(Run):
         with watchdog.watching(self.strategy.rank, self.recipe.deepspeed.timeout):
             self.evaluate("after", "", AFTER, resumable=True)
             self.answer_test(resumable=True)
+        if self.recipe.is_merged:
+            self.scores["merged"] = True
         self.write_scores()
         self.evaluator.remove_parts()
         if self.folder is not None:

@@ -10,6 +10,7 @@ warnings.jsonl       each distinct warning of the run once, with its step (0: be
 eval.json            scores before and after, per task; what was trained. "after" marks a finished run
 report.html          the page of the run (`extensions.reporting.page`)
 predictions_*.jsonl  the answers before and after, and to the test splits
+label_suspects.csv   training rows that the trained model contradicts
 reward_curve.png     the paper's figure 2; SFT: loss_curve.png
 tensorboard/         event files
 adapter/             PEFT adapter and model card

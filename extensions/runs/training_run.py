@@ -19,11 +19,14 @@ from torch import Tensor
 from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import move_into, read_json, read_jsonl, write_text
+from extensions.data import Example, subsample_evenly
 from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteError, NonFiniteTensor
 from extensions.distributed.strategy import Strategy
 from extensions.evaluation.evaluator import Evaluator, fixed_answers
+from extensions.evaluation.label_suspects import FILE as SUSPECTS
+from extensions.evaluation.label_suspects import find_suspects, write_suspects
 from extensions.evaluation.metrics import likelihood_mean, mean_score, score_all
 from extensions.inference.manifest import Manifest
 from extensions.recipe import Recipe, load_recipe
@@ -34,6 +37,7 @@ from extensions.runs.evaluation_run import AFTER, Run
 from extensions.runs.failed_batch import write_and_explain, write_part
 from extensions.runs.folder import RunFolder
 from extensions.runs.health import HealthMonitor
+from extensions.tasks import Task
 from extensions.training.trainer import Trainer
 
 
@@ -83,6 +87,8 @@ class TrainingRun(Run):
             raise
 
     def _go(self) -> None:
+        if self.recipe.evaluation.yardsticks and "yardsticks" not in self.scores:
+            self.compute_yardsticks()
         if self.recipe.evaluation.before and "before" not in self.scores:
             self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
             self.write_scores()
@@ -101,6 +107,7 @@ class TrainingRun(Run):
             self.evaluator.remove_parts()
         self.evaluate("after", "after training, ", AFTER, resumable)
         self.answer_test(resumable)
+        self.check_labels()
         self.finish()
         self.evaluator.remove_parts()
 
@@ -155,7 +162,7 @@ class TrainingRun(Run):
         self.folder.metrics(metrics)
         kept = records[: self.recipe.logging.rollout_samples]
         self.folder.append("rollouts.jsonl", [{"step": metrics["step"], **record} for record in kept])
-        self.reporter.step(metrics["step"], self.trainer.summary_line(metrics))
+        self.reporter.step(metrics["step"], *self.trainer.summary_lines(metrics))
         for warning in self.health.step(metrics, records):
             self.reporter.warn(warning)
 
@@ -285,7 +292,7 @@ class TrainingRun(Run):
         self.saved = (self.step, self.validated)
         if self.folder is not None:
             self.folder.cut_back(self.step, self.validated)
-            if "before" in self.scores:
+            if {"before", "yardsticks"} & self.scores.keys():
                 self.write_scores()
         self.reporter.info(f"resuming after step {self.step} from {checkpoint.folder}")
 
@@ -301,6 +308,25 @@ class TrainingRun(Run):
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # of the ranks' computation
             Manifest.of_run(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets).save(temporary)
             move_into(temporary, self.folder.root / "adapter")
+
+    def check_labels(self) -> None:
+        """Write the training rows whose labels the trained model contradicts; an interrupted check starts again."""
+        limit = self.recipe.evaluation.suspect_samples
+        if not limit:
+            return
+        rows = [row for task in self.recipe.data.tasks for row in subsample_evenly(self._training_rows(task), limit)]
+        predictions = self.evaluator.predict(rows, "of training, for label suspects", decoding="likelihood")
+        suspects = find_suspects(rows, predictions)
+        if self.folder is not None:
+            write_suspects(suspects, rows, self.folder.root)
+        where = f", in {SUSPECTS}" if suspects else ""
+        self.reporter.info(
+            f"{len(suspects)} of {len(rows)} training rows have labels that the trained model contradicts with high "
+            f"confidence{where}: suspects, not errors"
+        )
+
+    def _training_rows(self, task: Task) -> list[Example]:
+        return [example for example in self.data.train if example.task.name == task.name]
 
     def finish(self) -> None:
         """Write scores, curve and model card; print the table."""

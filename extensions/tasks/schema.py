@@ -171,6 +171,11 @@ class Task(BaseModel):
         return "regression" if self.is_regression else "multi-label" if self.multi_label else "classification"
 
     @property
+    def form(self) -> tuple[object, ...]:
+        """Equal for tasks that one model can predict."""
+        return self.fields, set(self.labels), self.score_range, self.multi_label
+
+    @property
     def is_exact(self) -> bool:
         """Whether an answer must be one of a label's words, not only hold one."""
         return self.answer_match == "exact" or (self.answer_match == "auto" and self.suite == "own")

@@ -42,7 +42,7 @@ from extensions.rollout.rewards import Reward
 from extensions.rollout.sampler import Sampler, training_request
 from extensions.training.advantages import gae, td_targets, whiten
 from extensions.training.experience import EXPERIENCE_TENSORS, Experience, MicroBatch, TokenIndex
-from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_line
+from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_lines
 from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
 
 
@@ -127,8 +127,8 @@ class PpoTrainer(LocalPolicyMixin):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
 
-    def summary_line(self, metrics: dict[str, Any]) -> str:
-        return summary_line(metrics)
+    def summary_lines(self, metrics: dict[str, Any]) -> tuple[str, str]:
+        return summary_lines(metrics)
 
     # ------------------------------------------------------------------------------------------- 1 sample
 

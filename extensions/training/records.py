@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from extensions.data import Example
-from extensions.evaluation.metrics import shares
+from extensions.evaluation.metrics import WRONG_FORMAT, shares
 from extensions.prefix.tree import Sample
 from extensions.tasks import Task
+
+SHOWN_LABELS = 6  # labels whose shares the console has
 
 
 def rollout_record(
@@ -70,12 +72,18 @@ def batch_metrics(records: Sequence[dict[str, Any]], tasks: Mapping[str, Task]) 
     }
 
 
-def summary_line(metrics: dict[str, Any]) -> str:
-    """Reward, accuracy, format errors, KL, answer shares and throughput of one iteration."""
-    shares_of_answers = " ".join(f"{name} {share:.0%}" for name, share in metrics["predicted_shares"].items())
+def summary_lines(metrics: dict[str, Any]) -> tuple[str, str]:
+    """Reward, accuracy and format errors of one iteration; then KL, throughput and the answers' shares."""
     kl = "-" if metrics["kl"] is None else f"{metrics['kl']:.2f}"
     accuracy = "" if metrics["accuracy"] is None else f"acc {metrics['accuracy']:.2f}  "
-    return (
-        f"reward {metrics['reward_mean']:+.2f}  {accuracy}wrong format {metrics['format_error_rate']:.0%}  "
-        f"kl {kl}  {shares_of_answers}  {metrics['samples_per_s']:.1f} samples/s"
-    )
+    line = f"reward {metrics['reward_mean']:+.2f}  {accuracy}wrong format {metrics['format_error_rate']:.0%}"
+    details = f"kl {kl}  {metrics['samples_per_s']:.1f} samples/s  {shares_text(metrics['predicted_shares'])}"
+    return line, details.rstrip()
+
+
+def shares_text(found: Mapping[str, float]) -> str:
+    """Shares of the most frequent answers, without the wrong formats; long labels are shortened."""
+    answers = {word: share for word, share in found.items() if not word.endswith(WRONG_FORMAT)}
+    top = sorted(answers, key=lambda word: -answers[word])[:SHOWN_LABELS]
+    words = [f"{word if len(word) <= 24 else f'{word[:23]}…'} {answers[word]:.0%}" for word in answers if word in top]
+    return ", ".join(words) + (f" and {len(answers) - len(top)} more" if len(answers) > len(top) else "")

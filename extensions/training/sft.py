@@ -70,12 +70,10 @@ class SftTrainer(LocalPolicyMixin):
             sums = self.update(samples, step)
         return self.summarise(sums, step, clock), []
 
-    def summary_line(self, metrics: dict[str, Any]) -> str:
+    def summary_lines(self, metrics: dict[str, Any]) -> tuple[str, str]:
         """Losses in nats per token, and throughput."""
-        return (
-            f"loss {metrics['loss']:.3f}  of the answer {metrics['answer_loss']:.3f}  "
-            f"{metrics['samples_per_s']:.1f} samples/s"
-        )
+        line = f"loss {metrics['loss']:.3f}  of the answer {metrics['answer_loss']:.3f}"
+        return line, f"{metrics['samples_per_s']:.1f} samples/s"
 
     def encode(self, example: Example) -> Sample:
         """Prompt, and gold answer with its closing tag as the response."""

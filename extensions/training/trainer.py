@@ -26,8 +26,8 @@ class Trainer(Protocol):
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One iteration: its metrics, and one record per sample where there are responses. Rank 0's are used."""
 
-    def summary_line(self, metrics: dict[str, Any]) -> str:
-        """The metrics of one iteration in one line for the console."""
+    def summary_lines(self, metrics: dict[str, Any]) -> tuple[str, str]:
+        """The metrics of one iteration for the console: the most important in at most 45 columns, and details."""
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint besides the engine's; JSON."""

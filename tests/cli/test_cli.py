@@ -18,7 +18,7 @@ from extensions.cli.main import app
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import prompt_text
 from extensions.recipe import Model, load_recipe
-from extensions.tasks import TASKS
+from extensions.tasks import TASKS, Task
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -145,8 +145,22 @@ def test_show_keys_lists_every_key(recipe):
     from extensions.recipe import all_keys
 
     text = succeeds("show", "--keys", recipe)
-    assert [line.split(": ")[0] for line in text.splitlines()] == list(all_keys())
-    assert "optimizer.lr: peak learning rate (paper 5.1)" in text
+    lines = text.splitlines()
+    keys = [line.split(": ")[0] for line in lines if not line.startswith(" ")]
+    assert [key for key in keys if not key.startswith("data.tasks[]")] == list(all_keys())
+    assert len(keys) == len(set(keys)) and all(line.startswith("    ") for line in lines[1::2])
+    below = {key.removeprefix("data.tasks[].") for key in keys if key.startswith("data.tasks[]")}
+    assert below >= {*Task.model_fields, "source.files", "source.split.test", "source.hub.repo", "submission.file"}
+    for known in (
+        "optimizer.lr: number > 0; default 9e-06\n    peak learning rate (paper 5.1)",
+        "method: ppo | sft | eval | encoder; default ppo",
+        "max_epochs: number or null > 0; default null",
+        "lora.dropout: number >= 0 < 1; default 0.05",
+        "model.path: text; required",
+        "rollout.response_budget: list of integer >= 1; default [12, 32]",
+        "data.tasks[].source.unknown_labels: error | skip; default error",
+    ):
+        assert known in text, known
 
 
 def test_preview(recipe):
@@ -286,7 +300,9 @@ def test_tasks_of_a_folder(official, tiny_model):
     prompts = [prompt_text(TASKS["sst2"], {"sentence": review}) for review in ("dull", "[bold]fine[/bold]")]
     counts = sorted(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
     assert int(mean) == round(sum(counts) / 2) and counts[0] < int(p95) <= counts[1] and 50 < int(share) < 100
-    assert "not there: boolq, cb, copa, multirc, record, superglue_rte, wic, wsc, axb, axg" in text
+    absent = re.findall(r"^  (\w+): no (.+?) or ", text, re.MULTILINE)
+    assert " ".join(dict(absent)) == "boolq cb copa multirc record superglue_rte wic wsc axb axg"
+    assert absent[0][1] == f"{official}/BoolQ/train.jsonl"
     problems = [line for line in text.splitlines() if line.startswith("- ")]
     assert f"- {official}/CoLA/train.tsv: 3 rows; the official train set of CoLA has 8551" in problems
     (broken,) = [line for line in problems if "dev.tsv, line 1" in line]

@@ -32,7 +32,20 @@ def test_a_run_a_sweep_and_a_folder_of_runs(tmp_path):
     found = find_runs([tmp_path / "runs"], warnings.append)
     sweep = tmp_path / "runs" / "sweep" / "sst2" / "ppo.batch_size=8"
     assert [run.folder for run in found] == [first, second, sweep], "without the run that was set aside"
-    assert warnings == [f"{tmp_path / 'runs' / 'c'} is skipped: the run is not finished"]
+    assert warnings == [f"{tmp_path / 'runs' / 'c'} is skipped: the run is not finished; its command resumes it"]
+
+
+def test_unfinished_runs_given_by_name_are_skipped(tmp_path):
+    first = write_run(tmp_path / "a", "ppo", {"sst2": (0.9,)})
+    second = write_run(tmp_path / "b", "ppo", {"sst2": (0.8,)})
+    (second / "eval.json").write_text('{"before": {}}')
+    warnings = []
+    assert [run.folder for run in find_runs([second, first], warnings.append)] == [first]
+    assert warnings == [f"{second} is skipped: the run is not finished; its command resumes it"]
+    with pytest.raises(UserError, match=re.escape(f"no run is finished of {second}")):
+        find_runs([second], warnings.append)
+    (second / "eval.json").unlink()
+    assert [run.folder for run in find_runs([first, second], warnings.append)] == [first]
 
 
 def spoiled(tmp_path, file, content):
@@ -59,8 +72,6 @@ def with_score(**changed):
     "file, content, message",
     [
         ("recipe.yaml", None, "has no finished run"),
-        ("eval.json", None, "is not finished.*same command again"),
-        ("eval.json", '{"before": {}}', "is not finished.*same command again"),
         ("eval.json", "{", "eval.json is damaged.*another output_dir"),
         ("eval.json", "[1]", "eval.json is damaged"),
         ("eval.json", json.dumps(GOOD), "eval.json is damaged: it does not list the trained tasks"),

@@ -20,7 +20,9 @@ from extensions.data import Example, load_examples
 from extensions.data.sampling import demonstrations
 from extensions.model.loading import load_tokenizer
 from extensions.prompts import CLOSE, OPEN, PromptEncoder, prompt_text
-from extensions.recipe import Model
+from extensions.recipe import Model, load_recipe
+from extensions.reporting.finished_runs import find_runs
+from extensions.reporting.rows import make_rows
 from extensions.rollout.sampler import Sampler
 from extensions.runs.evaluation_run import Run
 from extensions.runs.main import main
@@ -260,6 +262,10 @@ def test_an_adapter_evaluates_as_in_its_run_and_as_a_merged_model(trained, tiny_
     assert not any("lora" in name for name, _ in lm.named_parameters())
     path = eval_recipe(tmp_path / "merged", merged)
     assert main([str(path)], "eval") == 0
+    assert read_json(tmp_path / "merged" / "run" / "eval.json")["merged"] is True
+    (row,) = make_rows(find_runs([tmp_path / "merged" / "run"], print))
+    assert row.label.startswith("Fine-tuned (merged)")
+    assert load_recipe(path, ["method=eval", "output_dir=null"]).run_dir.name == "tiny-merged"
     assert_equal_but_for_rounding(answers(tmp_path / "merged"), answers(trained))
 
 
