@@ -17,7 +17,7 @@ from extensions.reporting.charts import (
     raw_and_smoothed,
     training_chart,
 )
-from extensions.reporting.run_view import MEAN, YARDSTICKS, RunView
+from extensions.reporting.run_view import YARDSTICKS, RunView, yardstick_title
 from extensions.tasks import Task
 
 MAX_SHARES = 8  # labels in a chart of label shares; the others are added up
@@ -30,7 +30,7 @@ MARKS = {  # kind of a result -> mark, colour, size
     "latest": ("circle", BLUE, 11),
     "after": ("circle", BLUE, 12),
 }
-NAMES = YARDSTICKS | {"before": "before", "likelihood": "by likelihood", "latest": "latest validation"}
+NAMES = {"before": "before", "likelihood": "by likelihood", "latest": "latest validation"}
 Value = Callable[[dict[str, Any]], float | None]
 
 
@@ -47,8 +47,9 @@ def overview_chart(view: RunView) -> Chart | None:
     after = "after" if "before" in view.scores else "score"
     if not found:
         return None
+    names = NAMES | {kind: yardstick_title(kind, view.tasks) for kind in YARDSTICKS}
     marks = [
-        Mark((NAMES | {"after": after})[kind], symbol, shade, found[kind], intervals.get(kind, {}), size)
+        Mark((names | {"after": after})[kind], symbol, shade, found[kind], intervals.get(kind, {}), size)
         for kind, (symbol, shade, size) in MARKS.items()
         if kind in found
     ]
@@ -169,11 +170,7 @@ def _scores(view: RunView) -> Chart | None:
         return None
     series += _ends(view)
     means = _means(view)
-    levels = {}
-    for kind in YARDSTICKS:
-        if kind in means:
-            regressions = all(task.is_regression for task in view.tasks)
-            levels[MEAN if kind == "majority" and regressions else YARDSTICKS[kind]] = means[kind]
+    levels = {yardstick_title(kind, view.tasks): means[kind] for kind in YARDSTICKS if kind in means}
     note = ", ".join(dict.fromkeys(f"{name}: {view.split_of(name)} split" for name in view.scores.get("after", {})))
     if len(view.tasks) > 1 or not note:
         note = "mean over the tasks"

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from extensions.common.files import read_json, read_jsonl
 from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
 from extensions.reporting.rows import printed_name
+from extensions.reporting.yardstick_lines import yardstick_name
 from extensions.tasks import Task
 
 METHODS = {"ppo": "PPO", "sft": "Supervised fine-tuning", "eval": "Evaluation", "encoder": "Encoder fine-tuning"}
@@ -139,7 +140,7 @@ class RunView:
                 yield Moment("latest", title, f"validation/{record['step']}/{name}", record["tasks"][name])
         for kind, results in self.scores.get("yardsticks", {}).items():
             if results.get(name):
-                title = MEAN if kind == "majority" and task.is_regression else YARDSTICKS.get(kind, kind)
+                title = yardstick_title(kind, [task])
                 yield Moment(kind, title, f"yardsticks/{kind}/{name}", results[name])
 
     def yardstick_facts(self) -> list[str]:
@@ -148,7 +149,7 @@ class RunView:
         for kind, results in self.scores.get("yardsticks", {}).items():
             rows, seconds = (sum(r.get(key) or 0 for r in results.values() if r) for key in ("train_rows", "seconds"))
             if kind != "majority" and rows:
-                facts.append(f"{YARDSTICKS.get(kind, kind)}: {rows} training rows, {seconds:.1f} s")
+                facts.append(f"{yardstick_title(kind, self.tasks)}: {rows} training rows, {seconds:.1f} s")
         return facts
 
     # ------------------------------------------------------------------------------------------------ facts
@@ -289,8 +290,10 @@ def conclusions(view: RunView) -> list[Conclusion]:
     found = [Conclusion(tone, text) for tone, text in _change_texts(changes)]
     for kind in YARDSTICKS:
         if kind in not_beaten:
-            found.append(Conclusion("bad", f"Does not beat {_inline(kind)} on {_listed(not_beaten[kind])}."))
-    if better := [_inline(kind) for kind in YARDSTICKS if kind in present and kind not in not_beaten]:
+            found.append(
+                Conclusion("bad", f"Does not beat {_inline(kind, view.tasks)} on {_listed(not_beaten[kind])}.")
+            )
+    if better := [_inline(kind, view.tasks) for kind in YARDSTICKS if kind in present and kind not in not_beaten]:
         where = " on every task" if len(view.tasks) > 1 else ""
         found.append(Conclusion("good", f"Beats {_listed(better)}{where}."))
     return found
@@ -318,8 +321,18 @@ def _change_texts(changes: dict[str, list[tuple[Task, Moment, Moment]]]) -> Iter
             yield tone, f"{several[tone]} on {len(found)} of {total} tasks: {names}."
 
 
-def _inline(kind: str) -> str:
-    return "the " + YARDSTICKS[kind].lower() if kind == "majority" else YARDSTICKS[kind].replace("Sent", "sent")
+def yardstick_title(kind: str, tasks: Sequence[Task]) -> str:
+    """Name of a yardstick of these tasks."""
+    if kind == "majority":
+        return MEAN if all(task.is_regression for task in tasks) else YARDSTICKS[kind]
+    names = {yardstick_name(kind, task) for task in tasks}
+    name = names.pop() if len(names) == 1 else YARDSTICKS[kind]
+    return name[0].upper() + name[1:]
+
+
+def _inline(kind: str, tasks: Sequence[Task]) -> str:
+    title = yardstick_title(kind, tasks)
+    return f"the {title.lower()}" if kind == "majority" else title.replace("Sent", "sent")
 
 
 def _listed(names: Sequence[str]) -> str:

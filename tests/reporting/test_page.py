@@ -192,8 +192,8 @@ def test_conclusions_name_yardsticks_that_are_not_beaten(tmp_path):
     found = [
         [(c.tone, c.text.split(":")[0].split(" on ")[0]) for c in conclusions(read_view(f))] for f in (better, worse)
     ]
-    assert found[0] == [("good", "It learned"), ("good", "Beats the majority class and TF-IDF + linear model.")]
-    assert found[1][:2] == [("bad", "It got worse"), ("bad", "Does not beat TF-IDF + linear model")]
+    assert found[0] == [("good", "It learned"), ("good", "Beats the majority class and TF-IDF + logistic regression.")]
+    assert found[1][:2] == [("bad", "It got worse"), ("bad", "Does not beat TF-IDF + logistic regression")]
 
 
 def test_the_prompt_without_rollouts_is_that_of_an_answered_row(tmp_path):
