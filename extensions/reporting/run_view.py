@@ -287,7 +287,7 @@ def conclusions(view: RunView) -> list[Conclusion]:
             if new is not None and new.score <= by_kind[kind].score:
                 shown = f"{100 * new.score:.1f} against {100 * by_kind[kind].score:.1f}"
                 not_beaten.setdefault(kind, []).append(f"{task.display_name} ({shown})")
-    found = [Conclusion(tone, text) for tone, text in _change_texts(changes)]
+    found = [Conclusion(tone, text) for tone, text in _change_texts(changes, "majority" not in not_beaten)]
     for kind in YARDSTICKS:
         if kind in not_beaten:
             found.append(
@@ -307,9 +307,10 @@ def _change(task: Task, before: Moment, after: Moment) -> str:
     return "good" if old < low else "bad" if old > high else "unclear"
 
 
-def _change_texts(changes: dict[str, list[tuple[Task, Moment, Moment]]]) -> Iterator[tuple[str, str]]:
+def _change_texts(changes: dict[str, list[tuple[Task, Moment, Moment]]], learned: bool) -> Iterator[tuple[str, str]]:
+    """Args: learned: no score is below that of a constant answer, so that a rise is more than a better format."""
     total = sum(map(len, changes.values()))
-    alone = {"good": "It learned", "bad": "It got worse", "unclear": "No clear change"}
+    alone = {"good": "It learned" if learned else "The score rose", "bad": "It got worse", "unclear": "No clear change"}
     several = {"good": "The score rose", "bad": "The score fell", "unclear": "No clear change"}
     for tone, found in changes.items():
         if found and total == 1:

@@ -196,6 +196,12 @@ def test_conclusions_name_yardsticks_that_are_not_beaten(tmp_path):
     assert found[1][:2] == [("bad", "It got worse"), ("bad", "Does not beat TF-IDF + logistic regression")]
 
 
+def test_a_rise_below_the_majority_class_is_not_called_learning(tmp_path):
+    view = read_view(page_run(tmp_path / "a", [DETAILS["own"]], before=0.0, after=1.0))
+    view.scores["yardsticks"]["majority"]["tickets"]["score"] = 0.999
+    assert conclusions(view)[0].text.startswith("The score rose: ")
+
+
 def test_the_prompt_without_rollouts_is_that_of_an_answered_row(tmp_path):
     view = read_view(page_run(tmp_path / "run", [DETAILS["own"]], method="eval", rows=5))
     prompt = prompt_of(view)
