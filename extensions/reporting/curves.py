@@ -1,23 +1,32 @@
-"""The data of the report's plots: rewards of the PPO runs, and scores of the adapters by the tasks they trained on."""
+"""The data of the report's plots: rewards of PPO, losses of SFT, scores of adapters by the tasks they trained on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from extensions.reporting.finished_runs import FinishedRun
-from extensions.reporting.plots import Curve, Panel, Points, smoothed, smoothing_weight
+from extensions.reporting.finished_runs import FinishedRun, Iteration, Score
+from extensions.reporting.plots import Curve, Level, Panel, Points, smoothed, smoothing_weight
 from extensions.reporting.rows import Row
 
 
 def reward_points(rows: Sequence[Row]) -> dict[str, Points]:
     """Label -> iterations and mean rewards, per PPO run."""
+    return _points(rows, "ppo", lambda iteration: iteration.reward_mean)
+
+
+def loss_points(rows: Sequence[Row]) -> dict[str, Points]:
+    """Label -> steps and losses of the answer tokens, per SFT run: comparable whatever the run's targets are."""
+    return _points(rows, "sft", lambda iteration: iteration.answer_loss)
+
+
+def _points(rows: Sequence[Row], method: str, value: Callable[[Iteration], float | None]) -> dict[str, Points]:
     names = _run_names(rows)
     found = []
-    for run in [run for row in rows for run in row.runs if run.recipe.method == "ppo"]:
+    for run in [run for row in rows for run in row.runs if run.recipe.method == method]:
         label = f"{names[run.folder]}, {_shortened(run.trained_titles)}"
-        points = [(i.step, i.reward_mean) for i in run.iterations if i.reward_mean is not None]
+        points = [(i.step, y) for i in run.iterations if (y := value(i)) is not None]
         found.append((label, run.folder.name, points))
     taken = Counter(label for label, _, _ in found)
     return {
@@ -52,10 +61,20 @@ def _score_curve(run: FinishedRun, label: str) -> Curve | None:
     samples, minutes, scores = map(list, zip(*points, strict=True))
     if not run.validations:
         scores = smoothed(scores, smoothing_weight(len(scores)))
-    return Curve(label, samples, minutes, scores, on_training=not run.validations)
+    tasks = set(run.validations[-1].tasks) if run.validations else set(run.training.tasks)
+    return Curve(label, samples, minutes, scores, not run.validations, _level(run.scores.before, tasks))
 
 
-def _levels(rows: Sequence[Row], runs: Sequence[FinishedRun], names: Mapping[Path, str]) -> dict[str, float]:
+def _level(results: Mapping[str, Score], tasks: set[str]) -> Level | None:
+    """The mean score over `tasks`, with its interval if it is one metric of one task; None if a result is missing."""
+    if not tasks or not tasks <= results.keys():
+        return None
+    found = [results[name] for name in tasks]
+    interval = next(iter(found[0].intervals.values())) if len(found) == 1 and len(found[0].metrics) == 1 else None
+    return Level(sum(result.score for result in found) / len(found), interval)
+
+
+def _levels(rows: Sequence[Row], runs: Sequence[FinishedRun], names: Mapping[Path, str]) -> dict[str, Level]:
     """Mean score of each row without a trained adapter, over the tasks that `runs` were validated on.
 
     Encoders are levels, too: they see whole training sets, so that their curves would leave no room for the others.
@@ -66,7 +85,9 @@ def _levels(rows: Sequence[Row], runs: Sequence[FinishedRun], names: Mapping[Pat
         if tasks <= row.results.keys() and not any(run.trained_adapter for run in row.runs):
             splits = sorted({row.results[name].split for name in tasks})
             note = "" if splits == ["validation"] else f" ({' and '.join(splits)} split)"  # the curves' is validation
-            levels[f"{names[row.runs[0].folder]}{note}"] = row.mean(tasks)
+            level = _level({name: result.score for name, result in row.results.items()}, tasks)
+            if level is not None:
+                levels[f"{names[row.runs[0].folder]}{note}"] = level
     return levels
 
 

@@ -132,6 +132,7 @@ class Iteration(BaseModel):
     samples: Count
     elapsed_s: Finite
     reward_mean: Finite | None = None
+    answer_loss: Finite | None = None
     accuracy: Finite | None = None
 
 

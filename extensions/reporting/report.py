@@ -10,10 +10,10 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard
 
 from extensions.common.errors import UserError
-from extensions.reporting.curves import reward_points, score_panels
+from extensions.reporting.curves import loss_points, reward_points, score_panels
 from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.model_card import model_card
-from extensions.reporting.plots import accuracy_curves, reward_curves
+from extensions.reporting.plots import accuracy_curves, loss_curves, reward_curves
 from extensions.reporting.rows import Row, differing_keys, make_rows
 from extensions.reporting.scores import cell_text
 from extensions.reporting.supporting_tables import (
@@ -26,10 +26,14 @@ from extensions.reporting.supporting_tables import (
 from extensions.reporting.tables import PAPER_TABLES, ResultTable, csv_text, latex, markdown, other_tasks, paper_table
 
 TITLE = "# Results"  # the first line of report.md
-PLOTS = {"reward_curves.png": "Reward curves", "accuracy.png": "Scores against samples and time"}
+PLOTS = {
+    "reward_curves.png": "Reward curves",
+    "loss_curves.png": "Loss curves of SFT",
+    "accuracy.png": "Scores against samples and time",
+}
 FORMS = {"md": markdown, "tex": latex, "csv": csv_text}
 FILES = [  # all that a report may consist of
-    *("report.md", "model_card.md", *PLOTS),
+    *("report.md", "report.html", "model_card.md", *PLOTS),
     *(f"{table}.{ending}" for table in (*PAPER_TABLES.values(), "tasks") for ending in FORMS),
 ]
 
@@ -57,6 +61,8 @@ def write_report(runs: Sequence[FinishedRun], out: Path, only: str | None = None
                 (out / f"{table.name}.{ending}").write_text(form(table), encoding="utf-8")
         if curves := reward_points(rows):
             reward_curves(curves, out / "reward_curves.png")
+        if curves := loss_points(rows):
+            loss_curves(curves, out / "loss_curves.png")
         if panels := score_panels(rows):
             accuracy_curves(panels, out / "accuracy.png")
         best = best_trained(rows)

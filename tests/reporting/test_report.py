@@ -10,6 +10,7 @@ from run_folders import FEW, ZERO, cells_of, reward, runs_of, size_of, write_run
 from support import run_command
 
 from extensions.common.errors import UserError
+from extensions.reporting.plots import Level
 from extensions.reporting.report import best_trained, write_report
 from extensions.reporting.rows import make_rows
 from extensions.reporting.supporting_tables import cost_table
@@ -103,7 +104,8 @@ def test_the_data_of_the_plots(tmp_path, scene, drawn):
     assert list(steps) == list(range(1, 37)) and rewards == pytest.approx([reward(k) for k in range(1, 37)])
     first, second = drawn["panels"]
     assert (first.title, second.title) == ("SST-2", "MRPC")
-    assert first.levels == pytest.approx({ZERO: 0.1, FEW: 0.5})
+    assert {name: level.score for name, level in first.levels.items()} == pytest.approx({ZERO: 0.1, FEW: 0.5})
+    assert first.levels[FEW].interval == pytest.approx((0.45, 0.55))
     curves = {curve.label: curve for curve in first.curves}
     assert list(curves) == ["PPO-ST", "SFT-ST", "SFT + PPO-ST"]
     ppo, both = curves["PPO-ST"], curves["SFT + PPO-ST"]
@@ -145,7 +147,8 @@ def test_an_encoder_is_drawn_as_a_level(tmp_path, drawn):
     runs = runs_of(ppo, bert)
     write_report(runs, tmp_path / "out")
     (panel,) = drawn["panels"]
-    assert panel.levels == {"BERT-base": 0.9} and [curve.label for curve in panel.curves] == ["PPO-ST"]
+    assert panel.levels == {"BERT-base": Level(0.9, pytest.approx((0.85, 0.95)))}
+    assert [curve.label for curve in panel.curves] == ["PPO-ST"]
     assert [cells_of(line)[-1] for line in cost_table(make_rows(runs)).splitlines()[2:]] == ["-", "1"]
 
 
