@@ -9,11 +9,13 @@ NPROC=1 bash launch/ppo.sh recipes/quickstart.yaml "$@" || status=$?
 if [ "$status" = 0 ] && [ -f runs/quickstart/adapter/nlu.json ] && [ $# = 0 ]; then
     cat <<'NEXT'
 
+Open runs/quickstart/report.html in a browser: scores, curves, confusion, errors with their texts.
+
 Next:
   source .venv/bin/activate
   nlu predict runs/quickstart --text sentence="the plot was thin, but I loved it"    # a sentence of your own
   nlu init tickets.csv --label team                                                  # your own file: writes a recipe
-  nlu report runs/quickstart                                                         # tables and curves of the run
+  nlu report runs/quickstart                                                         # tables and curves; several runs: a comparison
 NEXT
 fi
 exit "$status"
