@@ -24,12 +24,21 @@ def report(
         PaperTable | None, typer.Option(help="only this table of the paper; default: each that a run has a task of")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder to write", metavar="DIR")] = Path("report"),
+    html: Annotated[
+        bool, typer.Option("--html", help="also report.html for a browser, here and in each run folder")
+    ] = False,
 ) -> None:
     """Compare runs as the paper does: its tables with our rows, intervals, bias, costs, curves, a model card."""
     from extensions.reporting.finished_runs import find_runs
     from extensions.reporting.report import write_report
 
-    for path in write_report(find_runs(runs, warn), out, table.value if table else None):
+    found = find_runs(runs, warn)
+    paths = write_report(found, out, table.value if table else None)
+    if html:
+        from extensions.reporting.comparison_page import write_pages
+
+        paths += write_pages(found, out, warn)
+    for path in paths:
         console.print(str(path), markup=False)
 
 

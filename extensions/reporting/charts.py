@@ -7,7 +7,7 @@ hover) is coloured by page.css, so that a page follows the reader's theme, and p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from extensions.reporting.plots import smoothed, smoothing_weight
@@ -19,6 +19,7 @@ COLORS = (
 BLUE, GREY = COLORS[0], COLORS[-1]
 SHADES = [[0, "rgba(61,125,217,0)"], [1, "rgba(61,125,217,0.9)"]]  # of the confusion matrix: transparent to blue
 MAX_COUNTS = 15  # labels up to which a confusion matrix has its counts written in
+MIN_SPAN = 20  # percentage points that an axis shows at least
 MAX_LABEL = 22  # characters of a label beside an axis
 
 
@@ -42,7 +43,6 @@ class Chart:
     title: str
     figure: dict[str, Any]
     note: str = ""
-    over_training: bool = False  # its x axis switches between samples and minutes
     width: int = 0  # at least, in pixels: narrower screens scroll
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,23 +51,22 @@ def color(i: int) -> str:
     return COLORS[i % len(COLORS)]
 
 
-def _figure(height: int, **layout: Any) -> Any:
-    from plotly.graph_objects import Figure  # lazy: 0.1 s
+def _figure(height: int, xaxis: dict[str, Any], yaxis: dict[str, Any], **layout: Any) -> Any:
+    from plotly.graph_objects import Figure, Layout  # lazy: 0.1 s
 
-    figure = Figure()
-    figure.update_layout(
-        template=None,
-        height=height,
-        margin={"l": 8, "r": 12, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
-        hoverlabel={"font": {"family": "system-ui, sans-serif", "size": 12}, "namelength": -1},
-        xaxis={"automargin": True, "zeroline": False, "fixedrange": False, "title": {"standoff": 6}},
-        yaxis={"automargin": True, "zeroline": False, "title": {"standoff": 6}},
-    )
-    return figure.update_layout(layout)
+    axis = {"automargin": True, "zeroline": False}
+    look = {
+        "template": None,
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemwidth": 30},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif", "size": 12}, "namelength": -1},
+    }
+    # All at once: updating a layout later takes several times as long.
+    return Figure(layout=Layout(**look, xaxis=axis | xaxis, yaxis=axis | yaxis, **layout))
 
 
 def _plain(figure: Any) -> dict[str, Any]:
@@ -94,10 +93,12 @@ def training_chart(
         percent: values are fractions, shown in percent.
     """
     scale, decimals = (100, ".1f") if percent else (1, ".4g")
+    names = [*(one.name for one in series), *(levels or {})]
+    columns = max(1, 430 // (46 + 7 * max(map(len, names), default=0)))  # of the legend, about
     figure = _figure(
-        270,
+        240 + 19 * -(-len(names) // columns),
         hovermode="x unified",
-        xaxis={"title": {"text": "training samples"}, "rangemode": "tozero", "hoverformat": ".6~g"},
+        xaxis={"title": {"text": "training samples", "standoff": 6}, "rangemode": "tozero", "hoverformat": ".6~g"},
         yaxis={"title": {"text": "%" if percent else unit}},
     )
     looks: dict[str, dict[str, Any]] = {
@@ -115,9 +116,10 @@ def training_chart(
             x=list(one.samples),
             y=[scale * value for value in one.values],
             customdata=list(one.steps),
-            name=one.name,
+            name=inert(one.name),
             meta={"samples": list(one.samples), "minutes": [round(m, 4) for m in one.minutes]},
             hovertemplate=f"%{{y:{decimals}}} (step %{{customdata}})",
+            cliponaxis=False,
             **look,
         )
     ends = [
@@ -127,22 +129,37 @@ def training_chart(
         figure.add_scatter(
             x=[0, ends[0]],
             y=[scale * level] * 2,
-            name=name,
+            name=inert(name),
             mode="lines",
             line={"width": 1.6, "dash": "dot", "color": color(len(COLORS) - 1 - i)},
             meta={"samples": [0, ends[0]], "minutes": [0, ends[1]]},
             hovertemplate=f"%{{y:{decimals}}}",
         )
-    return Chart(title, _plain(figure), note, over_training=True)
+    if percent:
+        found = [100 * value for one in series for value in one.values] + [
+            100 * level for level in (levels or {}).values()
+        ]
+        figure.layout.yaxis.range = percent_range(found)
+    return Chart(title, _plain(figure), note)
+
+
+def percent_range(values: Sequence[float]) -> list[float]:
+    """The range of an axis in percent: at least `MIN_SPAN` points, so that noise does not look like a change."""
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    missing = max(0.0, MIN_SPAN - (high - low)) / 2
+    low, high = low - missing, high + missing
+    low, high = (low - max(0.0, high - 100), high) if low >= 0 else (low, high)
+    pad = 0.06 * (high - low)
+    return [max(low, min(0.0, min(values, default=0.0))) - pad, min(high, 100.0) + pad]
 
 
 def raw_and_smoothed(one: Series) -> list[Series]:
     """A noisy series as two lines: as it is, and smoothed over about a tenth of the run."""
     if len(one.values) < 3:
-        return [Series(**{**one.__dict__, "style": "marks"})]
+        return [replace(one, style="marks")]
     smooth = smoothed(one.values, smoothing_weight(len(one.values)))
-    raw = Series(**{**one.__dict__, "name": f"{one.name}, raw", "style": "raw"})
-    return [raw, Series(**{**one.__dict__, "values": smooth})]
+    raw = replace(one, name=f"{one.name}, raw" if one.name else "raw", style="raw")
+    return [raw, replace(one, name=one.name or "smoothed", values=smooth)]
 
 
 # ------------------------------------------------------------------------------------------------------ at the end
@@ -160,24 +177,35 @@ class Mark:
     size: int = 11
 
 
-def overview(titles: Sequence[str], marks: Sequence[Mark]) -> Chart:
-    """Before, after and yardsticks: a row of marks per task."""
+def overview(titles: Sequence[str], marks: Sequence[Mark], apart: bool = False) -> Chart:
+    """Before, after and yardsticks: a row of marks per task.
+
+    Args:
+        apart: the marks of a task one below the other.
+    """
     figure = _figure(
-        96 + 40 * len(titles),
+        96 + (24 + 16 * len(marks) if apart else 40) * len(titles),
         hovermode="closest",
         xaxis={"title": {"text": "score, %"}, "showgrid": True},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": True},
+        yaxis={"range": [len(titles) - 0.5, -0.5], "showgrid": True, **_ticks(titles)},
     )
-    for mark in marks:
+    for i, mark in enumerate(marks):
+        shift = (i - (len(marks) - 1) / 2) * 0.7 / len(marks) if apart else 0.0
         present = [title for title in titles if title in mark.values]
         values = [100 * mark.values[title] for title in present]
         ends = [[100 * end for end in mark.intervals.get(title, [mark.values[title]] * 2)] for title in present]
+        texts = [f" [{low:.1f}, {high:.1f}]" if mark.intervals else "" for low, high in ends]
         figure.add_scatter(
             x=values,
-            y=[shortened(title) for title in present],
-            name=mark.name,
+            y=[titles.index(title) + shift for title in present],
+            name=inert(mark.name),
             mode="markers",
-            marker={"symbol": mark.symbol, "size": mark.size, "color": mark.color, "line": {"width": 2.2}},
+            marker={
+                "symbol": mark.symbol,
+                "size": mark.size,
+                "color": mark.color,
+                "line": {"width": 2.2, "color": mark.color},
+            },
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -188,10 +216,13 @@ def overview(titles: Sequence[str], marks: Sequence[Mark]) -> Chart:
                 "width": 5,
                 "visible": bool(mark.intervals),
             },
-            customdata=[f" [{low:.1f}, {high:.1f}]" if mark.intervals else "" for low, high in ends],
-            hovertemplate=f"%{{y}}: {mark.name} %{{x:.1f}}%{{customdata}}<extra></extra>",
+            customdata=list(zip(map(inert, present), texts, strict=True)),
+            hovertemplate=f"%{{customdata[0]}}: {inert(mark.name)} %{{x:.1f}}%{{customdata[1]}}<extra></extra>",
         )
-    return Chart("Score per task", _plain(figure), "", width=340)
+    shown = [value for mark in marks for value in mark.values.values()]
+    shown += [end for mark in marks for interval in mark.intervals.values() for end in interval]
+    figure.layout.xaxis.range = percent_range([100 * value for value in shown])
+    return Chart("Score per task", _plain(figure), width=340)
 
 
 def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
@@ -204,7 +235,7 @@ def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
     figure = _figure(
         150 + cell * len(labels),
         hovermode="closest",
-        xaxis={"title": {"text": "answer"}, "side": "bottom", "showgrid": False, **_ticks(columns)},
+        xaxis={"title": {"text": "answer"}, "side": "bottom", "showgrid": False, **_ticks(columns, -40)},
         yaxis={"title": {"text": "gold"}, "autorange": "reversed", "showgrid": False, **_ticks(labels)},
     )
     figure.add_heatmap(
@@ -218,20 +249,25 @@ def confusion_chart(title: str, confusion: Mapping[str, Any]) -> Chart:
         text=counts,
         texttemplate="%{text}" if few else None,
         textfont={"size": 13},
-        customdata=[[[gold, answer] for answer in columns] for gold in labels],
-        hovertemplate="gold: %{customdata[0]}<br>answer: %{customdata[1]}<br>%{text} rows, %{z:.1%} of the gold label"
+        customdata=[[[gold, answer, inert(gold), inert(answer)] for answer in columns] for gold in labels],
+        hovertemplate="gold: %{customdata[2]}<br>answer: %{customdata[3]}<br>%{text} rows, %{z:.1%} of the gold label"
         "<extra></extra>",
     )
     return Chart(title, _plain(figure), width=190 + (46 if few else 17) * len(columns), extra={"confusion": True})
 
 
-def _ticks(labels: Sequence[str]) -> dict[str, Any]:
+def _ticks(labels: Sequence[str], angle: int = 0) -> dict[str, Any]:
     texts = [shortened(label) for label in labels]
-    return {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": texts, "tickangle": "auto"}
+    return {"tickmode": "array", "tickvals": list(range(len(labels))), "ticktext": texts, "tickangle": angle}
+
+
+def inert(text: str) -> str:
+    """A label or name without plotly's own markup (<b>, <a href>, %{y})."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
 def shortened(label: str) -> str:
-    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+    return inert(label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…")
 
 
 def reliability_chart(title: str, bins: Sequence[Mapping[str, float]]) -> Chart:
@@ -243,8 +279,8 @@ def reliability_chart(title: str, bins: Sequence[Mapping[str, float]]) -> Chart:
         xaxis={"title": {"text": "confidence"}, "range": [-0.03, 1.03], "tickformat": ".0%"},
         yaxis={"title": {"text": "accuracy"}, "range": [-0.05, 1.05], "tickformat": ".0%"},
     )
-    figure.add_scatter(x=[0, 1], y=[0, 1], name="calibrated", mode="lines", hoverinfo="skip")
-    figure.update_traces(line={"dash": "dot", "width": 1.6, "color": GREY})
+    diagonal = {"dash": "dot", "width": 1.6, "color": GREY}
+    figure.add_scatter(x=[0, 1], y=[0, 1], name="calibrated", mode="lines", hoverinfo="skip", line=diagonal)
     figure.add_scatter(
         x=[one["confidence"] for one in bins],
         y=[one["accuracy"] for one in bins],
@@ -274,19 +310,19 @@ def score_chart(title: str, points: Mapping[str, Sequence[tuple[float, float, in
         xaxis={"title": {"text": "gold"}, "range": [low - pad, high + pad]},
         yaxis={"title": {"text": "answer"}, "range": [low - pad, high + pad]},
     )
-    figure.add_scatter(x=[low, high], y=[low, high], name="exact", mode="lines", hoverinfo="skip")
-    figure.update_traces(line={"dash": "dot", "width": 1.6, "color": GREY})
     colors = {"before": GREY, "after": BLUE}
     for name, found in points.items():
         figure.add_scatter(
             x=[gold for gold, *_ in found],
             y=[answer for _, answer, _ in found],
             customdata=[row for *_, row in found],
-            name=name,
+            name=inert(name),
             mode="markers",
             marker={"size": 7, "color": colors.get(name, BLUE), "opacity": 0.5},
             hovertemplate="row %{customdata}<br>gold %{x}, answer %{y}<extra></extra>",
         )
+    exact = {"dash": "dot", "width": 2.2, "color": COLORS[1]}  # on top of the points
+    figure.add_scatter(x=[low, high], y=[low, high], name="exact", mode="lines", hoverinfo="skip", line=exact)
     return Chart(title, _plain(figure))
 
 
@@ -306,7 +342,7 @@ def chances_chart(rows: Mapping[str, Sequence[tuple[int, float]]]) -> Chart:
         figure.add_scatter(
             x=[step for step, _ in found],
             y=[chance for _, chance in found],
-            name=name,
+            name=inert(name),
             mode="lines+markers",
             line={"color": color(i), "width": 2},
             hovertemplate="%{y:.1%}",

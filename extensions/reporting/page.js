@@ -187,6 +187,14 @@
 
   // ------------------------------------------------------------------------------------------------------- rest
 
+  function unfold() { // the section that a link leads to
+    const part = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const fold = part && part.querySelector(":scope > .fold");
+    if (fold) fold.open = true;
+  }
+  addEventListener("hashchange", unfold);
+  unfold();
+
   const theme = document.getElementById("theme");
   theme.onclick = () => {
     const root = document.documentElement;

@@ -84,6 +84,7 @@ class TaskPart:
         self.histories = task_view.histories(view, task)
         chances = {f"row {h['index']}: {h['gold']}": h["chances"] for h in self.histories if len(h["chances"]) > 1}
         self.chances = charts.chances_chart(chances) if chances else None
+        self.shares = run_charts.shares_chart(view, task)
         self.rollouts = task_view.rollout_samples(view, task)
         self.confusions = [
             (moment.title, charts.confusion_chart(moment.title, moment.result["confusion"]), moment)

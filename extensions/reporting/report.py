@@ -33,7 +33,7 @@ PLOTS = {
 }
 FORMS = {"md": markdown, "tex": latex, "csv": csv_text}
 FILES = [  # all that a report may consist of
-    *("report.md", "model_card.md", *PLOTS),
+    *("report.md", "report.html", "model_card.md", *PLOTS),
     *(f"{table}.{ending}" for table in (*PAPER_TABLES.values(), "tasks") for ending in FORMS),
 ]
 

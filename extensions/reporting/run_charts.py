@@ -17,7 +17,7 @@ from extensions.reporting.charts import (
     raw_and_smoothed,
     training_chart,
 )
-from extensions.reporting.run_view import MEAN, YARDSTICKS, RunView
+from extensions.reporting.run_view import YARDSTICKS, RunView, yardstick_title
 from extensions.tasks import Task
 
 MAX_SHARES = 8  # labels in a chart of label shares; the others are added up
@@ -30,7 +30,7 @@ MARKS = {  # kind of a result -> mark, colour, size
     "latest": ("circle", BLUE, 11),
     "after": ("circle", BLUE, 12),
 }
-NAMES = YARDSTICKS | {"before": "before", "likelihood": "by likelihood", "latest": "latest validation"}
+NAMES = {"before": "before", "likelihood": "by likelihood", "latest": "latest validation"}
 Value = Callable[[dict[str, Any]], float | None]
 
 
@@ -47,8 +47,9 @@ def overview_chart(view: RunView) -> Chart | None:
     after = "after" if "before" in view.scores else "score"
     if not found:
         return None
+    names = NAMES | {kind: yardstick_title(kind, view.tasks) for kind in YARDSTICKS}
     marks = [
-        Mark((NAMES | {"after": after})[kind], symbol, shade, found[kind], intervals.get(kind, {}), size)
+        Mark((names | {"after": after})[kind], symbol, shade, found[kind], intervals.get(kind, {}), size)
         for kind, (symbol, shade, size) in MARKS.items()
         if kind in found
     ]
@@ -61,7 +62,6 @@ def training_charts(view: RunView) -> list[Chart]:
     """The curves of a training: what matters most comes first."""
     charts = [_scores(view), _rewards(view), _task_scores(view), _wrong_formats(view)]
     charts += [_losses(view), *(_metric(view, *one) for one in METRICS)]
-    charts += [_shares(view, task) for task in view.tasks if not task.is_regression]
     return [chart for chart in charts if chart is not None]
 
 
@@ -115,7 +115,7 @@ def at(*keys: str) -> Value:
 
 
 def _metric(view: RunView, key: str, title: str, unit: str, note: str) -> Chart | None:
-    one = series_of(view.iterations, title.lower(), at(key))
+    one = series_of(view.iterations, "", at(key))
     if len(set(one.values)) < 2:
         return None
     return training_chart(title, raw_and_smoothed(one), unit, note=note)
@@ -143,7 +143,7 @@ def _losses(view: RunView) -> Chart | None:
 
 
 def _rewards(view: RunView) -> Chart | None:
-    mean = series_of(view.iterations, "mean", at("reward_mean"))
+    mean = series_of(view.iterations, "mean" if len(view.tasks) > 1 else "", at("reward_mean"))
     if not mean.values:
         return None
     series = raw_and_smoothed(mean)
@@ -170,11 +170,7 @@ def _scores(view: RunView) -> Chart | None:
         return None
     series += _ends(view)
     means = _means(view)
-    levels = {}
-    for kind in YARDSTICKS:
-        if kind in means:
-            regressions = all(task.is_regression for task in view.tasks)
-            levels[MEAN if kind == "majority" and regressions else YARDSTICKS[kind]] = means[kind]
+    levels = {yardstick_title(kind, view.tasks): means[kind] for kind in YARDSTICKS if kind in means}
     note = ", ".join(dict.fromkeys(f"{name}: {view.split_of(name)} split" for name in view.scores.get("after", {})))
     if len(view.tasks) > 1 or not note:
         note = "mean over the tasks"
@@ -232,8 +228,10 @@ def _wrong_formats(view: RunView) -> Chart | None:
     return training_chart("Answers of wrong format", series, percent=True)
 
 
-def _shares(view: RunView, task: Task) -> Chart | None:
-    """Shares of a task's answers: of the training rollouts, else of the validations."""
+def shares_chart(view: RunView, task: Task) -> Chart | None:
+    """Shares of a task's answers: of the training rollouts, else of the validations; None for a regression."""
+    if task.is_regression:
+        return None
     prefix = f"{task.name}: " if len(view.recipe.data.tasks) > 1 else ""
     rollouts = [
         (record, shares)
@@ -266,6 +264,5 @@ def _shares(view: RunView, task: Task) -> Chart | None:
     colors = {word: color(i) for i, word in enumerate(shown)} | ({rest: GREY} if others else {})
     lines = [series_of(records, word, at("shares", word), shade) for word, shade in colors.items()]
     where = "training rollouts, smoothed" if rollouts else "validations"
-    title = "Label shares" + (f", {task.display_name}" if len(view.tasks) > 1 else "")
     series = [raw_and_smoothed(one)[-1] for one in lines] if rollouts else lines
-    return training_chart(title, series, note=f"answers of the {where}", percent=True)
+    return training_chart("Label shares", series, note=f"answers of the {where}", percent=True)

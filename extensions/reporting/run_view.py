@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from extensions.common.files import read_json, read_jsonl
 from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
 from extensions.reporting.rows import printed_name
+from extensions.reporting.yardstick_lines import yardstick_name
 from extensions.tasks import Task
 
 METHODS = {"ppo": "PPO", "sft": "Supervised fine-tuning", "eval": "Evaluation", "encoder": "Encoder fine-tuning"}
@@ -139,7 +140,7 @@ class RunView:
                 yield Moment("latest", title, f"validation/{record['step']}/{name}", record["tasks"][name])
         for kind, results in self.scores.get("yardsticks", {}).items():
             if results.get(name):
-                title = MEAN if kind == "majority" and task.is_regression else YARDSTICKS.get(kind, kind)
+                title = yardstick_title(kind, [task])
                 yield Moment(kind, title, f"yardsticks/{kind}/{name}", results[name])
 
     def yardstick_facts(self) -> list[str]:
@@ -148,7 +149,7 @@ class RunView:
         for kind, results in self.scores.get("yardsticks", {}).items():
             rows, seconds = (sum(r.get(key) or 0 for r in results.values() if r) for key in ("train_rows", "seconds"))
             if kind != "majority" and rows:
-                facts.append(f"{YARDSTICKS.get(kind, kind)}: {rows} training rows, {seconds:.1f} s")
+                facts.append(f"{yardstick_title(kind, self.tasks)}: {rows} training rows, {seconds:.1f} s")
         return facts
 
     # ------------------------------------------------------------------------------------------------ facts
@@ -194,7 +195,7 @@ class RunView:
         for key, spec in all_keys().items():
             value, default = value_at(self.recipe, key), spec.get_default(call_default_factory=True)
             if key not in ("name", "method", "data.tasks", "output_dir") and value != default:
-                found.append((key, _plain(value), "" if default is PydanticUndefined else _plain(default)))
+                found.append((key, plain_value(value), "" if default is PydanticUndefined else plain_value(default)))
         return found
 
     def command(self) -> str:
@@ -248,9 +249,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return read_jsonl(path, skip_damaged=True) if path.exists() else []
 
 
-def _plain(value: Any) -> str:
+def plain_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(plain_value, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -273,55 +274,66 @@ class Conclusion:
 
 def conclusions(view: RunView) -> list[Conclusion]:
     """Whether the run learned, and whether it beats the yardsticks, in sentences."""
-    changes: dict[str, list[str]] = {"good": [], "bad": [], "unclear": []}
+    changes: dict[str, list[tuple[Task, Moment, Moment]]] = {"good": [], "bad": [], "unclear": []}
     not_beaten: dict[str, list[str]] = {}
-    beaten: set[str] = set()
-    compared = 0
+    present: set[str] = set()
     for task in view.tasks:
         by_kind = {moment.kind: moment for moment in view.moments(task)}
-        new = by_kind.get("after") or by_kind.get("latest")
-        if new is None:
-            continue
-        if "before" in by_kind and view.is_finished:
-            changes[_change(task, by_kind["before"], new)].append(task.display_name)
-        compared += 1
-        for kind in YARDSTICKS.keys() & by_kind.keys():
-            if new.score > by_kind[kind].score:
-                beaten.add(kind)
-            else:
-                not_beaten.setdefault(kind, []).append(f"{task.display_name} ({100 * by_kind[kind].score:.1f})")
-    found = [Conclusion(tone, text) for tone, text in _change_texts(changes)]
-    for kind, names in sorted(not_beaten.items()):
-        found.append(Conclusion("bad", f"Does not beat {_inline(kind)} on {_listed(names)}."))
-    if better := [_inline(kind) for kind in YARDSTICKS if kind in beaten and kind not in not_beaten]:
-        where = f" on all {compared} tasks" if compared > 1 else ""
+        new, old = by_kind.get("after") or by_kind.get("latest"), by_kind.get("before")
+        if new is not None and old is not None and view.is_finished:
+            changes[_change(task, old, new)].append((task, old, new))
+        for kind in YARDSTICKS.keys() & by_kind.keys() if new is not None else ():
+            present.add(kind)
+            if new is not None and new.score <= by_kind[kind].score:
+                shown = f"{100 * new.score:.1f} against {100 * by_kind[kind].score:.1f}"
+                not_beaten.setdefault(kind, []).append(f"{task.display_name} ({shown})")
+    found = [Conclusion(tone, text) for tone, text in _change_texts(changes, "majority" not in not_beaten)]
+    for kind in YARDSTICKS:
+        if kind in not_beaten:
+            found.append(
+                Conclusion("bad", f"Does not beat {_inline(kind, view.tasks)} on {_listed(not_beaten[kind])}.")
+            )
+    if better := [_inline(kind, view.tasks) for kind in YARDSTICKS if kind in present and kind not in not_beaten]:
+        where = " on every task" if len(view.tasks) > 1 else ""
         found.append(Conclusion("good", f"Beats {_listed(better)}{where}."))
     return found
 
 
 def _change(task: Task, before: Moment, after: Moment) -> str:
-    """Whether the score rose or fell by more than the 95% interval of its first metric."""
+    """Whether the first metric rose or fell by more than its 95% interval."""
     metric = task.metrics[0]
     low, high = after.interval(metric) or [after.result["metrics"][metric]] * 2
     old = before.result["metrics"][metric]
     return "good" if old < low else "bad" if old > high else "unclear"
 
 
-def _change_texts(changes: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+def _change_texts(changes: dict[str, list[tuple[Task, Moment, Moment]]], learned: bool) -> Iterator[tuple[str, str]]:
+    """Args: learned: no score is below that of a constant answer, so that a rise is more than a better format."""
     total = sum(map(len, changes.values()))
-    words = {
-        "good": ("It learned: the score rose", "The score rose"),
-        "bad": ("It got worse: the score fell", "The score fell"),
-        "unclear": ("No clear change: the score stayed within its 95% interval", "No clear change"),
-    }
-    for tone, names in changes.items():
-        if names:
-            alone, several = words[tone]
-            yield tone, f"{alone}." if total == 1 else f"{several} on {len(names)} of {total} tasks: {_listed(names)}."
+    alone = {"good": "It learned" if learned else "The score rose", "bad": "It got worse", "unclear": "No clear change"}
+    several = {"good": "The score rose", "bad": "The score fell", "unclear": "No clear change"}
+    for tone, found in changes.items():
+        if found and total == 1:
+            _, before, after = found[0]
+            note = ", within the 95% interval" if tone == "unclear" and before.score != after.score else ""
+            yield tone, f"{alone[tone]}: {100 * before.score:.1f} before, {100 * after.score:.1f} after{note}."
+        elif found:
+            names = _listed([task.display_name for task, *_ in found])
+            yield tone, f"{several[tone]} on {len(found)} of {total} tasks: {names}."
 
 
-def _inline(kind: str) -> str:
-    return "the " + YARDSTICKS[kind].lower() if kind == "majority" else YARDSTICKS[kind].replace("Sent", "sent")
+def yardstick_title(kind: str, tasks: Sequence[Task]) -> str:
+    """Name of a yardstick of these tasks."""
+    if kind == "majority":
+        return MEAN if all(task.is_regression for task in tasks) else YARDSTICKS[kind]
+    names = {yardstick_name(kind, task) for task in tasks}
+    name = names.pop() if len(names) == 1 else YARDSTICKS[kind]
+    return name[0].upper() + name[1:]
+
+
+def _inline(kind: str, tasks: Sequence[Task]) -> str:
+    title = yardstick_title(kind, tasks)
+    return f"the {title.lower()}" if kind == "majority" else title.replace("Sent", "sent")
 
 
 def _listed(names: Sequence[str]) -> str:

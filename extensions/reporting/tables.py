@@ -195,7 +195,7 @@ MARKDOWN = Markup(cell_text, "**{}**", "<u>{}</u>", "*{}*")  # Markdown itself c
 LATEX = Markup(unicode_to_latex, r"\textbf{{{}}}", r"\underline{{{}}}", r"\quad \textit{{{}}}")
 
 
-def _block_rows(table: ResultTable, block: TableBlock, markup: Markup) -> list[list[str]]:
+def block_rows(table: ResultTable, block: TableBlock, markup: Markup) -> list[list[str]]:
     """The cells of a block, row by row; a row of one cell is a heading."""
     styles = marks(block.lines, [column for column in table.columns if column not in block.unmarked])
     rows = [[markup.best.format(markup.escape(block.title))]]
@@ -214,7 +214,7 @@ def _block_rows(table: ResultTable, block: TableBlock, markup: Markup) -> list[l
 
 
 def markdown(table: ResultTable) -> str:
-    rows = [row for block in table.blocks for row in _block_rows(table, block, MARKDOWN)]
+    rows = [row for block in table.blocks for row in block_rows(table, block, MARKDOWN)]
     return markdown_table(["Model", *table.columns.values()], rows)
 
 
@@ -223,7 +223,7 @@ def latex(table: ResultTable) -> str:
     body = []
     for block in table.blocks:
         body.append(r"\midrule")
-        for row in _block_rows(table, block, LATEX):
+        for row in block_rows(table, block, LATEX):
             heading = rf"\multicolumn{{{len(table.columns) + 1}}}{{l}}{{{row[0]}}}"
             body.append(rf"{heading if len(row) == 1 else ' & '.join(row)} \\")
     lines = [

@@ -42,6 +42,7 @@ import matplotlib.pyplot  # noqa: E402, F401 # now, not in each child
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from conftest import tiny_config, tiny_tokenizer  # noqa: E402
+from resumable import without_seconds  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from support import free_port, timeless  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
@@ -260,6 +261,10 @@ def fingerprint(run: Path) -> dict[str, Any]:
     scores = read_json(run / "eval.json")
     scores["training"].pop("seconds")
     last = checkpoint_folders(run)[-1]
+    state = read_json(last / "run.json")
+    state.pop("seconds")
+    for one in (scores, state["scores"]):
+        one["yardsticks"] = without_seconds(one["yardsticks"])
     assert verify_checkpoint(last) == [], verify_checkpoint(last)
     left: dict[str, Any] = {
         "metrics": timeless(run / "metrics.jsonl"),
@@ -270,7 +275,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
         "adapter": load_file(run / "adapter" / "adapter_model.safetensors"),
         "critic": {path.name: load_file(path) for path in sorted((run / "critic").rglob("*.safetensors"))},
         "last checkpoint": last.name,
-        "state": {k: v for k, v in read_json(last / "run.json").items() if k != "seconds"},
+        "state": state,
+        "suspects": (run / "label_suspects.csv").read_text(),
         "checkpoint": {
             path.name: torch.load(path, weights_only=False, map_location="cpu") for path in sorted(last.glob("*.pt"))
         },

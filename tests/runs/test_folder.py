@@ -168,3 +168,17 @@ def test_a_full_disk_while_a_warning_is_recorded(tmp_path, monkeypatch, on_error
     assert (len(texts) == 3) == (on_error == "warn")
     if on_error == "warn":
         assert "warnings.jsonl cannot be written" in texts[1] and "can be written again" in texts[2]
+
+
+def test_a_page_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch):
+    reporter = Reporter(active=False)
+    run = RunFolder(tmp_path / "run", recipe_of(), {}, reporter)
+    run.write_page(last_step=9)
+    assert "step 0 of 9" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("extensions.runs.folder.write_page", lambda *_: 1 / 0)
+    run.write_page()
+    run.write_page()
+    run.close()
+    assert [text for text in reporter.warnings if "report.html" in text] == [
+        "report.html cannot be written (ZeroDivisionError: division by zero); the run is not affected"
+    ]
