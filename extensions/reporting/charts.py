@@ -184,7 +184,7 @@ def overview(titles: Sequence[str], marks: Sequence[Mark], apart: bool = False) 
         apart: the marks of a task one below the other.
     """
     figure = _figure(
-        96 + (24 + 16 * len(marks) if apart else 40) * len(titles),
+        96 + (24 + 16 * len(marks) if apart else 40) * len(titles) + 20 * len(marks),  # a legend of one column
         hovermode="closest",
         xaxis={"title": {"text": "score, %"}, "showgrid": True},
         yaxis={"range": [len(titles) - 0.5, -0.5], "showgrid": True, **_ticks(titles)},

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from extensions.common.files import read_json, read_jsonl
 from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
 from extensions.reporting.rows import printed_name
-from extensions.reporting.yardstick_lines import yardstick_name
+from extensions.reporting.yardstick_lines import score_interval, yardstick_name
 from extensions.tasks import Task
 
 METHODS = {"ppo": "PPO", "sft": "Supervised fine-tuning", "eval": "Evaluation", "encoder": "Encoder fine-tuning"}
@@ -104,7 +104,7 @@ class RunView:
         return self._files[name]
 
     def predictions(self, moment: str, task: str) -> list[dict[str, Any]]:
-        """The answers "before" or "after" to the rows of a task. Before issue 18 the response was named `text`."""
+        """The answers "before" or "after" to the rows of a task. Earlier versions named the response `text`."""
         lines = [line for line in self.records(f"predictions_{moment}.jsonl") if line.get("task") == task]
         return [{"response": line.get("text", ""), "fields": {}} | line for line in lines]
 
@@ -273,27 +273,40 @@ class Conclusion:
 
 
 def conclusions(view: RunView) -> list[Conclusion]:
-    """Whether the run learned, and whether it beats the yardsticks, in sentences."""
+    """Whether the run learned, and whether it beats the yardsticks, in sentences; none before it is finished.
+
+    A validation has other rows than the yardsticks, and no interval.
+    """
     changes: dict[str, list[tuple[Task, Moment, Moment]]] = {"good": [], "bad": [], "unclear": []}
     not_beaten: dict[str, list[str]] = {}
+    narrow: dict[str, list[str]] = {}  # yardstick -> tasks on which its score is within the model's interval
     present: set[str] = set()
     for task in view.tasks:
         by_kind = {moment.kind: moment for moment in view.moments(task)}
-        new, old = by_kind.get("after") or by_kind.get("latest"), by_kind.get("before")
-        if new is not None and old is not None and view.is_finished:
+        new, old = by_kind.get("after"), by_kind.get("before")
+        if new is None:
+            continue
+        if old is not None:
             changes[_change(task, old, new)].append((task, old, new))
-        for kind in YARDSTICKS.keys() & by_kind.keys() if new is not None else ():
+        for kind in YARDSTICKS.keys() & by_kind.keys():
             present.add(kind)
-            if new is not None and new.score <= by_kind[kind].score:
-                shown = f"{100 * new.score:.1f} against {100 * by_kind[kind].score:.1f}"
-                not_beaten.setdefault(kind, []).append(f"{task.display_name} ({shown})")
+            bar = by_kind[kind].score
+            named = f"{task.display_name} ({100 * new.score:.1f} against {100 * bar:.1f})"
+            if new.score <= bar:
+                not_beaten.setdefault(kind, []).append(named)
+            elif score_interval(task, new.result)[0] <= bar:
+                narrow.setdefault(kind, []).append(named)
     found = [Conclusion(tone, text) for tone, text in _change_texts(changes, "majority" not in not_beaten)]
     for kind in YARDSTICKS:
         if kind in not_beaten:
             found.append(
                 Conclusion("bad", f"Does not beat {_inline(kind, view.tasks)} on {_listed(not_beaten[kind])}.")
             )
-    if better := [_inline(kind, view.tasks) for kind in YARDSTICKS if kind in present and kind not in not_beaten]:
+        if kind in narrow:
+            text = f"Not clearly above {_inline(kind, view.tasks)} on {_listed(narrow[kind])}."
+            found.append(Conclusion("unclear", text))
+    clear = present - not_beaten.keys() - narrow.keys()
+    if better := [_inline(kind, view.tasks) for kind in YARDSTICKS if kind in clear]:
         where = " on every task" if len(view.tasks) > 1 else ""
         found.append(Conclusion("good", f"Beats {_listed(better)}{where}."))
     return found

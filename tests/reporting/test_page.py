@@ -196,6 +196,26 @@ def test_conclusions_name_yardsticks_that_are_not_beaten(tmp_path):
     assert found[1][:2] == [("bad", "It got worse"), ("bad", "Does not beat TF-IDF + logistic regression")]
 
 
+def test_a_yardstick_within_the_interval_is_not_called_beaten(tmp_path):
+    view = read_view(page_run(tmp_path / "a", [DETAILS["own"]], before=0.0, after=0.8))
+    after, bar = view.scores["after"]["tickets"], view.scores["yardsticks"]["tfidf"]["tickets"]
+    low = after["intervals"]["accuracy"][0]
+    for score, expected in (
+        (low - 0.01, "Beats"),
+        (low + 0.001, "Not clearly above"),
+        (after["score"], "Does not beat"),
+    ):
+        bar["score"] = score
+        said = [c.text for c in conclusions(view) if "TF-IDF" in c.text]
+        assert [text.startswith(expected) for text in said] == [True], said
+
+
+def test_a_run_that_goes_on_is_not_compared(tmp_path):
+    view = read_view(page_run(tmp_path / "a", [DETAILS["own"]], before=0.0, after=1.0))
+    del view.scores["after"]
+    assert conclusions(view) == []
+
+
 def test_a_rise_below_the_majority_class_is_not_called_learning(tmp_path):
     view = read_view(page_run(tmp_path / "a", [DETAILS["own"]], before=0.0, after=1.0))
     view.scores["yardsticks"]["majority"]["tickets"]["score"] = 0.999
