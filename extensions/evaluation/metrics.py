@@ -209,10 +209,10 @@ def _classes(task: Task, golds: np.ndarray, answers: np.ndarray) -> dict[str, di
     labels = list(range(len(task.labels)))
     given = answers.clip(0) if task.multi_label else answers
     columns = precision_recall_fscore_support(golds, given, labels=labels, average=None, zero_division=0)
-    names = ("precision", "recall", "f1", "support")
     numbers = zip(*(column.tolist() for column in columns), strict=True)
     return {
-        task.answer(label): dict(zip(names, row, strict=True)) for label, row in zip(task.labels, numbers, strict=True)
+        task.answer(label): {"precision": precision, "recall": recall, "f1": f1, "support": int(support)}
+        for label, (precision, recall, f1, support) in zip(task.labels, numbers, strict=True)
     }
 
 
