@@ -101,7 +101,7 @@ def test_a_family_trains_and_plain_peft_loads_its_adapter(model_type, tmp_path, 
         assert answers == read_jsonl(tmp_path / method / "predictions_after.jsonl")
         for row in answers:
             scores = {word: _logprob(alone, tokenizer, prompts[row["index"]], word) for word in ("Yes", "No")}
-            assert row["text"] == f"{max(scores, key=lambda word: scores[word])}{CLOSE}"
+            assert row["response"] == f"{max(scores, key=lambda word: scores[word])}{CLOSE}"
 
 
 @pytest.mark.slow
