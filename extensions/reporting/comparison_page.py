@@ -145,7 +145,8 @@ def _curves(names: Sequence[str], views: Sequence[RunView], colors: Mapping[str,
         if view.recipe.method == "encoder":  # its validations and losses are of one task each
             continue
         found = [series_of(view.validations, name, at("mean"), colors[name], "marks")]
-        found.append(series_of(view.validations, f"{name}, by likelihood", at("likelihood_mean"), colors[name], "dash"))
+        likely = f"{name}, by likelihood"
+        found.append(series_of(view.likelihood_validations, likely, at("likelihood_mean"), colors[name], "dash"))
         scores += [one for one in found if one.values]
         for key, series in (("reward_mean", rewards), ("loss", losses)):
             one = series_of(view.iterations, name, at(key), colors[name])

@@ -161,7 +161,7 @@ def _scores(view: RunView) -> Chart | None:
         return None
     series = [
         series_of(view.validations, "validation", at("mean"), BLUE, "marks"),
-        series_of(view.validations, "validation, by likelihood", at("likelihood_mean"), COLORS[2], "dash"),
+        series_of(view.likelihood_validations, "validation, by likelihood", at("likelihood_mean"), COLORS[2], "dash"),
     ]
     accuracy = series_of(view.iterations, "training accuracy", at("accuracy"), COLORS[6])
     if accuracy.values:

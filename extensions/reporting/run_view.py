@@ -80,6 +80,11 @@ class RunView:
         return max((record["step"] for record in (*self.iterations, *self.validations)), default=0)
 
     @property
+    def likelihood_validations(self) -> list[dict[str, Any]]:
+        """The validations whose score by likelihood is another number than the score; none with that decoding."""
+        return [] if self.recipe.evaluation.decoding == "likelihood" else self.validations
+
+    @property
     def training(self) -> dict[str, Any]:
         """Tasks, steps, samples and seconds of the training, so far."""
         if self.scores.get("training"):
