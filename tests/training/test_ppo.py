@@ -149,7 +149,7 @@ def test_the_first_forward_is_reused(tiny_model, tmp_path, monkeypatch, checkpoi
             monkeypatch.setattr(ppo.PpoTrainer, "_old_policy", apart)
         calls.clear()
         options = ["ppo.old_logprobs=recomputed", "ppo.micro_batch_size=4", "evaluation.before=false"]
-        options.append("evaluation.probabilities=false")  # forwards of PPO alone
+        options += ["evaluation.probabilities=false", "evaluation.suspect_samples=0"]  # forwards of PPO alone
         options.append(f"model.gradient_checkpointing={checkpointing}")
         assert main([str(path), *options]) == 0
         counts.append(len(calls))
