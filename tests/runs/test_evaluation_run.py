@@ -229,7 +229,8 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
     texts = {row.index: row.fields for row in rows}
     assert all(p["fields"] == texts[p["index"]] for p in found if p["task"] == "acceptability")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl"
+        "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl",
+        "report.html",
     }  # fmt: skip
     assert "wrong format" in capsys.readouterr().out
 
