@@ -31,7 +31,7 @@ from extensions.tasks import Task
 
 TRAIN_ROWS = {"tfidf": 20_000, "embeddings": 2_000}  # a stratified sample of more, to save time
 MAX_FEATURES = 100_000  # most frequent words and word pairs per field
-TOKEN = r"\w+|[^\w\s]"  # a word, or a sign such as "!" or an emoji
+WORD = r"\w+|[^\w\s]"  # a word, or a sign such as "!" or an emoji
 C = 10.0  # inverse regularisation; 1, the library's default, underfits a few hundred rows of TF-IDF
 
 Features = tuple[Any, Any]  # of the training and the evaluation rows: (n, D) each, sparse or dense
@@ -97,7 +97,7 @@ def _tfidf(train: Sequence[Example], rows: Sequence[Example]) -> Features | None
         texts, others = ([row.fields[field] for row in part] for part in (train, rows))
         if any(text.strip() for text in texts):
             vectorizer = TfidfVectorizer(
-                sublinear_tf=True, ngram_range=(1, 2), token_pattern=TOKEN, max_features=MAX_FEATURES
+                sublinear_tf=True, ngram_range=(1, 2), token_pattern=WORD, max_features=MAX_FEATURES
             )
             blocks.append((vectorizer.fit_transform(texts), vectorizer.transform(others)))
     if not blocks:
