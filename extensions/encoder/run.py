@@ -40,7 +40,7 @@ from extensions.evaluation.metrics import Prediction, likelihood_mean, score, sc
 from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
-from extensions.reporting.yardstick_lines import comparison_lines, yardstick_line
+from extensions.reporting.yardstick_lines import comparison_lines, yardstick_lines
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
@@ -151,8 +151,8 @@ class EncoderRun:
         if not recipe.evaluation.yardsticks:
             return {}
         found = compute_yardsticks(recipe.data.tasks, job.data.train, job.data.table, recipe.seed, self.strategy)
-        for task in [task for task in recipe.data.tasks if task.name in found.get("majority", {})]:
-            self.reporter.info(yardstick_line(task, found))
+        for line in yardstick_lines(recipe.data.tasks, found):
+            self.reporter.info(line)
         return found
 
     def answer(self, trainer: Trainer, job: Job, examples: Sequence[Example]) -> list[Prediction]:
@@ -204,7 +204,7 @@ class EncoderRun:
         after = {task.name: found[task.name] for task in recipe.data.tasks if task.name in found}
         yardsticks: dict[str, dict[str, Any]] = {}
         for record in records.values():
-            for kind, results in record.get("yardsticks", {}).items():  # absent in a record of an earlier version
+            for kind, results in record["yardsticks"].items():
                 yardsticks.setdefault(kind, {}).update(results)
         scores: dict[str, Any] = {"method": recipe.method, "decoding": "likelihood"}  # the most probable class
         scores |= {"split": self.data.split, "splits": self.data.splits, "after": after}

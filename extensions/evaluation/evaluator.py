@@ -74,6 +74,9 @@ class Evaluator:
         done = f"; {len(examples) - left} are done already" if known else ""
         self.reporter.info(f"evaluating {len(examples)} rows {title}{done}")
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
+        tasks = {example.task.name: example.task for example in examples}
+        compared = {name: candidates(task, self.label_sets.get(name, ())) for name, task in tasks.items()}
+        compares = {name: compared_beside_sampled(recipe.evaluation, one) for name, one in compared.items()}
         found: list[Prediction] = []
         self.reporter.progress(0, left)
         with self.sampler.session():
@@ -83,8 +86,7 @@ class Evaluator:
                     raise signals.Stopped
                 if not batch:
                     continue
-                task, label_sets = batch[0].task, self.label_sets.get(batch[0].task.name, ())
-                compares = compared_beside_sampled(recipe.evaluation, candidates(task, label_sets))
+                name = batch[0].task.name
                 answered = answer_batch(
                     batch,
                     self.encoder,
@@ -92,8 +94,8 @@ class Evaluator:
                     recipe.rollout.max_new_tokens,
                     recipe.seed,
                     decoding or recipe.evaluation.decoding,
-                    label_sets,
-                    probabilities and compares,
+                    self.label_sets.get(name, ()),
+                    probabilities and compares[name],
                 )
                 found += answered
                 if part is not None:

@@ -138,6 +138,16 @@ def shares(task: Task, answers: Sequence[str | float | None]) -> dict[str, float
     return {word: counts[label] / len(answers) for label, word in named.items()}
 
 
+def unanswered(result: Mapping[str, Any]) -> list[str]:
+    """The words of the labels that occur among the golds and that no answer names; empty in a regression.
+
+    Args:
+        result: of `score`.
+    """
+    predicted = result.get("predicted_shares", {})
+    return [word for word, share in result.get("gold_shares", {}).items() if share and not predicted.get(word)]
+
+
 # ---------------------------------------------------------------------------------------------- metrics of rows
 
 

@@ -17,11 +17,10 @@ from extensions.recipe import all_keys, value_at
 from extensions.reporting.charts import Chart, Mark, Series, color, overview, raw_and_smoothed, training_chart
 from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.page import PAGE, render, run_page
-from extensions.reporting.page import write_page as write_run_page
 from extensions.reporting.rows import make_rows
 from extensions.reporting.run_charts import at, series_of
 from extensions.reporting.run_view import METHODS, RunView, duration, plain_value, read_view
-from extensions.reporting.tables import PAPER_TABLES, Markup, ResultTable, block_rows, other_tasks, paper_table
+from extensions.reporting.tables import Markup, ResultTable, all_tables, block_rows
 from extensions.tasks import Task
 
 NOT_COMPARED = ("name", "output_dir")
@@ -40,15 +39,17 @@ def write_pages(runs: Sequence[FinishedRun], out: Path, warn: Callable[[str], No
         UserError: `out` cannot be written.
     """
     written = []
-    for run in runs:
+    views = [read_view(run.folder) for run in runs]
+    pages = [run_page(view) for view in views]
+    for run, page in zip(runs, pages, strict=True):
         try:
-            written.append(write_run_page(run.folder))
+            write_text(run.folder / PAGE, page)
+            written.append(run.folder / PAGE)
         except OSError as error:
             warn(f"{run.folder / PAGE} cannot be written ({error.strerror or error}); the comparison has no link to it")
     try:
         if out.resolve() not in [run.folder.resolve() for run in runs]:
-            views = [read_view(run.folder) for run in runs]
-            write_text(out / PAGE, comparison_page(runs, views, out) if len(runs) > 1 else run_page(views[0]))
+            write_text(out / PAGE, comparison_page(runs, views, out) if len(runs) > 1 else pages[0])
             written.insert(0, out / PAGE)
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror or error}); choose another folder") from error
@@ -65,14 +66,11 @@ def comparison_page(runs: Sequence[FinishedRun], views: Sequence[RunView], out: 
     names = run_names(runs)
     colors = {name: color(i) for i, name in enumerate(names)}
     rows = make_rows(runs)
-    tables = [
-        table for table in (*(paper_table(key, rows) for key in PAPER_TABLES.values()), other_tasks(rows)) if table
-    ]
     return render(
         "page_comparison.html.j2",
         title=f"{len(runs)} runs",
         runs=[_facts(name, view, out) for name, view in zip(names, views, strict=True)],
-        tables=[(table, html_rows(table)) for table in tables],
+        tables=[(table, html_rows(table)) for table in all_tables(rows)],
         overview=_overview(names, views, colors),
         training=_curves(names, views, colors),
         intervals=_intervals(names, views),
@@ -101,7 +99,7 @@ def html_rows(table: ResultTable) -> list[tuple[str, list[markupsafe.Markup]]]:
     for block in table.blocks:
         for i, cells in enumerate(block_rows(table, block, form)):
             kind = "block" if i == 0 else "model" if len(cells) == 1 else "line"
-            found.append((kind, [markupsafe.Markup(cell) for cell in cells]))  # escaped above
+            found.append((kind, [markupsafe.Markup(cell) for cell in cells]))  # nosec B704 # escaped above
     return found
 
 

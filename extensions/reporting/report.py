@@ -23,7 +23,7 @@ from extensions.reporting.supporting_tables import (
     time_ratio_table,
     yardstick_table,
 )
-from extensions.reporting.tables import PAPER_TABLES, ResultTable, csv_text, latex, markdown, other_tasks, paper_table
+from extensions.reporting.tables import PAPER_TABLES, ResultTable, all_tables, csv_text, latex, markdown, paper_table
 
 TITLE = "# Results"  # the first line of report.md
 PLOTS = {
@@ -76,7 +76,7 @@ def write_report(runs: Sequence[FinishedRun], out: Path, only: str | None = None
 
 def _tables(rows: Sequence[Row], only: str | None) -> list[ResultTable]:
     if only is None:
-        return [t for t in (*(paper_table(name, rows) for name in PAPER_TABLES.values()), other_tasks(rows)) if t]
+        return all_tables(rows)
     table = paper_table(PAPER_TABLES[only], rows)
     if table is None:
         found = ", ".join(dict.fromkeys(name for row in rows for name in row.results))

@@ -356,9 +356,3 @@ def _inline(kind: str, tasks: Sequence[Task]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def never_answered(result: dict[str, Any]) -> list[str]:
-    """The labels that occur in the data and never in the answers."""
-    predicted = result.get("predicted_shares", {})
-    return [word for word, share in result.get("gold_shares", {}).items() if share and not predicted.get(word)]

@@ -141,7 +141,7 @@ def before_after_table(
 def _shares_text(result: Mapping[str, Any]) -> str:
     """Predicted and gold shares of the labels, the most predicted if there are many, in lines of SHARES_WIDTH."""
     gold, shares = result.get("gold_shares", {}), dict(result.get("predicted_shares", {}))
-    shares.pop(WRONG_FORMAT, None)  # in a column of its own
+    shares.pop(WRONG_FORMAT, None)  # has its own column
     shown = list(shares) if len(shares) <= MAX_SHARES else sorted(shares, key=lambda w: -shares[w])[: MAX_SHARES - 1]
     parts = [f"{word} {100 * shares[word]:.0f} ({100 * gold.get(word, 0):.0f})" for word in shown]
     parts += [f"and {len(shares) - len(shown)} more"] if len(shown) < len(shares) else []

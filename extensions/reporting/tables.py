@@ -97,6 +97,11 @@ def other_tasks(rows: Sequence[Row]) -> ResultTable | None:
     return ResultTable("tasks", "Tasks", columns, [block], notes)
 
 
+def all_tables(rows: Sequence[Row]) -> list[ResultTable]:
+    """The paper's tables, and that of the other tasks, each if a row has a result for it."""
+    return [t for t in (*(paper_table(name, rows) for name in PAPER_TABLES.values()), other_tasks(rows)) if t]
+
+
 def _paper_line(name: str, entry: dict[str, Any], tasks: Iterable[Task]) -> Line:
     cells: dict[str, list[str]] = {}
     records: list[tuple[Any, ...]] = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from extensions.data.sampling import evenly
 from extensions.evaluation.metrics import WRONG_FORMAT
 from extensions.reporting.run_view import RunView
 from extensions.tasks import Task
@@ -132,8 +133,7 @@ def changes(view: RunView, task: Task) -> dict[str, int] | None:
 def points(view: RunView, task: Task, moment: str) -> list[tuple[float, float, int]]:
     """Gold score, answer and row of a regression's parsed answers, at most `MAX_POINTS`, evenly spaced."""
     lines = [line for line in view.predictions(moment, task.name) if line["answer"] is not None and line.get("gold")]
-    step = -(-len(lines) // MAX_POINTS) or 1
-    return [(float(line["gold"]), float(line["answer"]), line["index"]) for line in lines[::step]]
+    return [(float(line["gold"]), float(line["answer"]), line["index"]) for line in evenly(lines, MAX_POINTS)]
 
 
 # ------------------------------------------------------------------------------------------------ over the run

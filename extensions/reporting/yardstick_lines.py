@@ -19,8 +19,12 @@ def yardstick_name(kind: str, task: Task) -> str:
     return f"{features} + {'ridge' if task.is_regression else 'logistic'} regression"
 
 
-def yardstick_line(task: Task, yardsticks: Mapping[str, Mapping[str, Any]]) -> str:
-    """The scores of a task's yardsticks, with 95% intervals but for the majority."""
+def yardstick_lines(tasks: Sequence[Task], yardsticks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One line per task that has yardsticks: their scores, with 95% intervals but for the majority."""
+    return [_line(task, yardsticks) for task in tasks if task.name in yardsticks.get("majority", {})]
+
+
+def _line(task: Task, yardsticks: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for kind, results in yardsticks.items():
         if task.name in results:

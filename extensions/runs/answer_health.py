@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from extensions.evaluation.metrics import unanswered
 from extensions.runs.watch import Metrics, Records, Watch
 from extensions.tasks import Task
 
@@ -114,14 +115,10 @@ def unpredicted_in(
         where: the evaluation, for the warning.
         method: of the run, for what to try.
     """
-    words = {task.answer(label): label for label in task.labels} if not task.is_regression else {}
-    gold, predicted = result.get("gold_shares", {}), result.get("predicted_shares", {})
+    labels = {task.answer(label): label for label in task.labels} if not task.is_regression else {}
     answered = result["samples"] * (1 - result["format_error_rate"])
-    counts = {
-        label: round(gold[word] * result["samples"])
-        for word, label in words.items()
-        if not predicted.get(word) and gold.get(word, 0.0) * answered >= 1
-    }
+    shares = {labels[word]: result["gold_shares"][word] for word in unanswered(result) if word in labels}
+    counts = {label: round(share * result["samples"]) for label, share in shares.items() if share * answered >= 1}
     return list(counts), _unpredicted_text(task, counts, f"{where}: ", method) if counts else None
 
 

@@ -212,9 +212,10 @@ def make_encoder(
         encoder.check(example.task, example.fields)
     check_lengths(encoder, data.train, "training rows", warn)
     check_lengths(encoder, data.table, f"{data.split} rows", warn)
+    known = label_sets(recipe, data)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
         _check_budget(task, encoder, recipe.rollout.max_new_tokens, warn)
-        compared = candidates(task, label_sets(recipe, data).get(task.name, ()))
+        compared = candidates(task, known.get(task.name, ()))
         if recipe.evaluation.probabilities and not compared_beside_sampled(recipe.evaluation, compared):
             warn(
                 f"{task.display_name}: evaluations compute no probabilities beside the sampled answers: with "

@@ -15,7 +15,7 @@ from extensions.evaluation.metrics import score_all
 from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
-from extensions.reporting.yardstick_lines import comparison_lines, yardstick_line
+from extensions.reporting.yardstick_lines import comparison_lines, yardstick_lines
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
@@ -54,8 +54,8 @@ class Run:
         tasks, data = self.recipe.data.tasks, self.data
         found = compute_yardsticks(tasks, data.train, data.table, self.recipe.seed, self.strategy)
         self.scores["yardsticks"] = found
-        for task in [task for task in tasks if task.name in found.get("majority", {})]:
-            self.reporter.info(yardstick_line(task, found))
+        for line in yardstick_lines(tasks, found):
+            self.reporter.info(line)
 
     def answer_test(self, resumable: bool = False) -> None:
         if self.data.test:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from extensions.reporting.scores import before_after_table
-from extensions.reporting.yardstick_lines import comparison_lines, score_interval, yardstick_line
+from extensions.reporting.yardstick_lines import comparison_lines, score_interval, yardstick_lines
 from extensions.tasks import TASKS
 
 SST2, QQP, STSB = (TASKS[name] for name in ("sst2", "qqp", "stsb"))
@@ -31,9 +31,9 @@ def bars(task, majority, tfidf):
 
 
 def test_one_line_per_task():
-    line = yardstick_line(SST2, bars(SST2, 0.5, 0.814))
+    (line,) = yardstick_lines([SST2], bars(SST2, 0.5, 0.814))
     assert line == "SST-2: majority 50.0, TF-IDF + logistic regression 81.4 [78, 84]"
-    line = yardstick_line(STSB, bars(STSB, 0.0, 0.2))
+    (line,) = yardstick_lines([STSB], bars(STSB, 0.0, 0.2))
     assert line == "STS-B: mean 0.0, TF-IDF + ridge regression 20.0 [17, 23]"
 
 
