@@ -39,6 +39,10 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
             result_of(partial(load_jobs, recipe, warn))
         return found
     reward = result_of(partial(load_reward, recipe.reward))
+    if recipe.fork is not None:
+        from extensions.runs.resume import fork_source
+
+        result_of(partial(fork_source, recipe))
     parts = []
     if not needs_root(recipe):
         parts = [result_of(partial(RunData.of_task, recipe, task, warn)) for task in recipe.data.tasks]

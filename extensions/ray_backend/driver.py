@@ -28,7 +28,6 @@ from extensions.runs.build import (
     epoch_rows,
     make_encoder,
     make_order,
-    num_updates,
     open_folder,
     record_proof,
 )
@@ -85,7 +84,7 @@ def _run(recipe: Recipe) -> None:
             steps = recipe.training_steps(epoch_rows(recipe, data))
             rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
             strategy = RayStrategy(recipe, args, rows)
-            groups = start_groups(recipe, shape, strategy, num_updates(recipe, steps))
+            groups = start_groups(recipe, shape, strategy, recipe.num_updates(steps))
             record_proof(groups.call_actor("proof"), folder, reporter)
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)

@@ -204,10 +204,11 @@ class RayTrainer(BasePPOTrainer):
     # ----------------------------------------------------------------------------------- state, weights, diagnostics
 
     def state(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl_ctl.value}
+        return {"kl_coef": self.kl_ctl.value, "kl_init": self.recipe.ppo.kl.init}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.kl_ctl.value = state["kl_coef"]
+        if state["kl_init"] == self.recipe.ppo.kl.init:  # a fork may start it anew
+            self.kl_ctl.value = state["kl_coef"]
         self.sync.outdated = True  # the groups have read a checkpoint
 
     def weights(self) -> dict[str, Tensor]:

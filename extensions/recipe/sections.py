@@ -285,6 +285,10 @@ class Checkpoint(Section):
         "validation. 0: only when the run is stopped by a signal (ours)",
     )
     keep: int = Field(2, ge=1, description="newest checkpoints to keep, besides the best by validation (ours)")
+    accept_changes: bool = Field(
+        False,
+        description="resume although the reward file has changed; --accept-changes after the recipe sets it (ours)",
+    )
     on_error: Literal["warn", "stop"] = Field(
         "warn", description="when a full disk refuses a checkpoint or a record: warn and continue, or stop (ours)"
     )

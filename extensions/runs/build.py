@@ -24,7 +24,7 @@ from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import candidates, compared_beside_sampled, label_sets_of
 from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
-from extensions.model.loading import load_config, load_policy, load_tokenizer
+from extensions.model.loading import load_config, load_policy, load_tokenizer, model_identity
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import CLOSE, PromptEncoder
@@ -35,8 +35,10 @@ from extensions.rollout.rewards import Reward, load_reward
 from extensions.rollout.sampler import Sampler
 from extensions.rollout.vllm_engine import require_installed
 from extensions.rollout.vllm_sampler import LocalLoraSync, VllmSampler
+from extensions.runs import resume
 from extensions.runs.evaluation_run import EvaluationRun
 from extensions.runs.folder import RunFolder
+from extensions.runs.resume import input_rows
 from extensions.runs.training_run import TrainingRun
 from extensions.tasks import Task
 from extensions.training.ppo import PpoTrainer
@@ -96,7 +98,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
-        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -136,15 +138,16 @@ def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> 
 
 
 def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
-    """Hashes of what the run reads besides the base model; a resumed run must read the same."""
+    """Hashes of what the run reads; a resumed run must read the same."""
     config = recipe.deepspeed.config
     return {
-        "model.adapter": adapter_hash(recipe.model.adapter),
+        resume.MODEL: model_identity(recipe.model.path),
+        resume.ADAPTER: adapter_hash(recipe.model.adapter),
         # Built-in rewards are covered by the project's version.
-        "reward": None if reward.packed_labels else sha256(reward.path),
-        "data": data.fingerprint(),
+        resume.REWARD: None if reward.packed_labels else sha256(reward.path),
+        **input_rows(data),
         # DeepSpeed's configuration reports a missing file.
-        "deepspeed.config": sha256(Path(config)) if config is not None and Path(config).is_file() else None,
+        resume.DEEPSPEED: sha256(Path(config)) if config is not None and Path(config).is_file() else None,
     }
 
 
@@ -169,14 +172,6 @@ def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callabl
             f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
             f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be correct"
         )
-
-
-def num_updates(recipe: Recipe, steps: int) -> int:
-    """Optimizer steps of a run of `steps` iterations."""
-    if recipe.method == "sft":
-        return steps
-    ppo = recipe.ppo
-    return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
 
 
 def epoch_rows(recipe: Recipe, data: RunData) -> int:
@@ -227,4 +222,5 @@ def make_encoder(
 
 def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter, world_size: int) -> RunFolder:
     """Open the run folder; call it in one process."""
-    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter, world_size)
+    steps = recipe.training_steps(epoch_rows(recipe, data)) if recipe.method in ("ppo", "sft") else None
+    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter, world_size, steps)

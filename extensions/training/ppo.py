@@ -104,10 +104,11 @@ class PpoTrainer(LocalPolicyMixin):
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint besides the engine's."""
-        return {"kl_coef": self.kl_controller.value}
+        return {"kl_coef": self.kl_controller.value, "kl_init": self.ppo.kl.init}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.kl_controller.value = state["kl_coef"]
+        if state["kl_init"] == self.ppo.kl.init:  # a fork may start it anew
+            self.kl_controller.value = state["kl_coef"]
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration. Returns its metrics and one record per sample of the batch; empty except on rank 0."""
