@@ -58,11 +58,12 @@ def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
     """Check that configuration and tokenizer load, every prompt fits, and the tokenizer can encode every answer."""
     from extensions.model.hub import HubUnreachable
     from extensions.model.loading import load_config, load_tokenizer
-    from extensions.runs.build import make_encoder
+    from extensions.runs.build import label_sets, make_encoder, response_budgets
 
     try:
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     except HubUnreachable as error:
         warn(f"the model was not checked. {error}")
         return
-    make_encoder(recipe, data, tokenizer, config, warn)
+    encoder = make_encoder(recipe, data, tokenizer, config, warn)
+    response_budgets(recipe, encoder, label_sets(recipe, data), warn)

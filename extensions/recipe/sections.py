@@ -157,8 +157,8 @@ class Rollout(Section):
     )
     response_budget: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field(
         [12, 32],
-        description="maximum response tokens: in training drawn per row, uniform in [low, high]; in evaluation high "
-        "(paper 5.1)",
+        description="maximum response tokens: in training drawn per row, uniform in [low, high], with low raised to "
+        "the longest answer of the row's task (ours); in evaluation high (paper 5.1)",
     )
     temperature: Number = Field(
         1.0, gt=0, description="temperature of the multinomial sampling in training and evaluation (paper 5.1)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import sha256, write_json
-from extensions.data import BatchOrder, class_weights, epoch_sizes, rows_of_epoch
+from extensions.data import BatchOrder, class_weights, epoch_sizes, has_split, rows_of_epoch
 from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
@@ -73,6 +73,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         check_reward(reward, data.train, reporter.warn)
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
+    budgets = response_budgets(recipe, encoder, label_sets(recipe, data), reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
     size = strategy.world_size
     folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
@@ -114,9 +115,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
         sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps)
-        trainer = PpoTrainer(
-            policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
-        )
+        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed)
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
@@ -163,15 +162,48 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
             )
 
 
-def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callable[[str], None]) -> None:
-    """Warn where a correct answer exceeds the response budget: cut off, it always has a wrong format."""
-    tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
-    longest = max(tokens, key=lambda word: tokens[word])
-    if tokens[longest] > budget:
+def response_budgets(
+    recipe: Recipe, encoder: PromptEncoder, label_sets: Mapping[str, Sequence[str]], warn: Callable[[str], None]
+) -> dict[str, tuple[int, int]]:
+    """Task -> its `response_budget`.
+
+    Args:
+        label_sets: multi-label task -> label sets of its training rows.
+    """
+    tasks = recipe.data.tasks
+    return {task.name: response_budget(recipe, task, encoder, label_sets.get(task.name, ()), warn) for task in tasks}
+
+
+def response_budget(
+    recipe: Recipe, task: Task, encoder: PromptEncoder, label_sets: Sequence[str], warn: Callable[[str], None]
+) -> tuple[int, int]:
+    """Low and high end, in tokens, between which the response budget of each training row is drawn.
+
+    The low end is that of rollout.response_budget, raised to the longest answer that fits the high end: a smaller
+    budget cuts right answers, which then count as wrong format. Warns of the raise, and of answers that never fit.
+    """
+    low, high = recipe.rollout.response_budget
+    tokens = encoder.answer_tokens(task, label_sets)
+    is_drawn = recipe.method == "ppo" and has_split(task, "train")
+
+    def describe(answer: str) -> str:
+        return f"{task.display_name}: the answer {answer!r} and the closing tag are {tokens[answer]} tokens, more than "
+
+    longest = max(tokens, key=lambda answer: tokens[answer])
+    if tokens[longest] > high and (is_drawn or recipe.evaluation.decoding != "likelihood"):
         warn(
-            f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
-            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be correct"
+            f"{describe(longest)}the high end {high} of rollout.response_budget; raise that, or this answer is always "
+            "cut off and counts as wrong format"
         )
+    fitting = max((answer for answer in tokens if tokens[answer] <= high), key=lambda a: tokens[a], default=None)
+    if fitting is None or tokens[fitting] <= low:
+        return low, high
+    if is_drawn:
+        warn(
+            f"{describe(fitting)}the low end of rollout.response_budget, which is raised from {low} to "
+            f"{tokens[fitting]} for this task: a smaller budget cuts right answers off"
+        )
+    return tokens[fitting], high
 
 
 def epoch_rows(recipe: Recipe, data: RunData) -> int:
@@ -209,7 +241,6 @@ def make_encoder(
     check_lengths(encoder, data.table, f"{data.split} rows", warn)
     known = label_sets(recipe, data)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
-        _check_budget(task, encoder, recipe.rollout.max_new_tokens, warn)
         compared = candidates(task, known.get(task.name, ()))
         if recipe.evaluation.probabilities and not compared_beside_sampled(recipe.evaluation, compared):
             warn(
