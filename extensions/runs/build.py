@@ -31,6 +31,7 @@ from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
+from extensions.rollout.reward_files import reward_digest
 from extensions.rollout.rewards import Reward, load_reward
 from extensions.rollout.sampler import Sampler
 from extensions.rollout.vllm_engine import require_installed
@@ -140,7 +141,7 @@ def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | No
     return {
         "model.adapter": adapter_hash(recipe.model.adapter),
         # Built-in rewards are covered by the project's version.
-        "reward": None if reward.packed_labels else sha256(reward.path),
+        "reward": None if reward.packed_labels else reward_digest(reward.path),
         "data": data.fingerprint(),
         # DeepSpeed's configuration reports a missing file.
         "deepspeed.config": sha256(Path(config)) if config is not None and Path(config).is_file() else None,
