@@ -31,6 +31,7 @@ from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
+from extensions.rollout.reward_files import reward_digest
 from extensions.rollout.rewards import Reward, load_reward
 from extensions.rollout.sampler import Sampler
 from extensions.rollout.vllm_engine import require_installed
@@ -143,7 +144,7 @@ def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | No
         resume.MODEL: model_identity(recipe.model.path),
         resume.ADAPTER: adapter_hash(recipe.model.adapter),
         # Built-in rewards are covered by the project's version.
-        resume.REWARD: None if reward.packed_labels else sha256(reward.path),
+        resume.REWARD: None if reward.packed_labels else reward_digest(reward.path),
         **input_rows(data),
         # DeepSpeed's configuration reports a missing file.
         resume.DEEPSPEED: sha256(Path(config)) if config is not None and Path(config).is_file() else None,
