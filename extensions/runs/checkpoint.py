@@ -29,6 +29,7 @@ from torch import Tensor
 from extensions.common.errors import UserError
 from extensions.common.files import apply_umask, read_json, sha256, sync_file, sync_folder, unused_path, write_json
 from extensions.distributed.openrlhf import CHECKPOINT_GLOBALS, TorchCheckpointEngine, deepspeed
+from extensions.distributed.optim import recipe_hyperparameters, set_schedule
 from extensions.distributed.strategy import Strategy
 
 MANIFEST = "manifest.json"
@@ -120,8 +121,9 @@ def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> No
 
 
 def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
-    """Restore what `write_rank` wrote."""
-    engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+    """Restore what `write_rank` wrote, but for the hyperparameters, which are the recipe's."""
+    with recipe_hyperparameters(engine.optimizer, engine.lr_scheduler):
+        engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
     own = folder / f"random-{rank}.pt"
     if own.exists():
         restore_random_state(files_of(engine).load(str(own)))
@@ -209,7 +211,7 @@ class Checkpoints:
 
     def _prune(self, best_step: int | None) -> None:
         for path in checkpoint_folders(self.root.parent)[: -self.keep]:
-            if _step(path) != best_step:
+            if step_of(path) != best_step:
                 shutil.rmtree(path, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -252,17 +254,21 @@ class Checkpoints:
             )
         self._read_parts(checkpoint.folder)
 
+    def set_schedule(self, update: int) -> None:
+        """Set the schedule to where it is after `update` optimizer steps of this recipe."""
+        set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)
+
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of a run's checkpoints, oldest first, intact or not."""
     found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
 def recover_replaced(run: Path) -> None:
     """Restore a checkpoint that a kill between the two renames of its replacement left under another name."""
     for old in (run / "checkpoints").glob("replaced-*"):
-        final = old.with_name(f"step-{_step(old)}")
+        final = old.with_name(f"step-{step_of(old)}")
         if final.exists():
             shutil.rmtree(old)
         else:
@@ -296,7 +302,7 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str | None:
         return f"{path.name} cannot be read ({error.strerror})"
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
