@@ -52,12 +52,7 @@ from extensions.reporting.page import write_page
 from extensions.runs.resume import Continuation, continuation, fork_into, fork_source, scores_at
 from extensions.runs.trackers import Trackers
 
-<<<<<<< HEAD
-WARNINGS = "warnings.jsonl"
-=======
-LOCK = "run.lock"
 WARNINGS, CHANGES = "warnings.jsonl", "changes.jsonl"
->>>>>>> main
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl", WARNINGS)  # each line has its step
 
 
@@ -96,14 +91,9 @@ class RunFolder:
         self._page_failed = False
         record = versions() | {"world_size": world_size, "inputs": dict(inputs), "run_id": secrets.token_hex(4)}
         try:
-<<<<<<< HEAD
             lock = lock_folder(root) if (root / "recipe.yaml").exists() else None
-            if lock is not None and can_resume(root, recipe, record, warn):
-=======
-            lock = _lock(root) if (root / "recipe.yaml").exists() else None
             goes_on = continuation(root, recipe, record, steps, warn) if lock is not None else None
             if lock is not None and goes_on is not None:
->>>>>>> main
                 record["run_id"] = read_json(root / "versions.json").get("run_id", record["run_id"])
                 self._lock = lock
             else:

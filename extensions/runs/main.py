@@ -64,13 +64,9 @@ def _status(
         if not arguments or arguments[0].startswith("-"):
             launcher = "deepspeed" if script == method else "bash"
             raise UserError(f"usage: {launcher} launch/{script}.sh RECIPE [key.sub=value ...]")
-<<<<<<< HEAD
         status_file.announce(signals.command_line(script, arguments))
-        do(load_recipe(arguments[0], [*arguments[1:], *set_by_script], method))
-=======
         words = [FLAGS.get(word, word) for word in arguments[1:]]
         do(load_recipe(arguments[0], [*words, *set_by_script], method))
->>>>>>> main
     except signals.Stopped:
         if rank == "0":
             reason, command = signals.requested() or "another rank", signals.command_line(script, arguments)
