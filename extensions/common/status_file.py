@@ -44,7 +44,7 @@ class StatusFile:
             "directory": os.getcwd(),
             "started": time.time(),
         }
-        self._wake, self._ended = threading.Event(), False
+        self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="status")
         _current = self
         self._write({"state": "running"})
@@ -57,17 +57,17 @@ class StatusFile:
     def end(self, state: str, exit_status: int, reason: str | None = None) -> None:
         """Write the last state: finished, stopped or crashed."""
         global _current
-        self._ended, _current = True, None
+        _current = None
+        self._ended.set()
         self._wake.set()
         self._thread.join(timeout=EVERY)
         self._write(_ending(state, exit_status, reason))
 
     def _beat(self) -> None:
-        while not self._ended:
-            time.sleep(SPACING)
+        while not self._ended.wait(SPACING):
             self._wake.wait(EVERY - SPACING)
             self._wake.clear()
-            if not self._ended:
+            if not self._ended.is_set():
                 self._write({"state": "running"})
 
     def _write(self, state: dict[str, Any]) -> None:
