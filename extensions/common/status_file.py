@@ -104,16 +104,24 @@ def is_alive(status: dict[str, Any]) -> bool:
     return time.time() - float(status["heartbeat"]) < STALE
 
 
-def end_for(root: Path, since: float, exit_status: int, reason: str) -> None:
-    """Write how a run ended whose process could not do so itself.
+def end_for(root: Path, since: float, exit_status: int, reason: str | None) -> None:
+    """Write the exit status of a run that crashed, and how it ended if its process could not say so itself.
 
     Args:
         since: time of day; a status file of an earlier process is left as it is.
+        reason: None: not known here.
     """
     status = read_status(root)
-    if status is not None and status["state"] == "running" and status["started"] >= since and not is_alive(status):
-        with suppress(OSError):
-            write_json(root / FILE, status | _ending("crashed", exit_status, reason))
+    if status is None or status["started"] < since or is_alive(status):
+        return
+    if status["state"] == "running":
+        reason = reason or f"a rank ended with status {exit_status}; its output names the error"
+    elif status["state"] == "crashed":  # perhaps secondary to another rank, whose status is that of the run
+        reason = "; ".join(filter(None, (reason, status.get("reason"))))
+    else:
+        return
+    with suppress(OSError):
+        write_json(root / FILE, status | _ending("crashed", exit_status, reason))
 
 
 def _ending(state: str, exit_status: int, reason: str | None) -> dict[str, Any]:
