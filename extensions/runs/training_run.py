@@ -35,7 +35,7 @@ from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.evaluation_run import AFTER, Run
 from extensions.runs.failed_batch import write_and_explain, write_part
-from extensions.runs.folder import RunFolder
+from extensions.runs.folder import CHANGES, RunFolder
 from extensions.runs.health import HealthMonitor
 from extensions.runs.resume import evaluated_as
 from extensions.tasks import Task
@@ -373,6 +373,7 @@ class TrainingRun(Run):
             "samples": self.samples,
             "seconds": self.seconds,
             "started_from": _method_of(recipe.model.adapter),
+            "changes": read_jsonl(root / CHANGES) if (root / CHANGES).exists() else [],
         }
         self.folder.sync()
         metrics = read_jsonl(root / "metrics.jsonl")
