@@ -151,7 +151,11 @@ class TrainingRun(Run):
             with suppress(OSError):
                 problem = NonFiniteTensor(f"reward: {error}", [], "")
                 write_part(self._failed, self.strategy.rank, [problem], *self.trainer.debug_snapshot(), None)
-            raise
+            last = "starts again" if self.saved is None else f"resumes after step {self.saved[0]}"
+            raise UserError(
+                f"{error}\nThe batch is in {self._failed}. Repair {self.recipe.reward} and run the same command again: "
+                f"it {last}"
+            ) from error
         self.step += 1
         self.seconds += time.monotonic() - start
         self._record(metrics | {"elapsed_s": self.seconds}, records)

@@ -165,6 +165,7 @@ def test_a_repaired_reward_resumes(tiny_model, tmp_path, capsys, untried, how):
     )
     if how == "after its failure":
         assert main([str(path)]) == 2
+        assert f"Repair {reward} and run the same command again: it resumes after step 1" in capsys.readouterr().err
     else:
         with pytest.raises(SystemExit):
             main([str(path)])
