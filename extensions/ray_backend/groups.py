@@ -233,6 +233,6 @@ class GroupCheckpoints(Checkpoints):
                     self.files.error = OSError(error)
         return entries
 
-    def _read_parts(self, folder: Path) -> None:
+    def _read_parts(self, folder: Path, portable: bool) -> None:
         for name, group in self.groups.items():
-            Groups.call(group, "read_checkpoint", str(folder), name)
+            Groups.call(group, "read_checkpoint", str(folder), name, portable)
