@@ -60,9 +60,11 @@ def preview(
     """Show prompts with their prompt, response and loss tokens, and rewards of gold, wrong and garbage answers."""
     from extensions.data import has_split, is_labelled, load_examples
     from extensions.data.checks import check_lengths
+    from extensions.evaluation.likelihood import label_sets_of
     from extensions.recipe import load_recipe
     from extensions.rollout.preview import preview_examples
     from extensions.rollout.rewards import load_reward
+    from extensions.runs.build import response_budget
 
     resolved = load_recipe(recipe, overrides or [])
     reward, encoder = load_reward(resolved.reward), prompt_encoder(resolved)
@@ -70,7 +72,9 @@ def preview(
         split = "train" if has_split(task, "train") else "test" if is_labelled(task, "test") else "validation"
         examples = load_examples(task, split, resolved.data.root, resolved.seed)
         check_lengths(encoder, examples, f"{split} rows", warn)
-        preview_examples(examples[:n], split, encoder, reward, resolved.sft.loss, console)
+        sets = label_sets_of(examples).get(task.name, ())
+        budget = response_budget(resolved, task, encoder, sets, warn)
+        preview_examples(examples[:n], split, encoder, reward, budget, resolved.sft.loss, console)
 
 
 @command

@@ -39,6 +39,10 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
             result_of(partial(load_jobs, recipe, warn))
         return found
     reward = result_of(partial(load_reward, recipe.reward))
+    if recipe.fork is not None:
+        from extensions.runs.resume import fork_source
+
+        result_of(partial(fork_source, recipe))
     parts = []
     if not needs_root(recipe):
         parts = [result_of(partial(RunData.of_task, recipe, task, warn)) for task in recipe.data.tasks]
@@ -54,11 +58,12 @@ def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
     """Check that configuration and tokenizer load, every prompt fits, and the tokenizer can encode every answer."""
     from extensions.model.hub import HubUnreachable
     from extensions.model.loading import load_config, load_tokenizer
-    from extensions.runs.build import make_encoder
+    from extensions.runs.build import label_sets, make_encoder, response_budgets
 
     try:
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     except HubUnreachable as error:
         warn(f"the model was not checked. {error}")
         return
-    make_encoder(recipe, data, tokenizer, config, warn)
+    encoder = make_encoder(recipe, data, tokenizer, config, warn)
+    response_budgets(recipe, encoder, label_sets(recipe, data), warn)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 from extensions.common.errors import UserError
 from extensions.data.balance import check_classes
@@ -104,15 +105,16 @@ class RunData:
         check_rows(task, data.train, {name: part for name, part in others.items() if part}, warn)
         return data
 
-    def fingerprint(self) -> str:
-        """sha256 of all rows of the run, independent of file locations."""
+    def fingerprint(self, *parts: Literal["train", "table", "validation", "test"]) -> str:
+        """sha256 of the rows of these parts, independent of file locations; `train` includes the demonstrations."""
         digest = hashlib.sha256()
-        for name, rows in (("train", self.train), ("table", self.table), ("validation", self.validation)):
+        for name in parts:
+            rows: list[Example] = getattr(self, name)
             digest.update(f"{name} {len(rows)}".encode())
             for row in rows:
                 digest.update(repr((row.task.name, row.index, row.fields, row.label, row.pair)).encode())
-        digest.update(repr([(row.task.name, row.index, row.fields) for row in self.test]).encode())
-        digest.update(repr(self.demonstrations).encode())
+        if "train" in parts:
+            digest.update(repr(self.demonstrations).encode())
         return digest.hexdigest()
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,3 +44,27 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_upd
         num_training_steps=num_updates,
         scheduler_specific_kwargs={"min_lr_rate": settings.min_lr_ratio} if settings.name == "cosine" else None,
     )
+
+
+@contextmanager
+def recipe_hyperparameters(optimizer: Any, scheduler: Any) -> Iterator[None]:
+    """Keep the optimizer's hyperparameters and the schedule's peak while a checkpoint is loaded into both.
+
+    A checkpoint has those of the recipe that wrote it, which may be another one.
+    """
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    peaks = list(scheduler.base_lrs)
+    yield
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update(own)
+    scheduler.base_lrs = peaks
+    set_schedule(optimizer, scheduler, scheduler.last_epoch)
+
+
+def set_schedule(optimizer: Any, scheduler: Any, update: int) -> None:
+    """Set a schedule, and with it the optimizer's learning rates, to where it is after `update` optimizer steps."""
+    scheduler.last_epoch = update
+    rates = [peak * factor(update) for peak, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

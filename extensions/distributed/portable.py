@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from extensions.distributed.openrlhf import deepspeed
+from extensions.distributed.optim import set_schedule
 from extensions.distributed.strategy import load_trainable_state, trainable, trainable_state
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -21,14 +22,14 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps", "micro_steps")
 
 
 def portable_state(engine: deepspeed.DeepSpeedEngine) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and as JSON: learning-rate schedule, DeepSpeed's counters, updates of the optimizer.
+    """The tensors, on the CPU, and as JSON: place in the schedule, DeepSpeed's counters, updates of the optimizer.
 
     Call it on every rank.
     """
     named, stage = trainable(engine.module), engine.zero_optimization_stage()
     base = _base(engine)
     values: dict[str, Any] = {
-        "scheduler": engine.lr_scheduler.state_dict(),
+        "schedule": engine.lr_scheduler.last_epoch,
         "counters": {name: getattr(engine, name) for name in COUNTERS},
         "updates": None,  # before the first one, there are no moments
     }
@@ -56,7 +57,7 @@ def portable_state(engine: deepspeed.DeepSpeedEngine) -> tuple[dict[str, Tensor]
 def load_portable_state(
     engine: deepspeed.DeepSpeedEngine, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Restore what `portable_state` returned. Call it on every rank."""
+    """Restore what `portable_state` returned; the hyperparameters stay the engine's. Call it on every rank."""
     named, stage, base = trainable(engine.module), engine.zero_optimization_stage(), _base(engine)
     load_trainable_state(engine.module, {name: tensors[name] for name in named})
     updates = values["updates"]
@@ -79,10 +80,7 @@ def load_portable_state(
                 _set(parameter, value, key)
             else:
                 base.state[parameter][key].copy_(value)
-    scheduler = engine.lr_scheduler
-    scheduler.load_state_dict(dict(values["scheduler"]))
-    for group, rate in zip(base.param_groups, scheduler.get_last_lr(), strict=True):
-        group["lr"] = rate
+    set_schedule(base, engine.lr_scheduler, values["schedule"])
     for name in COUNTERS:
         setattr(engine, name, values["counters"][name])
 

@@ -43,6 +43,7 @@ from extensions.reporting.scores import before_after_table, own_class_tables
 from extensions.reporting.yardstick_lines import comparison_lines, yardstick_lines
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
+from extensions.runs.resume import input_rows
 
 
 def run_encoder(recipe: Recipe) -> None:
@@ -66,7 +67,7 @@ def run_encoder(recipe: Recipe) -> None:
     collator.check([*data.train, *data.validation, *data.table, *data.test])
     folder = None
     if strategy.is_rank_0():
-        folder = RunFolder(recipe.run_dir, recipe, {"data": data.fingerprint()}, reporter, strategy.world_size)
+        folder = RunFolder(recipe.run_dir, recipe, input_rows(data), reporter, strategy.world_size)
     strategy.barrier()  # rank 0 has set up the folder
     with watchdog.watching(strategy.rank, recipe.deepspeed.timeout):
         EncoderRun(recipe, strategy, reporter, folder, collator, data).go(jobs)

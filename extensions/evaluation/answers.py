@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from extensions.data import Example
 from extensions.evaluation.likelihood import (
     Decision,
@@ -38,6 +40,11 @@ def in_batches(examples: Sequence[Example], batch_size: int) -> list[list[Exampl
     return [ordered[first : first + batch_size] for first in range(0, len(ordered), batch_size)]
 
 
+def uniforms_of(row: Example, seed: int, max_new_tokens: int) -> np.ndarray:
+    """The random numbers of a row's sampled answer, one per token; independent of those of other tasks' rows."""
+    return random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens, row.task.name)[1]
+
+
 def answer_batch(
     batch: Sequence[Example],
     encoder: PromptEncoder,
@@ -51,8 +58,8 @@ def answer_batch(
     """One answer per row of a batch of one task, in order.
 
     Section 5.1 of the paper: a single response, with the upper end of the response budget. A row's random numbers are a
-    function of its index, so its answer does not depend on the other rows of the batch in float32. In bfloat16 they
-    affect the rounding.
+    function of its task and index, so its answer does not depend on the other rows of the batch in float32. In bfloat16
+    they affect the rounding.
 
     Args:
         decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`).
@@ -80,7 +87,7 @@ def answer_batch(
         answers = [(decision.text, decision.answer) for decision in decisions]
     else:
         requests = [
-            GenerationRequest(ids, max_new_tokens, random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens)[1])
+            GenerationRequest(ids, max_new_tokens, uniforms_of(row, seed, max_new_tokens))
             for row, (ids, _) in zip(batch, encoded, strict=True)
         ]
         responses = sampler.sample(requests, greedy=decoding == "greedy")

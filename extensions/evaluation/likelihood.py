@@ -22,7 +22,6 @@ from extensions.recipe import Evaluation
 from extensions.rollout.sampler import Sampler
 from extensions.tasks import Task, number_text
 
-GRID_POINTS = 11  # candidates of a regression: equidistant scores over its range
 MAX_LABEL_SETS = 64  # a multi-label task with more label sets compares only those of its training rows
 # Written answers of a task that are compared beside sampled ones by default. A row's cost grows with them: on a CPU an
 # evaluation takes 1.3 times as long with 2, 3.6 times with 20, 9 times with the 64 label sets of six labels.
@@ -65,8 +64,7 @@ def candidates(task: Task, label_sets: Iterable[str] = ()) -> Candidates:
             these only, each single label, and the empty set.
     """
     if task.score_range is not None:
-        scores, decimals = _grid(task)
-        return Candidates(task, {text: [text] for text in (number_text(score, decimals) for score in scores)})
+        return Candidates(task, {text: [text] for text in task.score_grid})
     if not task.multi_label:
         return Candidates(task, dict(task.labels))
     labels = list(task.labels)
@@ -87,20 +85,6 @@ def label_sets_of(examples: Iterable[Example]) -> dict[str, list[str]]:
         if example.task.multi_label and example.label is not None:
             found.setdefault(example.task.name, {})[example.label] = None
     return {name: list(label_sets) for name, label_sets in found.items()}
-
-
-def _grid(task: Task) -> tuple[list[float], int]:
-    """Equidistant scores over a regression's range, and the decimals to write them with.
-
-    The decimals are the task's; if it sets none, the fewest that keep the scores distinct, at least one.
-    """
-    assert task.score_range is not None
-    low, high = task.score_range
-    scores = [low + (high - low) * k / (GRID_POINTS - 1) for k in range(GRID_POINTS)]
-    if task.score_decimals is not None:
-        return scores, task.score_decimals
-    distinct = (d for d in range(1, 6) if len({f"{score:.{d}f}" for score in scores}) == GRID_POINTS)
-    return scores, next(distinct, 6)
 
 
 def log_likelihoods(
@@ -166,7 +150,9 @@ def _decide(compared: Candidates, row: Tensor, reported: Tensor) -> Decision:
     probabilities = dict(zip(keys, reported.tolist(), strict=True))
     if task.score_range is not None:
         if task.suite == "own":
-            decimals = _grid(task)[1] + 1 if task.score_decimals is None else task.score_decimals
+            decimals = task.score_decimals
+            if decimals is None:
+                decimals = len(text.partition(".")[2]) + 1
             mean = sum(probability * float(key) for key, probability in zip(keys, row.tolist(), strict=True))
             text = number_text(mean, decimals)
         answer = float(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from peft import get_peft_model
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -59,6 +61,25 @@ def resolve_model(path: str) -> tuple[str, str | None]:
         return path, None
     file = package_file(path.removeprefix("pip:"), ".gguf")
     return str(file.parent), file.name
+
+
+def model_identity(path: str) -> str | None:
+    """sha256 of config.json and of names, sizes and first MiB of the weight files; of a hub model, its commit.
+
+    It tells models apart without reading all of their weights, and does not depend on the folder.
+    """
+    folder, gguf = resolve_model(path)
+    root = Path(folder)
+    if gguf is None and not root.is_dir():
+        cached = try_to_load_from_cache(folder, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else None
+    files = [root / gguf] if gguf is not None else sorted([*root.glob("*.safetensors"), *root.glob("*.bin")])
+    config = root / "config.json"
+    digest = hashlib.sha256(config.read_bytes() if gguf is None and config.is_file() else b"")
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(2**20))
+    return digest.hexdigest()
 
 
 def package_file(package: str, suffix: str) -> Path:

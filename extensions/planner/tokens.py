@@ -40,6 +40,7 @@ class TaskTokens:
     prefix: int  # tokens that all prompts begin with
     suffixes: list[int]  # tokens after the prefix, of the counted rows
     answers: list[int]  # tokens of gold answer and closing tag, for SFT
+    possible: list[int]  # tokens of each right answer and closing tag: no budget of PPO cuts one that fits
 
 
 def count_tokens(
@@ -56,14 +57,14 @@ def count_tokens(
     stated = options.prefix_tokens is not None and options.suffix_tokens is not None
     absent = data.root is None and any(task.suite in SUITES for task in tasks)
     sizes: dict[str, int] = {}
-    counts: dict[str, tuple[int, list[int], list[int]]] = {}
+    counts: dict[str, tuple[int, list[int], list[int], list[int]]] = {}
     if stated or absent:
         prefix = PREFIX_TOKENS if options.prefix_tokens is None else options.prefix_tokens
         suffix, answer = options.suffix_tokens or SUFFIX_TOKENS, options.response_tokens or ANSWER_TOKENS
         for task in tasks:
             rows = task.source.sizes.get("train") or len(load_examples(task, "train", data.root, recipe.seed))
             sizes[task.name] = min(rows, data.max_train_samples or rows)
-            counts[task.name] = prefix, [suffix], [answer]
+            counts[task.name] = prefix, [suffix], [answer], [answer]
         origin = "as stated" if stated else "assumed, data.root is not set"
         source = f"{prefix} + {suffix} prompt tokens {origin}; rows of the official training sets"
     else:
@@ -72,8 +73,10 @@ def count_tokens(
             examples = load_training(task, data.root, data.max_train_samples, recipe.seed)
             sizes |= epoch_sizes(examples, data.oversample)
             sample = subsample_evenly(examples, max(2, COUNTED_ROWS // len(tasks)))
-            counts[task.name] = _count_rows(encoder, task, sample, options)
-        counted = sum(len(suffixes) for _, suffixes, _ in counts.values())
+            sets = {str(example.label) for example in examples} if task.multi_label else ()
+            possible = list(encoder.answer_tokens(task, sets).values())
+            counts[task.name] = *_count_rows(encoder, task, sample, options), possible
+        counted = sum(len(suffixes) for _, suffixes, *_ in counts.values())
         source = f"tokens counted on {counted} training rows with the model's tokenizer"
     mixed = rows_of_epoch(sizes, data.mixing, data.mixing_cap, data.mixing_temperature)
     return [TaskTokens(name, mixed[name], *count) for name, count in counts.items()], source
@@ -103,7 +106,8 @@ def typical_batch(
     has the medians, and a large batch the means.
 
     Args:
-        budget: lowest and highest response budget (PPO; every response uses its budget); None: gold answers (SFT).
+        budget: lowest and highest response budget (PPO; every response uses its budget, and a task's lowest one holds
+            its right answers); None: gold answers (SFT).
         longest: long rows, for the memory estimate: 95th percentile of prompts, longest responses.
     """
     shares = np.cumsum([task.rows for task in tokens]) / sum(task.rows for task in tokens)
@@ -117,6 +121,8 @@ def typical_batch(
         if budget is None:
             responses = np.quantile(task.answers, ends).round()
         else:
-            responses = np.minimum(budget[0] + np.floor(ends * (budget[1] - budget[0] + 1)), budget[1])
+            high = budget[1]
+            low = max([budget[0], *(tokens for tokens in task.possible if tokens <= high)])
+            responses = np.minimum(low + np.floor(ends * (high - low + 1)), high)
         batch += [SampleTokens(k, task.prefix, int(s), int(r)) for s, r in zip(suffixes, responses, strict=True)]
     return batch

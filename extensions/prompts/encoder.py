@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+MAX_LABEL_SETS = 500  # label sets of a multi-label task, the longest ones, whose tokens are counted
 SPECIAL_TOKENS = 16  # upper bound on what a tokenizer adds around a prompt
 
 
@@ -155,10 +156,24 @@ class PromptEncoder:
                 return whole[len(start) :]
         return self.tokenizer(f"{answer}{CLOSE}", add_special_tokens=False)["input_ids"]
 
-    def label_ids(self, task: Task) -> dict[str, list[int]]:
-        """Label -> token ids of its answer and the closing tag after a prompt, for `Task.sample_labels`."""
+    def label_ids(self, task: Task, labels: Iterable[str] | None = None) -> dict[str, list[int]]:
+        """Label -> token ids of its answer and the closing tag after a prompt; by default of `Task.sample_labels`."""
         ids, text = self._encoded(task, dict.fromkeys(task.fields, ""))
-        return {label: self.answer_ids(ids, text, task.answer(label)) for label in task.sample_labels}
+        labels = task.sample_labels if labels is None else labels
+        return {label: self.answer_ids(ids, text, task.answer(label)) for label in labels}
+
+    def answer_tokens(self, task: Task, label_sets: Iterable[str] = ()) -> dict[str, int]:
+        """Right answer -> its tokens with the closing tag; of a regression, the scores of its grid.
+
+        Args:
+            label_sets: those of a multi-label task's rows; if empty, all labels together count as an answer.
+        """
+        labels = task.sample_labels
+        if task.score_range is not None:
+            labels = task.score_grid
+        elif longest := sorted(set(label_sets), key=len)[-MAX_LABEL_SETS:]:
+            labels = [*task.labels, task.no_label, *longest]
+        return {task.answer(label): len(ids) for label, ids in self.label_ids(task, labels).items()}
 
     def check_answers(self, task: Task) -> None:
         """Check that the tokenizer can represent every answer of a task.

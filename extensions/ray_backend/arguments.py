@@ -72,7 +72,7 @@ COMPUTED = {
 # Adafactor, no rank-stabilised LoRA; and it loads every model with trust_remote_code.
 HANDLED_HERE = {
     "handled by the run, as on the DeepSpeed backend": (
-        "name", "method", "backend", "max_steps", "max_epochs", "evaluation", "logging", "checkpoint",
+        "name", "method", "backend", "max_steps", "max_epochs", "evaluation", "logging", "checkpoint", "fork",
         "deepspeed.timeout",
     ),
     "handled by this project's classes, as on the DeepSpeed backend": (

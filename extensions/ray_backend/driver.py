@@ -28,9 +28,9 @@ from extensions.runs.build import (
     epoch_rows,
     make_encoder,
     make_order,
-    num_updates,
     open_folder,
     record_proof,
+    response_budgets,
 )
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -65,6 +65,8 @@ def _run(recipe: Recipe) -> None:
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     check_vllm_supports(config)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
+    label_sets = label_sets_of(data.train)
+    budgets = response_budgets(recipe, encoder, label_sets, reporter.warn)
     shape = cluster.shape_of(recipe, cluster.join(recipe))
     args = namespace(recipe, shape)
     folder = open_folder(recipe, reward, data, reporter, shape.ranks)
@@ -85,14 +87,13 @@ def _run(recipe: Recipe) -> None:
             steps = recipe.training_steps(epoch_rows(recipe, data))
             rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
             strategy = RayStrategy(recipe, args, rows)
-            groups = start_groups(recipe, shape, strategy, num_updates(recipe, steps))
+            groups = start_groups(recipe, shape, strategy, recipe.num_updates(steps))
             record_proof(groups.call_actor("proof"), folder, reporter)
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
             order = make_order(recipe, data)
-            trainer = RayTrainer(recipe, strategy, groups, encoder, reward, order, probe, probed)
+            trainer = RayTrainer(recipe, strategy, groups, encoder, reward, order, probe, probed, budgets)
             sampler: Any = RaySampler(groups, recipe.rollout.temperature, trainer.sync.refresh)
-            label_sets = label_sets_of(data.train)
             evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets)
             RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
     finally:

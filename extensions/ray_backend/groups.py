@@ -236,3 +236,7 @@ class GroupCheckpoints(Checkpoints):
     def _read_parts(self, folder: Path, portable: bool) -> None:
         for name, group in self.groups.items():
             Groups.call(group, "read_checkpoint", str(folder), name, portable)
+
+    def set_schedule(self, update: int) -> None:
+        for group in self.groups.values():
+            Groups.call(group, "set_schedule", update)

@@ -11,7 +11,7 @@ advantages; updates of actor and critic; LoRA sync and probe.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class RayTrainer(BasePPOTrainer):
 
     Args:
         probed: samples of the probe.
+        budgets: task -> low and high end of the response budget, in tokens.
     """
 
     policy: Any = None  # the policies are in the processes of the groups
@@ -104,6 +105,7 @@ class RayTrainer(BasePPOTrainer):
         order: BatchOrder,
         probe: SyncProbe,
         probed: Sequence[Sample],
+        budgets: Mapping[str, Sequence[int]],
     ) -> None:
         tokenizer = load_tokenizer(recipe.model)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # padding is masked: any token will do
@@ -114,6 +116,7 @@ class RayTrainer(BasePPOTrainer):
         self.recipe, self.groups, self.encoder, self.reward, self.order = recipe, groups, encoder, reward, order
         self.experience_maker = ExperienceMaker(actor, critic, None, reference, self.kl_ctl, strategy, tokenizer)
         self.experience_maker.ppo, self.experience_maker.probe = recipe.ppo, probe
+        self.budgets = budgets
         self.sync = RayLoraSync(groups, probe, probed)
         self.experience: Experience | None = None  # of the current iteration
 
@@ -168,7 +171,7 @@ class RayTrainer(BasePPOTrainer):
         batch, requests = self.order.batch(step), []
         encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
         for row, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
-            request = training_request(ids, self.recipe.seed, step, row, self.recipe.rollout.response_budget)
+            request = training_request(ids, self.recipe.seed, step, row, self.budgets[example.task.name])
             label = self.reward.label(example)
             requests.append(RolloutRequest(ids, request.budget, request_seed(request), False, label))
         prompts = [text for _, text in encoded]
@@ -204,10 +207,11 @@ class RayTrainer(BasePPOTrainer):
     # ----------------------------------------------------------------------------------- state, weights, diagnostics
 
     def state(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl_ctl.value}
+        return {"kl_coef": self.kl_ctl.value, "kl_init": self.recipe.ppo.kl.init}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.kl_ctl.value = state["kl_coef"]
+        if state["kl_init"] == self.recipe.ppo.kl.init:  # a fork may start it anew
+            self.kl_ctl.value = state["kl_coef"]
         self.sync.outdated = True  # the groups have read a checkpoint
 
     def weights(self) -> dict[str, Tensor]:

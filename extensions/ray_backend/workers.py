@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from extensions.distributed.openrlhf import ValueLoss, without_cuda
+from extensions.distributed.optim import set_schedule
 from extensions.distributed.strategy import load_trainable_state, trainable_state
 from extensions.model.loading import load_tokenizer, model_folder
 from extensions.model.policy import Policy
@@ -147,6 +148,9 @@ class TrainedActorMixin:
 
     def read_checkpoint(self, folder: str, name: str, portable: bool) -> None:
         read_rank(self.engine, Path(folder) / name, self.strategy.rank, portable)
+
+    def set_schedule(self, update: int) -> None:
+        set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)
 
 
 class _ActorTrainer(ActorPPOTrainer):

@@ -1,13 +1,14 @@
 """The recipe of a run: schema and defaults, cross-field validation, loading with every error at once."""
 
+from extensions.recipe.changes import Change, changes
 from extensions.recipe.loader import load_recipe
 from extensions.recipe.methods import Optimizer, Ppo, Schedule, Sft
-from extensions.recipe.schema import MANIFEST, MAY_CHANGE, Recipe, adapter_name, all_keys, dump_recipe, value_at
+from extensions.recipe.schema import MANIFEST, Recipe, adapter_name, all_keys, dump_recipe, value_at
 from extensions.recipe.sections import Data, DeepSpeed, Evaluation, Lora, Model
 
 __all__ = [
     "MANIFEST",
-    "MAY_CHANGE",
+    "Change",
     "Data",
     "DeepSpeed",
     "Evaluation",
@@ -20,6 +21,7 @@ __all__ = [
     "Sft",
     "adapter_name",
     "all_keys",
+    "changes",
     "dump_recipe",
     "load_recipe",
     "value_at",

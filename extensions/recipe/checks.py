@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from extensions.recipe.schema import Recipe
 from extensions.tasks import TASKS
 
@@ -42,6 +44,14 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
             "otherwise validations have no answers by likelihood",
         ),
         (
+            recipe.fork is not None and _within(recipe.fork, recipe.run_dir),
+            f"fork: {recipe.fork} is this run's own folder, or in it; give a fork another output_dir or name",
+        ),
+        (
+            recipe.fork is not None and not trains,
+            f"fork: only trainings have checkpoints to go on from; remove it for method: {recipe.method}",
+        ),
+        (
             recipe.backend == "ray" and recipe.method != "ppo",
             f"backend: ray supports only method: ppo; remove backend for method: {recipe.method}",
         ),
@@ -69,6 +79,10 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
         if name not in TASKS and name not in names
     ]
     return errors
+
+
+def _within(path: str, folder: Path) -> bool:
+    return Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _label_rules(recipe: Recipe) -> list[tuple[bool, str]]:

@@ -34,17 +34,6 @@ from extensions.recipe.sections import (
     Vllm,
 )
 
-# Keys that may change on resume: none of them changes a bit of the result.
-MAY_CHANGE = (
-    "output_dir",
-    "checkpoint",
-    "deepspeed.timeout",
-    "data.root",  # the rows must be the same: they are hashed
-    "logging.tensorboard",
-    "logging.wandb",
-    "logging.trackio",
-)
-
 MANIFEST = "nlu.json"  # of an adapter or a merged model (`extensions.inference.manifest`)
 
 
@@ -60,7 +49,14 @@ class Recipe(Section):
         "vLLM (launch/ppo_ray.sh) (ours)",
     )
     output_dir: str | None = Field(
-        None, description="run folder, exactly there; null: runs/NAME, with -sft, -zero-shot, ... for other than PPO"
+        None,
+        description="run folder, exactly there; null: runs/NAME, with -sft, -zero-shot, ... for other than PPO, and "
+        "-fork",
+    )
+    fork: str | None = Field(
+        None,
+        description="run folder, or one of its checkpoints/step-N, from whose checkpoint this run goes on in a folder "
+        "of its own; keys that change what is learned may differ (ours)",
     )
     max_steps: int = Field(1000, ge=1, description="PPO iterations: each samples and trains on one batch")
     max_epochs: Number | None = Field(
@@ -98,7 +94,8 @@ class Recipe(Section):
     def _suffix(self) -> str:
         """Distinguishes the runs of one recipe by several methods."""
         if self.method != "eval":
-            return "" if self.method == "ppo" else f"-{self.method}"
+            fork = "" if self.fork is None else "-fork"
+            return fork if self.method == "ppo" else f"-{self.method}{fork}"
         shots = f"-{self.prompt.shots}-shot" if self.prompt.shots else "-zero-shot"
         if self.is_merged:
             shots = f"-merged{shots.removesuffix('-zero-shot')}"
@@ -126,6 +123,13 @@ class Recipe(Section):
         if rows is not None and self.max_epochs is not None:
             steps = min(steps, math.ceil(self.max_epochs * rows / self.training_batch))
         return steps
+
+    def num_updates(self, steps: int) -> int:
+        """Optimizer steps of a training of `steps` iterations."""
+        if self.method == "sft":
+            return steps
+        ppo = self.ppo
+        return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
 
     @property
     def training_batch(self) -> int:

@@ -157,8 +157,8 @@ class Rollout(Section):
     )
     response_budget: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = Field(
         [12, 32],
-        description="maximum response tokens: in training drawn per row, uniform in [low, high]; in evaluation high "
-        "(paper 5.1)",
+        description="maximum response tokens: in training drawn per row, uniform in [low, high], with low raised to "
+        "the longest answer of the row's task (ours); in evaluation high (paper 5.1)",
     )
     temperature: Number = Field(
         1.0, gt=0, description="temperature of the multinomial sampling in training and evaluation (paper 5.1)"
@@ -285,6 +285,10 @@ class Checkpoint(Section):
         "validation. 0: only when the run is stopped by a signal (ours)",
     )
     keep: int = Field(2, ge=1, description="newest checkpoints to keep, besides the best by validation (ours)")
+    accept_changes: bool = Field(
+        False,
+        description="resume although the reward file has changed; --accept-changes after the recipe sets it (ours)",
+    )
     on_error: Literal["warn", "stop"] = Field(
         "warn", description="when a full disk refuses a checkpoint or a record: warn and continue, or stop (ours)"
     )

@@ -16,12 +16,19 @@ from extensions.rollout.rewards import Reward
 
 
 def preview_examples(
-    examples: Sequence[Example], split: str, encoder: PromptEncoder, reward: Reward, sft_loss: str, console: Console
+    examples: Sequence[Example],
+    split: str,
+    encoder: PromptEncoder,
+    reward: Reward,
+    budget: tuple[int, int],
+    sft_loss: str,
+    console: Console,
 ) -> None:
     """Print labelled rows of one task.
 
     Args:
         split: of the rows, for their titles.
+        budget: low and high end of the task's response budget, in tokens.
         sft_loss: the recipe's `sft.loss`.
     """
     encoded = [encoder.encode(example.task, example.fields) for example in examples]
@@ -35,7 +42,8 @@ def preview_examples(
         shared = sum(span.length for span in packed.chains[k][:-1])
         console.print(
             f"\nprompt (blue): {len(ids)} tokens, no loss; the first {shared} are computed once for all rows shown "
-            f"that begin with them. response (green): {len(responses[k])} tokens for gold, with policy and value loss. "
+            f"that begin with them. response (green): {len(responses[k])} tokens for gold, with policy and value loss; "
+            f"PPO draws its budget from {budget[0]} to {budget[1]} tokens. "
             f"SFT: loss over {'both' if sft_loss == 'sequence' else 'the response'}",
             markup=False,
         )

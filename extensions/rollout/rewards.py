@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.distributed import watchdog
 from extensions.prompts import pack_label, parse_answer
+from extensions.rollout.reward_files import import_reward
 from extensions.tasks import Task
 
 BUILT_IN = Path(__file__).parents[2] / "reward_fns"  # found by path: its files import extensions, never the reverse
@@ -128,25 +126,13 @@ def load_reward(name: str) -> Reward:
         raise UserError(
             f"reward: {name!r} is neither a file of reward_fns/ ({', '.join(sorted(built_in))}) nor a .py file"
         )
-    module, own = _import_file(path), name in built_in
+    module, own = import_reward(path), name in built_in
     for attribute, batched, num_arguments in (("reward", False, 2), ("reward_func", True, 3)):
         function = getattr(module, attribute, None)
         if callable(function):
             _check_signature(function, num_arguments, path)
             return Reward(path, function, batched, own, getattr(module, "score", None) if own else None)
     raise UserError(f"{path}: defines neither reward(text, label) nor reward_func(queries, prompts, labels)")
-
-
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses in the file look their module up
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{path}: cannot be imported: {_named(error)}") from error
-    return module
 
 
 def _check_signature(function: Callable[..., Any], num_arguments: int, path: Path) -> None:

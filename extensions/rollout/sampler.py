@@ -1,12 +1,13 @@
 """Sampling: prompts in; response tokens with their logprobs and values out.
 
 Decoding follows section 5.1 of the paper: multinomial at the recipe's temperature, a token budget per row, ending at a
-stop string. Random numbers are a function of (seed, purpose, step, row), so a row's response does not depend on its
-batch or rank, and a resumed run needs no generator state.
+stop string. Random numbers are a function of (seed, purpose, step, row; of an evaluation also the task), so a row's
+response does not depend on its batch or rank, and a resumed run needs no generator state.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,12 +48,19 @@ class Response:
     text: str
 
 
-def random_numbers(seed: int, purpose: int, step: int, row: int, max_new_tokens: int) -> tuple[float, np.ndarray]:
+def random_numbers(
+    seed: int, purpose: int, step: int, row: int, max_new_tokens: int, task: str = ""
+) -> tuple[float, np.ndarray]:
     """A uniform number for the row's budget, and one per token.
 
-    Philox is counter-based: each (seed, purpose, step, row) is a stream of its own, without state.
+    Philox is counter-based: each (seed, purpose, step, task, row) is a stream of its own, without state.
+
+    Args:
+        task: name of the task that `row` counts in; "" for the rows of a training batch, which are of all tasks.
     """
-    rng = np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, row, step]))
+    word = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big") if task else 0
+    counter = np.array([0, word, row, step], dtype=np.uint64)  # numpy increments the first word
+    rng = np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
     return rng.random(), rng.random(max_new_tokens)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import sha256, write_json
-from extensions.data import BatchOrder, class_weights, epoch_sizes, rows_of_epoch
+from extensions.data import BatchOrder, class_weights, epoch_sizes, has_split, rows_of_epoch
 from extensions.data.checks import check_lengths
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
@@ -24,19 +24,22 @@ from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import candidates, compared_beside_sampled, label_sets_of
 from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
-from extensions.model.loading import load_config, load_policy, load_tokenizer
+from extensions.model.loading import load_config, load_policy, load_tokenizer, model_identity
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
+from extensions.rollout.reward_files import reward_digest
 from extensions.rollout.rewards import Reward, load_reward
 from extensions.rollout.sampler import Sampler
 from extensions.rollout.vllm_engine import require_installed
 from extensions.rollout.vllm_sampler import LocalLoraSync, VllmSampler
+from extensions.runs import resume
 from extensions.runs.evaluation_run import EvaluationRun
 from extensions.runs.folder import RunFolder
+from extensions.runs.resume import input_rows
 from extensions.runs.training_run import TrainingRun
 from extensions.tasks import Task
 from extensions.training.ppo import PpoTrainer
@@ -71,6 +74,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         check_reward(reward, data.train, reporter.warn)
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
+    budgets = response_budgets(recipe, encoder, label_sets(recipe, data), reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
     size = strategy.world_size
     folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
@@ -96,7 +100,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
-        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, num_updates(recipe, steps))
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -112,9 +116,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
     else:
         sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps)
-        trainer = PpoTrainer(
-            policy, engine, strategy, sampler, encoder, reward, order, ppo, recipe.rollout.response_budget, recipe.seed
-        )
+        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed)
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
@@ -136,15 +138,16 @@ def record_proof(proof: Proof, folder: RunFolder | None, reporter: Reporter) -> 
 
 
 def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | None]:
-    """Hashes of what the run reads besides the base model; a resumed run must read the same."""
+    """Hashes of what the run reads; a resumed run must read the same."""
     config = recipe.deepspeed.config
     return {
-        "model.adapter": adapter_hash(recipe.model.adapter),
+        resume.MODEL: model_identity(recipe.model.path),
+        resume.ADAPTER: adapter_hash(recipe.model.adapter),
         # Built-in rewards are covered by the project's version.
-        "reward": None if reward.packed_labels else sha256(reward.path),
-        "data": data.fingerprint(),
+        resume.REWARD: None if reward.packed_labels else reward_digest(reward.path),
+        **input_rows(data),
         # DeepSpeed's configuration reports a missing file.
-        "deepspeed.config": sha256(Path(config)) if config is not None and Path(config).is_file() else None,
+        resume.DEEPSPEED: sha256(Path(config)) if config is not None and Path(config).is_file() else None,
     }
 
 
@@ -160,23 +163,48 @@ def _check_ranks(recipe: Recipe, world_size: int) -> None:
             )
 
 
-def _check_budget(task: Task, encoder: PromptEncoder, budget: int, warn: Callable[[str], None]) -> None:
-    """Warn where a correct answer exceeds the response budget: cut off, it always has a wrong format."""
-    tokens = {task.answer(label): len(ids) for label, ids in encoder.label_ids(task).items()}
-    longest = max(tokens, key=lambda word: tokens[word])
-    if tokens[longest] > budget:
+def response_budgets(
+    recipe: Recipe, encoder: PromptEncoder, label_sets: Mapping[str, Sequence[str]], warn: Callable[[str], None]
+) -> dict[str, tuple[int, int]]:
+    """Task -> its `response_budget`.
+
+    Args:
+        label_sets: multi-label task -> label sets of its training rows.
+    """
+    tasks = recipe.data.tasks
+    return {task.name: response_budget(recipe, task, encoder, label_sets.get(task.name, ()), warn) for task in tasks}
+
+
+def response_budget(
+    recipe: Recipe, task: Task, encoder: PromptEncoder, label_sets: Sequence[str], warn: Callable[[str], None]
+) -> tuple[int, int]:
+    """Low and high end, in tokens, between which the response budget of each training row is drawn.
+
+    The low end is that of rollout.response_budget, raised to the longest answer that fits the high end: a smaller
+    budget cuts right answers, which then count as wrong format. Warns of the raise, and of answers that never fit.
+    """
+    low, high = recipe.rollout.response_budget
+    tokens = encoder.answer_tokens(task, label_sets)
+    is_drawn = recipe.method == "ppo" and has_split(task, "train")
+
+    def describe(answer: str) -> str:
+        return f"{task.display_name}: the answer {answer!r} and the closing tag are {tokens[answer]} tokens, more than "
+
+    longest = max(tokens, key=lambda answer: tokens[answer])
+    if tokens[longest] > high and (is_drawn or recipe.evaluation.decoding != "likelihood"):
         warn(
-            f"{task.display_name}: the answer {longest!r} and the closing tag are {tokens[longest]} tokens, more than "
-            f"the high end {budget} of rollout.response_budget; raise that, or no sampled answer can be correct"
+            f"{describe(longest)}the high end {high} of rollout.response_budget; raise that, or this answer is always "
+            "cut off and counts as wrong format"
         )
-
-
-def num_updates(recipe: Recipe, steps: int) -> int:
-    """Optimizer steps of a run of `steps` iterations."""
-    if recipe.method == "sft":
-        return steps
-    ppo = recipe.ppo
-    return steps * ppo.epochs * (ppo.batch_size // (ppo.mini_batch_size or ppo.batch_size))
+    fitting = max((answer for answer in tokens if tokens[answer] <= high), key=lambda a: tokens[a], default=None)
+    if fitting is None or tokens[fitting] <= low:
+        return low, high
+    if is_drawn:
+        warn(
+            f"{describe(fitting)}the low end of rollout.response_budget, which is raised from {low} to "
+            f"{tokens[fitting]} for this task: a smaller budget cuts right answers off"
+        )
+    return tokens[fitting], high
 
 
 def epoch_rows(recipe: Recipe, data: RunData) -> int:
@@ -214,7 +242,6 @@ def make_encoder(
     check_lengths(encoder, data.table, f"{data.split} rows", warn)
     known = label_sets(recipe, data)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
-        _check_budget(task, encoder, recipe.rollout.max_new_tokens, warn)
         compared = candidates(task, known.get(task.name, ()))
         if recipe.evaluation.probabilities and not compared_beside_sampled(recipe.evaluation, compared):
             warn(
@@ -227,4 +254,5 @@ def make_encoder(
 
 def open_folder(recipe: Recipe, reward: Reward, data: RunData, reporter: Reporter, world_size: int) -> RunFolder:
     """Open the run folder; call it in one process."""
-    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter, world_size)
+    steps = recipe.training_steps(epoch_rows(recipe, data)) if recipe.method in ("ppo", "sft") else None
+    return RunFolder(recipe.run_dir, recipe, _inputs(recipe, reward, data), reporter, world_size, steps)

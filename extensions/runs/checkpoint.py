@@ -31,6 +31,7 @@ from torch import Tensor
 from extensions.common.errors import UserError
 from extensions.common.files import apply_umask, read_json, sha256, sync_file, sync_folder, unused_path, write_json
 from extensions.distributed.openrlhf import CHECKPOINT_GLOBALS, TorchCheckpointEngine, deepspeed
+from extensions.distributed.optim import recipe_hyperparameters, set_schedule
 from extensions.distributed.portable import load_portable_state, portable_state
 from extensions.distributed.strategy import Strategy
 
@@ -127,7 +128,7 @@ def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> No
 
 
 def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int, portable: bool) -> None:
-    """Restore what `write_rank` wrote.
+    """Restore what `write_rank` wrote, but for the hyperparameters, which are the recipe's.
 
     Args:
         portable: from the portable copy, since DeepSpeed's files are of another ZeRO stage, offload or number of ranks.
@@ -137,7 +138,8 @@ def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int, portab
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 # no mapping
             load_portable_state(engine, tensors, json.loads(file.metadata()["engine"]))
     else:
-        engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+        with recipe_hyperparameters(engine.optimizer, engine.lr_scheduler):
+            engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
     own = folder / f"random-{rank}.pt"
     if own.exists():
         restore_random_state(files_of(engine).load(str(own)))
@@ -225,7 +227,7 @@ class Checkpoints:
 
     def _prune(self, best_step: int | None) -> None:
         for path in checkpoint_folders(self.root.parent)[: -self.keep]:
-            if _step(path) != best_step:
+            if step_of(path) != best_step:
                 shutil.rmtree(path, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -280,17 +282,21 @@ def _described(layout: Mapping[str, Any]) -> str:
     offload = " with offload" if zero["offload"] else ""
     return f"ZeRO stage {zero['stage']}{offload} on {ranks} rank{'' if ranks == 1 else 's'}"
 
+    def set_schedule(self, update: int) -> None:
+        """Set the schedule to where it is after `update` optimizer steps of this recipe."""
+        set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)
+
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Folders of a run's checkpoints, oldest first, intact or not."""
     found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
 def recover_replaced(run: Path) -> None:
     """Restore a checkpoint that a kill between the two renames of its replacement left under another name."""
     for old in (run / "checkpoints").glob("replaced-*"):
-        final = old.with_name(f"step-{_step(old)}")
+        final = old.with_name(f"step-{step_of(old)}")
         if final.exists():
             shutil.rmtree(old)
         else:
@@ -324,7 +330,7 @@ def _difference(path: Path, entry: Mapping[str, Any]) -> str | None:
         return f"{path.name} cannot be read ({error.strerror})"
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 

@@ -6,8 +6,10 @@ model.json           how the model is computed, and how exactly
 metrics.jsonl        one line per iteration
 rollouts.jsonl       some responses of each iteration
 validation.jsonl     scores of the validations
+changes.jsonl        where the run was resumed with changes, extended or forked, and what changed
 warnings.jsonl       each distinct warning of the run once, with its step (0: before training)
 eval.json            scores before and after, per task; what was trained. "after" marks a finished run
+eval-step-N.json     those of the finished run of N steps that this one extends
 report.html          the page of the run (`extensions.reporting.page`)
 predictions_*.jsonl  the answers before and after, and to the test splits
 label_suspects.csv   training rows that the trained model contradicts
@@ -45,27 +47,28 @@ from extensions.common.files import (
 from extensions.common.versions import versions
 from extensions.recipe import Recipe, dump_recipe
 from extensions.reporting.page import write_page
-from extensions.runs.resume import can_resume
+from extensions.runs.resume import Continuation, continuation, fork_into, fork_source, scores_at
 from extensions.runs.trackers import Trackers
 
 LOCK = "run.lock"
-WARNINGS = "warnings.jsonl"
+WARNINGS, CHANGES = "warnings.jsonl", "changes.jsonl"
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl", WARNINGS)  # each line has its step
 
 
 class RunFolder:
     """Writes the records of a run; made by rank 0 alone.
 
-    A folder with an unfinished run is reused, and the run resumes. A folder with a finished run, or one that left
+    A folder whose run goes on (`extensions.runs.resume`) is reused. A folder with a finished run, or one that left
     nothing to resume from, is renamed (`set_aside`): nothing is overwritten.
 
     Args:
         inputs: name -> hash of what the run reads outside the recipe; None: it reads nothing there.
         reporter: its warnings are recorded, those before the folder was opened included; it prints those of the folder.
         world_size: ranks that train, for versions.json.
+        steps: iterations of the whole training; None: the method has none.
 
     Raises:
-        UserError: the folder cannot be written, or holds another unfinished run.
+        UserError: the folder cannot be written, or holds another unfinished run; or the run to fork cannot be used.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class RunFolder:
         inputs: Mapping[str, str | None],
         reporter: Reporter | None = None,
         world_size: int = 1,
+        steps: int | None = None,
     ) -> None:
         self.root, self._stops = root, recipe.checkpoint.on_error == "stop"
         self._reporter = reporter or Reporter(active=True)
@@ -87,10 +91,13 @@ class RunFolder:
         record = versions() | {"world_size": world_size, "inputs": dict(inputs), "run_id": secrets.token_hex(4)}
         try:
             lock = _lock(root) if (root / "recipe.yaml").exists() else None
-            if lock is not None and can_resume(root, recipe, record, warn):
+            goes_on = continuation(root, recipe, record, steps, warn) if lock is not None else None
+            if lock is not None and goes_on is not None:
                 record["run_id"] = read_json(root / "versions.json").get("run_id", record["run_id"])
                 self._lock = lock
             else:
+                if recipe.fork is not None:
+                    fork_source(recipe)  # before anything is moved
                 if lock is not None:
                     self.set_aside = unused_path(root, ".old")
                     root.rename(self.set_aside)
@@ -99,8 +106,12 @@ class RunFolder:
                 if lock is not None and self.set_aside is not None:
                     (self.set_aside / LOCK).unlink(missing_ok=True)
                     lock.close()
-            write_text(root / "recipe.yaml", dump_recipe(recipe))
+                if recipe.fork is not None:
+                    goes_on = fork_into(root, recipe, record, steps)
+            if goes_on is not None and goes_on.changes_anything:
+                self._record_changes(goes_on)
             write_json(root / "versions.json", record)
+            write_text(root / "recipe.yaml", dump_recipe(recipe))
         except OSError as error:
             raise UserError(
                 f"output_dir: cannot write to {root} ({error.strerror or error}); choose another folder"
@@ -114,6 +125,15 @@ class RunFolder:
         for text, step in self._reporter.warnings.items():
             self._record_warning(step, text)
         self._reporter.record = self._record_warning
+
+    def _record_changes(self, goes_on: Continuation) -> None:
+        """Before the recipe of the folder is replaced: write what changes, and keep the scores of a finished run."""
+        self.append(CHANGES, [goes_on.record()])
+        self.sync()
+        if goes_on.kind == "extended":
+            (self.root / "eval.json").rename(self.root / scores_at(goes_on.step))
+        for line in goes_on.lines():
+            self._reporter.warn(line)
 
     def _recorded_warnings(self) -> set[str]:
         path = self.root / WARNINGS

@@ -28,6 +28,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     SyncError: 6,
     ProcessGone: CRASHED,
 }
+FLAGS = {"--accept-changes": "checkpoint.accept_changes=true"}  # short for a recipe key
 RUN_AGAIN = "run the same command again: it resumes from the last checkpoint"
 
 
@@ -61,7 +62,8 @@ def _status(
         if not arguments or arguments[0].startswith("-"):
             launcher = "deepspeed" if script == method else "bash"
             raise UserError(f"usage: {launcher} launch/{script}.sh RECIPE [key.sub=value ...]")
-        do(load_recipe(arguments[0], [*arguments[1:], *set_by_script], method))
+        words = [FLAGS.get(word, word) for word in arguments[1:]]
+        do(load_recipe(arguments[0], [*words, *set_by_script], method))
     except signals.Stopped:
         if rank == "0":
             reason, command = signals.requested() or "another rank", signals.command_line(script, arguments)

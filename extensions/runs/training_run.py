@@ -18,7 +18,7 @@ from torch import Tensor
 
 from extensions.common.console import Reporter
 from extensions.common.errors import UserError
-from extensions.common.files import move_into, read_json, read_jsonl, write_text
+from extensions.common.files import move_into, read_json, read_jsonl, unused_path, write_text
 from extensions.data import Example, subsample_evenly
 from extensions.data.splits import RunData
 from extensions.distributed import signals, watchdog
@@ -37,8 +37,12 @@ from extensions.runs.evaluation_run import AFTER, Run
 from extensions.runs.failed_batch import write_and_explain, write_part
 from extensions.runs.folder import RunFolder
 from extensions.runs.health import HealthMonitor
+from extensions.runs.resume import evaluated_as
 from extensions.tasks import Task
 from extensions.training.trainer import Trainer
+
+BEFORE = "predictions_before.jsonl"
+NO_BEST = {"metric": None, "step": 0, "since": 0}
 
 
 class TrainingRun(Run):
@@ -57,7 +61,7 @@ class TrainingRun(Run):
     ) -> None:
         super().__init__(recipe, strategy, reporter, folder, data, evaluator)
         self.trainer, self.last_step = trainer, steps
-        self.best: dict[str, Any] = {"metric": None, "step": 0, "since": 0}
+        self.best: dict[str, Any] = dict(NO_BEST)
         self.best_state: dict[str, Tensor] | None = None
         kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
         self.health = HealthMonitor(recipe.data.tasks, kl)
@@ -89,8 +93,8 @@ class TrainingRun(Run):
     def _go(self) -> None:
         if self.recipe.evaluation.yardsticks and "yardsticks" not in self.scores:
             self.compute_yardsticks()
-        if self.recipe.evaluation.before and "before" not in self.scores:
-            self.evaluate("before", "before training, ", "predictions_before.jsonl", resumable=True)
+        if self.recipe.evaluation.before and "before" not in self.scores and self.step == 0:
+            self.evaluate("before", "before training, ", BEFORE, resumable=True)
             self.write_scores()
             self.evaluator.remove_parts()
             if self.folder is not None:
@@ -238,6 +242,9 @@ class TrainingRun(Run):
             "health": self.health.state(),
             "best": self.best,
             "scores": self.scores,
+            "last_step": self.last_step,
+            "updates": self.recipe.num_updates(1),
+            "evaluated": evaluated_as(self.recipe, self.data),
         }
         error = None
         if self.folder is not None:
@@ -290,11 +297,37 @@ class TrainingRun(Run):
         self.trainer.load_state(state["trainer"])
         self.health.load_state(state["health"])
         self.saved = (self.step, self.validated)
+        self._follow_changes(state)
         if self.folder is not None:
             self.folder.cut_back(self.step, self.validated)
             if {"before", "yardsticks"} & self.scores.keys():
                 self.write_scores()
         self.reporter.info(f"resuming after step {self.step} from {checkpoint.folder}")
+
+    def _follow_changes(self, state: dict[str, Any]) -> None:
+        """After a checkpoint of another recipe (`extensions.runs.resume`): drop scores that it does not share."""
+        if state["updates"] != self.recipe.num_updates(1):
+            self.checkpoints.set_schedule(self.recipe.num_updates(self.step))
+        was, now = state["evaluated"], evaluated_as(self.recipe, self.data)
+        if was["table"] != now["table"]:
+            self.evaluator.remove_parts()
+            if self.folder is not None and (before := self.folder.root / BEFORE).exists():
+                before.rename(unused_path(before.with_stem(f"{before.stem}-other"), "-"))
+            if self.scores.pop("before", None) is not None:
+                self.reporter.warn(
+                    "the scores before training are of other rows, prompts or decoding, and are left out; "
+                    "launch/eval.sh computes the new ones"
+                )
+            self.scores.pop("yardsticks", None)
+        elif was["train"] != now["train"]:
+            self.scores.pop("yardsticks", None)
+        if was["validation"] != now["validation"] and self.best["metric"] is not None:
+            self.best, self.best_state = dict(NO_BEST), None
+            self.reporter.warn(
+                "the validations so far are of other rows, prompts or decoding; the best is sought among later ones"
+            )
+        if state["last_step"] < self.last_step:
+            self.best["since"] = 0  # an early stop has no say in an extension
 
     # ------------------------------------------------------------------------------------------------- the end
 

@@ -23,7 +23,7 @@ from extensions.scaffold.entry import InitRequest, TaskEntry, is_unbalanced
 from extensions.scaffold.recipe_text import recipe_text
 from extensions.tasks import Task, is_blank
 
-MAX_TOKENIZED = 500  # rows, and label sets, whose tokens are counted
+MAX_TOKENIZED = 500  # rows whose tokens are counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
         int(np.percentile(lengths, 95)),
         fixed,
         prompt_limit(recipe, config) + recipe.rollout.max_new_tokens,
-        _longest_answer(counting, task, rows, answer_tokens),
+        _longest_answer(counting, task, rows),
         on_gpu,
     )
     if fixed >= chosen.max_tokens:
@@ -118,14 +118,10 @@ def _prompts(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> list[li
     return [encoder.encode(task, _fields(task, rows[k * len(rows) // count]))[0] for k in range(count)]
 
 
-def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any], of_labels: Sequence[int]) -> int:
+def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> int:
     """Tokens of the longest answer with its tag, of a multi-label task those of the longest label set in the data."""
-    if not task.multi_label:
-        return max(of_labels)
-    sets = {task.parse_label_set(row.get(task.source.label)) for row in rows}
-    ids, text = encoder.encode(task, dict.fromkeys(task.fields, ""))
-    longest = sorted(map(task.answer, sets), key=len)[-MAX_TOKENIZED:]
-    return max(len(encoder.answer_ids(ids, text, answer)) for answer in longest)
+    sets = {task.parse_label_set(row.get(task.source.label)) for row in rows} if task.multi_label else ()
+    return max(encoder.answer_tokens(task, sets).values())
 
 
 def _loaded(text: str, warn: Callable[[str], None]) -> tuple[Recipe, RunData]:

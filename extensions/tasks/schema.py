@@ -40,6 +40,7 @@ _DEFAULT_METRICS: dict[str, dict[str, list[str]]] = {
     "multi-label": {"metrics": ["f1_micro", "f1_macro"], "extra_metrics": ["subset_accuracy"]},
     "classification": {"metrics": ["accuracy"]},
 }
+GRID_POINTS = 11  # scores of a regression that answers by likelihood compare: equidistant over its range
 _PLAIN_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")  # the form that a model writes and the parser reads
 
 
@@ -220,6 +221,21 @@ class Task(BaseModel):
         if self.score_range is not None:
             return [f"{score:g}" if float(f"{score:g}") == score else repr(score) for score in self.score_range]
         return [*self.labels, *((self.no_label, self.join_labels(self.labels)) if self.multi_label else ())]
+
+    @property
+    def score_grid(self) -> list[str]:
+        """Equidistant scores over a regression's range, as a model should write them.
+
+        With the task's decimals; if it sets none, with the fewest that keep the scores distinct, at least one.
+        """
+        assert self.score_range is not None
+        low, high = self.score_range
+        scores = [low + (high - low) * k / (GRID_POINTS - 1) for k in range(GRID_POINTS)]
+        decimals = self.score_decimals
+        if decimals is None:
+            distinct = (d for d in range(1, 6) if len({f"{score:.{d}f}" for score in scores}) == GRID_POINTS)
+            decimals = next(distinct, 6)
+        return [number_text(score, decimals) for score in scores]
 
     # Label sets of multi-label tasks.
 

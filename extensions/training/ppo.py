@@ -13,7 +13,7 @@ row) and `model/policy` (its forward). The run around it (data, evaluations, che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ class PpoTrainer(LocalPolicyMixin):
         policy, engine: the policy, and the DeepSpeed engine around it.
         order: which examples make up each batch.
         ppo: recipe section `ppo`.
-        response_budget: low and high end, in tokens.
+        budgets: task -> low and high end of the response budget, in tokens.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class PpoTrainer(LocalPolicyMixin):
         reward: Reward,
         order: BatchOrder,
         ppo: Ppo,
-        response_budget: Sequence[int],
+        budgets: Mapping[str, Sequence[int]],
         seed: int,
     ) -> None:
         self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
         self.encoder, self.reward, self.order, self.ppo, self.seed = encoder, reward, order, ppo, seed
-        self.response_budget = response_budget
+        self.budgets = budgets
         self.entropy: Entropy = "differentiable" if ppo.entropy_coef > 0 else "number"
         self.policy_loss = PolicyLoss(clip_eps_low=ppo.clip, clip_eps_high=ppo.clip)
         self.value_loss = ValueLoss(clip_eps=ppo.value_clip)
@@ -104,10 +104,11 @@ class PpoTrainer(LocalPolicyMixin):
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint besides the engine's."""
-        return {"kl_coef": self.kl_controller.value}
+        return {"kl_coef": self.kl_controller.value, "kl_init": self.ppo.kl.init}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.kl_controller.value = state["kl_coef"]
+        if state["kl_init"] == self.ppo.kl.init:  # a fork may start it anew
+            self.kl_controller.value = state["kl_coef"]
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration. Returns its metrics and one record per sample of the batch; empty except on rank 0."""
@@ -136,9 +137,9 @@ class PpoTrainer(LocalPolicyMixin):
         """Responses of the current policy, with the logprobs and values that sampling computes anyway."""
         encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
         requests = []
-        for slot, (ids, _) in enumerate(encoded):
+        for slot, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
             row = slot * self.strategy.world_size + self.strategy.rank
-            requests.append(training_request(ids, self.seed, step, row, self.response_budget))
+            requests.append(training_request(ids, self.seed, step, row, self.budgets[example.task.name]))
         with self.sampler.session():
             responses = self.sampler.sample(requests)
         index = TokenIndex([len(response.tokens) for response in responses], self.policy.device)

@@ -170,7 +170,7 @@ def test_preview(recipe):
     for kind, value in (("gold", "+1.00"), ("wrong", "+0.00"), ("empty", "-1.00"), ("garbage, unclosed", "-1.00")):
         rows = [line for line in text.splitlines() if f" {kind} " in line and value in line]
         assert len(rows) == 3, kind
-    assert "tokens" in text and "policy and value loss" in text
+    assert "tokens" in text and "policy and value loss; PPO draws its budget from " in text
 
 
 def test_preview_shows_demonstrations(recipe):

@@ -78,7 +78,7 @@ def copies(tiny_model):
 def test_a_copy_has_weights_and_moments(copies, tiny_model):
     tensors, values, after = copies(WAYS[3])
     assert tensors.keys() == {*after, *(f"{name}/{key}" for name in after for key in MOMENTS)}
-    assert values["updates"] == values["scheduler"]["last_epoch"] == 3
+    assert values["updates"] == values["schedule"] == 3
     fresh = make_policy(tiny_model("llama"), "adapter").trainable
     assert not any(torch.equal(fresh[name], tensors[name]) or torch.equal(after[name], tensors[name]) for name in after)
 

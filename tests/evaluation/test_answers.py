@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from support import make_policy, predict
@@ -96,6 +97,16 @@ def test_predictions_do_not_depend_on_the_batches(task):
     again = predict(shuffled[:10], FakeEncoder(), FakeSampler(), 4, 32, 7)
     assert again == [whole[e.index] for e in shuffled[:10]], "another rank's rows get the same answers"
     assert predict(examples, FakeEncoder(), FakeSampler(), 100, 32, seed=8) != whole
+
+
+def test_random_numbers_of_an_evaluation_depend_on_the_task():
+    """sha256 of the name, as `printf cola | sha256sum` prints it, is a word of Philox's counter."""
+    for task, word in ((COLA, 0x42BE22C266603B34), (SST2, 0xEB83A0472E4A7A0D)):
+        sampler = FakeSampler()
+        predict(rows_of(task), FakeEncoder(), sampler, 100, 4, seed=7)
+        counters = [np.array([0, word, row, 0], dtype=np.uint64) for row in range(len(rows_of(task)))]
+        expected = {tuple(np.random.Generator(np.random.Philox(key=[7, 1], counter=c)).random(5)[1:]) for c in counters}
+        assert {tuple(request.uniforms) for request in sampler.calls[0]} == expected
 
 
 def test_evaluation_uses_the_upper_bound_of_the_budget():

@@ -18,7 +18,8 @@ from transformers import (
 from extensions.common.errors import UserError
 from extensions.model.loading import load_base, load_config, load_tokenizer, resolve_model
 from extensions.prompts import CLOSE, PromptEncoder, parse_answer
-from extensions.recipe import Model
+from extensions.recipe import Evaluation, Model, Recipe
+from extensions.recipe.sections import Rollout
 from extensions.rollout.sampler import eos_ids
 from extensions.runs import build
 from extensions.runs.main import main
@@ -106,8 +107,10 @@ def test_the_budget_counts_the_tokens_of_the_answer_in_its_prompt(tmp_path):
     encoder = MERGING["llama"](tmp_path / "llama", config={"add_eos_token": True}).encoder()
     task, warnings = TASKS["mnli"], []
     longest = max(map(len, encoder.label_ids(task).values()))
-    for budget in (longest, longest - 1):
-        build._check_budget(task, encoder, budget, warnings.append)
+    for high in (longest, longest - 1):
+        rollout = Rollout().model_copy(update={"response_budget": [1, high]})
+        recipe = Recipe.model_construct(method="sft", rollout=rollout, evaluation=Evaluation())
+        build.response_budget(recipe, task, encoder, (), warnings.append)
     assert (
         len(warnings) == 1
         and f"are {longest} tokens, more than the high end {longest - 1} of rollout.response_budget" in warnings[0]

@@ -118,6 +118,8 @@ def test_random_numbers_of_rows_are_independent_streams():
         assert 0 <= draw < 1 and (uniforms >= 0).all() and (uniforms < 1).all()
         seen[key] = tuple(uniforms)
     assert len(set(seen.values())) == len(seen)
+    philox = np.random.Philox(key=[3, 0], counter=[0, 0, 5, 9])  # training: the task is no part of it
+    assert random_numbers(3, 0, 9, 5, 8)[1].tolist() == np.random.Generator(philox).random(9)[1:].tolist()
     budgets = [12 + int(random_numbers(0, 0, step, row, 32)[0] * 21) for step in range(200) for row in range(16)]
     assert set(budgets) == set(range(12, 33))  # uniform over 12 to 32
     assert abs(np.mean(budgets) - 22) < 5 * np.std(budgets) / len(budgets) ** 0.5

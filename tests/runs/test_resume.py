@@ -21,8 +21,7 @@ def test_keys_that_may_change_on_resume(unfinished, tmp_path, capsys):
     path = again(unfinished, tmp_path)
     assert main([str(path), "optimizer.lr=0.5", "deepspeed.timeout=60"]) == 2
     error = capsys.readouterr().err
-    assert "optimizer.lr: was 0.01, is 0.5" in error and "timeout" not in error.partition("These may change")[0]
-    assert "checkpoint" in error.partition("These may change: ")[2]
+    assert "optimizer.lr: was 0.01, is 0.5" in error and "timeout" not in error
     assert main([str(path), "deepspeed.timeout=60", "checkpoint.keep=7"]) == 0
     assert_ended_as(unfinished / "whole", tmp_path / "run")
 

@@ -66,8 +66,7 @@ def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_mo
     import numpy as np
     from peft import PeftModel
 
-    from extensions.evaluation.answers import EVALUATION
-    from extensions.rollout.sampler import random_numbers
+    from extensions.evaluation.answers import uniforms_of
 
     folder, recipe = finished
     tokenizer = load_tokenizer(Model(path=str(tiny_model("llama"))))
@@ -80,7 +79,7 @@ def test_the_adapter_reproduces_the_evaluation_with_plain_peft(finished, tiny_mo
     for prediction in read_jsonl(folder / "predictions_after.jsonl"):
         example = examples[prediction["index"]]
         ids = tokenizer(prompt_text(example.task, example.fields))["input_ids"]
-        uniforms = random_numbers(recipe.seed, EVALUATION, 0, example.index, 6)[1]
+        uniforms = uniforms_of(example, recipe.seed, 6)
         written = []
         for uniform in uniforms:
             with torch.no_grad():
