@@ -272,6 +272,10 @@ class Checkpoints:
             )
         self._read_parts(checkpoint.folder, portable)
 
+    def set_schedule(self, update: int) -> None:
+        """Set the schedule to where it is after `update` optimizer steps of this recipe."""
+        set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)
+
     def _layout(self) -> dict[str, Any]:
         """What DeepSpeed's files depend on, as JSON."""
         return {"ranks": self.ranks, "zero": self.strategy.zero_layout()}
@@ -281,10 +285,6 @@ def _described(layout: Mapping[str, Any]) -> str:
     zero, ranks = layout["zero"], layout["ranks"]
     offload = " with offload" if zero["offload"] else ""
     return f"ZeRO stage {zero['stage']}{offload} on {ranks} rank{'' if ranks == 1 else 's'}"
-
-    def set_schedule(self, update: int) -> None:
-        """Set the schedule to where it is after `update` optimizer steps of this recipe."""
-        set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
