@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -24,6 +23,7 @@ from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, load_op, remove_shared_memory
 from extensions.distributed.optim import make_optimizer, make_scheduler
+from extensions.distributed.rendezvous import rendezvous
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
 # Keys that the recipe sets; they must not appear in a user's own DeepSpeed JSON.
@@ -72,10 +72,7 @@ class Strategy(DeepspeedStrategy):
         training (0.11.2).
         """
         if "RANK" not in os.environ:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         transformers.set_seed(self.seed)
         accelerator = deepspeed.accelerator.get_accelerator()
         if accelerator.device_name() == "cpu":
@@ -83,7 +80,8 @@ class Strategy(DeepspeedStrategy):
         else:
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():  # process-wide state of DeepSpeed: join once, leave at exit
-            deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+            with rendezvous(timeout):
+                deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)
             atexit.register(remove_shared_memory)
         self.world_size = dist.get_world_size()
