@@ -77,6 +77,7 @@ class TrainingRun(Run):
 
     def go(self) -> None:
         self.resume()
+        self.reporter.done, self.reporter.last_step = self.step, self.last_step
         if self.folder is not None:
             self.folder.start_trackers(self.recipe, self.step)
         try:
@@ -87,7 +88,7 @@ class TrainingRun(Run):
                 raise SaveError("the run was asked to stop, and its state could not be saved") from None
             if self.folder is not None:
                 self.folder.write_page(self.last_step, running=False)
-                self.folder.close()
+                self.folder.close("stopped")
             raise
 
     def _go(self) -> None:
@@ -142,6 +143,7 @@ class TrainingRun(Run):
         return bool(every) and self.step > 0 and self.step % every == 0
 
     def _iterate(self) -> None:
+        self.reporter.phase("training")
         start, self.iterated = time.monotonic(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
@@ -233,6 +235,7 @@ class TrainingRun(Run):
         Raises:
             SaveError: the disk refuses, and checkpoint.on_error is "stop".
         """
+        self.reporter.phase("saving a checkpoint")
         self._compare_ranks()
         state = {
             "step": self.step,
@@ -333,6 +336,7 @@ class TrainingRun(Run):
 
     def save_adapter(self) -> None:
         """Write the adapter, before the last evaluations, which may take longer than the training."""
+        self.reporter.phase("saving the adapter")
         state = self.trainer.weights() if self.best_state is None else self.best_state
         if self.folder is not None:
             temporary = self.folder.root / "adapter.tmp"

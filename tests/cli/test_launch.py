@@ -46,12 +46,13 @@ def ppo(tmp_path: Path) -> Path:
     (root / "launch").mkdir(parents=True)
     for script in ("launch.sh", "ppo.sh", "sft.sh", "eval.sh", "encoder.sh"):
         shutil.copy(ROOT / "launch" / script, root / "launch")
-    for room in ("cli", "common", "encoder", "runs"):
+    for room in ("cli", "common", "distributed", "encoder", "runs"):
         (root / "extensions" / room).mkdir(parents=True)
     shutil.copy(ROOT / "extensions/cli/launch.py", root / "extensions/cli")
     shutil.copy(ROOT / "extensions/common/environment.py", root / "extensions/common")
     (root / "extensions/runs/main.py").write_text(PPO_STUB)
     (root / "extensions/encoder/run.py").write_text("run_encoder = None\n")
+    (root / "extensions/distributed/run_in_progress.py").write_text("def run_in_progress(script, arguments): ...\n")
     return root / "launch/ppo.sh"
 
 
@@ -67,7 +68,7 @@ def test_every_method_has_a_script_that_is_shell_and_python(ppo: Path, method: s
     assert f"{method} ['r.yaml', 'a=b c']" in result.stdout, result.stderr
     write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     result = run(["bash", str(script), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
-    assert result.stdout.splitlines()[1] == f"--quiet|{script}|r.yaml|"
+    assert result.stdout.splitlines()[1] == f"--quiet|--master_port|0|{script}|r.yaml|"
 
 
 def test_ppo_as_python_finds_the_repo_and_passes_arguments(ppo: Path, tmp_path: Path):
@@ -105,7 +106,7 @@ def test_ppo_as_shell_uses_the_repos_environment(ppo: Path, tmp_path: Path):
 def test_ppo_as_shell_leaves_the_number_of_ranks_to_deepspeed(ppo: Path):
     write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     result = run(["bash", str(ppo), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
-    assert result.stdout.splitlines()[1] == f"--quiet|{ppo}|r.yaml|"
+    assert result.stdout.splitlines()[1] == f"--quiet|--master_port|0|{ppo}|r.yaml|"
 
 
 def test_ppo_as_shell_uses_an_active_environment_that_has_deepspeed(ppo: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ import torch
 from resumable import RESUMABLE, again, assert_ended_as, no_space, three_steps
 from support import write_recipe
 
-from extensions.common.files import read_json, write_json
+from extensions.common.files import read_json, read_jsonl, write_json
 from extensions.runs import checkpoint
 from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
 from extensions.runs.main import main
@@ -58,6 +58,24 @@ def test_damage_is_found(unfinished, tmp_path, name, damage):
         path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
     (problem,) = verify_checkpoint(folder)
     assert name in problem or damage == "bit"
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(2, True), *(pytest.param(3, o, marks=pytest.mark.slow) for o in (True, False))]
+)
+def test_another_zero_stage(unfinished, tmp_path, capsys, stage, offload):
+    """The steps after the checkpoint are those of the unchanged run, up to rounding."""
+    path = again(unfinished, tmp_path)
+    for folder in checkpoint_folders(tmp_path / "run")[2:]:
+        shutil.rmtree(folder)
+    own = [str(path), f"deepspeed.zero_stage={stage}", f"deepspeed.offload={str(offload).lower()}"]
+    assert main(own) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    there = f"ZeRO stage {stage}{' with offload' if offload else ''} on 1 rank"
+    assert f"was written with ZeRO stage 0 on 1 rank, this run has {there}: it resumes, but not bit-for-bit" in out
+    ours, theirs = (read_jsonl(run / "metrics.jsonl") for run in (tmp_path / "run", unfinished / "whole"))
+    for key in ("reward_mean", "policy_loss", "value_loss", "grad_norm", "lr"):
+        assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("damaged", [1, 4], ids=["the newest", "all"])

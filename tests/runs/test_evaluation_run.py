@@ -230,7 +230,7 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
     assert all(p["fields"] == texts[p["index"]] for p in found if p["task"] == "acceptability")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl",
-        "report.html",
+        "report.html", "status.json",
     }  # fmt: skip
     assert "wrong format" in capsys.readouterr().out
 

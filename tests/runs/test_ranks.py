@@ -108,7 +108,7 @@ def test_a_killed_rank_ends_the_run(launched, tmp_path, tiny_model):
     assert run.wait(timeout=300) != 0
     output = log.read_text()
     # Rank 0 may be in DeepSpeed's exchange by shared memory, where no Python runs; then the launcher reports.
-    assert "rank 0: stopped, since another rank is gone" in output or "return code = -9" in output
+    assert "rank 0: stopped, since rank 1 is gone" in output or "return code = -9" in output
     assert "Traceback" not in output
     assert not ranks_of(path), "no rank is left"
     assert all(verify_checkpoint(folder) == [] for folder in checkpoint_folders(tmp_path / "run"))
@@ -175,14 +175,11 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
         assert main([str(path)]) == 0
     log = tmp_path / "log"
     run = launched(path, 2, log, ("bash",))
-    if stage:
-        assert run.wait(timeout=300) == 2
-        assert "was written by 1 ranks, this run has 2" in log.read_text()
-        return
     wait_for(lambda: steps_of(path) > 2)
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=300) == 0
-    assert "it resumes, but not bit-for-bit" in log.read_text()
+    where = f"ZeRO stage {stage} on"
+    assert f"was written with {where} 1 rank, this run has {where} 2 ranks: it resumes, but not" in log.read_text()
 
 
 @pytest.mark.slow
