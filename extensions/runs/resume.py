@@ -21,9 +21,10 @@ from extensions.runs.checkpoint import checkpoint_folders, recover_replaced, ste
 # Progress without a checkpoint: of evaluations; of encoders, finished tasks and epochs of the current one.
 PARTS = ("*.part-*.jsonl", "tasks/*.json", "checkpoints/*/checkpoint-*")
 
-MODEL, ADAPTER, REWARD, TRAINING_ROWS, EVALUATION_ROWS, DEEPSPEED = (
+MODEL, ADAPTER, CRITIC, REWARD, TRAINING_ROWS, EVALUATION_ROWS, DEEPSPEED = (
     "model",
     "model.adapter",
+    "ppo.critic_from",
     "reward",
     "data",
     "evaluation rows",

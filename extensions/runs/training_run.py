@@ -344,10 +344,13 @@ class TrainingRun(Run):
         state = self.trainer.weights() if self.best_state is None else self.best_state
         if self.folder is not None:
             temporary = self.folder.root / "adapter.tmp"
-            self.trainer.save(temporary, self.folder.root / "critic", state)
+            critic = self.folder.root / "critic.tmp"
+            self.trainer.save(temporary, critic, state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # of the ranks' computation
             Manifest.of_run(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets).save(temporary)
+            if critic.exists():
+                move_into(critic, self.folder.root / "critic")
             move_into(temporary, self.folder.root / "adapter")
 
     def check_labels(self) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from resumable import RESUMABLE, again, assert_ended_as, no_space, three_steps
+from safetensors.torch import load_file, save_file
 from support import write_recipe
 
 from extensions.common.files import read_json, read_jsonl, write_json
+from extensions.distributed import signals
 from extensions.runs import checkpoint
-from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
+from extensions.runs.checkpoint import PORTABLE, checkpoint_folders, verify_checkpoint
 from extensions.runs.main import main
 
 
@@ -166,3 +168,20 @@ def test_a_kill_between_the_two_renames_of_a_replacement(tmp_path):
     (root / "replaced-4" / "old").touch()
     checkpoint.recover_replaced(tmp_path)
     assert sorted(path.name for path in root.iterdir()) == ["step-2", "step-4"] and (root / "step-4" / "old").exists()
+
+
+def test_a_run_starts_from_the_critic_of_another(unfinished, tiny_model, tmp_path, capsys):
+    path, first = three_steps(tmp_path, tiny_model("llama")), tmp_path / "first"
+    shutil.copytree(unfinished / "whole", first)
+    words = [str(path), f"model.adapter={first / 'adapter'}", "max_steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signals, "requested", lambda: "SIGTERM")
+        assert main(words) == 0
+    assert f"value head from {first / 'critic'}" in " ".join(capsys.readouterr().out.split())
+    saved = load_file(tmp_path / "run" / "checkpoints" / "step-0" / PORTABLE)
+    head = load_file(first / "critic" / "value_head.safetensors")
+    assert head and all(torch.equal(saved[f"value_head.{name}"], tensor) for name, tensor in head.items())
+    head["out.bias"] += 1
+    save_file(head, first / "critic" / "value_head.safetensors")
+    assert main(words) == 2
+    assert "its inputs have changed since (sha256): ppo.critic_from" in " ".join(capsys.readouterr().err.split())
