@@ -31,6 +31,7 @@ KEYS: dict[str, Callable[[str], bool]] = {
     "model.adapter": lambda value: True,
     "data.root": lambda value: value != HUB,
     "reward": lambda value: value.endswith(".py"),
+    "ppo.critic_from": lambda value: value not in ("auto", "none"),
     "deepspeed.config": lambda value: True,
 }
 TASKS = (
