@@ -185,9 +185,18 @@ class Strategy(DeepspeedStrategy):
         config["zero_allow_untested_optimizer"] = True
         if self.settings.offload and self.stage == 3:
             config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        if self.stage == 3 and self.device.type == "cpu":
+            # DeepSpeed (0.19.6) starts the gathers of several parameters and waits for the last one only. NCCL finishes
+            # them in order, gloo does not: a parameter would then be read from uninitialised memory.
+            config["zero_optimization"]["stage3_allgather_sequential"] = True
         if self.settings.config is not None:
             config = _merged(config, _read_json(self.settings.config))
         return config
+
+    def zero_layout(self) -> dict[str, Any]:
+        """What DeepSpeed's checkpoint files depend on besides the number of ranks, as JSON."""
+        own = {} if self.settings.config is None else _read_json(self.settings.config)
+        return {"stage": self.stage, "offload": self.settings.offload, "config": own}
 
     def update(self, engine: deepspeed.DeepSpeedEngine, loss: Tensor, last: bool) -> None:
         """Backward of one micro-batch; with `last`, also gradient reduction, optimizer step and schedule step.
@@ -205,12 +214,29 @@ class Strategy(DeepspeedStrategy):
         shared = self.world_size > 1 and (last or self.stage == 3)
         with watchdog.waiting("the reduction of gradients") if shared else nullcontext():
             engine.backward(loss, scale_wrt_gas=False)
+            if last and self.stage and engine.zero_use_cpu_optimizer():
+                # Else DeepSpeed (0.19.6) steps without the gradients of parameters that only earlier micro-batches
+                # reached: with ppo.critic: adapter, without the policy's.
+                engine.optimizer.finalize_gradient_accumulation_boundary()
             if shared:
                 self._settle()
         if last:
             self.before_step(engine)
             with watchdog.waiting("the optimizer step") if shared else nullcontext():
                 engine.step()
+            self._clear_gradients(engine)
+
+    def _clear_gradients(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        """Clear ZeRO's accumulated gradients.
+
+        Under ZeRO 3 and offload, DeepSpeed (0.19.6) overwrites them in the first micro-batch of an update only. Where a
+        parameter is reached later (with ppo.critic: adapter, the critic's), it adds to the gradient of the last update.
+        """
+        if self.stage == 3:
+            engine.optimizer.grad_partitions_flat_buffer.zero_()
+        elif self.stage and engine.zero_use_cpu_optimizer():
+            for gradient in engine.optimizer.accumulated_grads_in_cpu.values():
+                gradient.zero_()
 
     def before_step(self, engine: deepspeed.DeepSpeedEngine) -> None:
         """Check the reduced gradients.

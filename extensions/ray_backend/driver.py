@@ -17,6 +17,7 @@ from extensions.data.splits import RunData
 from extensions.distributed import signals
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import label_sets_of
+from extensions.model.critic import critic_source
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster
@@ -64,6 +65,7 @@ def _run(recipe: Recipe) -> None:
     set_vllm_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
     check_reward(reward, data.train, reporter.warn)
+    critic_from = critic_source(recipe, reporter.warn)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     check_vllm_supports(config)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
@@ -73,6 +75,8 @@ def _run(recipe: Recipe) -> None:
     args = namespace(recipe, shape)
     folder = open_folder(recipe, reward, data, reporter, shape.ranks)
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
+    if critic_from is not None:
+        reporter.info(f"value head from {critic_from}")
     for difference in differences(recipe):
         reporter.info(f"- {difference}")
     cluster.ensure(recipe, shape)
