@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 
 from extensions.common.errors import UserError
+from extensions.recipe.paths import is_hub_name
 
 TIMEOUT = 5.0  # seconds for the hub to answer
-_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
 class HubUnreachable(UserError):
     """The model is not cached, and the hub cannot be asked whether it exists."""
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether a path has the form NAME or OWNER/NAME."""
-    return _HUB_NAME.fullmatch(path) is not None and not path.startswith(".")
 
 
 @lru_cache(maxsize=64)
