@@ -68,7 +68,7 @@ class Job:
         stage = f", ZeRO {self.zero_stage}" if self.zero_stage else ""
         return f"{self.method}, {self.optimizer}{critic}, {self.ranks} rank{'s' if self.ranks > 1 else ''}{stage}"
 
-    def recipe(self, folder: Path, model: Path, **more: Any) -> Path:
+    def recipe(self, folder: Path, model: Path, /, **more: Any) -> Path:
         """With everything on that a checkpoint must hold: validation, early stopping, dropout, adaptive KL."""
         content: dict[str, Any] = {
             "name": "faults",
