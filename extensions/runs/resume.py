@@ -276,7 +276,7 @@ def fork_source(recipe: Recipe, versions: Mapping[str, Any] | None = None) -> tu
         versions: what versions.json holds for this run; None: its inputs are not compared.
 
     Raises:
-        UserError: it is no run folder or has no checkpoint, or its checkpoints do not fit this recipe, model or adapter.
+        UserError: it is no run folder or has no checkpoint, or its checkpoints do not fit this recipe or model.
     """
     assert recipe.fork is not None
     named = Path(recipe.fork)
