@@ -286,8 +286,9 @@ class TrainingRun(Run):
         if others:
             self.reporter.warn(
                 f"step {self.step}: the trained parameters of rank {', '.join(map(str, others))} differ from those of "
-                "the other ranks, so the run no longer follows its recipe. The usual cause is a faulty device, or a "
-                "reward that differs between ranks; stop, and resume from a checkpoint before this one"
+                "the other ranks, so the run no longer follows its recipe. Possible causes: a reward that is not the "
+                "same on each call (compare two `nlu preview RECIPE`), or a faulty device; stop, and resume from a "
+                "checkpoint before this one"
             )
 
     def resume(self) -> None:
