@@ -6,9 +6,9 @@ from copy import deepcopy
 
 import pytest
 from own_answers import TOPICS, own
-from rich.console import Console
 from run_folders import scores_of
 
+from extensions.common.console import DataConsole
 from extensions.evaluation.metrics import Prediction, score
 from extensions.reporting.scores import (
     before_after_table,
@@ -24,7 +24,7 @@ COLA, SST2, STSB = (TASKS[name] for name in ("cola", "sst2", "stsb"))
 
 
 def printed(table, width=200):
-    console = Console(width=width, file=io.StringIO())
+    console = DataConsole(width=width, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()
 
