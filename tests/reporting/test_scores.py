@@ -150,7 +150,7 @@ def test_the_table_of_classes():
     assert [column.header for column in table.columns][-1] == "most frequent confusion"
     assert cells == [
         ("billing", "75.0", "50.0", "60.0", "6", "other (2)"),
-        ("access \\[now]", "100.0", "50.0", "66.7", "2", "billing (1)"),
+        ("access [now]", "100.0", "50.0", "66.7", "2", "billing (1)"),
         ("other", "0.0", "0.0", "0.0", "0", ""),
     ]
     assert "access [now]" in printed(table)
