@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _cgroup_files() -> list[Path]:
     return files
 
 
-def killed_for(before: dict[str, int], now: dict[str, int] | None = None) -> tuple[bool, str]:
+def killed_for(before: Mapping[str, int], now: Mapping[str, int] | None = None) -> tuple[bool, str]:
     """Whether the kernel has killed for lack of memory since `before` (`oom_kills`), and words that say so."""
     now = oom_kills() if now is None else now
     for path, count in now.items():

@@ -60,9 +60,11 @@ def check_free(root: Path) -> None:
 
 
 def _already_running(root: Path) -> str:
-    holder = ""
+    holder, status = "", read_status(root)
     with suppress(OSError):
         holder = (root / LOCK).read_text(encoding="utf-8").strip()
+    if not holder and status is not None:
+        holder = f"process {status['process'].get('pid')} on {status['process'].get('host')}"
     return (
         f"{root}: already running ({holder or 'process unknown'}); wait for it, stop it by kill (it saves first), or "
         f"choose another output_dir. `nlu status {root}` says what it does"

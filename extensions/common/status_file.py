@@ -44,7 +44,7 @@ class StatusFile:
             "directory": os.getcwd(),
             "started": time.time(),
         }
-        self._wake, self._ended = threading.Event(), False
+        self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="status")
         _current = self
         self._write({"state": "running"})
@@ -57,17 +57,17 @@ class StatusFile:
     def end(self, state: str, exit_status: int, reason: str | None = None) -> None:
         """Write the last state: finished, stopped or crashed."""
         global _current
-        self._ended, _current = True, None
+        _current = None
+        self._ended.set()
         self._wake.set()
         self._thread.join(timeout=EVERY)
         self._write(_ending(state, exit_status, reason))
 
     def _beat(self) -> None:
-        while not self._ended:
-            time.sleep(SPACING)
+        while not self._ended.wait(SPACING):
             self._wake.wait(EVERY - SPACING)
             self._wake.clear()
-            if not self._ended:
+            if not self._ended.is_set():
                 self._write({"state": "running"})
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -104,16 +104,24 @@ def is_alive(status: dict[str, Any]) -> bool:
     return time.time() - float(status["heartbeat"]) < STALE
 
 
-def end_for(root: Path, since: float, exit_status: int, reason: str) -> None:
-    """Write how a run ended whose process could not do so itself.
+def end_for(root: Path, since: float, exit_status: int, reason: str | None) -> None:
+    """Write the exit status of a run that crashed, and how it ended if its process could not say so itself.
 
     Args:
         since: time of day; a status file of an earlier process is left as it is.
+        reason: None: not known here.
     """
     status = read_status(root)
-    if status is not None and status["state"] == "running" and status["started"] >= since and not is_alive(status):
-        with suppress(OSError):
-            write_json(root / FILE, status | _ending("crashed", exit_status, reason))
+    if status is None or status["started"] < since or is_alive(status):
+        return
+    if status["state"] == "running":
+        reason = reason or f"a rank ended with status {exit_status}; its output names the error"
+    elif status["state"] == "crashed":  # perhaps secondary to another rank, whose status is that of the run
+        reason = "; ".join(filter(None, (reason, status.get("reason"))))
+    else:
+        return
+    with suppress(OSError):
+        write_json(root / FILE, status | _ending("crashed", exit_status, reason))
 
 
 def _ending(state: str, exit_status: int, reason: str | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         resume = f"\nresume with: {deepspeed_command(words)}" if run is not None else ""
         say(f"error: {reason}{resume}", sys.stderr)
     if status and run is not None and (folder := run_folder(*run)) is not None:
-        end_for(folder, started, status, reason or f"a rank ended with status {status}; its output names the error")
+        end_for(folder, started, status, reason)
     sys.exit(status)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from extensions.common import status_file
 from extensions.distributed import signals
 from extensions.distributed.peers import missing
 
@@ -81,11 +82,13 @@ def _watch(rank: int) -> None:
         if _seconds is None or idle < seconds + (GRACE if collective else 0):
             continue
         if collective:
-            _print(f"error: rank {rank}: waited {idle:.0f} s in {collective} for other ranks: {missing()}.")
+            reason = f"waited {idle:.0f} s in {collective} for other ranks: {missing()}"
         else:
-            _print(f"error: rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}).")
+            reason = f"no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g})"
+        _print(f"error: rank {rank}: {reason}.")
         _print("It is at the topmost line of the main thread, the last thread printed here:")
         faulthandler.dump_traceback(STDERR, all_threads=True)
+        status_file.end("crashed", HUNG, f"rank {rank}: {reason}")
         os._exit(HUNG)
 
 

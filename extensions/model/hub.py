@@ -51,5 +51,6 @@ def check_source(path: str) -> None:
         raise HubUnreachable(f"{missing}, and the hub answers with status {status}; try again later") from error
     except Exception as error:  # network errors of whichever HTTP library the hub's client uses
         raise HubUnreachable(
-            f"{missing}, and the hub cannot be reached ({error}); check the network, or give a folder with a model"
+            f"{missing}, and asking the hub failed ({type(error).__name__}: {error}); give a folder with a model, or "
+            "make the hub reachable"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import transformers
 
 from extensions.common.console import Reporter
 from extensions.common.errors import ProcessGone, UserError
+from extensions.common.processes import killed_for, oom_kills
 from extensions.data.splits import RunData
 from extensions.distributed import signals
 from extensions.evaluation.evaluator import Evaluator
@@ -114,6 +116,7 @@ def start_run(recipe: Recipe) -> None:
     require_installed("ray", "vllm")
     import ray
 
+    kills = oom_kills()
     try:
         _run(recipe)
     except ray.exceptions.RayTaskError as error:
@@ -121,15 +124,21 @@ def start_run(recipe: Recipe) -> None:
         while isinstance(cause, ray.exceptions.RayTaskError):
             cause = cause.cause
         if type(cause).__name__ == "EngineDeadError":  # vLLM's
-            raise ProcessGone(_gone("a vLLM engine's process", cause)) from error
+            raise ProcessGone(_gone("a vLLM engine's process", cause, kills)) from error
         raise (cause if isinstance(cause, Exception) else error) from error
     except ray.exceptions.RayActorError as error:
-        raise ProcessGone(_gone("a process of the Ray backend", error)) from error
+        raise ProcessGone(_gone("a process of the Ray backend", error, kills)) from error
 
 
-def _gone(what: str, error: Any) -> str:
-    reason = " ".join(str(error).split())
+def _gone(what: str, error: Any, kills: Mapping[str, int]) -> str:
+    """The message of a process that has died.
+
+    Args:
+        kills: `oom_kills` at the start of the run.
+    """
+    out_of_memory, sentence = killed_for(kills)
+    cause = f" ({sentence})" if out_of_memory else ""
     return (
-        f"{what} is gone, most often for lack of memory: {reason[:600]}\nRay's logs are in "
+        f"{what} is gone{cause}: {' '.join(str(error).split())[:600]}\nRay's logs are in "
         "/tmp/ray/session_latest/logs. Run the same command again: it resumes from the last checkpoint"
     )

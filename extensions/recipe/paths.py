@@ -29,8 +29,10 @@ KEYS: dict[str, Callable[[str], bool]] = {
     "fork": lambda value: True,
     "model.path": lambda value: not value.startswith("pip:"),
     "model.adapter": lambda value: True,
+    "ppo.critic_from": lambda value: value not in ("auto", "none"),
     "data.root": lambda value: value != HUB,
     "reward": lambda value: value.endswith(".py"),
+    "ppo.critic_from": lambda value: value not in ("auto", "none"),
     "deepspeed.config": lambda value: True,
 }
 TASKS = (

@@ -120,11 +120,16 @@ def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> No
     """Write a rank's part: engine and random generators. `files_of(engine)` has the files and the first error."""
     # Every rank passes DeepSpeed's barriers, also after a failed write.
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
-    files = files_of(engine)
-    files.save(random_state(), str(folder / f"random-{rank}.pt"))
+    files_of(engine).save(random_state(), str(folder / f"random-{rank}.pt"))
+    write_portable(engine, folder, rank)
+
+
+def write_portable(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
+    """Write the portable copy of the engine; call it on every rank."""
     tensors, values = portable_state(engine)
     if rank == 0:
-        files.write(folder / PORTABLE, lambda path: save_file(tensors, path, {"engine": json.dumps(values)}))
+        content = {"engine": json.dumps(values)}
+        files_of(engine).write(folder / PORTABLE, lambda path: save_file(tensors, path, content))
 
 
 def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int, portable: bool) -> None:

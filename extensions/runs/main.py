@@ -73,14 +73,19 @@ def _status(
             reason, command = signals.requested() or "another rank", signals.command_line(script, arguments)
             say(f"stopped ({reason}); resume with: {command}")
             status_file.end("stopped", 0, reason)
+    except KeyboardInterrupt:
+        status_file.end("crashed", CRASHED, "a second Ctrl-C")
+        raise
     except Exception as error:
         for kind, status in EXIT_STATUS.items():
             if isinstance(error, kind):
                 hint = f"\nFree some space, then {RUN_AGAIN}" if kind is SaveError else ""
                 return _report(f"{error}{hint}", rank, status)
         if _is_full_disk(error):
-            place = getattr(error, "filename", None) or "while writing to the run folder"
-            return _report(f"the disk is full ({place}); free some space, then {RUN_AGAIN}", rank, DISK_FULL)
+            quota = getattr(error, "errno", None) == errno.EDQUOT
+            place = getattr(error, "filename", None) or f"which one, the error does not say: {str(error)[:200]}"
+            what = "the disk quota is used up" if quota else "the disk is full"
+            return _report(f"{what} ({place}); free some space, then {RUN_AGAIN}", rank, DISK_FULL)
         return _crash(error, rank)
     return 0
 

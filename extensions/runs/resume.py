@@ -102,10 +102,21 @@ class Continuation:
             if changed:
                 lines.append(f"{changed}: {consequence}")
         for name, (was, now) in self.inputs.items():
-            lines.append(
-                f"{name}: changed (sha256 {str(was)[:12]} before, {str(now)[:12]} from step {self.step + 1} on)"
-            )
+            if not any(EXPLAINED_BY[name](change) for change in self.keys):
+                hashes = f"sha256 {str(was)[:12]} before, {str(now)[:12]} after step {self.step}"
+                lines.append(f"{name}: the content of its files has changed ({hashes})")
         return lines
+
+
+# Input -> whether a changed key explains that it differs.
+EXPLAINED_BY: Mapping[str, Callable[[Change], bool]] = {
+    MODEL: lambda change: change.key == "model.path",
+    ADAPTER: lambda change: change.key == "model.adapter",
+    REWARD: lambda change: change.key == "reward",
+    TRAINING_ROWS: lambda change: change.key.startswith("data."),
+    EVALUATION_ROWS: lambda change: change.effect == "evaluation" or change.key.startswith("data."),
+    DEEPSPEED: lambda change: change.key == "deepspeed.config",
+}
 
 
 def is_finished(root: Path) -> bool:
@@ -165,7 +176,7 @@ def _may_differ(name: str, keys: Sequence[Change], recipe: Recipe, root: Path, s
     """Whether a run may go on with this input changed."""
     if name == REWARD:
         return recipe.checkpoint.accept_changes or _reward_failed(root, step)
-    return name == DEEPSPEED or (name == EVALUATION_ROWS and any(change.effect == "evaluation" for change in keys))
+    return name == DEEPSPEED or (name == EVALUATION_ROWS and any(map(EXPLAINED_BY[name], keys)))
 
 
 def _reward_failed(root: Path, step: int) -> bool:

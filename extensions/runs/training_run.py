@@ -35,7 +35,7 @@ from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.evaluation_run import AFTER, Run
 from extensions.runs.failed_batch import write_and_explain, write_part
-from extensions.runs.folder import RunFolder
+from extensions.runs.folder import CHANGES, RunFolder
 from extensions.runs.health import HealthMonitor
 from extensions.runs.resume import evaluated_as
 from extensions.tasks import Task
@@ -153,7 +153,11 @@ class TrainingRun(Run):
             with suppress(OSError):
                 problem = NonFiniteTensor(f"reward: {error}", [], "")
                 write_part(self._failed, self.strategy.rank, [problem], *self.trainer.debug_snapshot(), None)
-            raise
+            last = "starts again" if self.saved is None else f"resumes after step {self.saved[0]}"
+            raise UserError(
+                f"{error}\nThe batch is in {self._failed}. Repair {self.recipe.reward} and run the same command again: "
+                f"it {last}"
+            ) from error
         self.step += 1
         self.seconds += time.monotonic() - start
         self._record(metrics | {"elapsed_s": self.seconds}, records)
@@ -282,8 +286,9 @@ class TrainingRun(Run):
         if others:
             self.reporter.warn(
                 f"step {self.step}: the trained parameters of rank {', '.join(map(str, others))} differ from those of "
-                "the other ranks, so the run no longer follows its recipe. The usual cause is a faulty device, or a "
-                "reward that differs between ranks; stop, and resume from a checkpoint before this one"
+                "the other ranks, so the run no longer follows its recipe. Possible causes: a reward that is not the "
+                "same on each call (compare two `nlu preview RECIPE`), or a faulty device; stop, and resume from a "
+                "checkpoint before this one"
             )
 
     def resume(self) -> None:
@@ -380,6 +385,7 @@ class TrainingRun(Run):
             "samples": self.samples,
             "seconds": self.seconds,
             "started_from": _method_of(recipe.model.adapter),
+            "changes": read_jsonl(root / CHANGES) if (root / CHANGES).exists() else [],
         }
         self.folder.sync()
         metrics = read_jsonl(root / "metrics.jsonl")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from launch_tree import run, write_stub
-from support import ROOT
+from support import ROOT, write_recipe
+
+from extensions.common.run_lock import lock_folder
 
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.s*")), ROOT / ".ci" / "run"]
 
@@ -91,6 +93,19 @@ def test_ppo_shares_the_cores_among_ranks(ppo: Path):
 
 def test_ppo_as_python_returns_mains_status(ppo: Path):
     assert run([sys.executable, str(ppo), "r.yaml", "fail"], env=clean_env(RANK="0")).returncode == 7
+
+
+def test_a_run_that_is_running_is_refused_before_torch_is_loaded(tmp_path: Path):
+    recipe = write_recipe(tmp_path, Path("model"), output_dir=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('torch was loaded')")
+    command = [sys.executable, str(ROOT / "launch/ppo.sh"), "--local_rank=0", str(recipe), "--accept-changes"]
+    with lock_folder(tmp_path / "run"):
+        result = run(command, env=clean_env(RANK="0", LOCAL_RANK="0", PYTHONPATH=str(tmp_path)))
+    expected = f"error: {tmp_path / 'run'}: already running (process {os.getpid()} on {socket.gethostname()}); "
+    assert result.returncode == 2 and result.stderr.startswith(expected) and result.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
 
 
 def test_ppo_as_shell_uses_the_repos_environment(ppo: Path, tmp_path: Path):

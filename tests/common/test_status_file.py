@@ -67,14 +67,18 @@ def test_alive_by_the_process_here_and_by_the_heartbeat_elsewhere(tmp_path, proc
         ({}, "running"),
         ({"process": GONE, "started": 10.0}, "running"),
         ({"process": GONE, "state": "stopped"}, "stopped"),
+        ({"process": GONE, "state": "crashed", "exit_status": 1, "reason": "rank 1 is gone"}, "crashed"),
     ],
-    ids=["gone", "alive", "of an earlier session", "ended by itself"],
+    ids=["gone", "alive", "of an earlier session", "ended by itself", "secondary to another rank"],
 )
 def test_a_launcher_writes_the_end_of_a_killed_run_only(tmp_path, changes, state):
     written(tmp_path, **changes)
     end_for(tmp_path, 50.0, 247, "killed")
     found = read_status(tmp_path)
-    assert found["state"] == state and (found.get("reason") == "killed") is (state == "crashed")
+    assert found["state"] == state
+    assert found.get("exit_status") == (247 if state == "crashed" else None)
+    first = f"; {changes['reason']}" if "reason" in changes else ""
+    assert found.get("reason") == (f"killed{first}" if state == "crashed" else None)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "running"}', '{"state": 1, "process": 2}'])

@@ -27,6 +27,7 @@ from extensions.reporting.rows import make_rows
 from extensions.rollout.sampler import Sampler
 from extensions.runs.evaluation_run import Run
 from extensions.runs.main import main
+from extensions.runs.status import run_status
 from extensions.tasks import TASKS
 
 COLA, SST2, STSB = TASKS["cola"], TASKS["sst2"], TASKS["stsb"]
@@ -232,6 +233,7 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
         "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl",
         "report.html", "status.json",
     }  # fmt: skip
+    assert run_status(tmp_path / "run").state == "finished"
     assert "wrong format" in capsys.readouterr().out
 
 

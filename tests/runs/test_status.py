@@ -1,16 +1,19 @@
 """`nlu status`: what a run does now, or how it ended."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from support import ROOT
 from typer.testing import CliRunner
 
 from extensions.cli.main import app
+from extensions.common.errors import UserError
 from extensions.common.files import write_json, write_jsonl
 from extensions.common.processes import this_process
 from extensions.common.run_lock import check_free, lock_folder
@@ -126,3 +129,15 @@ def test_the_command_loads_no_torch(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("age, refused", [(5, True), (STALE + 5, False)])
+def test_on_a_file_system_without_locks_the_heartbeat_decides(tmp_path, monkeypatch, age, refused):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("extensions.common.run_lock.fcntl.lockf", unsupported)
+    make_run(tmp_path, state="running", process=ELSEWHERE, heartbeat=time.time() - age)
+    lock_folder(tmp_path).close()
+    with pytest.raises(UserError, match=r"already running \(process \d+ on node7\)") if refused else nullcontext():
+        check_free(tmp_path)
