@@ -32,7 +32,6 @@ KEYS: dict[str, Callable[[str], bool]] = {
     "ppo.critic_from": lambda value: value not in ("auto", "none"),
     "data.root": lambda value: value != HUB,
     "reward": lambda value: value.endswith(".py"),
-    "ppo.critic_from": lambda value: value not in ("auto", "none"),
     "deepspeed.config": lambda value: True,
 }
 TASKS = (
