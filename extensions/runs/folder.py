@@ -98,7 +98,7 @@ class RunFolder:
                 self._lock = lock
             else:
                 if recipe.fork is not None:
-                    fork_source(recipe)  # before anything is moved
+                    fork_source(recipe, record)  # before anything is moved
                 if lock is not None:
                     self.set_aside = unused_path(root, ".old")
                     root.rename(self.set_aside)

@@ -9,6 +9,7 @@ from resumable import RESUMABLE, again, assert_ended_as, own_task, three_steps, 
 from support import write_recipe
 
 from extensions.common.files import read_json, read_jsonl
+from extensions.model.loading import model_identity
 from extensions.runs.checkpoint import checkpoint_folders
 from extensions.runs.main import main
 
@@ -188,3 +189,25 @@ def test_a_repaired_reward_resumes(tiny_model, tmp_path, capsys, untried, how):
     was, now = change["inputs"]["reward"]
     assert was != now and change["step"] == 1 and change["keys"] == {}
     assert [m["step"] for m in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_fork_needs_the_same_model(unfinished, tmp_path, capsys):
+    path, run = again(unfinished, tmp_path), tmp_path / "run"
+    versions = read_json(run / "versions.json")
+    versions["inputs"]["model"] = "0" * 64
+    (run / "versions.json").write_text(json.dumps(versions))
+    assert main([str(path), f"fork={run}", f"output_dir={tmp_path / 'fork'}"]) == 2
+    assert "was trained on other files (sha256): model." in capsys.readouterr().err and not (tmp_path / "fork").exists()
+    assert main([str(path)]) == 2
+    assert "inputs have changed since (sha256): model." in capsys.readouterr().err
+
+
+def test_a_model_is_the_same_in_another_folder(tiny_model, tmp_path):
+    model, copy = tiny_model("llama"), tmp_path / "moved"
+    shutil.copytree(model, copy)
+    assert model_identity(str(copy)) == model_identity(str(model))
+    weights = next(copy.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_identity(str(copy)) != model_identity(str(model))

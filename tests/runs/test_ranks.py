@@ -178,3 +178,5 @@ def test_killed_stopped_and_damaged_runs_are_bit_identical(job, tmp_path):
     counts = dict(line.strip().split(": ", 1) for line in done.stdout.partition("in all")[2].strip().splitlines())
     assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs the right to mount a file system
     assert '"kills": 2' in counts["kill"] and '"reported": 2' in counts["corrupt"]
+    assert '"resumed with other keys": 2' in counts["change"]
+    assert '"extended": 2' in counts["extend"] and '"forked": 2' in counts["fork"]
