@@ -14,6 +14,7 @@ import torch
 
 from extensions.common.errors import ProcessGone, UserError
 from extensions.distributed import signals
+from extensions.prefix.limits import OutOfMemory, is_out_of_memory
 from extensions.recipe import Recipe, load_recipe
 from extensions.rollout.lora_sync import SyncError
 from extensions.runs.build import run
@@ -26,6 +27,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     NonFiniteBatchError: 4,
     # 5: a rank hangs (`extensions.distributed.watchdog`, which ends the process itself)
     SyncError: 6,
+    OutOfMemory: CRASHED,
     ProcessGone: CRASHED,
 }
 FLAGS = {"--accept-changes": "checkpoint.accept_changes=true"}  # short for a recipe key
@@ -76,6 +78,9 @@ def _status(
         if _is_full_disk(error):
             place = getattr(error, "filename", None) or "while writing to the run folder"
             return _report(f"the disk is full ({place}); free some space, then {RUN_AGAIN}", rank, DISK_FULL)
+        if is_out_of_memory(error):  # outside the passes that can be repeated with fewer rows, as while a model loads
+            what = " ".join(str(error).split())[:300]
+            return _report(f"out of memory ({what}); nlu plan estimates what this run needs", rank, CRASHED)
         return _crash(error, rank)
     return 0
 
