@@ -37,13 +37,13 @@ def recipe(tiny_model, tmp_path):
 
 @pytest.fixture
 def device(monkeypatch, recipe):
-    """`device(share)`: a device that holds the model, and `share` of what training needs for a row of 1000 tokens."""
+    """`device(tokens, usable)`: a device that holds the model, and what training needs for a row of so many tokens."""
     loaded = load_recipe(recipe)
     config = load_config(loaded.model)
     made = with_training(rank_memory_of(loaded.model, loaded.lora, config, True, 1.0), loaded, 1)
 
-    def stub(share):
-        total = made.fixed + share * made.training(1000, 1000**2)
+    def stub(tokens, usable=1.0):
+        total = (made.fixed + made.training(tokens, tokens**2)) / usable
         monkeypatch.setattr(run_memory, "total_memory", lambda device: total)
         return total
 
@@ -77,7 +77,7 @@ def test_micro_batches_are_bounded_and_the_bound_is_stated(recipe, device, capsy
         return found
 
     monkeypatch.setattr(Experience, "micro_batches", spy)
-    device(1.3)
+    device(300, planner_limits.USABLE)
     assert main([str(recipe), "max_steps=1"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("micro-batches, by")]
     assert "training at most 12 rows and" in line and "(task toy, training row 5)" in line

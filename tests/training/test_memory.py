@@ -38,7 +38,7 @@ class Scarce:
 
         def limited(policy, pack, *args, **kwargs):
             out = forward(policy, pack, *args, **kwargs)
-            if torch.is_grad_enabled() and len(pack.lengths) >= rows:
+            if policy.training and torch.is_grad_enabled() and len(pack.lengths) >= rows:
                 self.seen += 1
                 if self.failed < times and self.seen > skip:
                     self.failed += 1
