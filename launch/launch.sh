@@ -3,7 +3,7 @@
 # file under it, which runs it as Python once per rank.
 #
 #     NPROC=2        ranks on this machine; default: DeepSpeed's, one per GPU, or on a CPU one per NUMA node
-#     MASTER_PORT=N  port of the ranks' rendezvous
+#     MASTER_PORT=N  port of the ranks' rendezvous; default: a free one (extensions/distributed/rendezvous.py)
 #
 # For more than one machine, call deepspeed directly, with its own options (--hostfile, --no_ssh --node_rank 0 ...).
 
@@ -22,8 +22,10 @@ fi
 # On a signal DeepSpeed's launcher kills its ranks after 30 seconds and exits with status 1. Here it runs in its own
 # process group, which Ctrl-C does not reach, and the ranks get SIGTERM: they finish the step, save and exit with status
 # 0.
+port=${MASTER_PORT:-0}
+if [ -z "${MASTER_PORT:-}" ] && [ -e /job/hostfile ]; then port=; fi # DeepSpeed's default hostfile: several nodes
 set -m
-deepspeed --quiet ${NPROC:+--num_accelerators "$NPROC"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$script" "$@" &
+deepspeed --quiet ${NPROC:+--num_accelerators "$NPROC"} ${port:+--master_port "$port"} "$script" "$@" &
 launcher=$!
 set +m
 asked=0

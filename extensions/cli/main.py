@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from extensions.cli import inspect, planning, results, run  # noqa: F401 (each registers its commands)
+from extensions.cli import inspect, planning, results, run, status  # noqa: F401 (each registers its commands)
 from extensions.cli.app import app
 
 

@@ -43,6 +43,9 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
         from extensions.runs.resume import fork_source
 
         result_of(partial(fork_source, recipe))
+    from extensions.model.critic import critic_source
+
+    result_of(partial(critic_source, recipe))
     parts = []
     if not needs_root(recipe):
         parts = [result_of(partial(RunData.of_task, recipe, task, warn)) for task in recipe.data.tasks]

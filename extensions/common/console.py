@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -23,6 +24,8 @@ class Reporter:
         done: iterations so far.
         warnings: each distinct warning -> iterations done when it was first printed.
         record: called with the step and text of each new warning; set by the run folder.
+        changed: called at each new phase; set by the run folder.
+        last_step: iterations of the whole run, if known.
     """
 
     def __init__(self, active: bool) -> None:
@@ -32,8 +35,14 @@ class Reporter:
         self.done = 0
         self.warnings: dict[str, int] = {}
         self.record: Callable[[int, str], None] | None = None
+        self.changed: Callable[[], None] | None = None
+        self.last_step: int | None = None
+        self._phase = "loading"
+        self._rows = (0, 0)  # done and all, of an evaluation
+        self._rows_eta: float | None = None  # seconds until its end
+        self._eta: float | None = None  # seconds until the end of the training
         self._bar: _Bar | None = None
-        self._started = self._last_progress = time.monotonic()
+        self._started = self._phase_started = self._last_progress = time.monotonic()
 
     def info(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
@@ -45,17 +54,34 @@ class Reporter:
             if self.record is not None:
                 self.record(self.done, text)
 
+    def phase(self, name: str) -> None:
+        """Say what the run does from here on, for its status file; nothing is printed."""
+        if name != self._phase:
+            self._phase, self._rows, self._rows_eta = name, (0, 0), None
+            if self.changed is not None:
+                self.changed()
+
+    def status(self) -> dict[str, Any]:
+        """What the run does now, as JSON; called in other threads."""
+        done, total = self._rows
+        rows = {"rows": done, "rows_total": total, "rows_eta_s": self._rows_eta} if total else {}
+        return {"phase": self._phase, **rows, "step": self.done, "last_step": self.last_step, "eta_s": self._eta}
+
     def progress(self, done: int, total: int) -> None:
         """Report the number of evaluated rows, at most once per minute."""
+        self._rows = (done, total)
         if done == 0:
-            self._last_progress = time.monotonic()
-        elif time.monotonic() - self._last_progress >= 60:
+            self._phase_started = self._last_progress = time.monotonic()
+        else:
+            self._rows_eta = (time.monotonic() - self._phase_started) / done * max(0, total - done)
+        if done and time.monotonic() - self._last_progress >= 60:
             self._last_progress = time.monotonic()
             self.info(f"  {done} of {total} rows")
 
     def begin(self, total: int, first: int) -> None:
         """Start the progress display of `total` iterations, of which `first` are done."""
         self._started, self._first, self._total, self.done = time.monotonic(), first, total, first
+        self.last_step = total
         if self.active and self.console.is_terminal:
             bar = BarColumn(bar_width=max(4, min(40, self.console.width - LINE)))
             self._bar = _Bar(
@@ -74,7 +100,8 @@ class Reporter:
         """
         self.done = done
         seconds = time.monotonic() - self._started
-        line = f"{line}  ETA {_clock(seconds / max(1, done - self._first) * (self._total - done))}"
+        self._eta = seconds / max(1, done - self._first) * (self._total - done)
+        line = f"{line}  ETA {clock(self._eta)}"
         if self._bar is not None:
             self._bar.details = details
             self._bar.update(self._task, completed=done, description=line)
@@ -98,6 +125,6 @@ class _Bar(Progress):
             yield Text(self.details, no_wrap=True, overflow="ellipsis")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

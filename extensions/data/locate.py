@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from extensions.common.errors import UserError
+from extensions.recipe.paths import HUB
 from extensions.tasks import SPLITS, Hub, Task
-
-HUB = "hub"  # value of data.root: download from the hub
 
 
 class AbsentSplit(UserError):

@@ -73,6 +73,12 @@ def launcher() -> psutil.Process | None:
     return None
 
 
+def deepspeed_command(words: Sequence[str]) -> str:
+    """A `deepspeed` command as a user would type it, without the options that launch/launch.sh adds."""
+    shown = shlex.join(["deepspeed", *(word for word in words if word != "--quiet")])
+    return shown.replace(" --master_port 0 ", " ", 1)
+
+
 def command_line(method: str, arguments: Sequence[str]) -> str:
     """The command that started the run, as a user would type it, including launcher options."""
     script = f"{method}.sh"
@@ -80,7 +86,6 @@ def command_line(method: str, arguments: Sequence[str]) -> str:
         command = found.cmdline() if (found := launcher()) is not None else []
         names = [os.path.basename(part) for part in command]
         if script in names:
-            options = [part for part in command[names.index("deepspeed") + 1 :] if part != "--quiet"]
-            return shlex.join(["deepspeed", *options])
+            return deepspeed_command(command[names.index("deepspeed") + 1 :])
     ranks = os.environ.get("WORLD_SIZE", "1")
     return ("" if ranks == "1" else f"NPROC={ranks} ") + shlex.join(["bash", f"launch/{script}", *arguments])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -24,6 +23,7 @@ from extensions.distributed import signals, watchdog
 from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.distributed.openrlhf import DeepspeedStrategy, deepspeed, load_op, remove_shared_memory
 from extensions.distributed.optim import make_optimizer, make_scheduler
+from extensions.distributed.rendezvous import rendezvous
 from extensions.recipe import DeepSpeed, Optimizer, Schedule
 
 # Keys that the recipe sets; they must not appear in a user's own DeepSpeed JSON.
@@ -73,10 +73,7 @@ class Strategy(DeepspeedStrategy):
         training (0.11.2).
         """
         if "RANK" not in os.environ:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         transformers.set_seed(self.seed)
         accelerator = deepspeed.accelerator.get_accelerator()
         if accelerator.device_name() == "cpu":
@@ -84,7 +81,8 @@ class Strategy(DeepspeedStrategy):
         else:
             accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():  # process-wide state of DeepSpeed: join once, leave at exit
-            deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
+            with rendezvous(timeout):
+                deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=timeout, verbose=False)
             atexit.register(dist.destroy_process_group)
             atexit.register(remove_shared_memory)
         self.world_size = dist.get_world_size()
@@ -188,9 +186,18 @@ class Strategy(DeepspeedStrategy):
         config["zero_allow_untested_optimizer"] = True
         if self.settings.offload and self.stage == 3:
             config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        if self.stage == 3 and self.device.type == "cpu":
+            # DeepSpeed (0.19.6) starts the gathers of several parameters and waits for the last one only. NCCL finishes
+            # them in order, gloo does not: a parameter would then be read from uninitialised memory.
+            config["zero_optimization"]["stage3_allgather_sequential"] = True
         if self.settings.config is not None:
             config = _merged(config, _read_json(self.settings.config))
         return config
+
+    def zero_layout(self) -> dict[str, Any]:
+        """What DeepSpeed's checkpoint files depend on besides the number of ranks, as JSON."""
+        own = {} if self.settings.config is None else _read_json(self.settings.config)
+        return {"stage": self.stage, "offload": self.settings.offload, "config": own}
 
     def update(self, engine: deepspeed.DeepSpeedEngine, loss: Tensor, last: bool) -> None:
         """Backward of one micro-batch; with `last`, also gradient reduction, optimizer step and schedule step.
@@ -208,6 +215,10 @@ class Strategy(DeepspeedStrategy):
         shared = self.world_size > 1 and (last or self.stage == 3)
         with watchdog.waiting("the reduction of gradients") if shared else nullcontext():
             engine.backward(loss, scale_wrt_gas=False)
+            if last and self.stage and engine.zero_use_cpu_optimizer():
+                # Else DeepSpeed (0.19.6) steps without the gradients of parameters that only earlier micro-batches
+                # reached: with ppo.critic: adapter, without the policy's.
+                engine.optimizer.finalize_gradient_accumulation_boundary()
             if shared:
                 self._settle()
         if last:
@@ -215,6 +226,7 @@ class Strategy(DeepspeedStrategy):
             self._stepping = True  # until the step is whole: if it fails, weights and state may be half-updated
             with watchdog.waiting("the optimizer step") if shared else nullcontext():
                 engine.step()
+            self._clear_gradients(engine)
             self._stepping = False
 
     def discard(self, engine: deepspeed.DeepSpeedEngine) -> bool:
@@ -229,6 +241,18 @@ class Strategy(DeepspeedStrategy):
         engine.zero_grad()
         self.nonfinite.forget()
         return True
+
+    def _clear_gradients(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        """Clear ZeRO's accumulated gradients.
+
+        Under ZeRO 3 and offload, DeepSpeed (0.19.6) overwrites them in the first micro-batch of an update only. Where a
+        parameter is reached later (with ppo.critic: adapter, the critic's), it adds to the gradient of the last update.
+        """
+        if self.stage == 3:
+            engine.optimizer.grad_partitions_flat_buffer.zero_()
+        elif self.stage and engine.zero_use_cpu_optimizer():
+            for gradient in engine.optimizer.accumulated_grads_in_cpu.values():
+                gradient.zero_()
 
     def before_step(self, engine: deepspeed.DeepSpeedEngine) -> None:
         """Check the reduced gradients.

@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from extensions.common import status_file
 from extensions.distributed import signals
+from extensions.distributed.peers import missing
 
 GRACE = 30.0
 HUNG = 5  # exit status
@@ -36,6 +38,11 @@ def heartbeat() -> None:
         # Second alarm without the GIL: the thread of `watching` needs it, and a regular expression that backtracks
         # forever never releases it.
         faulthandler.dump_traceback_later(_seconds + 2 * GRACE, exit=True, file=STDERR)
+
+
+def idle_s() -> float | None:
+    """Seconds since the last progress of this rank; None before the first."""
+    return time.monotonic() - _last if _last else None
 
 
 @contextmanager
@@ -75,11 +82,13 @@ def _watch(rank: int) -> None:
         if _seconds is None or idle < seconds + (GRACE if collective else 0):
             continue
         if collective:
-            _print(f"error: rank {rank}: waited {idle:.0f} s in {collective} for another rank, which hangs or is gone.")
+            reason = f"waited {idle:.0f} s in {collective} for other ranks: {missing()}"
         else:
-            _print(f"error: rank {rank}: no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g}).")
+            reason = f"no progress for {idle:.0f} s (deepspeed.timeout: {seconds:g})"
+        _print(f"error: rank {rank}: {reason}.")
         _print("It is at the topmost line of the main thread, the last thread printed here:")
         faulthandler.dump_traceback(STDERR, all_threads=True)
+        status_file.end("crashed", HUNG, f"rank {rank}: {reason}")
         os._exit(HUNG)
 
 

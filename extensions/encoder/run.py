@@ -155,6 +155,7 @@ class EncoderRun:
         recipe = self.recipe
         if not recipe.evaluation.yardsticks:
             return {}
+        self.reporter.phase(f"computing yardsticks, {job.task.display_name}")
         found = compute_yardsticks(recipe.data.tasks, job.data.train, job.data.table, recipe.seed, self.strategy)
         for line in yardstick_lines(recipe.data.tasks, found):
             self.reporter.info(line)
@@ -165,6 +166,7 @@ class EncoderRun:
         if not examples:
             return []
         ordered = by_length(examples)
+        self.reporter.phase(f"evaluating {job.task.display_name}, after training")
         # With labels, the Trainer would also compute a loss and the validation metrics.
         outputs = trainer.predict([replace(example, label=None) for example in ordered])
         found = predictions_of(list(job.task.labels), ordered, torch.as_tensor(outputs.predictions))
@@ -245,6 +247,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logged = [entry["eval_seconds"] for entry in state.log_history if "eval_seconds" in entry]
         self.seconds = logged[-1] if logged else 0.0  # seconds of the interrupted run
+        self.reporter.phase(f"training {self.title}")
         self.reporter.progress(0, state.max_steps)
         self._training = True
 

@@ -73,6 +73,7 @@ class Evaluator:
         left = sum(len(batch) for rank in batches for batch in rank)
         done = f"; {len(examples) - left} are done already" if known else ""
         self.reporter.info(f"evaluating {len(examples)} rows {title}{done}")
+        self.reporter.phase(f"evaluating {title}".strip())
         part = (self.folder / f"{stem}.part-{strategy.rank}.jsonl").open("a", encoding="utf-8") if stem else None
         tasks = {example.task.name: example.task for example in examples}
         compared = {name: candidates(task, self.label_sets.get(name, ())) for name, task in tasks.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from extensions.common.errors import UserError
 from extensions.inference.manifest import HERE, Manifest
-from extensions.model.hub import is_hub_name
 from extensions.recipe import Model
+from extensions.recipe.paths import is_hub_name
 
 
 @dataclass(frozen=True)

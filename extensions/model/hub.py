@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 
 from extensions.common.errors import UserError
+from extensions.recipe.paths import is_hub_name
 
 TIMEOUT = 5.0  # seconds for the hub to answer
-_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
 class HubUnreachable(UserError):
     """The model is not cached, and the hub cannot be asked whether it exists."""
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether a path has the form NAME or OWNER/NAME."""
-    return _HUB_NAME.fullmatch(path) is not None and not path.startswith(".")
 
 
 @lru_cache(maxsize=64)
@@ -57,5 +51,6 @@ def check_source(path: str) -> None:
         raise HubUnreachable(f"{missing}, and the hub answers with status {status}; try again later") from error
     except Exception as error:  # network errors of whichever HTTP library the hub's client uses
         raise HubUnreachable(
-            f"{missing}, and the hub cannot be reached ({error}); check the network, or give a folder with a model"
+            f"{missing}, and asking the hub failed ({type(error).__name__}: {error}); give a folder with a model, or "
+            "make the hub reachable"
         ) from error

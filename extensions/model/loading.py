@@ -33,6 +33,7 @@ from extensions.common.errors import UserError
 from extensions.common.files import apply_umask, sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
+from extensions.model.critic import load_critic
 from extensions.model.hub import check_source
 from extensions.model.policy import Policy
 from extensions.model.proof import check_gradient, choose_path, synthetic_rows
@@ -268,6 +269,7 @@ def load_policy(
     training: bool = True,
     rows: Sequence[Sample] = (),
     same_forwards: bool = False,
+    critic_from: Path | None = None,
 ) -> Policy:
     """The base model with a fresh adapter (or `model.adapter`), not yet wrapped by DeepSpeed.
 
@@ -281,6 +283,7 @@ def load_policy(
         training: whether `model.adapter` must match `lora`; in evaluation it may be any.
         rows: rows of the run to compare on; none: synthetic ones.
         same_forwards: whether all ranks must do equally many forwards (ZeRO 3).
+        critic_from: folder of `critic_source`; None: a new value head, and a new critic adapter if there is one.
 
     Raises:
         UserError: the model or the adapter cannot be loaded, does not match the recipe, or has no exact path.
@@ -314,6 +317,8 @@ def load_policy(
         lm.add_adapter("critic", config)
     lm.peft_config["default"].base_model_name_or_path = model.path
     policy = Policy(lm, temperature, critic != "none", anatomy).to(device)
+    if critic_from is not None:
+        load_critic(policy, critic_from)
     rows = rows or synthetic_rows(base)
     policy.proof = choose_path(policy, model.attn_implementation, rows, same_forwards)
     if training:

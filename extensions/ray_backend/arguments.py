@@ -80,7 +80,7 @@ HANDLED_HERE = {
         "model.trust_remote_code", "model.adapter", "lora.rslora", "lora.target_modules", "ppo.whiten",
         "ppo.whiten_min_std", "ppo.value_coef", "ppo.value_clip", "ppo.value_target", "ppo.kl.adaptive",
         "ppo.kl.reference", "optimizer.name", "optimizer.value_lr", "schedule.name", "deepspeed.config",
-        "vllm.probe_samples", "vllm.probe_tolerance", "ray.address",
+        "vllm.probe_samples", "vllm.probe_tolerance", "ray.address", "ppo.critic_from",
     ),
     "differs": ("ppo.critic", "ppo.old_logprobs", "ppo.max_grad_norm"),
     "not used: the micro-batches of OpenRLHF's trainer have rows only": ("model.micro_batch_tokens",),

@@ -72,7 +72,7 @@ def join(recipe: Recipe) -> int:
     try:
         ray.init(address=address, **_settings())
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"ray.address: {address}: no Ray cluster answers there ({error})") from error
+        raise UserError(f"ray.address: {address}: cannot join a Ray cluster there ({error})") from error
     # A node started with --num-gpus on a machine without GPUs has no accelerator type.
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     real = [node for node in nodes if any(name.startswith("accelerator_type:") for name in node)]

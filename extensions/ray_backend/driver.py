@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ import transformers
 
 from extensions.common.console import Reporter
 from extensions.common.errors import ProcessGone, UserError
+from extensions.common.processes import killed_for, oom_kills
 from extensions.data.splits import RunData
 from extensions.distributed import signals
 from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import label_sets_of
+from extensions.model.critic import critic_source
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster
@@ -62,6 +65,7 @@ def _run(recipe: Recipe) -> None:
     set_vllm_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
     check_reward(reward, data.train, reporter.warn)
+    critic_from = critic_source(recipe, reporter.warn)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     check_vllm_supports(config)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
@@ -71,6 +75,8 @@ def _run(recipe: Recipe) -> None:
     args = namespace(recipe, shape)
     folder = open_folder(recipe, reward, data, reporter, shape.ranks)
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
+    if critic_from is not None:
+        reporter.info(f"value head from {critic_from}")
     for difference in differences(recipe):
         reporter.info(f"- {difference}")
     cluster.ensure(recipe, shape)
@@ -110,6 +116,7 @@ def start_run(recipe: Recipe) -> None:
     require_installed("ray", "vllm")
     import ray
 
+    kills = oom_kills()
     try:
         _run(recipe)
     except ray.exceptions.RayTaskError as error:
@@ -117,15 +124,21 @@ def start_run(recipe: Recipe) -> None:
         while isinstance(cause, ray.exceptions.RayTaskError):
             cause = cause.cause
         if type(cause).__name__ == "EngineDeadError":  # vLLM's
-            raise ProcessGone(_gone("a vLLM engine's process", cause)) from error
+            raise ProcessGone(_gone("a vLLM engine's process", cause, kills)) from error
         raise (cause if isinstance(cause, Exception) else error) from error
     except ray.exceptions.RayActorError as error:
-        raise ProcessGone(_gone("a process of the Ray backend", error)) from error
+        raise ProcessGone(_gone("a process of the Ray backend", error, kills)) from error
 
 
-def _gone(what: str, error: Any) -> str:
-    reason = " ".join(str(error).split())
+def _gone(what: str, error: Any, kills: Mapping[str, int]) -> str:
+    """The message of a process that has died.
+
+    Args:
+        kills: `oom_kills` at the start of the run.
+    """
+    out_of_memory, sentence = killed_for(kills)
+    cause = f" ({sentence})" if out_of_memory else ""
     return (
-        f"{what} is gone, most often for lack of memory: {reason[:600]}\nRay's logs are in "
+        f"{what} is gone{cause}: {' '.join(str(error).split())[:600]}\nRay's logs are in "
         "/tmp/ray/session_latest/logs. Run the same command again: it resumes from the last checkpoint"
     )

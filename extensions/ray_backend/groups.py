@@ -233,9 +233,9 @@ class GroupCheckpoints(Checkpoints):
                     self.files.error = OSError(error)
         return entries
 
-    def _read_parts(self, folder: Path) -> None:
+    def _read_parts(self, folder: Path, portable: bool) -> None:
         for name, group in self.groups.items():
-            Groups.call(group, "read_checkpoint", str(folder), name)
+            Groups.call(group, "read_checkpoint", str(folder), name, portable)
 
     def set_schedule(self, update: int) -> None:
         for group in self.groups.values():

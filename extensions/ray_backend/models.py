@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from extensions.distributed.openrlhf import Actor
 from extensions.distributed.strategy import Strategy
+from extensions.model.critic import critic_source
 from extensions.model.loading import load_policy
 from extensions.model.policy import Policy, Role
 from extensions.prefix.logprobs import Entropy
@@ -133,6 +134,7 @@ class RayStrategy(Strategy):
             recipe.ppo.kl.reference if role == "reference" else "base",
             rows=self.rows,
             same_forwards=self.stage == 3,
+            critic_from=critic_source(recipe) if role == "critic" else None,
         )
 
     def wrap_trained(self, module: nn.Module, policy: Policy, num_updates: int) -> Any:

@@ -146,8 +146,8 @@ class TrainedActorMixin:
         files.attempt(lambda: entries.update({str(p.relative_to(root)): file_entry(p) for p in files.written}))
         return entries, None if files.error is None else str(files.error)
 
-    def read_checkpoint(self, folder: str, name: str) -> None:
-        read_rank(self.engine, Path(folder) / name, self.strategy.rank)
+    def read_checkpoint(self, folder: str, name: str, portable: bool) -> None:
+        read_rank(self.engine, Path(folder) / name, self.strategy.rank, portable)
 
     def set_schedule(self, update: int) -> None:
         set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)

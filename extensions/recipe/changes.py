@@ -68,6 +68,7 @@ EFFECTS: Mapping[str, Effect] = {
     "lora.rank": "structure",
     "lora.target_modules": "structure",
     "ppo.critic": "structure",
+    "ppo.critic_from": "structure",
     "ppo.batch_size": "structure",
     "sft.batch_size": "structure",
     "optimizer.name": "structure",

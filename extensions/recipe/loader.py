@@ -6,6 +6,7 @@ import copy
 import difflib
 import itertools
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from extensions.common.errors import UserError
 from extensions.recipe.checks import cross_field_errors
+from extensions.recipe.paths import RUN_FILE, TASKS, PathResolver
 from extensions.recipe.schema import Recipe, all_keys
 from extensions.recipe.secrets import hidden, without_secrets
 from extensions.recipe.yaml_text import parse_yaml
@@ -24,36 +26,50 @@ _REQUIRED: dict[str, Any] = {"name": "x", "model": {"path": "x"}, "data": {"task
 Place = tuple[int | str, ...]  # keys and list indices from the top
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), method: str | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), method: str | None = None, folder: Path | None = None
+) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
         path: the YAML file.
         overrides: `key.sub=value` strings; values are YAML.
         method: of the launch script; None: the recipe's own.
+        folder: that the file's relative paths are relative to (`extensions.recipe.paths`); None: the file's folder.
 
     Raises:
         UserError: lists every error, one per line, or says that the recipe is for another method. What looks like an
             access token is an error, and is never shown.
     """
     try:
-        return _load(Path(path), overrides, method)
+        return _load(Path(path), overrides, method, folder)
     except UserError as error:
         message = hidden(str(error))
     raise UserError(message)  # outside the handler: the chained errors hold what is hidden here
 
 
-def _load(path: Path, overrides: Sequence[str], method: str | None) -> Recipe:
+def _load(path: Path, overrides: Sequence[str], method: str | None, folder: Path | None) -> Recipe:
     raw, lines = _read(path)
-    for override in overrides:
-        _apply(raw, override)
+    here = PathResolver(Path.cwd())
+    # A run folder's recipe has absolute paths; those of older runs are relative to the working directory.
+    in_run = (path.parent / RUN_FILE).is_file()
+    of_file = here if in_run else PathResolver((folder or path.parent).resolve())
+    of_file.resolve(raw)
+    given = [_apply(raw, override, here) for override in overrides]
+    of_file.faults = [
+        (key, text) for key, text in of_file.faults if not any(f"{key}.".startswith(f"{g}.") for g in given)
+    ]
+    for key in TASKS:
+        resolver = here if any(f"{key}.".startswith(f"{one}.") for one in given) else of_file
+        resolver.resolve_files(raw, key)
     if method is not None and raw.setdefault("method", method) != method:
         raise UserError(
             f"{path}: method: {raw['method']!r} in the recipe, but launch/{method}.sh was started; run "
             f"launch/{raw['method']}.sh, or remove the key: the script sets it"
         )
     recipe, errors = _validate(raw)
-    if recipe is None:
+    errors += [*of_file.faults, *(here.faults if of_file is not here else ())]
+    if recipe is None or errors:
         count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
         listed = []
         for key, message in errors:
@@ -78,8 +94,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return raw, lines
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set the key of a `key.sub=value` string."""
+def _apply(raw: dict[str, Any], override: str, here: PathResolver) -> str:
+    """Set the key of a `key.sub=value` string, its paths relative to the working directory. Returns the key."""
     where = f"override {hidden(override)[:200]!r}"
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
@@ -91,6 +107,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = parse_yaml(text, "value")[0] if text else None
     except ValueError as error:
         raise UserError(f"{where}: the value is not valid YAML ({error})") from error
+    part: dict[str, Any] = {last: value}
+    here.resolve(reduce(lambda below, parent: {parent: below}, reversed(parents), part))
     section: Any = raw
     for parent in parents:
         if section.get(parent) is None:
@@ -98,7 +116,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         section = section[parent]
         if not isinstance(section, dict):
             raise UserError(f"{where}: {'.'.join(parents)} holds a value, not keys")
-    section[last] = value
+    section[last] = part[last]
+    return ".".join([*parents, last])
 
 
 def _validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[tuple[str, str]]]:

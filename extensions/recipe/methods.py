@@ -53,6 +53,11 @@ class Ppo(Section):
         "shared",
         description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours)",
     )
+    critic_from: str = Field(
+        "auto",
+        description="critic to start from. auto: that of the PPO run of model.adapter (critic/ beside it), if it has "
+        "one of this kind; none: a new value head; or the folder critic/ of a PPO run (ours)",
+    )
     old_logprobs: Literal["auto", "sampled", "recomputed"] = Field(
         "auto",
         description="auto: sampled in float32; recomputed by a second forward in bfloat16, where the two differ (ours)",

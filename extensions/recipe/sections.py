@@ -91,7 +91,9 @@ class Data(Section):
         description="names of built-in tasks (glue, superglue: all of them), or your own (extensions/tasks/schema.py)",
     )
     root: str | None = Field(
-        None, description="folder of the official download, or hub to download; own files are relative to it"
+        None,
+        description="folder of the official download, or hub to download; own files are relative to it, without it to "
+        "the recipe's folder",
     )
     max_train_samples: int | None = Field(
         None, ge=1, description="rows of each training set to use, a stratified sample by seed; null: all"

@@ -16,7 +16,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from extensions.evaluation.likelihood import candidates
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text
 from extensions.recipe import Recipe, adapter_name
-from extensions.reporting.scores import cell_text, has_likelihood, interval_text, metric_text, percent, shown_metrics
+from extensions.reporting.scores import (
+    cell_text,
+    change_text,
+    has_likelihood,
+    interval_text,
+    metric_text,
+    percent,
+    shown_metrics,
+)
 from extensions.tasks import Task
 
 # Hub names of the metrics that have another name there.
@@ -80,7 +88,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(  # nosec B701 # Markdown, no HTML
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"repr": repr, "quote": shlex.quote}
+    environment.filters |= {"repr": repr, "quote": shlex.quote, "change_text": change_text}
     environment.globals |= {"fenced": _fenced, "adapter_name": adapter_name}
     return environment.from_string(files(__package__).joinpath("model_card.md.j2").read_text(encoding="utf-8"))
 

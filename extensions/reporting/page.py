@@ -21,7 +21,7 @@ from extensions.recipe import dump_recipe
 from extensions.reporting import charts, run_charts, task_view
 from extensions.reporting.charts import Chart
 from extensions.reporting.run_view import Moment, RunView, conclusions, duration, read_view
-from extensions.reporting.scores import NOT_IN_PERCENT, metric_text
+from extensions.reporting.scores import NOT_IN_PERCENT, change_text, metric_text
 from extensions.tasks import Task
 
 PAGE = "report.html"
@@ -206,6 +206,7 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {"wrong_format": WRONG_FORMAT, "not_in_percent": NOT_IN_PERCENT}
     environment.filters["metric_title"] = lambda name: METRIC_TITLES.get(name, name.replace("_", " ").capitalize())
     environment.filters["number"] = lambda value, metric="": metric_text(metric, value)
+    environment.filters["change_text"] = change_text
     environment.filters["duration"] = duration
     environment.filters["tokens"] = visible_tokens
     return environment

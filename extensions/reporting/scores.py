@@ -49,6 +49,16 @@ def cell_text(text: str) -> str:
     return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(text.split()))
 
 
+def change_text(record: Mapping[str, Any]) -> str:
+    """A record of changes.jsonl: where a run was resumed with changes, extended or forked."""
+    keys = [f"{key} {was!r} to {now!r}" for key, (was, now) in record["keys"].items()]
+    files = [f"other files for {name}" for name in record["inputs"]]
+    source = f" from {record['source']}" if record.get("source") else ""
+    return (
+        f"{record['kind'].capitalize()}{source} after step {record['step']}: {'; '.join([*keys, *files]) or 'no key'}"
+    )
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
     """A table whose first `text_columns` are left-aligned and the others right-aligned; short rows are padded."""
     rule = [":--" if i < text_columns else "--:" for i in range(len(header))]

@@ -24,6 +24,7 @@ from extensions.evaluation.evaluator import Evaluator
 from extensions.evaluation.likelihood import candidates, compared_beside_sampled, label_sets_of
 from extensions.inference.manifest import FILE_NAME, Manifest
 from extensions.model.adapters import adapter_hash
+from extensions.model.critic import critic_hash, critic_source
 from extensions.model.loading import load_config, load_policy, load_tokenizer, model_identity
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
@@ -73,6 +74,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     data = RunData.load(recipe, reporter.warn)
     if method == "ppo":
         check_reward(reward, data.train, reporter.warn)
+    critic_from = critic_source(recipe, reporter.warn)
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     budgets = response_budgets(recipe, encoder, label_sets(recipe, data), reporter.warn)
@@ -83,6 +85,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
     strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
+    if critic_from is not None:
+        reporter.info(f"value head from {critic_from}")
 
     policy = load_policy(
         recipe.model,
@@ -95,6 +99,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         training=method != "eval",
         rows=proof_rows(data.train or data.table, encoder, config, recipe.rollout.max_new_tokens),
         same_forwards=sharded,
+        critic_from=critic_from,
     )
     if len(paths := set(strategy.gather(str(policy.path)))) > 1:
         ways = "; ".join(sorted(paths))
@@ -150,6 +155,7 @@ def _inputs(recipe: Recipe, reward: Reward, data: RunData) -> dict[str, str | No
     return {
         resume.MODEL: model_identity(recipe.model.path),
         resume.ADAPTER: adapter_hash(recipe.model.adapter),
+        resume.CRITIC: critic_hash(recipe),
         # Built-in rewards are covered by the project's version.
         resume.REWARD: None if reward.packed_labels else reward_digest(reward.path),
         **input_rows(data),

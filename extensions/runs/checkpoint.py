@@ -2,7 +2,8 @@
 
 checkpoints/step-N/
     run.json            progress: step, best validation, state of trainer and health monitor, scores
-    mp_rank_*.pt, ...   DeepSpeed's: weights, optimizer, schedule
+    mp_rank_*.pt, ...   DeepSpeed's: weights, optimizer, schedule, for the ZeRO stage and ranks that wrote them
+    portable.safetensors the same for any ZeRO stage, offload and number of ranks (`extensions.distributed.portable`)
     random-K.pt         states of the random generators of rank K
     best.safetensors    trained parameters at the best validation, if there is one
     manifest.json       size and sha256 of every other file; written last
@@ -13,6 +14,7 @@ The folder is called `writing-N` until all of it is on the disk. One that does n
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Container, Mapping
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,9 +32,10 @@ from extensions.common.errors import UserError
 from extensions.common.files import apply_umask, read_json, sha256, sync_file, sync_folder, unused_path, write_json
 from extensions.distributed.openrlhf import CHECKPOINT_GLOBALS, TorchCheckpointEngine, deepspeed
 from extensions.distributed.optim import recipe_hyperparameters, set_schedule
+from extensions.distributed.portable import load_portable_state, portable_state
 from extensions.distributed.strategy import Strategy
 
-MANIFEST = "manifest.json"
+MANIFEST, PORTABLE = "manifest.json", "portable.safetensors"
 
 
 @dataclass
@@ -118,12 +121,30 @@ def write_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> No
     # Every rank passes DeepSpeed's barriers, also after a failed write.
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
     files_of(engine).save(random_state(), str(folder / f"random-{rank}.pt"))
+    write_portable(engine, folder, rank)
 
 
-def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
-    """Restore what `write_rank` wrote, but for the hyperparameters, which are the recipe's."""
-    with recipe_hyperparameters(engine.optimizer, engine.lr_scheduler):
-        engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+def write_portable(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int) -> None:
+    """Write the portable copy of the engine; call it on every rank."""
+    tensors, values = portable_state(engine)
+    if rank == 0:
+        content = {"engine": json.dumps(values)}
+        files_of(engine).write(folder / PORTABLE, lambda path: save_file(tensors, path, content))
+
+
+def read_rank(engine: deepspeed.DeepSpeedEngine, folder: Path, rank: int, portable: bool) -> None:
+    """Restore what `write_rank` wrote, but for the hyperparameters, which are the recipe's.
+
+    Args:
+        portable: from the portable copy, since DeepSpeed's files are of another ZeRO stage, offload or number of ranks.
+    """
+    if portable:
+        with safe_open(folder / PORTABLE, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 # no mapping
+            load_portable_state(engine, tensors, json.loads(file.metadata()["engine"]))
+    else:
+        with recipe_hyperparameters(engine.optimizer, engine.lr_scheduler):
+            engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
     own = folder / f"random-{rank}.pt"
     if own.exists():
         restore_random_state(files_of(engine).load(str(own)))
@@ -186,9 +207,9 @@ class Checkpoints:
         write_rank(self.engine, folder, self.strategy.rank)
         return {}
 
-    def _read_parts(self, folder: Path) -> None:
+    def _read_parts(self, folder: Path, portable: bool) -> None:
         """Restore what `_write_parts` wrote."""
-        read_rank(self.engine, folder, self.strategy.rank)
+        read_rank(self.engine, folder, self.strategy.rank, portable)
 
     def _make(self, folder: Path) -> None:
         for left in self.root.glob("writing-*"):  # left by a kill during a write
@@ -196,7 +217,7 @@ class Checkpoints:
         folder.mkdir(parents=True)
 
     def _finish(self, folder: Path, step: int, entries: dict[str, Any]) -> None:
-        write_json(folder / MANIFEST, {"step": step, "ranks": self.ranks, "files": entries})
+        write_json(folder / MANIFEST, {"step": step, **self._layout(), "files": entries})
         final, old = self.root / f"step-{step}", self.root / f"replaced-{step}"
         if final.exists():  # from a session that stopped before the validation of this step
             final.rename(old)
@@ -238,25 +259,37 @@ class Checkpoints:
     def load(self, checkpoint: SavedCheckpoint, warn: Callable[[str], None]) -> None:
         """Restore weights, optimizer, schedule and random generators.
 
-        Raises:
-            UserError: it was written by another number of ranks, and ZeRO has split the optimizer state over them.
+        Also with another ZeRO stage, offload or number of ranks than those that wrote it; then `warn` gets a line.
         """
-        ranks, now = read_json(checkpoint.folder / MANIFEST)["ranks"], self.ranks
-        if ranks != now and self.strategy.stage > 0:
-            raise UserError(
-                f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}, and each rank's file holds its "
-                f"share of the optimizer state (deepspeed.zero_stage: {self.strategy.stage}); start {ranks} ranks, or "
-                "choose another output_dir"
-            )
-        if ranks != now:
+        manifest, now = read_json(checkpoint.folder / MANIFEST), self._layout()
+        written = {key: manifest.get(key, now[key]) for key in now}
+        portable = written["zero"] != now["zero"] or (written["ranks"] != now["ranks"] and self.strategy.stage > 0)
+        if written != now:
+            if portable and not any(Path(name).name == PORTABLE for name in manifest["files"]):
+                raise UserError(
+                    f"{checkpoint.folder} was written with {_described(written)} by an older version of this project, "
+                    f"without a copy for {_described(now)}; use the old settings, or choose another output_dir"
+                )
+            other = " and another deepspeed.config" if written["zero"]["config"] != now["zero"]["config"] else ""
             warn(
-                f"{checkpoint.folder} was written by {ranks} ranks, this run has {now}: it resumes, but not bit-for-bit"
+                f"{checkpoint.folder} was written with {_described(written)}, this run has {_described(now)}{other}: "
+                "it resumes, but not bit-for-bit"
             )
-        self._read_parts(checkpoint.folder)
+        self._read_parts(checkpoint.folder, portable)
 
     def set_schedule(self, update: int) -> None:
         """Set the schedule to where it is after `update` optimizer steps of this recipe."""
         set_schedule(self.engine.optimizer, self.engine.lr_scheduler, update)
+
+    def _layout(self) -> dict[str, Any]:
+        """What DeepSpeed's files depend on, as JSON."""
+        return {"ranks": self.ranks, "zero": self.strategy.zero_layout()}
+
+
+def _described(layout: Mapping[str, Any]) -> str:
+    zero, ranks = layout["zero"], layout["ranks"]
+    offload = " with offload" if zero["offload"] else ""
+    return f"ZeRO stage {zero['stage']}{offload} on {ranks} rank{'' if ranks == 1 else 's'}"
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

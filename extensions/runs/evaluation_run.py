@@ -52,6 +52,7 @@ class Run:
     def compute_yardsticks(self) -> None:
         """Score simple models of the training rows on the rows of the table. Call it on every rank."""
         tasks, data = self.recipe.data.tasks, self.data
+        self.reporter.phase("computing yardsticks")
         found = compute_yardsticks(tasks, data.train, data.table, self.recipe.seed, self.strategy)
         self.scores["yardsticks"] = found
         for line in yardstick_lines(tasks, found):

@@ -20,14 +20,12 @@ critic/              value head, and the critic's adapter if it has one
 checkpoints/         resume points (`extensions.runs.checkpoint`)
 failed/              batches with non-finite values (`extensions.runs.failed_batch`)
 run.lock             the process that writes here, while it runs
+status.json          what that process does, and how it ended (`extensions.common.status_file`)
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
-import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,13 +42,16 @@ from extensions.common.files import (
     write_json,
     write_text,
 )
+from extensions.common.processes import oom_kills
+from extensions.common.run_lock import LOCK, lock_folder
+from extensions.common.status_file import StatusFile
 from extensions.common.versions import versions
+from extensions.distributed import signals, watchdog
 from extensions.recipe import Recipe, dump_recipe
 from extensions.reporting.page import write_page
 from extensions.runs.resume import Continuation, continuation, fork_into, fork_source, scores_at
 from extensions.runs.trackers import Trackers
 
-LOCK = "run.lock"
 WARNINGS, CHANGES = "warnings.jsonl", "changes.jsonl"
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl", WARNINGS)  # each line has its step
 
@@ -90,19 +91,19 @@ class RunFolder:
         self._page_failed = False
         record = versions() | {"world_size": world_size, "inputs": dict(inputs), "run_id": secrets.token_hex(4)}
         try:
-            lock = _lock(root) if (root / "recipe.yaml").exists() else None
+            lock = lock_folder(root) if (root / "recipe.yaml").exists() else None
             goes_on = continuation(root, recipe, record, steps, warn) if lock is not None else None
             if lock is not None and goes_on is not None:
                 record["run_id"] = read_json(root / "versions.json").get("run_id", record["run_id"])
                 self._lock = lock
             else:
                 if recipe.fork is not None:
-                    fork_source(recipe)  # before anything is moved
+                    fork_source(recipe, record)  # before anything is moved
                 if lock is not None:
                     self.set_aside = unused_path(root, ".old")
                     root.rename(self.set_aside)
                 root.mkdir(parents=True, exist_ok=True)
-                self._lock = _lock(root)
+                self._lock = lock_folder(root)
                 if lock is not None and self.set_aside is not None:
                     (self.set_aside / LOCK).unlink(missing_ok=True)
                     lock.close()
@@ -125,6 +126,11 @@ class RunFolder:
         for text, step in self._reporter.warnings.items():
             self._record_warning(step, text)
         self._reporter.record = self._record_warning
+        self._status = StatusFile(root, self._snapshot)
+        self._reporter.changed = self._status.changed
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {**self._reporter.status(), "idle_s": watchdog.idle_s(), "oom_kills": oom_kills()}
 
     def _record_changes(self, goes_on: Continuation) -> None:
         """Before the recipe of the folder is replaced: write what changes, and keep the scores of a finished run."""
@@ -221,44 +227,21 @@ class RunFolder:
                 self._page_failed = True
                 self._warn(f"report.html cannot be written ({type(error).__name__}: {error}); the run is not affected")
 
-    def close(self) -> None:
-        """Release the folder. Raises OSError where a full disk refuses the last records."""
-        self._reporter.record = None
+    def close(self, state: str = "finished") -> None:
+        """Release the folder. Raises OSError where a full disk refuses the last records.
+
+        Args:
+            state: how the run ended: finished or stopped.
+        """
+        self._reporter.record = self._reporter.changed = None
         for lines in self._lines.values():
             lines.close()
         self._lines.clear()
         self.trackers.finish()
+        self._status.end(state, 0, signals.requested() if state == "stopped" else None)
         (self.root / LOCK).unlink(missing_ok=True)
         self._lock.close()
 
 
 def _is_up_to(step: int, record: Mapping[str, Any]) -> bool:
     return isinstance(record.get("step"), int) and record["step"] <= step
-
-
-def _lock(root: Path) -> Any:
-    """Lock the run folder for this process; two processes that write there would corrupt its files.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-    file = (root / LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not (root / LOCK).exists() or os.fstat(file.fileno()).st_ino != (root / LOCK).stat().st_ino:
-            file.close()  # its holder has just ended and removed it
-            return _lock(root)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise UserError(
-            f"{root}: another run is writing there ({holder}); wait for it, stop it, or choose another output_dir"
-        ) from None
-    except OSError:  # a file system without locks
-        return file
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file

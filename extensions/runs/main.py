@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from extensions.common import status_file
 from extensions.common.errors import ProcessGone, UserError
 from extensions.distributed import signals
+from extensions.distributed.peers import gone_ranks, named
 from extensions.prefix.limits import OutOfMemory, is_out_of_memory
 from extensions.recipe import Recipe, load_recipe
 from extensions.rollout.lora_sync import SyncError
@@ -64,20 +66,27 @@ def _status(
         if not arguments or arguments[0].startswith("-"):
             launcher = "deepspeed" if script == method else "bash"
             raise UserError(f"usage: {launcher} launch/{script}.sh RECIPE [key.sub=value ...]")
+        status_file.announce(signals.command_line(script, arguments))
         words = [FLAGS.get(word, word) for word in arguments[1:]]
         do(load_recipe(arguments[0], [*words, *set_by_script], method))
     except signals.Stopped:
         if rank == "0":
             reason, command = signals.requested() or "another rank", signals.command_line(script, arguments)
             print(f"stopped ({reason}); resume with: {command}", flush=True)
+            status_file.end("stopped", 0, reason)
+    except KeyboardInterrupt:
+        status_file.end("crashed", CRASHED, "a second Ctrl-C")
+        raise
     except Exception as error:
         for kind, status in EXIT_STATUS.items():
             if isinstance(error, kind):
                 hint = f"\nFree some space, then {RUN_AGAIN}" if kind is SaveError else ""
                 return _report(f"{error}{hint}", rank, status)
         if _is_full_disk(error):
-            place = getattr(error, "filename", None) or "while writing to the run folder"
-            return _report(f"the disk is full ({place}); free some space, then {RUN_AGAIN}", rank, DISK_FULL)
+            quota = getattr(error, "errno", None) == errno.EDQUOT
+            place = getattr(error, "filename", None) or f"which one, the error does not say: {str(error)[:200]}"
+            what = "the disk quota is used up" if quota else "the disk is full"
+            return _report(f"{what} ({place}); free some space, then {RUN_AGAIN}", rank, DISK_FULL)
         if is_out_of_memory(error):  # outside the passes that can be repeated with fewer rows, as while a model loads
             what = " ".join(str(error).split())[:300]
             return _report(f"out of memory ({what}); nlu plan estimates what this run needs", rank, CRASHED)
@@ -97,31 +106,50 @@ def _report(message: str, rank: str, status: int) -> int:
             if signals.requested() != requested:  # by the launcher, so rank 0 has printed the error
                 return status
         message = f"rank {rank}: {message}"
+    status_file.end("crashed", status, message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     return status
 
 
 def _crash(error: Exception, rank: str) -> int:
     """An unexpected error. An error of a collective is secondary to another rank's failure, which reports first."""
-    if _is_of_collective(error):
-        time.sleep(5)
+    gone = _wait_for_gone() if _may_be_of_collective(error) else []
+    text = " ".join(str(error).split()).partition(" This is typically caused by")[0]  # a guess of gloo
+    reason = f"{type(error).__name__}: {text}"
+    if gone:
+        reason = f"stopped, since {named(gone)} ({reason[:200]})"
         print(
-            f"error: rank {rank}: stopped, since another rank is gone ({' '.join(str(error).split())[:200]}). Its own "
-            "error is above, if it could print one; a killed rank cannot, and most are killed for lack of memory",
+            f"error: rank {rank}: {reason}. Its own error is above; if a signal killed it, it printed none, and the "
+            "launcher names the signal",
             file=sys.stderr,
             flush=True,
         )
     else:
         print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    status_file.end("crashed", CRASHED, reason)
     return CRASHED
 
 
-def _is_of_collective(error: Exception) -> bool:
-    """Whether a collective failed because another rank left it."""
+def _may_be_of_collective(error: Exception) -> bool:
+    """Whether a collective may have failed because another rank left it."""
     text = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "closed by peer", "socket"))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and (
+        isinstance(error, torch.distributed.DistError)
+        or (
+            isinstance(error, RuntimeError)
+            and any(word in text for word in ("gloo", "nccl", "closed by peer", "socket"))
+        )
     )
+
+
+def _wait_for_gone() -> list[int]:
+    """The ranks that have ended after 5 seconds, in which the failed one reports and the launcher takes note of it."""
+    gone: list[int] = []
+    for _ in range(50):
+        time.sleep(0.1)
+        gone = gone or gone_ranks() or []
+    return gone
 
 
 def _is_full_disk(error: Exception) -> bool:

@@ -21,9 +21,10 @@ from extensions.runs.checkpoint import checkpoint_folders, recover_replaced, ste
 # Progress without a checkpoint: of evaluations; of encoders, finished tasks and epochs of the current one.
 PARTS = ("*.part-*.jsonl", "tasks/*.json", "checkpoints/*/checkpoint-*")
 
-MODEL, ADAPTER, REWARD, TRAINING_ROWS, EVALUATION_ROWS, DEEPSPEED = (
+MODEL, ADAPTER, CRITIC, REWARD, TRAINING_ROWS, EVALUATION_ROWS, DEEPSPEED = (
     "model",
     "model.adapter",
+    "ppo.critic_from",
     "reward",
     "data",
     "evaluation rows",
@@ -101,10 +102,21 @@ class Continuation:
             if changed:
                 lines.append(f"{changed}: {consequence}")
         for name, (was, now) in self.inputs.items():
-            lines.append(
-                f"{name}: changed (sha256 {str(was)[:12]} before, {str(now)[:12]} from step {self.step + 1} on)"
-            )
+            if not any(EXPLAINED_BY[name](change) for change in self.keys):
+                hashes = f"sha256 {str(was)[:12]} before, {str(now)[:12]} after step {self.step}"
+                lines.append(f"{name}: the content of its files has changed ({hashes})")
         return lines
+
+
+# Input -> whether a changed key explains that it differs.
+EXPLAINED_BY: Mapping[str, Callable[[Change], bool]] = {
+    MODEL: lambda change: change.key == "model.path",
+    ADAPTER: lambda change: change.key == "model.adapter",
+    REWARD: lambda change: change.key == "reward",
+    TRAINING_ROWS: lambda change: change.key.startswith("data."),
+    EVALUATION_ROWS: lambda change: change.effect == "evaluation" or change.key.startswith("data."),
+    DEEPSPEED: lambda change: change.key == "deepspeed.config",
+}
 
 
 def is_finished(root: Path) -> bool:
@@ -164,7 +176,7 @@ def _may_differ(name: str, keys: Sequence[Change], recipe: Recipe, root: Path, s
     """Whether a run may go on with this input changed."""
     if name == REWARD:
         return recipe.checkpoint.accept_changes or _reward_failed(root, step)
-    return name == DEEPSPEED or (name == EVALUATION_ROWS and any(change.effect == "evaluation" for change in keys))
+    return name == DEEPSPEED or (name == EVALUATION_ROWS and any(map(EXPLAINED_BY[name], keys)))
 
 
 def _reward_failed(root: Path, step: int) -> bool:
@@ -226,23 +238,23 @@ def fork_into(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: in
     """Copy the newest intact checkpoint of `recipe.fork`, and the records before it, into a new run folder.
 
     Raises:
-        UserError: see `fork_source`; the source is damaged, or another model or adapter is under the checkpoint.
+        UserError: see `fork_source`; or no checkpoint is intact.
     """
-    source, checkpoints = fork_source(recipe)
+    source, checkpoints = fork_source(recipe, versions)
     old, before = _recorded(source)
-    inputs = _changed_inputs(before, versions)
-    other = [name for name in (MODEL, ADAPTER) if name in inputs]
-    if other:
-        raise UserError(f"fork: {source} was trained on other files (sha256): {', '.join(other)}. {_INSTEAD}")
     target = root / "checkpoints"
     shutil.rmtree(target, ignore_errors=True)  # left by a kill
     for folder in reversed(checkpoints):
-        shutil.copytree(folder, target / folder.name)
-        problems = verify_checkpoint(target / folder.name)
+        try:
+            shutil.copytree(folder, target / folder.name)
+        except (shutil.Error, FileNotFoundError):  # shutil's holds the error of each file
+            if folder.exists():
+                raise
+        problems = verify_checkpoint(target / folder.name)  # the source may run, and remove it
         if not problems:
             step = step_of(folder)
             break
-        shutil.rmtree(target)
+        shutil.rmtree(target, ignore_errors=True)
     else:
         raise UserError(f"fork: of the checkpoints of {source}, none is intact ({'; '.join(problems)})")
     for name in ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl", "predictions_before.jsonl"):
@@ -251,18 +263,20 @@ def fork_into(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: in
             if not name.startswith("predictions"):
                 filter_jsonl(root / name, lambda record: isinstance(record.get("step"), int) and record["step"] <= step)
     keys = [change for change in changes(old, recipe) if change.effect != "none"]
-    return Continuation("forked", step, keys, inputs, str(source), steps)
+    return Continuation("forked", step, keys, _changed_inputs(before, versions), str(source), steps)
 
 
 _INSTEAD = "To start from a run's weights instead: model.adapter=RUN/adapter"
 
 
-def fork_source(recipe: Recipe) -> tuple[Path, list[Path]]:
+def fork_source(recipe: Recipe, versions: Mapping[str, Any] | None = None) -> tuple[Path, list[Path]]:
     """The run folder of key `fork`, and the checkpoints to try, oldest first.
 
+    Args:
+        versions: what versions.json holds for this run; None: its inputs are not compared.
+
     Raises:
-        UserError: it is no run folder or has no checkpoint, it is the folder of this run, or a key has changed what a
-            checkpoint holds.
+        UserError: it is no run folder or has no checkpoint, or its checkpoints do not fit this recipe or model.
     """
     assert recipe.fork is not None
     named = Path(recipe.fork)
@@ -277,10 +291,15 @@ def fork_source(recipe: Recipe) -> tuple[Path, list[Path]]:
         raise UserError(
             f"fork: {named} has no checkpoint to go on from; see checkpoint.every_steps, and {source / 'checkpoints'}"
         )
-    structure = [change for change in changes(_recorded(source)[0], recipe) if change.effect == "structure"]
+    old, before = _recorded(source)
+    structure = [change for change in changes(old, recipe) if change.effect == "structure"]
     if structure:
         listed = "\n".join(f"  {change}" for change in structure)
         raise UserError(f"fork: the checkpoints of {source} do not fit these keys:\n{listed}\n{_INSTEAD}")
+    inputs = _changed_inputs(before, versions) if versions is not None else {}
+    other = [name for name in (MODEL, ADAPTER) if name in inputs]
+    if other:
+        raise UserError(f"fork: {source} was trained on other files (sha256): {', '.join(other)}. {_INSTEAD}")
     return source, checkpoints
 
 

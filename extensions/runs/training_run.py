@@ -35,7 +35,7 @@ from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.evaluation_run import AFTER, Run
 from extensions.runs.failed_batch import write_and_explain, write_part
-from extensions.runs.folder import RunFolder
+from extensions.runs.folder import CHANGES, RunFolder
 from extensions.runs.health import HealthMonitor
 from extensions.runs.resume import evaluated_as
 from extensions.tasks import Task
@@ -77,6 +77,7 @@ class TrainingRun(Run):
 
     def go(self) -> None:
         self.resume()
+        self.reporter.done, self.reporter.last_step = self.step, self.last_step
         if self.folder is not None:
             self.folder.start_trackers(self.recipe, self.step)
         try:
@@ -87,7 +88,7 @@ class TrainingRun(Run):
                 raise SaveError("the run was asked to stop, and its state could not be saved") from None
             if self.folder is not None:
                 self.folder.write_page(self.last_step, running=False)
-                self.folder.close()
+                self.folder.close("stopped")
             raise
 
     def _go(self) -> None:
@@ -142,6 +143,7 @@ class TrainingRun(Run):
         return bool(every) and self.step > 0 and self.step % every == 0
 
     def _iterate(self) -> None:
+        self.reporter.phase("training")
         start, self.iterated = time.monotonic(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
@@ -151,7 +153,11 @@ class TrainingRun(Run):
             with suppress(OSError):
                 problem = NonFiniteTensor(f"reward: {error}", [], "")
                 write_part(self._failed, self.strategy.rank, [problem], *self.trainer.debug_snapshot(), None)
-            raise
+            last = "starts again" if self.saved is None else f"resumes after step {self.saved[0]}"
+            raise UserError(
+                f"{error}\nThe batch is in {self._failed}. Repair {self.recipe.reward} and run the same command again: "
+                f"it {last}"
+            ) from error
         self.step += 1
         self.seconds += time.monotonic() - start
         self._record(metrics | {"elapsed_s": self.seconds}, records)
@@ -233,6 +239,7 @@ class TrainingRun(Run):
         Raises:
             SaveError: the disk refuses, and checkpoint.on_error is "stop".
         """
+        self.reporter.phase("saving a checkpoint")
         self._compare_ranks()
         state = {
             "step": self.step,
@@ -279,8 +286,9 @@ class TrainingRun(Run):
         if others:
             self.reporter.warn(
                 f"step {self.step}: the trained parameters of rank {', '.join(map(str, others))} differ from those of "
-                "the other ranks, so the run no longer follows its recipe. The usual cause is a faulty device, or a "
-                "reward that differs between ranks; stop, and resume from a checkpoint before this one"
+                "the other ranks, so the run no longer follows its recipe. Possible causes: a reward that is not the "
+                "same on each call (compare two `nlu preview RECIPE`), or a faulty device; stop, and resume from a "
+                "checkpoint before this one"
             )
 
     def resume(self) -> None:
@@ -333,13 +341,17 @@ class TrainingRun(Run):
 
     def save_adapter(self) -> None:
         """Write the adapter, before the last evaluations, which may take longer than the training."""
+        self.reporter.phase("saving the adapter")
         state = self.trainer.weights() if self.best_state is None else self.best_state
         if self.folder is not None:
             temporary = self.folder.root / "adapter.tmp"
-            self.trainer.save(temporary, self.folder.root / "critic", state)
+            critic = self.folder.root / "critic.tmp"
+            self.trainer.save(temporary, critic, state)
             self.evaluator.encoder.tokenizer.save_pretrained(str(temporary))
             dtype = read_json(self.folder.root / "model.json")["dtype"]  # of the ranks' computation
             Manifest.of_run(self.recipe, self.evaluator.encoder, dtype, self.evaluator.label_sets).save(temporary)
+            if critic.exists():
+                move_into(critic, self.folder.root / "critic")
             move_into(temporary, self.folder.root / "adapter")
 
     def check_labels(self) -> None:
@@ -373,6 +385,7 @@ class TrainingRun(Run):
             "samples": self.samples,
             "seconds": self.seconds,
             "started_from": _method_of(recipe.model.adapter),
+            "changes": read_jsonl(root / CHANGES) if (root / CHANGES).exists() else [],
         }
         self.folder.sync()
         metrics = read_jsonl(root / "metrics.jsonl")

@@ -99,7 +99,7 @@ def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
         cut=cut,
     )
     warnings = list(entry.warnings)
-    resolved, data = _loaded(text, warnings.append)
+    resolved, data = _loaded(text, entry.path.parent, warnings.append)
     encoder = PromptEncoder(tokenizer, chosen.max_tokens, False)
     prefix = common_prefix(prompts) if len(prompts) > 1 else 0
     rest = round(float(np.minimum(lengths, chosen.max_tokens).mean())) - prefix
@@ -124,12 +124,12 @@ def _longest_answer(encoder: PromptEncoder, task: Task, rows: Sequence[Any]) -> 
     return max(encoder.answer_tokens(task, sets).values())
 
 
-def _loaded(text: str, warn: Callable[[str], None]) -> tuple[Recipe, RunData]:
-    """The recipe and its data, read as `nlu validate` does."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.yaml"
+def _loaded(text: str, folder: Path, warn: Callable[[str], None]) -> tuple[Recipe, RunData]:
+    """The recipe and its data, read as `nlu validate` does once the recipe is in its folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "recipe.yaml"
         file.write_text(text, encoding="utf-8")
-        recipe = load_recipe(file)
+        recipe = load_recipe(file, folder=folder)
     return recipe, RunData.load(recipe, warn)
 
 

@@ -121,7 +121,7 @@ def _entry(
     few = [repr(name) for name, count in target.counts.items() if count < 3]
     if few:
         odd.append(f"{', '.join(few)}: fewer than 3 rows, too few to learn from and to test; join it with another")
-    source = _source(tables, hub, label, texts, target, unlabelled)
+    source = _source(tables, path.parent, hub, label, texts, target, unlabelled)
     task = _task(path.stem, texts, label, target, named, source)
     decisions = [f"kind: {target.kind} of column {str(label)!r}; {target.why}", *texts.decisions]
     decisions += _source_decisions(source, target)
@@ -208,16 +208,17 @@ def _determines_label(column: Any, label: Any, rows: Sequence[Row]) -> bool:
 
 def _source(
     tables: Mapping[str, SourceTable],
+    folder: Path,
     hub: dict[str, Any],
     label: Any,
     texts: Texts,
     target: Target,
     unlabelled: list[str],
 ) -> dict[str, Any]:
-    """The entry `source` of the task, without defaults."""
+    """The entry `source` of the task, without defaults; its files relative to the recipe's folder."""
     lack = any(is_blank(row.get(column)) for table in tables.values() for row in table.rows for column in texts.columns)
     keys: dict[str, Any] = {
-        "files": {} if hub else {split: relative_path(table.path) for split, table in tables.items()},
+        "files": {} if hub else {split: relative_path(table.path, folder) for split, table in tables.items()},
         "hub": hub,
         "split": {split: HELD_OUT for split in ("validation", "test") if split not in tables},
         **common_keys(tables),
@@ -239,12 +240,12 @@ def _placeholder(column: Any, number: int) -> str:
     return name if plain and PLACEHOLDER.findall(f"{{{name}}}") == [name] else f"column_{number}"
 
 
-def relative_path(path: Path) -> str:
-    """The path relative to the working directory if it is below; commands that run elsewhere set data.root."""
-    try:
-        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
-    except ValueError:
-        return os.fspath(path.resolve())
+def relative_path(path: Path, folder: Path = Path(".")) -> str:
+    """The path relative to a folder if both are below the working directory, else the absolute one."""
+    here, found, base = Path.cwd().resolve(), path.resolve(), folder.resolve()
+    if found.is_relative_to(here) and base.is_relative_to(here):
+        return Path(os.path.relpath(found, base)).as_posix()
+    return os.fspath(found)
 
 
 def _source_decisions(source: Mapping[str, Any], target: Target) -> list[str]:

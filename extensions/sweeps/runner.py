@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -162,12 +161,11 @@ def _resolved(launcher: Sequence[str]) -> list[str]:
 
 
 def _port_option(launcher: Sequence[str]) -> list[str]:
-    """A free port for DeepSpeed's ranks, so that two sweeps on a machine do not share the default one."""
-    if Path(launcher[0]).name != "deepspeed" or any(option.startswith("--master_port") for option in launcher):
+    """A free port for DeepSpeed's ranks on one node, so that two sweeps on a machine do not share the default one."""
+    given = ("--master_port", "--hostfile", "-H")
+    if Path(launcher[0]).name != "deepspeed" or any(option.startswith(given) for option in launcher):
         return []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return ["--master_port", str(probe.getsockname()[1])]
+    return ["--master_port", "0"]  # `extensions.distributed.rendezvous`
 
 
 def _execute(command: Sequence[str], log: Path) -> int:

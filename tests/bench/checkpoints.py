@@ -24,6 +24,7 @@ from jobs import ROOT, make_model, parse  # noqa: E402
 from worker import table  # noqa: E402
 
 from extensions.recipe import load_recipe  # noqa: E402
+from extensions.runs import checkpoint as checkpoint_files  # noqa: E402
 from extensions.runs.build import prepare  # noqa: E402
 from extensions.runs.checkpoint import checkpoint_folders  # noqa: E402
 from extensions.runs.training_run import TrainingRun  # noqa: E402
@@ -58,11 +59,16 @@ def main() -> None:
         checkpoints: list[float] = []
         run.trainer.iterate = timed(run.trainer.iterate, steps)  # type: ignore[method-assign]
         run.save_checkpoint = timed(run.save_checkpoint, checkpoints)  # type: ignore[method-assign]
+        portable: list[float] = []
+        checkpoint_files.write_portable = timed(checkpoint_files.write_portable, portable)
         run.go()
-        size = sum(path.stat().st_size for path in checkpoint_folders(Path(folder) / "run")[-1].iterdir())
+        last = checkpoint_folders(Path(folder) / "run")[-1]
+        size = sum(path.stat().st_size for path in last.iterdir())
+        copy = (last / checkpoint_files.PORTABLE).stat().st_size
     step, checkpoint = statistics.median(steps[1:]), statistics.median(checkpoints[1:])
-    columns = ["optimizer", "s/step", "s/checkpoint", "checkpoint / step", "MB per checkpoint"]
+    columns = ["optimizer", "s/step", "s/checkpoint", "checkpoint / step", "MB per checkpoint", "portable copy"]
     figures = [f"{step:.3f}", f"{checkpoint:.4f}", f"{checkpoint / step:.4f}", f"{size / 1e6:.1f}"]
+    figures.append(f"{statistics.median(portable[1:]):.4f} s, {copy / 1e6:.1f} MB")
     print(table(columns, [[recipe.optimizer.name, *figures]]))
 
 

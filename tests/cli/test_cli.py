@@ -118,7 +118,7 @@ def test_validate_reads_the_reward_and_the_data(tmp_path):
     path = own_recipe(tmp_path, "some/model", rows, reward="nope.py")
     error = fails("validate", path)
     assert "2 error" in error
-    for part in ("'nope.py'", "validation.jsonl, line 1", "'label'", "'c'"):
+    for part in (f"'{tmp_path / 'nope.py'}'", "validation.jsonl, line 1", "'label'", "'c'"):
         assert part in error
     assert "valid" in succeeds("validate", path, "reward=nlu", "data.tasks=acceptability")
     assert "not a folder" in fails("validate", path, "reward=nlu", f"data.root={tmp_path}/nowhere")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from launch_tree import run, write_stub
-from support import ROOT
+from support import ROOT, write_recipe
+
+from extensions.common.run_lock import lock_folder
 
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.s*")), ROOT / ".ci" / "run"]
 
@@ -46,12 +48,13 @@ def ppo(tmp_path: Path) -> Path:
     (root / "launch").mkdir(parents=True)
     for script in ("launch.sh", "ppo.sh", "sft.sh", "eval.sh", "encoder.sh"):
         shutil.copy(ROOT / "launch" / script, root / "launch")
-    for room in ("cli", "common", "encoder", "runs"):
+    for room in ("cli", "common", "distributed", "encoder", "runs"):
         (root / "extensions" / room).mkdir(parents=True)
     shutil.copy(ROOT / "extensions/cli/launch.py", root / "extensions/cli")
     shutil.copy(ROOT / "extensions/common/environment.py", root / "extensions/common")
     (root / "extensions/runs/main.py").write_text(PPO_STUB)
     (root / "extensions/encoder/run.py").write_text("run_encoder = None\n")
+    (root / "extensions/distributed/run_in_progress.py").write_text("def run_in_progress(script, arguments): ...\n")
     return root / "launch/ppo.sh"
 
 
@@ -67,7 +70,7 @@ def test_every_method_has_a_script_that_is_shell_and_python(ppo: Path, method: s
     assert f"{method} ['r.yaml', 'a=b c']" in result.stdout, result.stderr
     write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     result = run(["bash", str(script), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
-    assert result.stdout.splitlines()[1] == f"--quiet|{script}|r.yaml|"
+    assert result.stdout.splitlines()[1] == f"--quiet|--master_port|0|{script}|r.yaml|"
 
 
 def test_ppo_as_python_finds_the_repo_and_passes_arguments(ppo: Path, tmp_path: Path):
@@ -92,6 +95,19 @@ def test_ppo_as_python_returns_mains_status(ppo: Path):
     assert run([sys.executable, str(ppo), "r.yaml", "fail"], env=clean_env(RANK="0")).returncode == 7
 
 
+def test_a_run_that_is_running_is_refused_before_torch_is_loaded(tmp_path: Path):
+    recipe = write_recipe(tmp_path, Path("model"), output_dir=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('torch was loaded')")
+    command = [sys.executable, str(ROOT / "launch/ppo.sh"), "--local_rank=0", str(recipe), "--accept-changes"]
+    with lock_folder(tmp_path / "run"):
+        result = run(command, env=clean_env(RANK="0", LOCAL_RANK="0", PYTHONPATH=str(tmp_path)))
+    expected = f"error: {tmp_path / 'run'}: already running (process {os.getpid()} on {socket.gethostname()}); "
+    assert result.returncode == 2 and result.stderr.startswith(expected) and result.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+
+
 def test_ppo_as_shell_uses_the_repos_environment(ppo: Path, tmp_path: Path):
     write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     env = clean_env(PATH="/usr/bin:/bin", NPROC="2", MASTER_PORT="29999")
@@ -105,7 +121,7 @@ def test_ppo_as_shell_uses_the_repos_environment(ppo: Path, tmp_path: Path):
 def test_ppo_as_shell_leaves_the_number_of_ranks_to_deepspeed(ppo: Path):
     write_stub(ppo.parent.parent / ".venv/bin/deepspeed", PRINT_ARGUMENTS)
     result = run(["bash", str(ppo), "r.yaml"], env=clean_env(PATH="/usr/bin:/bin"))
-    assert result.stdout.splitlines()[1] == f"--quiet|{ppo}|r.yaml|"
+    assert result.stdout.splitlines()[1] == f"--quiet|--master_port|0|{ppo}|r.yaml|"
 
 
 def test_ppo_as_shell_uses_an_active_environment_that_has_deepspeed(ppo: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher without its noise."""
+"""DeepSpeed's launcher without its faults."""
 
 import sys
 
@@ -12,6 +12,11 @@ SCRIPTS = {
         "error: no",
     ),
     "a killed rank": ("import os; os.kill(os.getpid(), 9)", 247, "error: a rank was killed by SIGKILL"),
+    "a killed per-node launcher": (  # DeepSpeed 0.19.6 exits with status 0
+        "import os; os.kill(os.getppid(), 9)",
+        247,
+        "error: DeepSpeed's per-node launcher, the parent of the ranks, was killed by SIGKILL",
+    ),
 }
 LAUNCHER = [sys.executable, "-c", "from extensions.distributed.launcher import main; main()"]
 

@@ -19,6 +19,7 @@ from extensions.common.files import read_json, read_jsonl
 from extensions.encoder import run as encoder
 from extensions.recipe import load_recipe
 from extensions.runs.main import main
+from extensions.runs.status import run_status
 from extensions.tasks import SUITES, TASKS
 
 
@@ -251,6 +252,7 @@ def test_every_task_is_trained_or_uses_another_model_and_is_answered(run_of_all)
     scores = read_json(run / "eval.json")
     assert scores["after"].keys() == scores["splits"].keys() == set(ALL)
     assert all(set(TASKS[name].metrics) <= scores["after"][name]["metrics"].keys() for name in ALL)
+    assert run_status(run).state == "finished"
     trained = set(ALL) - {"mnli_mm", "ax", "axb", "axg"}
     assert set(scores["training"]["tasks"]) == trained == {path.name for path in (run / "models").iterdir()}
     for kind in ("after", "test"):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from faults import Job, make_model, start
+from harness import Job, make_model, start
 
 from extensions.common.files import read_jsonl
 

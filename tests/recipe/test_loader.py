@@ -120,7 +120,7 @@ def test_overrides(load):
     assert [task.name for task in load(BASE_RECIPE, "data.tasks=[rte, stsb]").data.tasks] == ["rte", "stsb"]
     assert [task.name for task in load(BASE_RECIPE, "data.tasks=rte").data.tasks] == ["rte"]
     assert load(BASE_RECIPE, "seed=1", "seed=2").seed == 2
-    assert load(BASE_RECIPE, "model.path=a=b").model.path == "a=b"
+    assert load(BASE_RECIPE, "model.path=/a=b").model.path == "/a=b"
     assert load(BASE_RECIPE, "lora.target_modules=[q_proj]").lora.target_modules == ["q_proj"]
 
 

@@ -49,6 +49,13 @@ def test_the_code_of_the_card_is_python(path, shots):
         compile(code, "card", "exec")
 
 
+def test_the_card_says_where_the_run_was_changed():
+    change = {"kind": "extended", "step": 30, "source": None, "keys": {"max_steps": [30, 50]}, "inputs": {}}
+    training = {"tasks": ["cola"], "samples": 320, "steps": 20, "seconds": 90.0, "changes": [change]}
+    text = model_card(recipe_of(), {"after": scores_of(6), "split": "test", "training": training}).text
+    assert "\nExtended after step 30: max_steps 30 to 50.\n" in text
+
+
 def test_code_with_backticks_has_a_longer_fence():
     text = card_of(recipe_of(model={"path": "a```b"}), {"after": scores_of(6)}, "test").text
     assert "\n````python\nimport torch\n" in text and "a```b" in text

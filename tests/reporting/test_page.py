@@ -54,6 +54,15 @@ def folder(tmp_path_factory):
     return page_run(tmp_path_factory.mktemp("page") / "tickets", [DETAILS["own"], "stsb"], texts=HOSTILE, rows=80)
 
 
+def test_the_page_says_where_the_run_was_changed(tmp_path):
+    run = page_run(tmp_path / "run", ["sst2"], rows=8)
+    assert "Changed on the way" not in Reader(run_page(read_view(run))).text
+    change = {"kind": "forked", "step": 30, "source": "runs/<a>", "keys": {"optimizer.lr": [1e-5, 2e-5]}, "inputs": {}}
+    (run / "changes.jsonl").write_text(json.dumps(change | {"inputs": {"reward": ["1", "2"]}}) + "\n")
+    text = " ".join(Reader(run_page(read_view(run))).text.split())
+    assert "Forked from runs/<a> after step 30: optimizer.lr 1e-05 to 2e-05; other files for reward" in text
+
+
 @pytest.fixture(scope="module")
 def page(folder):
     return Reader(run_page(read_view(folder)))

@@ -9,6 +9,7 @@ from resumable import RESUMABLE, again, assert_ended_as, own_task, three_steps, 
 from support import write_recipe
 
 from extensions.common.files import read_json, read_jsonl
+from extensions.model.loading import model_identity
 from extensions.runs.checkpoint import checkpoint_folders
 from extensions.runs.main import main
 
@@ -29,7 +30,11 @@ def history(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize(
     "override",
-    ["ppo.micro_batch_size=1", "model.gradient_checkpointing=true", "model.attn_implementation=eager"],
+    [
+        "ppo.micro_batch_size=1",
+        pytest.param("model.gradient_checkpointing=true", marks=pytest.mark.slow),
+        pytest.param("model.attn_implementation=eager", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_resumes_with_other_memory_keys(unfinished, tmp_path, capsys, override):
     path = again(unfinished, tmp_path)
@@ -45,6 +50,7 @@ def test_a_run_resumes_with_other_memory_keys(unfinished, tmp_path, capsys, over
     assert ours[:2] == theirs[:2] and ours[2] == pytest.approx(theirs[2], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_changed_evaluation_keys_drop_scores_of_other_rows(unfinished, tmp_path, capsys):
     path = again(unfinished, tmp_path)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-3")
@@ -79,6 +85,7 @@ def test_what_is_learned_changes_only_in_a_fork(unfinished, tmp_path, capsys):
     assert ours[2][:3] != theirs[2][:3]
 
 
+@pytest.mark.slow
 def test_a_fork_without_changes_is_the_run(unfinished, tmp_path):
     path = again(unfinished, tmp_path)
     assert main([str(path), f"fork={tmp_path / 'run'}", f"output_dir={tmp_path / 'fork'}"]) == 0
@@ -107,6 +114,7 @@ def test_what_cannot_be_forked(unfinished, tmp_path, capsys, override, message):
     assert message in capsys.readouterr().err and not (tmp_path / "fork" / "recipe.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended_as_if_it_had_been_longer(tiny_model, tmp_path, capsys):
     path = three_steps(tmp_path, tiny_model("llama"), **CONSTANT)
     assert main([str(path), f"output_dir={tmp_path / 'whole'}", "max_steps=5"]) == 0
@@ -121,6 +129,7 @@ def test_a_finished_run_is_extended_as_if_it_had_been_longer(tiny_model, tmp_pat
     assert (change["kind"], change["step"], change["keys"]) == ("extended", 3, {"max_steps": [3, 5]})
 
 
+@pytest.mark.slow
 def test_an_extended_cosine_is_that_of_the_longer_run_from_there_on(unfinished, tmp_path):
     path = again(unfinished, tmp_path)
     shutil.copyfile(unfinished / "whole" / "eval.json", tmp_path / "run" / "eval.json")
@@ -139,6 +148,7 @@ def test_a_finished_run_without_a_checkpoint_cannot_be_extended(unfinished, tmp_
     assert (tmp_path / "run" / "eval.json").exists()
 
 
+@pytest.mark.slow
 def test_an_early_stop_does_not_end_an_extension(tiny_model, tmp_path):
     path = three_steps(
         tmp_path, tiny_model("llama"), evaluation={**RESUMABLE["evaluation"], "patience": 1}, optimizer={"lr": 1e-30}
@@ -149,7 +159,7 @@ def test_an_early_stop_does_not_end_an_extension(tiny_model, tmp_path):
     assert read_json(tmp_path / "run" / "eval.json")["training"]["steps"] == 3
 
 
-@pytest.mark.parametrize("how", ["after its failure", "--accept-changes"])
+@pytest.mark.parametrize("how", ["after its failure", pytest.param("--accept-changes", marks=pytest.mark.slow)])
 def test_a_repaired_reward_resumes(tiny_model, tmp_path, capsys, untried, how):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"text {k}", "label": "ab"[k % 2]}) + "\n" for k in range(8)))
@@ -165,6 +175,7 @@ def test_a_repaired_reward_resumes(tiny_model, tmp_path, capsys, untried, how):
     )
     if how == "after its failure":
         assert main([str(path)]) == 2
+        assert f"Repair {reward} and run the same command again: it resumes after step 1" in capsys.readouterr().err
     else:
         with pytest.raises(SystemExit):
             main([str(path)])
@@ -178,3 +189,25 @@ def test_a_repaired_reward_resumes(tiny_model, tmp_path, capsys, untried, how):
     was, now = change["inputs"]["reward"]
     assert was != now and change["step"] == 1 and change["keys"] == {}
     assert [m["step"] for m in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_fork_needs_the_same_model(unfinished, tmp_path, capsys):
+    path, run = again(unfinished, tmp_path), tmp_path / "run"
+    versions = read_json(run / "versions.json")
+    versions["inputs"]["model"] = "0" * 64
+    (run / "versions.json").write_text(json.dumps(versions))
+    assert main([str(path), f"fork={run}", f"output_dir={tmp_path / 'fork'}"]) == 2
+    assert "was trained on other files (sha256): model." in capsys.readouterr().err and not (tmp_path / "fork").exists()
+    assert main([str(path)]) == 2
+    assert "inputs have changed since (sha256): model." in capsys.readouterr().err
+
+
+def test_a_model_is_the_same_in_another_folder(tiny_model, tmp_path):
+    model, copy = tiny_model("llama"), tmp_path / "moved"
+    shutil.copytree(model, copy)
+    assert model_identity(str(copy)) == model_identity(str(model))
+    weights = next(copy.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_identity(str(copy)) != model_identity(str(model))

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from resumable import RESUMABLE, again, assert_ended_as, no_space, three_steps
+from safetensors.torch import load_file, save_file
 from support import write_recipe
 
-from extensions.common.files import read_json, write_json
+from extensions.common.files import read_json, read_jsonl, write_json
+from extensions.distributed import signals
 from extensions.runs import checkpoint
-from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
+from extensions.runs.checkpoint import PORTABLE, checkpoint_folders, verify_checkpoint
 from extensions.runs.main import main
 
 
@@ -58,6 +60,24 @@ def test_damage_is_found(unfinished, tmp_path, name, damage):
         path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
     (problem,) = verify_checkpoint(folder)
     assert name in problem or damage == "bit"
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(2, True), *(pytest.param(3, o, marks=pytest.mark.slow) for o in (True, False))]
+)
+def test_another_zero_stage(unfinished, tmp_path, capsys, stage, offload):
+    """The steps after the checkpoint are those of the unchanged run, up to rounding."""
+    path = again(unfinished, tmp_path)
+    for folder in checkpoint_folders(tmp_path / "run")[2:]:
+        shutil.rmtree(folder)
+    own = [str(path), f"deepspeed.zero_stage={stage}", f"deepspeed.offload={str(offload).lower()}"]
+    assert main(own) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    there = f"ZeRO stage {stage}{' with offload' if offload else ''} on 1 rank"
+    assert f"was written with ZeRO stage 0 on 1 rank, this run has {there}: it resumes, but not bit-for-bit" in out
+    ours, theirs = (read_jsonl(run / "metrics.jsonl") for run in (tmp_path / "run", unfinished / "whole"))
+    for key in ("reward_mean", "policy_loss", "value_loss", "grad_norm", "lr"):
+        assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("damaged", [1, 4], ids=["the newest", "all"])
@@ -148,3 +168,20 @@ def test_a_kill_between_the_two_renames_of_a_replacement(tmp_path):
     (root / "replaced-4" / "old").touch()
     checkpoint.recover_replaced(tmp_path)
     assert sorted(path.name for path in root.iterdir()) == ["step-2", "step-4"] and (root / "step-4" / "old").exists()
+
+
+def test_a_run_starts_from_the_critic_of_another(unfinished, tiny_model, tmp_path, capsys):
+    path, first = three_steps(tmp_path, tiny_model("llama")), tmp_path / "first"
+    shutil.copytree(unfinished / "whole", first)
+    words = [str(path), f"model.adapter={first / 'adapter'}", "max_steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signals, "requested", lambda: "SIGTERM")
+        assert main(words) == 0
+    assert f"value head from {first / 'critic'}" in " ".join(capsys.readouterr().out.split())
+    saved = load_file(tmp_path / "run" / "checkpoints" / "step-0" / PORTABLE)
+    head = load_file(first / "critic" / "value_head.safetensors")
+    assert head and all(torch.equal(saved[f"value_head.{name}"], tensor) for name, tensor in head.items())
+    head["out.bias"] += 1
+    save_file(head, first / "critic" / "value_head.safetensors")
+    assert main(words) == 2
+    assert "its inputs have changed since (sha256): ppo.critic_from" in " ".join(capsys.readouterr().err.split())

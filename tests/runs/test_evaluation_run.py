@@ -27,6 +27,7 @@ from extensions.reporting.rows import make_rows
 from extensions.rollout.sampler import Sampler
 from extensions.runs.evaluation_run import Run
 from extensions.runs.main import main
+from extensions.runs.status import run_status
 from extensions.tasks import TASKS
 
 COLA, SST2, STSB = TASKS["cola"], TASKS["sst2"], TASKS["stsb"]
@@ -230,8 +231,9 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
     assert all(p["fields"] == texts[p["index"]] for p in found if p["task"] == "acceptability")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "recipe.yaml", "versions.json", "model.json", "warnings.jsonl", "eval.json", "predictions_after.jsonl",
-        "report.html",
+        "report.html", "status.json",
     }  # fmt: skip
+    assert run_status(tmp_path / "run").state == "finished"
     assert "wrong format" in capsys.readouterr().out
 
 

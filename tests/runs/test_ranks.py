@@ -108,24 +108,10 @@ def test_a_killed_rank_ends_the_run(launched, tmp_path, tiny_model):
     assert run.wait(timeout=300) != 0
     output = log.read_text()
     # Rank 0 may be in DeepSpeed's exchange by shared memory, where no Python runs; then the launcher reports.
-    assert "rank 0: stopped, since another rank is gone" in output or "return code = -9" in output
+    assert "rank 0: stopped, since rank 1 is gone" in output or "return code = -9" in output
     assert "Traceback" not in output
     assert not ranks_of(path), "no rank is left"
     assert all(verify_checkpoint(folder) == [] for folder in checkpoint_folders(tmp_path / "run"))
-
-
-@pytest.mark.slow
-def test_a_hung_rank_is_reported_with_the_line_where_it_hangs(launched, tmp_path, tiny_model):
-    reward = with_reward(
-        tmp_path, "calls += 1\nif calls > 50 and os.environ['RANK'] == '1': time.sleep(10000)\nreturn len(text)"
-    )
-    path, log = endless(tmp_path, tiny_model, reward=reward, deepspeed={"timeout": 20}), tmp_path / "log"
-    run = launched(path, 2, log)
-    assert run.wait(timeout=300) != 0
-    output = log.read_text()
-    assert "rank 1: no progress for" in output and "my_reward.py" in output
-    assert output.index("rank 1: no progress") < output.index("rank 0: ")
-    assert not ranks_of(path)
 
 
 @pytest.mark.slow
@@ -175,14 +161,11 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
         assert main([str(path)]) == 0
     log = tmp_path / "log"
     run = launched(path, 2, log, ("bash",))
-    if stage:
-        assert run.wait(timeout=300) == 2
-        assert "was written by 1 ranks, this run has 2" in log.read_text()
-        return
     wait_for(lambda: steps_of(path) > 2)
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=300) == 0
-    assert "it resumes, but not bit-for-bit" in log.read_text()
+    where = f"ZeRO stage {stage} on"
+    assert f"was written with {where} 1 rank, this run has {where} 2 ranks: it resumes, but not" in log.read_text()
 
 
 @pytest.mark.slow
@@ -195,3 +178,5 @@ def test_killed_stopped_and_damaged_runs_are_bit_identical(job, tmp_path):
     counts = dict(line.strip().split(": ", 1) for line in done.stdout.partition("in all")[2].strip().splitlines())
     assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs the right to mount a file system
     assert '"kills": 2' in counts["kill"] and '"reported": 2' in counts["corrupt"]
+    assert '"resumed with other keys": 2' in counts["change"]
+    assert '"extended": 2' in counts["extend"] and '"forked": 2' in counts["fork"]

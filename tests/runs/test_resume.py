@@ -58,7 +58,7 @@ def test_two_runs_do_not_write_into_one_folder(unfinished, tmp_path, capsys):
     try:
         assert holder.stdout.readline() == b"1\n"
         assert main([str(path)]) == 2
-        assert "another run is writing there" in capsys.readouterr().err
+        assert "already running (" in capsys.readouterr().err
     finally:
         holder.kill()
         holder.wait()

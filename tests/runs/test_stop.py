@@ -11,6 +11,7 @@ from extensions.distributed import signals
 from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
 from extensions.runs.main import main
 from extensions.runs.resume import is_finished
+from extensions.runs.status import run_status
 from extensions.runs.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -34,8 +35,12 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(unfinished, tmp_path, capsy
     assert f"stopped ({number.name}); resume with: bash launch/ppo.sh {path}" in output
     (folder,) = checkpoint_folders(tmp_path / "run")
     assert folder.name == "step-2" and read_json(folder / "run.json")["validated"] == 1, "validation was interrupted"
+    status = run_status(tmp_path / "run")
+    assert (status.state, status.why, status.step, status.last_step) == ("stopped", number.name, 2, 3)
+    assert status.resume == f"bash launch/ppo.sh {path}"
     assert not is_finished(tmp_path / "run")
     assert main([str(path)]) == 0
+    assert run_status(tmp_path / "run").state == "finished"
     assert "resuming after step 2" in capsys.readouterr().out
     assert_ended_as(unfinished / "whole", tmp_path / "run")
 

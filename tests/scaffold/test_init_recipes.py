@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import yaml
 from init_tables import WORDS, check, make_recipe, tickets, write_csv, write_jsonl, write_parquet
 
 
@@ -67,7 +68,7 @@ data:
       metrics: [accuracy]  # their mean is the score
       extra_metrics: [f1_macro]  # also reported
       source:
-        files:  # relative to the folder where commands run, or to data.root
+        files:  # relative to the folder of this file, or to data.root
           train: my tickets.csv  # 20 rows
         split: {validation: 0.1, test: 0.1}  # held out of the training file: seeded, stratified, equal texts together
         label: Team  # column of the answers
@@ -224,9 +225,14 @@ def test_a_folder_of_splits(here, tiny_model):
         (here / f"{name}.csv").rename(here / "data" / f"{name}.csv")
     drafted, task, data = make_recipe(tiny_model("llama"), "data", "team")
     assert drafted.entry.path == Path("data.yaml")
-    assert task.source.files == {"train": "data/train.csv", "validation": "data/dev.csv", "test": "data/test.csv"}
+    names = {"train": "data/train.csv", "validation": "data/dev.csv", "test": "data/test.csv"}
+    assert yaml.safe_load(drafted.text)["data"]["tasks"][0]["source"]["files"] == names
+    assert task.source.files == {split: str(here / name) for split, name in names.items()}
     assert task.source.unlabelled == ["test"] and task.source.split is None
     assert (len(data.train), len(data.table)) == (70, 30)
+    (here / "recipes").mkdir()
+    drafted, again, _ = make_recipe(tiny_model("llama"), "data", "team", out=Path("recipes/data.yaml"))
+    assert "train: ../data/train.csv" in drafted.text and again.source.files == task.source.files
 
 
 def test_files_outside_the_working_directory(here, tiny_model, tmp_path_factory):

@@ -122,7 +122,7 @@ def test_a_command_starts_the_planned_cell(tmp_path):
     own["question"] = f"First read.\n\n{own['question']}"
     path = sweep_recipe(tmp_path, data={"tasks": [own, "sst2"]})
     out = tmp_path / "my sweep: 1"
-    overrides = ["seed=3", "name=trial", "data.root=x y"]
+    overrides = ["seed=3", "name=trial", "data.root=/x y"]
     grid = ["model.path=org/a,org_a", "lora.target_modules=auto,[q_proj, v_proj]"]
     sweep = planned_sweep(path, *overrides, grid=grid, out=out)
     assert len({cell.folder for cell in sweep.cells}) == len({sweep.log(cell) for cell in sweep.cells}) == 8
@@ -133,7 +133,7 @@ def test_a_command_starts_the_planned_cell(tmp_path):
         # As the run reads it, behind a shell.
         assert load_recipe(path, shlex.split(shlex.join(command))[5:], "ppo") == cell.recipe
         assert [task.name for task in cell.recipe.data.tasks] == [cell.task]
-        assert (cell.recipe.seed, cell.recipe.data.root) == (3, "x y")
+        assert (cell.recipe.seed, cell.recipe.data.root) == (3, "/x y")
         assert cell.recipe.name.startswith(f"trial-{cell.task}-")
         assert cell.folder.parent == out / cell.task
     assert [cell.recipe.model.path for cell in sweep.cells] == 2 * (2 * ["org/a"] + 2 * ["org_a"])

@@ -78,6 +78,8 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
     result = sweep(*arguments)
     said = " ".join(result.output.split())
     assert result.exit_code == 1
+    log = (out / "logs" / "sst2-ppo.batch_size=4.log").read_text()
+    assert "options --master_port 0\n" in log, "two sweeps on a machine do not share a port"
     assert "[1/4] sst2, ppo.batch_size=4: started" in said and "validation 4.0" in said
     assert "[2/4] sst2, ppo.batch_size=5: failed with status 3" in said and "error: no room for 5" in said
     assert "[3/4] sst2, ppo.batch_size=6: ended without a result" in said
