@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
+from extensions.common.console import DataConsole, escape_unencodable, say
 from extensions.common.errors import UserError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+console = DataConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 RecipePath = Annotated[Path, typer.Argument(help="recipe file", metavar="RECIPE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value ...", metavar="[KEY=VALUE]...")]
@@ -35,10 +35,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
+    escape_unencodable()
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         raise typer.Exit(2) from None
 
 
@@ -48,7 +49,7 @@ def command(function: Command) -> Command:
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    say(f"warning: {message}", sys.stderr)
 
 
 def prompt_encoder(recipe: Any) -> Any:

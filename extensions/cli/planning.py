@@ -61,7 +61,7 @@ def plan(
         print(json.dumps(planned.as_json(), indent=2))
         return
     for part in plan_tables(planned):
-        console.print(part, markup=False)
+        console.print(part)
 
 
 @command

@@ -39,7 +39,7 @@ def report(
 
         paths += write_pages(found, out, warn)
     for path in paths:
-        console.print(str(path), markup=False)
+        console.print(str(path))
 
 
 @command
@@ -59,12 +59,12 @@ def submit(
     if check:
         for source in sources:
             check_archive(source, suite.value, data_root)
-            console.print(f"{source}: a valid {suite.value} submission", markup=False)
+            console.print(f"{source}: a valid {suite.value} submission")
         return
     target = out or Path(f"submission_{suite.value}.zip")
     entries = make_archive(sources, suite.value, target, data_root, fill.value if fill else None)
     console.print(archive_table(entries))
-    console.print(str(target), markup=False)
+    console.print(str(target))
 
 
 @command
@@ -76,7 +76,7 @@ def merge(recipe: RecipePath, folder: OutputFolder, overrides: Overrides = None)
 
     model = load_recipe(recipe, overrides or []).model
     merged = merge_adapter(model, folder, lambda written: write_merged_manifest(str(model.adapter), written, warn))
-    console.print(f"merged model: {folder}\nchecked as written: {merged}", markup=False)
+    console.print(f"merged model: {folder}\nchecked as written: {merged}")
 
 
 @command
@@ -88,7 +88,7 @@ def replay(
     from extensions.runs.replay import replay_batch, replay_table
 
     problems, samples = replay_batch(folder, overrides or [])
-    console.print("\n".join(["in the run:", *(f"  {line}" for line in problems or ["none recorded"])]), markup=False)
+    console.print("\n".join(["in the run:", *(f"  {line}" for line in problems or ["none recorded"])]))
     console.print(replay_table(samples))
     bad = sum(sample.is_bad for sample in samples)
     if not all(sample.check.losses for sample in samples):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from extensions.cli.app import Overrides, RecipePath, command, console, prompt_encoder, warn
@@ -94,7 +93,7 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     lines = check_model(resolved, encoder, config, not needs_root(resolved), warn)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for what, found in lines:
-        table.add_row(what, escape(found))
+        table.add_row(what, found)
     console.print(table)
 
 

@@ -25,10 +25,10 @@ def status(
     if as_json:
         print(json.dumps([one.as_json() for one in found], indent=2))
     elif len(found) == 1:
-        console.print("\n".join(status_lines(found[0])), markup=False)
+        console.print("\n".join(status_lines(found[0])))
     else:
         console.print(status_table(found))
         for one in found:
             if one.resume is not None:
                 why = f"{one.run}: {one.state}" + (f": {one.why}" if one.why else "")
-                console.print(f"{why}\n  resume with: {one.resume}", markup=False)
+                console.print(f"{why}\n  resume with: {one.resume}")

@@ -1,17 +1,51 @@
-"""Console output of a run: messages, warnings, progress."""
+"""Console output: data as they are, in any encoding; messages, warnings and progress of a run."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tab and line feed; half surrogates
 LINE = 68  # columns of the live line besides its bar, with a reward of two digits and six digits of steps
+
+
+def visible(text: str) -> str:
+    """The text with control characters as backslash escapes: raw, they would act on the terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escape_unencodable() -> None:
+    """Write characters that the console's encoding lacks as backslash escapes, which Python does on stderr only."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print lines that may hold data."""
+    print(visible(text), file=file, flush=True)
+
+
+class DataConsole(Console):
+    """A rich console that prints texts as they are: no markup (`[red]`), emoji codes (`1:100:3`) or highlighting."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def encoding(self) -> str:
+        """That of the stream; rich (15.0) takes UTF-8 for standard output, and would draw boxes that ASCII lacks."""
+        return (getattr(self.file, "encoding", None) or "utf-8").lower()
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
 
 
 class Reporter:
@@ -31,7 +65,8 @@ class Reporter:
     def __init__(self, active: bool) -> None:
         self.active = active
         width = None if sys.stdout.isatty() else 120
-        self.console = Console(file=sys.stdout, width=width, highlight=False, quiet=not active)
+        escape_unencodable()
+        self.console = DataConsole(file=sys.stdout, width=width, quiet=not active)
         self.done = 0
         self.warnings: dict[str, int] = {}
         self.record: Callable[[int, str], None] | None = None
@@ -45,10 +80,10 @@ class Reporter:
         self._started = self._phase_started = self._last_progress = time.monotonic()
 
     def info(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self.console.print(f"warning: {text}", style="yellow", soft_wrap=True)
         if text not in self.warnings:
             self.warnings[text] = self.done
             if self.record is not None:
@@ -103,8 +138,8 @@ class Reporter:
         self._eta = seconds / max(1, done - self._first) * (self._total - done)
         line = f"{line}  ETA {clock(self._eta)}"
         if self._bar is not None:
-            self._bar.details = details
-            self._bar.update(self._task, completed=done, description=line)
+            self._bar.details = visible(details)
+            self._bar.update(self._task, completed=done, description=visible(line))
         else:
             self.info(f"step {done:>4}/{self._total}  {line}  {details}".rstrip())
 

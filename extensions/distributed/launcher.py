@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from extensions.common.console import say
 from extensions.common.processes import killed_for, oom_kills
 from extensions.common.status_file import end_for
 from extensions.distributed.run_in_progress import run_folder, run_in_progress
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started, kills = time.time(), oom_kills()
     run = (Path(words[own]).stem, words[own + 1 :]) if own is not None else None
     if run is not None and (error := run_in_progress(*run)) is not None:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}", sys.stderr)
         sys.exit(2)
     status, reason = _launch(words, run is not None)
     if reason is not None:
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out_of_memory, sentence = killed_for(kills)
             reason += f" ({sentence})" + (f"\n{LESS_MEMORY}" if out_of_memory else "")
         resume = f"\nresume with: {deepspeed_command(words)}" if run is not None else ""
-        print(f"error: {reason}{resume}", file=sys.stderr, flush=True)
+        say(f"error: {reason}{resume}", sys.stderr)
     if status and run is not None and (folder := run_folder(*run)) is not None:
         end_for(folder, started, status, reason)
     sys.exit(status)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from extensions.common.console import DataConsole, say
 from extensions.common.environment import keep_freed_memory
 from extensions.common.errors import UserError
 from extensions.data.cells import LabelColumn, label_of
@@ -59,7 +59,7 @@ def run_predict(options: PredictOptions) -> None:
     # Everything that does not need the model is checked before it is loaded.
     location = locate(options.run)
     if location.note:
-        messages.print(location.note, markup=False)
+        messages.print(location.note)
     task = Manifest.load(location.folder).task(options.task)
     temperature = _temperature(options.temperature)
     source = _input(options)
@@ -104,7 +104,7 @@ def run_predict(options: PredictOptions) -> None:
     unanswered = sum(one.error is not None for one in answers)
     if unanswered:
         column = f"{options.prefix}error"
-        messages.print(f"{unanswered} of {len(answers)} rows have no answer; see the column {column!r}", markup=False)
+        messages.print(f"{unanswered} of {len(answers)} rows have no answer; see the column {column!r}")
     _score(task, table, answers, messages if options.out is None else _console())
 
 
@@ -198,53 +198,51 @@ def _added_columns(task: Task, answers: Sequence[Answer], options: PredictOption
 def _print_answer(one: Answer) -> None:
     if one.answer is None:
         raise UserError(f"no answer: {one.error}")
-    print(f"answer      {one.answer}")
-    print(f"confidence  {one.confidence:.3f}")
+    say(f"answer      {one.answer}")
+    say(f"confidence  {one.confidence:.3f}")
     if one.raw is not None:
-        print(f"raw         {one.raw!r}")
+        say(f"raw         {one.raw!r}")
     for k, (label, probability) in enumerate(sorted((one.probabilities or {}).items(), key=lambda item: -item[1])):
-        print(f"{'' if k else 'p':<12}{probability:.3f}  {label}")
+        say(f"{'' if k else 'p':<12}{probability:.3f}  {label}")
 
 
-def _console(stderr: bool = False) -> Console:
+def _console(stderr: bool = False) -> DataConsole:
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    return DataConsole(stderr=stderr, soft_wrap=True, width=width)
 
 
 @contextmanager
-def _bar(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(console: DataConsole, total: int) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("", total=total)
         yield lambda done: bar.advance(shown, done)
 
 
-def _calibrate(predictor: Predictor, task: Task, messages: Console) -> None:
+def _calibrate(predictor: Predictor, task: Task, messages: DataConsole) -> None:
     """Fit the temperature, report it, and store it in the manifest."""
     with _bar(messages, 0) as progress:
-        found = fit_on_validation(
-            predictor, task, lambda text: messages.print(f"warning: {text}", markup=False), progress
-        )
+        found = fit_on_validation(predictor, task, lambda text: messages.print(f"warning: {text}"), progress)
     calibration = predictor.manifest.calibration | {task.name: found.temperature}
     predictor.manifest = predictor.manifest.model_copy(update={"calibration": calibration})
     folder = predictor.location.folder
     try:
         predictor.manifest.save(folder)
-        messages.print(f"{found}; stored in {folder / FILE_NAME}", markup=False)
+        messages.print(f"{found}; stored in {folder / FILE_NAME}")
     except OSError as error:
-        messages.print(f"{found}; not stored: {folder} cannot be written ({error.strerror})", markup=False)
+        messages.print(f"{found}; not stored: {folder} cannot be written ({error.strerror})")
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
-def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Console) -> None:
+def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: DataConsole) -> None:
     """Print scores, classes and calibration if the input has the task's label column."""
     column = task.source.label
     if not isinstance(column, str) or column not in table.columns:
         return
     if all(is_blank(row.get(column)) for row in table.rows):
-        console.print(f"not scored: the column {column!r} is empty", markup=False)
+        console.print(f"not scored: the column {column!r} is empty")
         return
     if task.group_by:
         console.print(f"not scored: the metrics of {task.display_name} are per question, over several rows")
@@ -258,7 +256,7 @@ def _score(task: Task, table: InputTable, answers: Sequence[Answer], console: Co
         found = one.probabilities
         predictions.append(Prediction(task.name, index, one.raw or "", one.answer, gold, probabilities=found))
     if not predictions:
-        console.print(f"not scored: no row of column {column!r} has a label of the task", markup=False)
+        console.print(f"not scored: no row of column {column!r} has a label of the task")
         return
     left = len(answers) - len(predictions)
     if left:

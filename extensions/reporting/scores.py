@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from extensions.evaluation.metrics import WRONG_FORMAT, suite_average
@@ -123,7 +122,7 @@ def before_after_table(
             ends = ", ".join(f"{end:.2f}" if metric in NOT_IN_PERCENT else f"{100 * end:.0f}" for end in interval)
             wrong = f"{100 * old['format_error_rate']:.1f} → " if old else ""
             table.add_row(
-                escape(f"{task.display_name} ({new['samples']})") if k == 0 else "",
+                f"{task.display_name} ({new['samples']})" if k == 0 else "",
                 metric,
                 percent(new["majority"]) if metric in ("accuracy", "subset_accuracy") else "",
                 *(
@@ -135,7 +134,7 @@ def before_after_table(
                 f"{metric_text(metric, value)} [{ends}]",
                 *([metric_text(metric, other.get(metric))] if by_likelihood else []),
                 f"{wrong}{percent(new['format_error_rate'])}" if k == 0 else "",
-                escape(_shares_text(new)) if k == 0 else "",
+                _shares_text(new) if k == 0 else "",
             )
     for name, suite in SUITES.items():
         moments = [before, after] if before is not None else [after]
@@ -170,7 +169,7 @@ def class_table(task: Task, result: Mapping[str, Any]) -> Table:
     if len(words) > MAX_CLASSES:
         words = sorted(words, key=lambda word: classes[word]["f1"])[:MAX_CLASSES]
         title = f"{task.display_name}: the {MAX_CLASSES} of {len(classes)} classes with the lowest F1 (%)"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("class", "precision", "recall", "F1", "rows", *(["most frequent confusion"] if confusion else [])):
         table.add_column(column, justify="left" if column in ("class", "most frequent confusion") else "right")
     for word in words:
@@ -181,7 +180,7 @@ def class_table(task: Task, result: Mapping[str, Any]) -> Table:
             wrong = {other: n for k, (other, n) in enumerate(_answers(confusion, row)) if k != row}
             most = max(wrong, key=lambda other: wrong[other])
             cells.append(f"{most} ({wrong[most]})" if wrong[most] else "")
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from extensions.common.console import visible
 from extensions.data import Example
 from extensions.prefix.tree import Sample, pack
 from extensions.prompts import CLOSE, PromptEncoder
@@ -37,8 +38,8 @@ def preview_examples(
     packed = pack([Sample(ids, response) for (ids, _), response in zip(encoded, responses, strict=True)])
     for k, example in enumerate(examples):
         ids, text = encoded[k]
-        console.rule(Text(f"{example.task.display_name}, {split} row {example.index}"))
-        console.print(Text.assemble((text, "cyan"), (answers[k][0][1] + CLOSE, "bold green")))
+        console.rule(Text(visible(f"{example.task.display_name}, {split} row {example.index}")))
+        console.print(Text.assemble((visible(text), "cyan"), (visible(answers[k][0][1]) + CLOSE, "bold green")))
         shared = sum(span.length for span in packed.chains[k][:-1])
         console.print(
             f"\nprompt (blue): {len(ids)} tokens, no loss; the first {shared} are computed once for all rows shown "
@@ -48,9 +49,9 @@ def preview_examples(
             markup=False,
         )
         tokens = [encoder.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in responses[k]]
-        console.print(" ".join(map(repr, tokens)), markup=False)
+        console.print(" ".join(map(repr, tokens)))
         table = Table("answer", "text", "reward")
         for kind, answer in answers[k]:
             response = trial_response(kind, answer)
             table.add_row(kind, repr(response), f"{reward([response], [text], [example])[0]:+.2f}")
-        console.print(table, markup=False)
+        console.print(table)

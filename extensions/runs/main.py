@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from extensions.common import status_file
+from extensions.common.console import say
 from extensions.common.errors import ProcessGone, UserError
 from extensions.distributed import signals
 from extensions.distributed.peers import gone_ranks, named
@@ -72,7 +73,7 @@ def _status(
     except signals.Stopped:
         if rank == "0":
             reason, command = signals.requested() or "another rank", signals.command_line(script, arguments)
-            print(f"stopped ({reason}); resume with: {command}", flush=True)
+            say(f"stopped ({reason}); resume with: {command}")
             status_file.end("stopped", 0, reason)
     except KeyboardInterrupt:
         status_file.end("crashed", CRASHED, "a second Ctrl-C")
@@ -107,7 +108,7 @@ def _report(message: str, rank: str, status: int) -> int:
                 return status
         message = f"rank {rank}: {message}"
     status_file.end("crashed", status, message)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {message}", sys.stderr)
     return status
 
 
@@ -118,14 +119,13 @@ def _crash(error: Exception, rank: str) -> int:
     reason = f"{type(error).__name__}: {text}"
     if gone:
         reason = f"stopped, since {named(gone)} ({reason[:200]})"
-        print(
+        say(
             f"error: rank {rank}: {reason}. Its own error is above; if a signal killed it, it printed none, and the "
             "launcher names the signal",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
     else:
-        print(f"rank {rank}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        say(f"rank {rank}:\n{traceback.format_exc()}", sys.stderr)
     status_file.end("crashed", CRASHED, reason)
     return CRASHED
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from safetensors.torch import load_file
 
@@ -101,5 +100,5 @@ def replay_table(samples: Sequence[Replayed]) -> Table:
         bad_tensors = ", ".join(one.bad_tensors) or "finite"
         cells = [one.rank, one.slot, record["task"], record["index"], tokens, bad_tensors, losses]
         cells += [f"{check.gradient_norm:.4g}", check.first_bad_module or "-"]
-        table.add_row(*(escape(str(cell)) for cell in cells), style="bold red" if one.is_bad else None)
+        table.add_row(*map(str, cells), style="bold red" if one.is_bad else None)
     return table

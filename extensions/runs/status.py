@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 from rich.table import Table
-from rich.text import Text
 
 from extensions.common.console import clock
 from extensions.common.errors import UserError
@@ -237,7 +236,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
         cells = [one.run, one.state, one.phase or "", _step(one)]
         cells += ["" if one.seconds_per_step is None else f"{one.seconds_per_step:.3g}", _eta(one)]
         cells += [_score(one.validation), _score(one.best), str(one.warnings or "")]
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells)
     return table
 
 

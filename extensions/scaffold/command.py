@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from extensions.common.console import say
 from extensions.common.errors import UserError
 from extensions.scaffold.target import KINDS
 
@@ -61,7 +62,7 @@ def init(
     made = draft(entry, request, torch.cuda.is_available())
     write(made)
     for line in summary(made):
-        print(line)
+        say(line)
 
 
 def parse_words(given: str | None) -> dict[str, str]:

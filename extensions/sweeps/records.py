@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from extensions.common.files import read_json, read_jsonl, write_json, write_text
@@ -138,7 +137,7 @@ class SweepRecords:
                 table.add_column(head, justify="right")
             for k, (best, line) in enumerate(lines):
                 cells = [task if k == 0 else "", *line]
-                table.add_row(*map(escape, cells), style="bold" if best else None, end_section=k == len(lines) - 1)
+                table.add_row(*cells, style="bold" if best else None, end_section=k == len(lines) - 1)
         return table
 
 

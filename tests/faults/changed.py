@@ -25,6 +25,7 @@ CALM: dict[str, Any] = {
     "optimizer": {"eps": 1e-3},
     "reward": str(Path(__file__).parent / "calm_reward.py"),
     "checkpoint": {"keep": 9},
+    "ppo": {"mini_batch_size": None},  # minibatches are shuffled on each rank
 }
 TOLERANCE = 1e-2  # relative, of the first iteration after the change: several updates of a random model
 NUMBERS = ("loss", "reward_mean", "kl", "policy_loss", "value_loss", "entropy", "grad_norm", "lr")
@@ -51,7 +52,7 @@ def change(bench: Bench, number: int) -> Tally:
         shutil.copytree(whole, folder)
         _unfinish(folder / "run", cut)
         keys = bench.rng.sample(_memory_keys(bench), bench.rng.randint(1, 3))
-        ranks = 3 - job.ranks if bench.rng.random() < 0.2 else job.ranks
+        ranks = 3 - job.ranks if bench.rng.random() < 0.3 else job.ranks
         own = dataclasses.replace(job, ranks=ranks)
         what = f"after step {cut}, {keys}, {ranks} ranks"
         statuses = start(own.recipe(folder, bench.model, **merged(CALM, *keys)), own).wait()

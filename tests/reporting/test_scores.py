@@ -6,9 +6,9 @@ from copy import deepcopy
 
 import pytest
 from own_answers import TOPICS, own
-from rich.console import Console
 from run_folders import scores_of
 
+from extensions.common.console import DataConsole
 from extensions.evaluation.metrics import Prediction, score
 from extensions.reporting.scores import (
     before_after_table,
@@ -24,7 +24,7 @@ COLA, SST2, STSB = (TASKS[name] for name in ("cola", "sst2", "stsb"))
 
 
 def printed(table, width=200):
-    console = Console(width=width, file=io.StringIO())
+    console = DataConsole(width=width, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()
 
@@ -150,7 +150,7 @@ def test_the_table_of_classes():
     assert [column.header for column in table.columns][-1] == "most frequent confusion"
     assert cells == [
         ("billing", "75.0", "50.0", "60.0", "6", "other (2)"),
-        ("access \\[now]", "100.0", "50.0", "66.7", "2", "billing (1)"),
+        ("access [now]", "100.0", "50.0", "66.7", "2", "billing (1)"),
         ("other", "0.0", "0.0", "0.0", "0", ""),
     ]
     assert "access [now]" in printed(table)

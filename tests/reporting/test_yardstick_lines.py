@@ -3,8 +3,8 @@
 import io
 
 import pytest
-from rich.console import Console
 
+from extensions.common.console import DataConsole
 from extensions.reporting.scores import before_after_table
 from extensions.reporting.yardstick_lines import comparison_lines, score_interval, yardstick_lines
 from extensions.tasks import TASKS
@@ -13,7 +13,7 @@ SST2, QQP, STSB = (TASKS[name] for name in ("sst2", "qqp", "stsb"))
 
 
 def printed(table):
-    console = Console(width=200, file=io.StringIO())
+    console = DataConsole(width=200, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()
 
