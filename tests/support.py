@@ -192,6 +192,10 @@ class PlainEngine:
     def update(self, engine, loss, last):
         loss.backward()
 
+    def discard(self, engine):
+        self.policy.zero_grad()
+        return True
+
     def sum(self, values):
         return values
 

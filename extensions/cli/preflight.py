@@ -62,6 +62,7 @@ def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
     from extensions.model.hub import HubUnreachable
     from extensions.model.loading import load_config, load_tokenizer
     from extensions.runs.build import label_sets, make_encoder, response_budgets
+    from extensions.runs.memory import check_memory
 
     try:
         config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
@@ -70,3 +71,4 @@ def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:
         return
     encoder = make_encoder(recipe, data, tokenizer, config, warn)
     response_budgets(recipe, encoder, label_sets(recipe, data), warn)
+    check_memory(recipe, data, encoder, config, warn)

@@ -12,6 +12,7 @@ from extensions.data.sampling import evenly
 from extensions.prompts import SPECIAL_TOKENS, PromptEncoder
 from extensions.tasks import PLACEHOLDER, Task, fold
 
+NAMED = 3  # truncated rows that are named
 MAX_TOKENIZED = 2000  # rows of a task that are tokenized to estimate how many are truncated
 
 
@@ -60,7 +61,7 @@ def _key(example: Example) -> int:
 
 
 def check_lengths(encoder: PromptEncoder, examples: Sequence[Example], what: str, warn: Callable[[str], None]) -> None:
-    """Warn of the number of rows whose text is truncated because the prompt is too long.
+    """Warn of the rows whose text is truncated because the prompt is too long: their number, and the first ones.
 
     Args:
         examples: rows of one or more tasks; the rows of a task are consecutive.
@@ -78,13 +79,16 @@ def check_lengths(encoder: PromptEncoder, examples: Sequence[Example], what: str
             if frame + sum(uses[name] * len(text.encode()) for name, text in row.fields.items()) > encoder.max_tokens
         ]
         tokenized = evenly(long, MAX_TOKENIZED)
-        cut = sum(encoder.is_cut(task, row.fields) for row in tokenized)
-        if cut:
+        lengths = [(row, encoder.length(task, row.fields)) for row in tokenized]
+        too_long = [(row, tokens) for row, tokens in lengths if tokens > encoder.max_tokens]
+        if cut := len(too_long):
             exact = len(tokenized) == len(long)
             count = f"{cut}" if exact else f"about {round(cut * len(long) / len(tokenized))}"
             texts = task.truncate or task.fields
             which = f"the longest text ({', '.join(texts)})" if len(texts) > 1 else texts[0]
             warn(
                 f"{task.display_name}: {count} of {len(rows)} {what} are cut to {encoder.max_tokens} tokens "
-                f"(prompt.max_tokens, the model's context): the end of {which} is lost"
+                f"(prompt.max_tokens, the model's context): the end of {which} is lost, of row "
+                + ", ".join(f"{row.index} ({tokens} tokens)" for row, tokens in too_long[:NAMED])
+                + (", ..." if cut > NAMED else "")
             )

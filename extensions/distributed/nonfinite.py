@@ -50,6 +50,10 @@ class NonFiniteCheck:
         for name, parameter in parameters.items():
             parameter.register_hook(partial(self._gradient, name))
 
+    def forget(self) -> None:
+        """Drop what was recorded since the last check."""
+        self._records = []
+
     def samples(self, slots: Sequence[int]) -> None:
         """Set the samples that the next tensors and gradients belong to."""
         self._slots = slots

@@ -62,6 +62,7 @@ class Strategy(DeepspeedStrategy):
         super().__init__(seed=seed, max_norm=max_grad_norm, zero_stage=settings.zero_stage, args=args)
         self.settings = settings
         self._grad_norm = 0.0
+        self._stepping = False
 
     # ----------------------------------------------------------------------------------------------- processes
 
@@ -222,9 +223,24 @@ class Strategy(DeepspeedStrategy):
                 self._settle()
         if last:
             self.before_step(engine)
+            self._stepping = True  # until the step is whole: if it fails, weights and state may be half-updated
             with watchdog.waiting("the optimizer step") if shared else nullcontext():
                 engine.step()
             self._clear_gradients(engine)
+            self._stepping = False
+
+    def discard(self, engine: deepspeed.DeepSpeedEngine) -> bool:
+        """Discard the gradients of a minibatch that failed before its optimizer step, so that it can be repeated.
+
+        Returns False where a repetition is unsound: with several ranks, of which only this one would repeat its
+        forwards and reductions; under ZeRO 1 to 3, whose buffers may hold part of a gradient (DeepSpeed 0.19.6 has no
+        way to reset them); and within the optimizer step.
+        """
+        if self.world_size > 1 or self.stage > 0 or self._stepping:
+            return False
+        engine.zero_grad()
+        self.nonfinite.forget()
+        return True
 
     def _clear_gradients(self, engine: deepspeed.DeepSpeedEngine) -> None:
         """Clear ZeRO's accumulated gradients.

@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 
 from extensions.common.errors import UserError
 from extensions.data import Example
+from extensions.data.checks import NAMED
 from extensions.evaluation.metrics import Prediction
 from extensions.model.loading import load_config, load_tokenizer
 from extensions.recipe import Model
@@ -56,6 +57,22 @@ class SegmentCollator:
                     f"{task.long_field} is truncated, and {others} alone need {needed} tokens; raise it, or remove "
                     "that row"
                 )
+
+    def check_lengths(self, examples: Sequence[Example], what: str, warn: Callable[[str], None]) -> None:
+        """Warn of the rows of each task whose first segment is cut: their number, and the first ones."""
+        cut: dict[str, list[str]] = {}
+        for example in examples:
+            pair = segments(example, self.tokenizer.sep_token)
+            if sum(len(text.encode()) for text in pair if text) + 8 <= self.max_tokens:  # a token is at least one byte
+                continue
+            tokens = len(self.tokenizer(*pair, verbose=False)["input_ids"])
+            if tokens > self.max_tokens:
+                cut.setdefault(example.task.display_name, []).append(f"{example.index} ({tokens} tokens)")
+        for name, rows in cut.items():
+            warn(
+                f"{name}: {len(rows)} {what} are cut to {self.max_tokens} tokens (encoder.max_tokens, the model's "
+                f"limit): the end of the text is lost, of row {', '.join(rows[:NAMED])}{', ...' * (len(rows) > NAMED)}"
+            )
 
     def __call__(self, examples: Sequence[Example]) -> BatchEncoding:
         """`input_ids`, `attention_mask`, ... (B, T), padded to the longest row.

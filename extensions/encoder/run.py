@@ -65,6 +65,10 @@ def run_encoder(recipe: Recipe) -> None:
     jobs = load_jobs(recipe, reporter.warn)
     data = RunData.joined(recipe, [job.data for job in jobs])
     collator.check([*data.train, *data.validation, *data.table, *data.test])
+    for what, rows in (("training", data.train), ("validation", data.validation), ("test", data.test)):
+        collator.check_lengths(rows, f"{what} rows", reporter.warn)
+    if data.split != "validation":
+        collator.check_lengths(data.table, f"{data.split} rows of the table", reporter.warn)
     folder = None
     if strategy.is_rank_0():
         folder = RunFolder(recipe.run_dir, recipe, input_rows(data), reporter, strategy.world_size)

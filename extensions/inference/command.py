@@ -78,12 +78,16 @@ def run_predict(options: PredictOptions) -> None:
         transformers.utils.logging.disable_progress_bar()
     predictor = Predictor.load(location.folder, options.model, options.device, options.trust_remote_code)
     predictor.location = location
+
+    def warn(text: str) -> None:
+        messages.print(f"warning: {text}", markup=False)
+
     if options.temperature == "auto":
         _calibrate(predictor, task, messages)
     elif temperature is None and predictor.manifest.calibration.get(task.name) is not None:
         messages.print(f"probabilities at temperature {predictor.temperature_of(task):.3f}, fitted on validation rows")
     if row is not None:
-        (one,) = predictor.predict([row], True, options.decoding, task.name, temperature)
+        (one,) = predictor.predict([row], True, options.decoding, task.name, temperature, warn=warn)
         _print_answer(one)
     if table is None:
         return
@@ -91,7 +95,7 @@ def run_predict(options: PredictOptions) -> None:
     with _bar(messages, len(table.rows)) as progress:
         rows: Sequence[Any] = table.rows
         answers = predictor.predict(  # with probabilities, which cost nothing and are scored
-            rows, True, options.decoding, task.name, temperature, options.batch_size, progress
+            rows, True, options.decoding, task.name, temperature, options.batch_size, progress, warn
         )
     answers = [Answer(error=table.errors[k]) if k in table.errors else one for k, one in enumerate(answers)]
     seconds = time.monotonic() - start

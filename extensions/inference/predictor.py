@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.cells import text_of
+from extensions.data.checks import check_lengths
 from extensions.data.row_errors import RowError
 from extensions.evaluation.answers import Decoding, answer_batch, in_batches
 from extensions.evaluation.likelihood import (
@@ -28,8 +31,11 @@ from extensions.evaluation.likelihood import (
 )
 from extensions.inference.location import Location, base_of, locate
 from extensions.inference.manifest import Manifest
-from extensions.model.loading import load_policy, load_tokenizer
+from extensions.model.loading import load_config, load_policy, load_tokenizer
 from extensions.model.policy import Policy
+from extensions.planner.devices import total_memory
+from extensions.planner.limits import may_be_large, rank_memory_of
+from extensions.prefix.limits import MemoryLimits
 from extensions.prompts import CLOSE, PromptEncoder
 from extensions.recipe import Evaluation, Lora, Model
 from extensions.rollout.sampler import Sampler
@@ -95,7 +101,9 @@ class Predictor:
             tokenizer, form.max_tokens, form.chat_template, form.shots, shown, form.template_options
         )
         policy = _policy(base, manifest, _device(device))
-        return cls(location, manifest, encoder, Sampler(policy, tokenizer, CLOSE, Evaluation().micro_batch_size))
+        limits = _limits(base, policy)
+        sampler = Sampler(policy, tokenizer, CLOSE, Evaluation().micro_batch_size, limits=limits)
+        return cls(location, manifest, encoder, sampler)
 
     def predict(
         self,
@@ -106,6 +114,7 @@ class Predictor:
         temperature: float | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] = lambda answered: None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> list[Answer]:
         """One answer per row, in order. A row that cannot be answered gets an error; the others are answered.
 
@@ -118,6 +127,7 @@ class Predictor:
             temperature: calibration temperature; None: the fitted one (`nlu predict --temperature auto`), else 1.
             batch_size: rows per batch; None: the default of an evaluation.
             progress: called with the number of rows answered since the last call.
+            warn: called with one line if texts are truncated; it names the first of these rows, which count from 0.
 
         Raises:
             UserError: an argument is invalid, the model has no such task, or its output is non-finite.
@@ -137,6 +147,7 @@ class Predictor:
             except UserError as error:
                 detail = error.detail.lstrip(":, ") if isinstance(error, RowError) else str(error)
                 answers[index] = Answer(error=detail)
+        check_lengths(self.encoder, examples, "rows", warn)
         progress(len(answers))
         for batch in in_batches(examples, batch_size or Evaluation().batch_size):
             with self._lock:
@@ -198,6 +209,28 @@ class Predictor:
             else:
                 answers.append(replace(found, answer=one.answer, confidence=confidence_of(compared, row, one.answer)))
         return answers
+
+
+def _limits(base: Model, policy: Policy) -> MemoryLimits:
+    """The bounds of forwards and caches that the device's memory allows, where rows may be long enough to matter."""
+    lm, device = policy.causal_lm, policy.device
+    config = load_config(base)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**15
+    on_cpu, total, how = device.type == "cpu", total_memory(device), (policy.path.attention, policy.path.kind)
+    settings = Evaluation()
+    memory = None
+    if may_be_large(config, max(settings.batch_size, settings.micro_batch_size), longest, total):
+        dtype: Any = str(lm.dtype).removeprefix("torch.")
+        known = base.model_copy(update={"dtype": dtype})
+        memory = rank_memory_of(known, Lora(rank=1, target_modules="all-linear"), config, on_cpu, total, *how)
+    advice = "Use a smaller --batch-size, or shorten the text"
+    if memory is None:
+        return MemoryLimits(warn=_to_stderr, advice=advice)
+    return MemoryLimits(memory.limit(2**31, False), memory.cache_tokens, warn=_to_stderr, advice=advice)
+
+
+def _to_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def check_columns(task: Task, columns: Iterable[str], where: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,7 @@ from extensions.distributed.openrlhf import alibi_positions
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
 from extensions.prefix.attention import Attend, PackAttention, masks_as_functions, tree_masks
 from extensions.prefix.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
+from extensions.prefix.limits import Form, PackLimit
 from extensions.prefix.logprobs import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
 from extensions.prefix.tree import Pack
 
@@ -61,7 +62,7 @@ class ValueHead(nn.Module):
 class ForwardPath:
     """A way to compute a model; `extensions.model.proof` shows whether it is exact."""
 
-    kind: Literal["packed", "masked", "plain"]
+    kind: Form
     attention: str  # transformers' attn_implementation
     # How "plain" decodes: one left-padded cache for all rows; one cache per length; or no cache and a forward over
     # whole rows per token.
@@ -253,22 +254,22 @@ class Policy(nn.Module):
         out = self.trunk(input_ids=rows, attention_mask=mask, use_cache=False)
         return states_of(out).flatten(0, 1)[origin]
 
-    def prefill(self, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> Decoder:
+    def prefill(self, prompts: Sequence[Sequence[int]], limit: PackLimit, new_tokens: int) -> Decoder:
         """Prefill prompts for decoding.
 
         Args:
-            max_rows: rows per forward.
+            limit: bounds of a forward.
             new_tokens: most tokens to decode per row.
         """
         most, longest = self.anatomy.most_tokens, max(map(len, prompts)) + new_tokens
         if self.path.cache == "none" or (most is not None and longest >= most):
-            return UncachedDecoder(self, prompts, max_rows)
+            return UncachedDecoder(self, prompts, limit)
         if most is not None:
-            max_rows = min(max_rows, (most - 1) // longest)
+            limit = replace(limit, rows=min(limit.rows, (most - 1) // longest))
         if self.path.kind == "plain":
-            return OwnDecoder(self, prompts, max_rows, new_tokens, self.path.cache == "padded")
+            return OwnDecoder(self, prompts, limit, new_tokens, self.path.cache == "padded")
         kind = TreeDecoder if self.path.kind == "packed" else PaddedDecoder
-        return kind(self, prompts, max_rows, new_tokens)
+        return kind(self, prompts, limit, new_tokens)
 
     def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
         """Logits over the temperature, float32: (..., hidden) -> (..., V). Large: pass only the places needed."""

@@ -23,6 +23,7 @@ from extensions.model.policy import ForwardPath, Policy
 from extensions.model.precision import computing_in_float32
 from extensions.prefix.attention import NAME as PACKED
 from extensions.prefix.attention import CannotPack
+from extensions.prefix.limits import PackLimit
 from extensions.prefix.logprobs import token_logprobs
 from extensions.prefix.tree import Sample, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
@@ -245,7 +246,7 @@ def _decoding(policy: Policy, rows: Sequence[Sample], expected: Sequence[Tensor]
     whole = [[*sample.prompt, *sample.response] for sample in rows]
     length = len(whole[0])
     whole, expected = [*whole, whole[-1][:length]], [*expected, expected[-1][: length - 1]]
-    decoder = policy.prefill([row[:-WRITTEN] for row in whole], len(whole), WRITTEN)
+    decoder = policy.prefill([row[:-WRITTEN] for row in whole], PackLimit(len(whole)), WRITTEN)
     states, found, own = decoder.states, [], []
     for step in range(WRITTEN):
         tokens = torch.tensor([whole[i][step - WRITTEN] for i in decoder.order], device=policy.device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from torch.utils.benchmark import Timer
 from extensions.common.errors import UserError
 
 GIB = 2**30
+CGROUPS = Path("/sys/fs/cgroup")
 GPUS_PER_NODE = 8  # connected by NVLink
 LINKS = {"nvlink": 300.0, "infiniband": 50.0, "ethernet": 12.5}  # GB/s per GPU, one way: NVLink 3, NDR 400, 100 Gb/s
 
@@ -86,6 +89,28 @@ class Device:
         return self.tflops * 1e12 * self.utilisation
 
 
+def host_memory() -> int:
+    """Bytes of the machine's memory that this process may use: all of it, or the limit of its control group."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    root = CGROUPS
+    with suppress(OSError):
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+        own = next((path.strip("/") for _, kinds, path in groups if not kinds or "memory" in kinds), "")
+        places = [root / own / "memory.max", root / "memory.max"]  # version 2; version 1 below
+        places += [root / "memory" / own / "memory.limit_in_bytes", root / "memory/memory.limit_in_bytes"]
+        for place in places:
+            with suppress(OSError, ValueError):  # ValueError: "max"
+                limits.append(int(place.read_text(encoding="utf-8")))
+    return min(limits)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a rank's device as a whole, whatever is free now; on a CPU the rank's share of the machine's memory."""
+    if device.type == "cpu":
+        return host_memory() // max(1, int(os.environ.get("LOCAL_SIZE", "1")))
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def find_device(options: PlanOptions, dtype: str, width: int) -> Device:
     """The device of the options, with overridden values.
 
@@ -104,7 +129,7 @@ def find_device(options: PlanOptions, dtype: str, width: int) -> Device:
                 "--cpu: the rate of a CPU is not known by name; add --measure to measure this one, or state it with "
                 "--rate TFLOPS --bandwidth GB/S"
             )
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+        memory = host_memory() / GIB
         utilisation, kernel_us, context = CPU_UTILISATION[dtype], CPU_KERNEL_US, CPU_CONTEXT
     elif options.measure:
         raise UserError("--measure: measures this machine's CPU; use it with --cpu, or name the GPU with --gpu")

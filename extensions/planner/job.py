@@ -15,7 +15,7 @@ from extensions.planner.devices import PlanOptions, find_device, link_rate
 from extensions.planner.flops import ModelShape, SampleTokens, packed_work, ppo_flops, training_flops
 from extensions.planner.tokens import count_tokens, typical_batch
 from extensions.prefix.attention import NAME as PACKED
-from extensions.recipe import Recipe
+from extensions.recipe import Lora, Model, Recipe
 
 BYTES_4BIT = 0.516  # per weight in nf4 with double quantisation (QLoRA, section 3)
 USABLE = 0.92  # share of the memory; the rest is lost to fragmentation
@@ -78,16 +78,16 @@ class TrainingJob:
         attention = attention_of(model, config)
         auto = "float32" if options.cpu else "bfloat16"
         self.dtype = auto if model.dtype == "auto" else model.dtype
-        self.shape, self.trace = _measure(config, recipe, attention, getattr(torch, self.dtype))
+        self.shape, self.trace = measure(
+            config, recipe.lora, model.trust_remote_code, attention, getattr(torch, self.dtype)
+        )
         self.device = find_device(options, self.dtype, self.shape.hidden)
         self.tokens, self.tokens_source = count_tokens(recipe, config, options, warn)
 
         self.num_heads = config.get_text_config().num_attention_heads
         self.dense = attention != PACKED  # attention computes all pairs, most of them masked
         self.value_bytes = 2 if self.dtype == "bfloat16" else 4
-        self.base_bytes = float(self.value_bytes * self.shape.parameters)
-        if model.load_in_4bit:
-            self.base_bytes += (BYTES_4BIT - self.value_bytes) * self.shape.linear
+        self.base_bytes = base_bytes(model, self.shape, self.value_bytes)
 
         self.ppo = recipe.method == "ppo"
         self.sequence_loss = not self.ppo and recipe.sft.loss == "sequence"
@@ -140,9 +140,14 @@ class TrainingJob:
         )
 
 
-def _measure(config: Any, recipe: Recipe, attention: str, dtype: torch.dtype) -> tuple[ModelShape, Trace]:
+def base_bytes(model: Model, shape: ModelShape, value: int) -> float:
+    """Bytes of the frozen base, whose numbers have `value` bytes unless they are quantized."""
+    quantized = (BYTES_4BIT - value) * shape.linear if model.load_in_4bit else 0.0
+    return value * shape.parameters + quantized
+
+
+def measure(config: Any, lora: Lora, trusted: bool, attention: str, dtype: torch.dtype) -> tuple[ModelShape, Trace]:
     """Shape and trace. Raises UserError for a model family whose code fails without weights."""
-    lora, trusted = recipe.lora, recipe.model.trust_remote_code
     try:
         return ModelShape.of(config, lora, trusted), trace_model(config, lora, attention, dtype, trusted)
     except UserError:

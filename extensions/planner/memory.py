@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from extensions.model.policy import LOGITS_AT_ONCE
+from extensions.planner.activations import Trace
 from extensions.planner.devices import GIB
-from extensions.planner.flops import pack_work, packs
+from extensions.planner.flops import ModelShape, SampleTokens, pack_work, packs
 from extensions.planner.job import Setting, TrainingJob
 
 DEEPSPEED_BUCKET = 5e8 * 4  # bytes of the gradient buffer of ZeRO 1 to 3, for any model size (DeepSpeed 0.19.6)
@@ -12,27 +16,69 @@ DEEPSPEED_LIVE = 1e9  # maximum number of gathered weights of ZeRO 3 (DeepSpeed 
 LOGIT_COPIES = 4  # simultaneous float32 copies of a chunk of logits: logits, logprobs, probabilities, gradients
 DRAW_COPIES = 4  # float32 copies of a decoding step: logits, logprobs, probabilities, padded
 VLLM_CPU_CACHE = GIB  # KV cache, the project's default for an engine on a CPU
+# On a CPU the attention weights are kept, and blocks of their size fragment the heap: measured 1.5 times the weights
+# (SmolLM2-135M in float32, a row of 1000 and one of 2000 tokens: predicted 2.7 and 8.4 GB, measured 2.6 and 8.3).
+CPU_SCORES = 1.5
+CPU_SDPA_PAIR = 8.0  # bytes per pair and layer of torch's sdpa on a CPU: its dense mask in float32, twice
+
+
+@dataclass(frozen=True)
+class PackMemory:
+    """Bytes of a forward over a pack: `constant + token x tokens + pair x computed query-key pairs`."""
+
+    constant: float
+    token: float
+    pair: float
+
+    def __call__(self, tokens: int, pairs: int) -> float:
+        return self.constant + self.token * tokens + self.pair * pairs
+
+
+def pack_memory(
+    shape: ModelShape, trace: Trace, heads: int, value: int, dense: bool, cpu: bool, layers: int
+) -> PackMemory:
+    """Activations that autograd keeps of `layers` layers, and what one layer takes besides, for a moment.
+
+    Args:
+        value: bytes of a number.
+        dense: attention by a dense mask, not group by group.
+        layers: all of them; 0 with checkpointing, which keeps the inputs of layers, and without gradients.
+    """
+    layer, other = ([*x.convert().coef, 0.0, 0.0][:3] for x in (trace.layer_bytes, trace.other_bytes))
+    whole = [(layers + 1 + (layers == 0)) * a + b for a, b in zip(layer, other, strict=True)]
+    token, pair = whole[1], whole[2]
+    copies = max(layers, 1)
+    if dense:
+        pair += 3 + (CPU_SDPA_PAIR * copies if cpu else 0)  # the boolean mask while it is built
+        token += 2 * shape.attention_width * value * copies if cpu else 0  # keys and values of every query head
+    else:  # copies of queries, keys, values and outputs in blocks; on a CPU also the attention weights, else masks
+        token += 2 * (shape.attention_width + shape.kv_width) * value * copies
+        weights = heads * value * (CPU_SCORES * layers if layers else 4)
+        pair += weights if cpu else shape.attention_width / shape.kv_width * value + 5
+    return PackMemory(max(whole[0], 0.0), token, max(pair, 0.0))
+
+
+def computed_pairs(pack: Sequence[SampleTokens]) -> int:
+    """Query-key pairs of a pack whose scores are computed, masked ones included, group by group."""
+    prefixes = {row.task: row.prefix for row in pack}
+    own = [(row.prefix, row.suffix + max(row.response - 1, 0)) for row in pack]
+    return sum(n * n for n in prefixes.values()) + sum(n * (prefix + n) for prefix, n in own)
 
 
 def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> dict[str, float]:
     """Bytes by part. The update never coincides with rollout or evaluation, so the larger one is counted."""
     shape, stage, value = job.shape, setting.zero_stage, job.value_bytes
     batch = job.batch(rows, longest=True)
-    work = max(
-        (pack_work(pack, job.sequence_loss) for pack in packs(batch, setting.micro_batch_size)),
-        key=lambda work: work.tokens,
-    )
-    layer = job.trace.layer_bytes(work.tokens)
-    kept = shape.layers * layer
-    if setting.gradient_checkpointing:  # the input of each layer, and one layer's activations at a time
-        kept = shape.layers * work.tokens * shape.hidden * value + layer
-    activations = kept + job.trace.other_bytes(work.tokens) + layer  # the last term: gradients of one layer
-    if job.dense:
-        activations += work.tokens**2 * 3  # the boolean mask while it is built
-    else:  # copies of queries, keys, values and outputs in blocks; on a CPU also the attention weights
-        packed = work.tokens * 2 * (shape.attention_width + shape.kv_width) * value
-        packed += job.num_heads * work.pairs * value if job.options.cpu else 0
-        activations += packed * (1 if setting.gradient_checkpointing else shape.layers)
+    parts_of_batch = packs(batch, setting.micro_batch_size)
+    largest = max(parts_of_batch, key=lambda pack: pack_work(pack, job.sequence_loss).tokens)
+    work = pack_work(largest, job.sequence_loss)
+    pairs = work.tokens**2 if job.dense else computed_pairs(largest)
+    checkpointing = setting.gradient_checkpointing
+    layers = 0 if checkpointing else shape.layers
+    memory = pack_memory(shape, job.trace, job.num_heads, value, job.dense, job.options.cpu, layers)
+    activations = memory(work.tokens, pairs)
+    if checkpointing:  # the input of each layer
+        activations += shape.layers * work.tokens * shape.hidden * value
     chunk = min(work.predicting, max(1, LOGITS_AT_ONCE // shape.vocab))
     logits = chunk * shape.vocab * (4 * LOGIT_COPIES + value)
 

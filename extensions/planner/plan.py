@@ -12,9 +12,11 @@ from functools import lru_cache
 from typing import Any
 
 from extensions.common.errors import UserError
+from extensions.model.loading import load_config
 from extensions.planner.devices import GIB, Device, PlanOptions
 from extensions.planner.flops import ModelShape
 from extensions.planner.job import Estimate, Setting, TrainingJob
+from extensions.planner.limits import rank_memory_of, with_training
 from extensions.planner.memory import rank_memory
 from extensions.planner.reasons import nothing_fits, reasons
 from extensions.planner.seconds import step_seconds
@@ -70,6 +72,7 @@ class Plan:
     steps: int  # steps of the whole run
     samples_per_s: float
     tokens_per_s: float  # prompt and response tokens of the samples
+    longest_rows: tuple[int, int]  # tokens of the longest row within the bound of a micro-batch: training, evaluation
     utilisation: float  # minimal FLOPs over the peak of all ranks
     scaling: list[Scaling]
 
@@ -95,6 +98,15 @@ class Planner:
         memory = {part: size / GIB for part, size in rank_memory(job, rows, ranks, setting).items()}
         at_load = job.base_bytes / GIB + job.device.context
         return Estimate(setting, memory, at_load, step_seconds(job, rows, ranks, setting))
+
+    def longest_rows(self, ranks: int) -> tuple[int, int]:
+        """Tokens of the longest row within the bound of a micro-batch, in training and in evaluation."""
+        job, recipe = self.job, self.job.recipe
+        total = job.device.memory * GIB
+        made = rank_memory_of(recipe.model, recipe.lora, load_config(recipe.model), job.options.cpu, total)
+        assert made is not None  # the job has traced the model
+        memory = with_training(made, recipe, ranks)
+        return memory.limit(1, True).longest, memory.limit(1, False).longest
 
     def candidates(self, rows: int, ranks: int) -> list[Estimate]:
         """Every setting that the recipe's optimizer and model allow, the fastest first."""
@@ -166,6 +178,7 @@ class Planner:
             steps=recipe.training_steps(rows_per_epoch),
             samples_per_s=samples_per_s,
             tokens_per_s=samples_per_s * tokens_per_row,
+            longest_rows=self.longest_rows(ranks),
             utilisation=sum(flops.values()) / (chosen.step_s * job.device.tflops * 1e12 * ranks),
             scaling=[] if job.options.cpu else self.scaling(),
         )

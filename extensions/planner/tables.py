@@ -18,6 +18,8 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         plan.tokens,
         f"set: {' '.join(plan.settings)}",
         *(f"- {reason}" for reason in plan.why),
+        "model.micro_batch_tokens: null bounds a micro-batch by memory; the longest row within the bound has "
+        f"{plan.longest_rows[0]} tokens in training and {plan.longest_rows[1]} in evaluation",
         _memory_table(plan),
         _phase_table(plan),
         f"{plan.samples_per_s:.3g} samples/s, {plan.tokens_per_s:.4g} tokens/s, {plan.utilisation:.1%} of the peak; an "

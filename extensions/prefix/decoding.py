@@ -18,7 +18,8 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.prefix.attention import Attend, PackAttention, Scores, Visible
-from extensions.prefix.tree import Pack, Sample, Span, micro_batches, pack
+from extensions.prefix.limits import PackLimit
+from extensions.prefix.tree import Pack, Sample, Span, micro_batches, pack, pack_cost
 
 
 class Forwards(Protocol):
@@ -69,11 +70,11 @@ class TreeDecoder:
     both.
 
     Args:
-        max_rows: rows per forward in prefill.
+        limit: bounds of a forward in prefill.
         new_tokens: most tokens that will be written per row.
     """
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> None:
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], limit: PackLimit, new_tokens: int) -> None:
         self.policy, device = policy, policy.device
         self.order: list[int] = []
         self.groups: list[PrefixGroup] = []
@@ -81,7 +82,7 @@ class TreeDecoder:
         own: list[int] = []  # tokens of each row that are not shared
         found: list[tuple[dict[int, tuple[Tensor, Tensor]], list[Span]]] = []  # per forward: its cache, the rows' spans
         samples = [Sample(prompt, []) for prompt in prompts]
-        for members in micro_batches(samples, range(len(samples)), max_rows):
+        for members in micro_batches(samples, range(len(samples)), limit):
             packed = pack([samples[i] for i in members], device)
             attend = PackAttention(packed, keep_cache=True)
             hidden = policy.packed_states(packed, attend)
@@ -230,14 +231,14 @@ class PaddedDecoder:
     and sliding windows, which depend on distances, are exact.
     """
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int) -> None:
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], limit: PackLimit, new_tokens: int) -> None:
         self.policy, device, lengths = policy, policy.device, [len(prompt) for prompt in prompts]
         longest = max(lengths)
         self.order: list[int] = []
         samples = [Sample(prompt, []) for prompt in prompts]
         states: list[Tensor] = []
         layers: list[list[tuple[Tensor, Tensor]]] = []  # keys and values (rows, heads, longest, size), forward by layer
-        for members in micro_batches(samples, range(len(samples)), max_rows):
+        for members in micro_batches(samples, range(len(samples)), limit):
             self.order += members
             packed = pack([samples[i] for i in members], device)
             hidden, cache = policy.packed_states_and_cache(packed)
@@ -285,13 +286,15 @@ class OwnDecoder:
     """
 
     def __init__(
-        self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int, new_tokens: int, padded: bool
+        self, policy: Forwards, prompts: Sequence[Sequence[int]], limit: PackLimit, new_tokens: int, padded: bool
     ) -> None:
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         batches: list[list[int]] = []
         for _, found in groupby(by_length, key=lambda i: 0 if padded else len(prompts[i])):
             members = list(found)
-            batches += [members[first : first + max_rows] for first in range(0, len(members), max_rows)]
+            batches += map(
+                list, limit.cut(members, lambda chunk: pack_cost([Sample(prompts[i], []) for i in chunk], "plain"))
+            )
         self.batches = [_OwnBatch(policy, [prompts[i] for i in members], new_tokens) for members in batches]
         self.order = [i for members in batches for i in members]
         self.states = torch.cat([batch.states for batch in self.batches])
@@ -318,8 +321,8 @@ class OwnDecoder:
 class UncachedDecoder:
     """A forward over whole rows for every token: for models whose cache is not exact."""
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], max_rows: int) -> None:
-        self.policy, self.max_rows = policy, max_rows
+    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], limit: PackLimit) -> None:
+        self.policy, self.limit = policy, limit
         self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         self.rows = [list(prompts[i]) for i in self.order]
         self.states = self._forward()
@@ -330,8 +333,9 @@ class UncachedDecoder:
         return self._forward()
 
     def _forward(self) -> Tensor:
-        chunks = [self.rows[i : i + self.max_rows] for i in range(0, len(self.rows), self.max_rows)]
-        packs = [pack([Sample(row, []) for row in chunk], self.policy.device) for chunk in chunks]
+        samples = [Sample(row, []) for row in self.rows]
+        chunks = self.limit.cut(samples, lambda chunk: pack_cost(chunk, self.limit.form))
+        packs = [pack(chunk, self.policy.device) for chunk in chunks]
         return torch.cat([self.policy.packed_states(packed)[packed.predicting] for packed in packs])
 
     def keep(self, rows: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from extensions.prefix.limits import Cost, Form, PackLimit
+
 # Tokens that a node of the tree must save: each node costs some kernel launches per layer.
 MIN_SAVED = 32
 
@@ -142,6 +144,13 @@ class _Tree:
     chains: dict[int, tuple[Span, ...]] = field(default_factory=dict)  # of each sample, its own span last
     shared: int = 0  # tokens
 
+    @staticmethod
+    def of(samples: Sequence[Sample], min_saved: int) -> _Tree:
+        """The tree of samples in any order."""
+        tree = _Tree(samples, min_saved)
+        tree.place(tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ()), 0, ())
+        return tree
+
     def add(self, tokens: Sequence[int], position: int) -> Span:
         span = Span(len(self.tokens), len(tokens))
         self.tokens += tokens
@@ -216,8 +225,7 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
     Args:
         min_saved: tokens that a node of the tree must save.
     """
-    tree = _Tree(samples, min_saved)
-    tree.place(tree.grow(sorted(range(len(samples)), key=lambda i: list(samples[i].prompt)), 0, ()), 0, ())
+    tree = _Tree.of(samples, min_saved)
     predicting: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
@@ -239,10 +247,35 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu", min_save
     )
 
 
-def micro_batches(samples: Sequence[Sample], slots: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Slots in chunks of at most `size`, in the order of their prompts, so that a chunk shares its prefixes."""
-    ordered = sorted(slots, key=lambda slot: list(samples[slot].prompt))
-    return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+def micro_batches(
+    samples: Sequence[Sample], slots: Sequence[int], limit: PackLimit | int, together: int = 1
+) -> list[tuple[int, ...]]:
+    """Slots in chunks within the limit, in the order of their prompts, so that a chunk shares its prefixes.
+
+    Args:
+        limit: the bounds of a chunk, or only its most slots.
+        together: consecutive samples with the same prompt that one slot stands for: slot k for k * together, ...
+    """
+    bounds = PackLimit(limit) if isinstance(limit, int) else limit
+    ordered = sorted(slots, key=lambda slot: list(samples[slot * together].prompt))
+
+    def cost(chunk: Sequence[int]) -> Cost:
+        return pack_cost([samples[slot * together + k] for slot in chunk for k in range(together)], bounds.form)
+
+    return [tuple(chunk) for chunk in bounds.cut(ordered, cost)]
+
+
+def pack_cost(samples: Sequence[Sample], form: Form = "packed") -> Cost:
+    """Tokens and computed query-key pairs of a pack of samples, without building its tensors."""
+    lengths = [len(sample.prompt) + max(0, len(sample.response) - 1) for sample in samples]
+    if form == "plain":  # rows padded to the longest
+        return Cost(len(lengths) * max(lengths), len(lengths) * max(lengths) ** 2)
+    tree = _Tree.of(samples, MIN_SAVED)
+    size, pairs = len(tree.tokens), 0
+    for group in tree.groups:
+        width = group.spans[0].length
+        pairs += len(group.spans) * width * (width + sum(span.length for span in group.context))
+    return Cost(size, size**2 if form == "masked" else pairs)
 
 
 def with_sequence_targets(packed: Pack, samples: Sequence[Sample]) -> Pack:

@@ -135,7 +135,11 @@ class PromptEncoder:
 
     def is_cut(self, task: Task, fields: Mapping[str, str]) -> bool:
         """Whether the end of a text is cut from the prompt of a row."""
-        return not self._surely_fits(task, fields) and len(self._encoded(task, fields)[0]) > self.max_tokens
+        return not self._surely_fits(task, fields) and self.length(task, fields) > self.max_tokens
+
+    def length(self, task: Task, fields: Mapping[str, str]) -> int:
+        """Tokens of a row's whole prompt, without demonstrations."""
+        return len(self._encoded(task, fields)[0])
 
     def _surely_fits(self, task: Task, fields: Mapping[str, str]) -> bool:
         return len(self.text(task, fields).encode()) + SPECIAL_TOKENS <= self.max_tokens

@@ -83,6 +83,7 @@ HANDLED_HERE = {
         "vllm.probe_samples", "vllm.probe_tolerance", "ray.address", "ppo.critic_from",
     ),
     "differs": ("ppo.critic", "ppo.old_logprobs", "ppo.max_grad_norm"),
+    "not used: the micro-batches of OpenRLHF's trainer have rows only": ("model.micro_batch_tokens",),
     "must be false": ("model.load_in_4bit",),
     "always vllm": ("rollout.backend",),
     "of another method": ("sft", "encoder"),

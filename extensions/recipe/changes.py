@@ -38,6 +38,7 @@ EFFECTS: Mapping[str, Effect] = {
     "vllm.probe_tolerance": "none",
     "model.attn_implementation": "numerics",
     "model.gradient_checkpointing": "numerics",
+    "model.micro_batch_tokens": "numerics",
     "ppo.micro_batch_size": "numerics",
     "sft.micro_batch_size": "numerics",
     "evaluation.batch_size": "numerics",

@@ -38,6 +38,12 @@ class Model(Section):
         "them too (MPT) (ours)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (ours)")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens of a micro-batch in training and evaluation, beside its most rows; a longer row is "
+        "alone in one. null: what the device's whole memory holds, by the estimate of nlu plan (ours)",
+    )
     load_in_4bit: bool = Field(False, description="4-bit frozen base by bitsandbytes; GPU only (ours)")
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model (ours: never by default)"

@@ -21,8 +21,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.distributed import watchdog
 from extensions.model.policy import Policy
+from extensions.prefix.limits import MemoryLimits
 from extensions.prefix.logprobs import sample_tokens, token_logprobs
-from extensions.prefix.tree import Sample, micro_batches, pack
+from extensions.prefix.tree import Sample, common_prefix, micro_batches, pack
 
 # Finished rows are dropped when at most this share of the batch is unfinished: dropping copies the cache.
 COMPACT_BELOW = 0.9
@@ -80,6 +81,7 @@ class Sampler:
         fixed_decode_steps: decoding steps of every batch, the longest budget. ZeRO 3 gathers weights in each forward,
             so all ranks need the same number; tokens beyond a response's end are discarded. None: finished rows are
             dropped.
+        limits: of memory, besides the rows; a batch whose cache would exceed them is decoded in parts.
     """
 
     # Whether logprobs equal the trainer's up to rounding in float32, and values are those of the policy's head.
@@ -92,7 +94,9 @@ class Sampler:
         stop: str,
         micro_batch_size: int,
         fixed_decode_steps: int | None = None,
+        limits: MemoryLimits | None = None,
     ) -> None:
+        self.limits = limits or MemoryLimits()
         self.policy, self.tokenizer, self.stop = policy, tokenizer, stop
         self.micro_batch_size, self.fixed_decode_steps = micro_batch_size, fixed_decode_steps
         self.eos = eos_ids(policy.causal_lm.generation_config, tokenizer)
@@ -114,14 +118,35 @@ class Sampler:
     @torch.no_grad()
     def sample(self, requests: Sequence[GenerationRequest], greedy: bool = False) -> list[Response]:
         """One response per request, in order; `greedy` takes the most probable tokens."""
+        return self.limits.attempt(lambda: self._sample_in_parts(requests, greedy))
+
+    def _sample_in_parts(self, requests: Sequence[GenerationRequest], greedy: bool) -> list[Response]:
         self.policy.eval()
+        responses: list[Response] = []
         with self.policy.role("actor"):
-            return self._sample(requests, greedy)
+            for part in self._parts(requests):
+                responses += self._sample(part, greedy)
+        return responses
+
+    def _parts(self, requests: Sequence[GenerationRequest]) -> list[Sequence[GenerationRequest]]:
+        """Requests whose KV cache fits into memory together: all of them, or parts; a row's response is the same."""
+        limits = self.limits
+        if self.fixed_decode_steps:  # ranks decode equally many batches
+            return [requests]
+        prompts = [request.prompt for request in requests]
+        shared = common_prefix(prompts) if self.policy.path.kind == "packed" else 0  # kept once
+        places = max(len(prompt) - shared + request.budget for prompt, request in zip(prompts, requests, strict=True))
+        limits.running(len(requests), len(requests) * places + shared)
+        rows = min(limits.rows_together, len(requests))
+        if rows * places + shared > limits.cache_tokens:
+            rows = max(1, int((limits.cache_tokens - shared) // places))
+        return [requests[first : first + rows] for first in range(0, len(requests), rows)]
 
     def _sample(self, requests: Sequence[GenerationRequest], greedy: bool) -> list[Response]:
         policy, device = self.policy, self.policy.device
         steps = self.fixed_decode_steps or max(request.budget for request in requests)
-        decoder = policy.prefill([request.prompt for request in requests], self.micro_batch_size, steps)
+        self.limits.running(len(requests), sum(len(request.prompt) + steps for request in requests))
+        decoder = policy.prefill([request.prompt for request in requests], self.limits.of(self.micro_batch_size), steps)
         states = decoder.states
         tokens: list[list[int]] = [[] for _ in requests]
         padded_uniforms = np.zeros((len(requests), steps))
@@ -161,14 +186,18 @@ class Sampler:
             together: number of consecutive samples with the same prompt, computed in one pack. The number of packs
                 depends only on the number of samples, so ranks with equally many do equally many forwards.
         """
+        return self.limits.attempt(lambda: self._logprobs(samples, together))
+
+    def _logprobs(self, samples: Sequence[Sample], together: int) -> Tensor:
         self.policy.eval()
         totals = torch.zeros(len(samples), device=self.policy.device)
-        firsts = samples[::together]
+        limit = self.limits.of(max(1, self.micro_batch_size // together))
         with self.policy.role("actor"):
-            for chunk in micro_batches(firsts, range(len(firsts)), max(1, self.micro_batch_size // together)):
+            for chunk in micro_batches(samples, range(len(samples) // together), limit, together):
                 watchdog.heartbeat()
                 members = [together * k + i for k in chunk for i in range(together)]
                 packed = pack([samples[i] for i in members], self.policy.device)
+                self.limits.running(len(chunk), packed.input_ids.shape[1])
                 tokens = self.policy(packed, values=False)["logprobs"]
                 totals[members] = torch.stack([part.sum() for part in tokens.split(packed.lengths)])
         return totals

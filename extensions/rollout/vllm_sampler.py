@@ -88,6 +88,9 @@ class VllmSampler(Sampler):
     def check_logprob_mismatch(self, mismatch: float) -> None:
         self.sync.probe.check_samples(mismatch)
 
+    def _parts(self, requests: Sequence[GenerationRequest]) -> list[Sequence[GenerationRequest]]:
+        return [requests]  # the engine has a cache of its own, and a queue
+
     def _sample(self, requests: Sequence[GenerationRequest], greedy: bool) -> list[Response]:
         watchdog.heartbeat()
         temperature, eos = self.policy.temperature, sorted(self.eos)

@@ -40,6 +40,7 @@ from extensions.rollout.vllm_sampler import LocalLoraSync, VllmSampler
 from extensions.runs import resume
 from extensions.runs.evaluation_run import EvaluationRun
 from extensions.runs.folder import RunFolder
+from extensions.runs.memory import run_memory
 from extensions.runs.resume import input_rows
 from extensions.runs.training_run import TrainingRun
 from extensions.tasks import Task
@@ -77,6 +78,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     tokenizer, config = load_tokenizer(recipe.model), load_config(recipe.model)
     encoder = make_encoder(recipe, data, tokenizer, config, reporter.warn)
     budgets = response_budgets(recipe, encoder, label_sets(recipe, data), reporter.warn)
+    memory = run_memory(recipe, data, encoder, config, strategy)
+    memory.check_longest(reporter.warn)
     sharded = recipe.deepspeed.zero_stage == 3
     size = strategy.world_size
     folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
@@ -102,6 +105,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         ways = "; ".join(sorted(paths))
         raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
+    of_update, of_rollout, of_evaluation = memory.limits(policy.path, strategy, reporter)
     engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
@@ -111,17 +115,20 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
         make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
-    sampler = make_sampler(policy, tokenizer, CLOSE, recipe.evaluation.micro_batch_size, fixed_decode_steps)
+    size = recipe.evaluation.micro_batch_size
+    sampler = make_sampler(policy, tokenizer, CLOSE, size, fixed_decode_steps, of_evaluation)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
     if method == "eval":
         return EvaluationRun(recipe, strategy, reporter, folder, data, evaluator)
     order = make_order(recipe, data)
     trainer: Trainer
     if method == "sft":
-        trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed)
+        trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed, of_update)
     else:
-        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps)
-        trainer = PpoTrainer(policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed)
+        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps, of_rollout)
+        trainer = PpoTrainer(
+            policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
+        )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
 
 
@@ -246,6 +253,9 @@ def make_encoder(
         encoder.check(example.task, example.fields)
     check_lengths(encoder, data.train, "training rows", warn)
     check_lengths(encoder, data.table, f"{data.split} rows", warn)
+    if data.split != "validation":
+        check_lengths(encoder, data.validation, "validation rows", warn)
+    check_lengths(encoder, data.test, "test rows to answer", warn)
     known = label_sets(recipe, data)
     for task in recipe.data.tasks if recipe.evaluation.decoding != "likelihood" else []:
         compared = candidates(task, known.get(task.name, ()))

@@ -17,6 +17,7 @@ from extensions.common.console import say
 from extensions.common.errors import ProcessGone, UserError
 from extensions.distributed import signals
 from extensions.distributed.peers import gone_ranks, named
+from extensions.prefix.limits import OutOfMemory, is_out_of_memory
 from extensions.recipe import Recipe, load_recipe
 from extensions.rollout.lora_sync import SyncError
 from extensions.runs.build import run
@@ -29,6 +30,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     NonFiniteBatchError: 4,
     # 5: a rank hangs (`extensions.distributed.watchdog`, which ends the process itself)
     SyncError: 6,
+    OutOfMemory: CRASHED,
     ProcessGone: CRASHED,
 }
 FLAGS = {"--accept-changes": "checkpoint.accept_changes=true"}  # short for a recipe key
@@ -86,6 +88,9 @@ def _status(
             place = getattr(error, "filename", None) or f"which one, the error does not say: {str(error)[:200]}"
             what = "the disk quota is used up" if quota else "the disk is full"
             return _report(f"{what} ({place}); free some space, then {RUN_AGAIN}", rank, DISK_FULL)
+        if is_out_of_memory(error):  # outside the passes that can be repeated with fewer rows, as while a model loads
+            what = " ".join(str(error).split())[:300]
+            return _report(f"out of memory ({what}); nlu plan estimates what this run needs", rank, CRASHED)
         return _crash(error, rank)
     return 0
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from extensions.data import Example
+from extensions.prefix.limits import PackLimit
 from extensions.prefix.tree import Pack, Sample, micro_batches, pack
 
 # Tensors that a failed batch is written with, each padded to (B, ...).
@@ -81,17 +82,17 @@ class Experience:
     weights: Tensor = field(default_factory=lambda: torch.ones(1))  # (B,) weight of each sample, or (1,) for all
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) whitened if the recipe says so
     returns: Tensor = field(default_factory=lambda: torch.empty(0))  # (N,) targets of the values
-    # Keyed by their slots.
-    _micro_batches: dict[tuple[int, ...], list[MicroBatch]] = field(default_factory=dict, init=False)
+    # Keyed by their slots and limit.
+    _micro_batches: dict[tuple[tuple[int, ...], PackLimit], list[MicroBatch]] = field(default_factory=dict, init=False)
 
-    def micro_batches(self, slots: Sequence[int], size: int) -> list[MicroBatch]:
-        """Samples at `slots` in packs of at most `size`; made once, for the reference and every epoch."""
-        key = tuple(slots)
+    def micro_batches(self, slots: Sequence[int], limit: PackLimit) -> list[MicroBatch]:
+        """Samples at `slots` in packs within `limit`; made once, for the reference and every epoch."""
+        key = (tuple(slots), limit)
         if key not in self._micro_batches:
             device = self.index.sample.device
             self._micro_batches[key] = [
                 MicroBatch(chunk, pack([self.samples[slot] for slot in chunk], device), self.index.tokens_of(chunk))
-                for chunk in micro_batches(self.samples, key, size)
+                for chunk in micro_batches(self.samples, slots, limit)
             ]
         return self._micro_batches[key]
 

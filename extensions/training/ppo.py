@@ -34,6 +34,7 @@ from extensions.distributed.openrlhf import (
 )
 from extensions.distributed.strategy import Strategy
 from extensions.model.policy import Policy, Role
+from extensions.prefix.limits import MemoryLimits, PackLimit
 from extensions.prefix.logprobs import Entropy
 from extensions.prefix.tree import Pack, Sample
 from extensions.prompts import PromptEncoder, parse_answer
@@ -65,6 +66,7 @@ class PpoTrainer(LocalPolicyMixin):
         order: which examples make up each batch.
         ppo: recipe section `ppo`.
         budgets: task -> low and high end of the response budget, in tokens.
+        limits: of memory, besides the rows of a micro-batch.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class PpoTrainer(LocalPolicyMixin):
         ppo: Ppo,
         budgets: Mapping[str, Sequence[int]],
         seed: int,
+        limits: MemoryLimits | None = None,
     ) -> None:
+        self.limits = limits or MemoryLimits()
         self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
         self.encoder, self.reward, self.order, self.ppo, self.seed = encoder, reward, order, ppo, seed
         self.budgets = budgets
@@ -184,7 +188,7 @@ class PpoTrainer(LocalPolicyMixin):
 
     def _old_policy(self, experience: Experience) -> dict[str, Tensor]:
         """Logprobs, and values of a shared critic, of the policy that sampled: (N,) each."""
-        if not self.one_forward or len(experience.samples) > self.ppo.micro_batch_size:
+        if not self.one_forward or len(self._micro_batches(experience, range(len(experience.samples)))) > 1:
             return self._forward_all(experience, "actor", values=self.ppo.critic == "shared")
 
         def first(packed: Pack) -> dict[str, Tensor]:
@@ -205,14 +209,22 @@ class PpoTrainer(LocalPolicyMixin):
         self, experience: Experience, role: Role, forward: Callable[[Pack], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """`forward` of every micro-batch, its results put in batch order: (N,) each."""
-        results: dict[str, Tensor] = {}
-        with self.policy.role(role):
-            for part in experience.micro_batches(range(len(experience.samples)), self.ppo.micro_batch_size):
-                watchdog.heartbeat()
-                for name, values in forward(part.pack).items():
-                    flat = results.setdefault(name, values.new_zeros(len(experience.index.sample)))
-                    flat[part.tokens] = values
-        return results
+
+        def compute() -> dict[str, Tensor]:
+            results: dict[str, Tensor] = {}
+            with self.policy.role(role):
+                for part in self._micro_batches(experience, range(len(experience.samples))):
+                    watchdog.heartbeat()
+                    self.limits.running(len(part.slots), part.pack.input_ids.shape[1])
+                    for name, values in forward(part.pack).items():
+                        flat = results.setdefault(name, values.new_zeros(len(experience.index.sample)))
+                        flat[part.tokens] = values
+            return results
+
+        return self.limits.attempt(compute)
+
+    def _micro_batches(self, experience: Experience, slots: Sequence[int]) -> list[MicroBatch]:
+        return experience.micro_batches(slots, self.limits.of(self.ppo.micro_batch_size))
 
     # ---------------------------------------------------------------------------------------- 4 advantage
 
@@ -248,8 +260,16 @@ class PpoTrainer(LocalPolicyMixin):
         sums: dict[str, Tensor] = {}
         for epoch in range(self.ppo.epochs):
             for slots in self._mini_batches(len(experience.samples), step, epoch):
-                self._optimizer_step(experience, slots, (step, epoch, slots[0]), sums)
+                moment = (step, epoch, slots[0])
+                sums = self.limits.attempt(
+                    partial(self._optimizer_step, experience, slots, moment, sums), self._discard
+                )
         return sums
+
+    def _discard(self) -> bool:
+        """Discard a minibatch that failed for lack of memory; see `Strategy.discard`."""
+        self._first_forward = None
+        return self.strategy.discard(self.engine)
 
     def _mini_batches(self, count: int, step: int, epoch: int) -> list[list[int]]:
         """This rank's slots, shuffled into minibatches; by default the whole batch is one."""
@@ -261,9 +281,11 @@ class PpoTrainer(LocalPolicyMixin):
         return [slots[i : i + size] for i in range(0, count, size)]
 
     def _optimizer_step(
-        self, experience: Experience, slots: list[int], moment: tuple[int, ...], sums: dict[str, Tensor]
-    ) -> None:
+        self, experience: Experience, slots: list[int], moment: tuple[int, ...], before: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Gradients over the micro-batches of a minibatch, then one update.
+
+        Returns the sums of the metrics: those `before`, and its own.
 
         Every loss is a sum over the tokens of a micro-batch over the number of tokens in the minibatch of all ranks, so
         neither micro-batches nor ranks change the result.
@@ -272,13 +294,15 @@ class PpoTrainer(LocalPolicyMixin):
         tokens = self.strategy.sum(torch.tensor(float(own_tokens), device=self.policy.device))
         scale = {"dp_size": self.strategy.world_size, "batch_num_tokens": tokens}
         per_loss = tokens / self.strategy.world_size  # factor from a loss to the sum over its tokens
-        parts = experience.micro_batches(slots, self.ppo.micro_batch_size)
+        parts = self._micro_batches(experience, slots)
+        sums = dict(before)
         shared = self.ppo.critic == "shared"
         for k, part in enumerate(parts):
             watchdog.heartbeat()
             last = k == len(parts) - 1
             torch.manual_seed(mixed_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
             self.strategy.nonfinite.samples(part.slots)
+            self.limits.running(len(part.slots), part.pack.input_ids.shape[1])
             with self.policy.role("actor"):
                 out = self._first_forward or self.engine(part.pack, entropy=self.entropy, values=shared)
                 self._first_forward = None
@@ -305,6 +329,7 @@ class PpoTrainer(LocalPolicyMixin):
                 difference = (actor.logprobs.detach() - experience.logprobs[part.tokens]).abs().sum()
                 sums.setdefault("sampling_mismatch", difference)
                 sums.setdefault("mismatch_tokens", count)
+        return sums
 
     def _actor_loss(
         self, experience: Experience, out: dict[str, Tensor], part: MicroBatch, scale: dict[str, Any]
@@ -357,7 +382,7 @@ class PpoTrainer(LocalPolicyMixin):
         """The losses of one sample of the current iteration alone, keyed by the role under which each is computed."""
         experience = self._experience
         assert experience is not None
-        (part,) = experience.micro_batches([slot], 1)
+        (part,) = experience.micro_batches([slot], PackLimit(1))
         scale = {"dp_size": 1, "batch_num_tokens": torch.tensor(float(experience.index.lengths[slot]))}
         shared = self.ppo.critic == "shared"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from extensions.distributed import watchdog
 from extensions.distributed.openrlhf import SFTLoss
 from extensions.distributed.strategy import Strategy
 from extensions.model.policy import Policy, Role
+from extensions.prefix.limits import MemoryLimits
 from extensions.prefix.tree import Pack, Sample, micro_batches, pack, with_sequence_targets
 from extensions.prompts import PromptEncoder
 from extensions.recipe import Sft
@@ -34,6 +36,7 @@ class SftTrainer(LocalPolicyMixin):
         policy, engine: the policy, and the DeepSpeed engine around it.
         order: which examples make up each batch.
         sft: recipe section `sft`.
+        limits: of memory, besides the rows of a micro-batch.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class SftTrainer(LocalPolicyMixin):
         order: BatchOrder,
         sft: Sft,
         seed: int,
+        limits: MemoryLimits | None = None,
     ) -> None:
+        self.limits = limits or MemoryLimits()
         self.policy, self.engine, self.strategy = policy, engine, strategy
         self.encoder, self.order, self.sft, self.seed = encoder, order, sft, seed
         self.loss = SFTLoss()
@@ -93,12 +98,20 @@ class SftTrainer(LocalPolicyMixin):
         targets = [len(s.response) + (len(s.prompt) - 1 if sequence else 0) for s in samples]
         weighted = sum(sample.weight * count for sample, count in zip(samples, targets, strict=True))
         tokens = self.strategy.sum(torch.tensor(float(weighted), device=self.policy.device))
-        chunks = micro_batches(samples, range(len(samples)), self.sft.micro_batch_size)
-        sums: dict[str, Tensor] = {"target_tokens": torch.tensor(float(sum(targets)), device=self.policy.device)}
+        sums = self.limits.attempt(
+            partial(self._optimizer_step, samples, step, tokens), partial(self.strategy.discard, self.engine)
+        )
+        return sums | {"target_tokens": torch.tensor(float(sum(targets)), device=self.policy.device)}
+
+    def _optimizer_step(self, samples: Sequence[Sample], step: int, tokens: Tensor) -> dict[str, Tensor]:
+        """Gradients over the micro-batches of a batch with `tokens` weighted targets on all ranks, then one update."""
+        chunks = micro_batches(samples, range(len(samples)), self.limits.of(self.sft.micro_batch_size))
+        sums: dict[str, Tensor] = {}
         for k, chunk in enumerate(chunks):
             watchdog.heartbeat()
             packed = self._pack([samples[slot] for slot in chunk])
             self.strategy.nonfinite.samples(chunk)
+            self.limits.running(len(chunk), packed.input_ids.shape[1])
             torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks
             with self.policy.role("actor"):
                 logprobs = self.engine(packed, values=False, temperature=1.0)["logprobs"]

@@ -19,6 +19,7 @@ from extensions.model import loading
 from extensions.model.loading import load_base, load_policy, prompt_limit
 from extensions.model.precision import computing_in_float32
 from extensions.model.proof import proof_rows
+from extensions.prefix.limits import PackLimit
 from extensions.prefix.tree import Sample, pack
 from extensions.prompts import PromptEncoder
 from extensions.recipe import DeepSpeed, Lora, Model, Optimizer, Schedule, load_recipe
@@ -105,7 +106,7 @@ def test_llama_4_scales_by_position_at_every_length(own, tmp_path):
     policy.eval()
     with policy.role("actor"), torch.no_grad():
         found = policy(pack(samples), values=False)["logprobs"]
-        decoder = policy.prefill([s.prompt for s in samples], 12, 6)
+        decoder = policy.prefill([s.prompt for s in samples], PackLimit(12), 6)
         decoded = [policy.logits(decoder.states)]
         decoded.append(policy.logits(decoder.step(torch.tensor([samples[i].response[0] for i in decoder.order]))))
         own_logits = [lm(torch.tensor([[*s.prompt, *s.response]])).logits[0, own - 1 : -1] for s in samples]
