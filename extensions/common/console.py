@@ -45,7 +45,10 @@ class DataConsole(Console):
         return (getattr(self.file, "encoding", None) or "utf-8").lower()
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(visible(text), **options)
+        shown = visible(text)
+        if not self.encoding.startswith("utf"):  # here rather than by the stream, so that columns are wide enough
+            shown = shown.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return super().render_str(shown, **options)
 
 
 class Reporter:

@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+MACHINE = "/proc/vmstat"
+
 
 def this_process() -> dict[str, Any]:
     """The identity of this process, as plain JSON: pid, start, host, and the machine since its last start."""
@@ -56,7 +58,7 @@ def is_running(process: dict[str, Any]) -> bool:
 def oom_kills() -> dict[str, int]:
     """File of the kernel -> processes killed for lack of memory so far: of this cgroup, then of the whole machine."""
     found = {}
-    for path in [*_cgroup_files(), Path("/proc/vmstat")]:
+    for path in [*_cgroup_files(), Path(MACHINE)]:
         with suppress(OSError, ValueError, IndexError):
             found[str(path)] = next(
                 int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("oom_kill ")
@@ -77,13 +79,18 @@ def _cgroup_files() -> list[Path]:
 
 
 def killed_for(before: Mapping[str, int], now: Mapping[str, int] | None = None) -> tuple[bool, str]:
-    """Whether the kernel has killed for lack of memory since `before` (`oom_kills`), and words that say so."""
+    """Whether a process may have been killed for lack of memory since `before` (`oom_kills`), and words that say so.
+
+    The counter of the cgroup is that of the run; that of the machine counts other programs too.
+    """
     now = oom_kills() if now is None else now
     for path, count in now.items():
         if path in before and count > before[path]:
-            where = "on this machine" if path == "/proc/vmstat" else "in this run's cgroup"
             rise = f"oom_kill in {path}: {before[path]} before, {count} now"
-            return True, f"out of memory: the kernel's OOM killer has killed a process {where}; {rise}"
+            if path != MACHINE:
+                return True, f"out of memory: the kernel's OOM killer has killed a process of this run's cgroup; {rise}"
+            killed = "the kernel's OOM killer has killed a process on this machine"
+            return True, f"possibly out of memory: {killed}, and dmesg says which; {rise}"
     if not before.keys() & now.keys():
         return False, "by a user, a scheduler or the system; this machine counts no out-of-memory kills: see dmesg"
     return False, "by a user, a scheduler or the system; this machine's kernel has recorded no out-of-memory kill"

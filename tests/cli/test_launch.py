@@ -51,7 +51,8 @@ def ppo(tmp_path: Path) -> Path:
     for room in ("cli", "common", "distributed", "encoder", "runs"):
         (root / "extensions" / room).mkdir(parents=True)
     shutil.copy(ROOT / "extensions/cli/launch.py", root / "extensions/cli")
-    shutil.copy(ROOT / "extensions/common/environment.py", root / "extensions/common")
+    for module in ("environment.py", "console.py"):
+        shutil.copy(ROOT / "extensions/common" / module, root / "extensions/common")
     (root / "extensions/runs/main.py").write_text(PPO_STUB)
     (root / "extensions/encoder/run.py").write_text("run_encoder = None\n")
     (root / "extensions/distributed/run_in_progress.py").write_text("def run_in_progress(script, arguments): ...\n")

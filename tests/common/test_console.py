@@ -91,6 +91,8 @@ def test_data_are_shown_as_they_are(encoding, monkeypatch):
         reporter.console.print(table)
     output = written()
     for text in HOSTILE:
+        bordered = [line for line in output.splitlines() if f"cell {shown(text, encoding)}" in line]
+        assert bordered and all(line.rstrip()[-1] in "│|" for line in bordered)
         for what in ("info", "warning:", "details", "say", "column", "title", "cell"):
             assert shown(f"{what} {text}", encoding) in output, (what, text)
     assert not set("\x1b\r\x9b\ud800") & set(output)
