@@ -77,6 +77,8 @@ class PathResolver:
                     files[split] = self._resolved(f"{place}.{split}", value)
 
     def _resolved(self, key: str, value: str) -> str:
+        if "://" in value:  # no path: its form must stay, by which a password in it is found
+            return value
         expanded = os.path.expanduser(value)
         if expanded.startswith("~"):
             self.faults.append((key, f"{key}: {value!r}: there is no such user; write ./{value} for a name with ~"))
