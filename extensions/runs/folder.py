@@ -134,6 +134,8 @@ class RunFolder:
 
     def _record_changes(self, goes_on: Continuation) -> None:
         """Before the recipe of the folder is replaced: write what changes, and keep the scores of a finished run."""
+        if (self.root / CHANGES).exists():
+            filter_jsonl(self.root / CHANGES, lambda record: "kind" in record)  # drops a line that a kill cut
         self.append(CHANGES, [goes_on.record()])
         self.sync()
         if goes_on.kind == "extended":

@@ -245,6 +245,9 @@ def fingerprint(run: Path) -> dict[str, Any]:
     """Everything that a finished run leaves, without clocks. Raises where a file is torn."""
     scores = read_json(run / "eval.json")
     scores["training"].pop("seconds")
+    # Without clocks; a kill between the record of a change and its effect records it once more.
+    told = [{**record, "time": None} for record in scores["training"].pop("changes", [])]
+    scores["training"]["changes"] = [record for k, record in enumerate(told) if record not in told[:k]]
     last = checkpoint_folders(run)[-1]
     state = read_json(last / "run.json")
     state.pop("seconds")

@@ -39,6 +39,7 @@ def history(run: Path) -> list[dict]:
 def test_a_run_resumes_with_other_memory_keys(unfinished, tmp_path, capsys, override):
     path = again(unfinished, tmp_path)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-3")
+    (tmp_path / "run" / "changes.jsonl").write_text('{"kind": "resu')  # a kill in the middle of the line
     assert main([str(path), override]) == 0
     key, _, value = override.partition("=")
     out = capsys.readouterr().out
