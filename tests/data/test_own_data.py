@@ -247,6 +247,8 @@ def test_truncated_rows_are_counted(tiny_model):
     (line,) = warnings
     assert line.startswith(f"tickets: 3 of 10 training rows are cut to {limit} tokens")
     assert "the longest text (subject, ticket body)" in line
+    tokens = len(tokenizer(prompt_text(task, long[0].fields))["input_ids"])
+    assert line.endswith("of row " + ", ".join(f"{k} ({tokens} tokens)" for k in (7, 8, 9)))
     for example in (*short, *long):
         encoder.encode(task, example.fields)
     assert encoder.truncated == {"tickets": 3}, "the encoder counts the same"

@@ -44,6 +44,10 @@ def test_only_the_long_text_is_truncated(loaded):
     text = loaded.tokenizer.decode(ids)
     assert len(ids) == 24 and text.endswith("[SEP] cause [SEP] anna [SEP] the city [SEP]")
     assert text.startswith("[CLS] the book the book") and text.count("[SEP]") == 4
+    warnings = []
+    SegmentCollator(loaded.tokenizer, 24).check_lengths(rows, "training rows", warnings.append)
+    (line,) = warnings
+    assert "1 training rows are cut to 24 tokens" in line and f"of row {rows[0].index} (" in line
 
 
 def test_a_batch_is_padded_to_its_longest_row_and_labelled(loaded):

@@ -84,7 +84,9 @@ def test_the_tokenizer_is_that_of_the_adapter(workspace, predictor, tmp_path, ti
 
 def test_a_prompt_that_cannot_fit_is_an_error_of_its_row(predictor, monkeypatch):
     long = {"subject": "word " * 900, "ticket body": "word"}
-    assert predictor.predict([long])[0].answer in LABELS, "texts that are too long are truncated"
+    warnings = []
+    assert predictor.predict([long], warn=warnings.append)[0].answer in LABELS, "texts that are too long are truncated"
+    assert len(warnings) == 1 and "1 of 1 rows are cut to" in warnings[0] and "of row 0 (" in warnings[0]
     bare = len(predictor.encoder.encode(predictor.manifest.task(None), {"subject": "", "body": ""})[0])
     monkeypatch.setattr(predictor.encoder, "max_tokens", bare // 4)
     (one,) = predictor.predict([long])
