@@ -175,6 +175,7 @@ def test_a_run_writes_all_its_files(finished):
         "samples",
         "seconds",
         "started_from",
+        "changes",
     }
     assert scores["training"]["samples"] == 24 and scores["training"]["tasks"] == ["acceptability"]
     assert {"before", "after"} <= scores.keys()
