@@ -219,7 +219,7 @@ def _limits(base: Model, policy: Policy) -> MemoryLimits:
     on_cpu, total, how = device.type == "cpu", total_memory(device), (policy.path.attention, policy.path.kind)
     settings = Evaluation()
     memory = None
-    if may_be_large(config, max(settings.batch_size, settings.micro_batch_size), longest, total):
+    if may_be_large(config, max(settings.batch_size, settings.micro_batch_size), longest, total, how[0]):
         dtype: Any = str(lm.dtype).removeprefix("torch.")
         known = base.model_copy(update={"dtype": dtype})
         memory = rank_memory_of(known, Lora(rank=1, target_modules="all-linear"), config, on_cpu, total, *how)

@@ -109,10 +109,13 @@ def with_training(memory: RankMemory, recipe: Recipe, ranks: int) -> RankMemory:
     return replace(memory, fixed=fixed)
 
 
-def may_be_large(config: Any, rows: int, tokens: int, total: float) -> bool:
+def may_be_large(config: Any, rows: int, tokens: int, total: float, attention: str) -> bool:
     """Whether `rows` rows of `tokens` tokens could take a notable part of the memory: a rough upper estimate.
 
     It needs no trace of the model, and holds for dense models; for others it is always True.
+
+    Args:
+        attention: `PACKED` computes the pairs of each row alone; others those of the whole pack.
     """
     text = config.get_text_config()
     hidden, layers = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
@@ -125,7 +128,8 @@ def may_be_large(config: Any, rows: int, tokens: int, total: float) -> bool:
     per_token = 4 * layers * (40 * hidden + 6 * wide)
     weights = 4 * (layers * (4 * hidden**2 + 3 * hidden * wide) + 2 * hidden * text.vocab_size)
     count = rows * tokens
-    return weights + per_token * count + 8 * layers * heads * count**2 > NEGLIGIBLE * total
+    pairs = count * (tokens if attention == PACKED else count)
+    return weights + per_token * count + 8 * layers * heads * pairs > NEGLIGIBLE * total
 
 
 def static_rows(limit: PackLimit, tokens: int) -> int:

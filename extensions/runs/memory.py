@@ -15,6 +15,7 @@ from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.splits import RunData
 from extensions.distributed.strategy import Strategy
+from extensions.model.loading import attention_of
 from extensions.model.policy import ForwardPath
 from extensions.planner.devices import GIB, total_memory
 from extensions.planner.limits import RankMemory, may_be_large, rank_memory_of, static_rows, with_training
@@ -98,7 +99,10 @@ class RunMemory:
         most = most_tokens(every, encoder) + new_tokens if every else 0
         together = max(*self.rows.values(), settings.batch_size, recipe.training_batch)
         explicit = recipe.model.micro_batch_tokens is not None
-        self.matters = bool(every) and (explicit or may_be_large(config, together, most, total))
+        self.attention = attention_of(recipe.model, config)  # once loaded, the model may get another
+        large = bool(every) and may_be_large(config, together, most, total, self.attention)
+        self.matters = bool(every) and (explicit or large)
+        self._traced: dict[str, RankMemory | None] = {}  # attention -> estimate
         if self.matters:
             self.longest[False] = longest_row(evaluated, encoder, new_tokens)
             if recipe.method != "eval":
@@ -108,10 +112,12 @@ class RunMemory:
         """The estimate of `nlu plan`; None where it cannot matter, or the model cannot be traced."""
         if not self.matters:
             return None
-        how = (path.attention, path.kind) if path is not None else ()
-        recipe = self.recipe
-        found = rank_memory_of(recipe.model, recipe.lora, self.config, self.on_cpu, self.total, *how)
-        return None if found is None else with_training(found, recipe, self.ranks)
+        recipe, attention = self.recipe, self.attention if path is None else path.attention
+        if attention not in self._traced:
+            found = rank_memory_of(recipe.model, recipe.lora, self.config, self.on_cpu, self.total, attention)
+            self._traced[attention] = None if found is None else with_training(found, recipe, self.ranks)
+        memory = self._traced[attention]
+        return memory if memory is None or path is None else replace(memory, form=path.kind)
 
     def check_longest(self, warn: Callable[[str], None], refuse: bool = True) -> None:
         """Refuse a row that cannot fit into memory even alone, and warn of one that may not.

@@ -114,7 +114,8 @@ def test_bounds_follow_memory_and_checkpointing(recipe):
             assert one.limit(8, False).longest > tokens / 2 and one.cache_tokens > 0
     plain, checkpointed = (rank_memory_of(m, loaded.lora, config, False, 2.0**32) for m in (loaded.model, saving))
     assert checkpointed.limit(8, True).longest > plain.limit(8, True).longest
-    assert may_be_large(config, 64, 10**5, 2**34) and not may_be_large(config, 8, 100, 2**34)
+    assert may_be_large(config, 64, 10**5, 2**34, "packed") and not may_be_large(config, 8, 100, 2**34, "packed")
+    assert may_be_large(config, 64, 700, 2**34, "sdpa") and not may_be_large(config, 64, 700, 2**34, "packed")
 
 
 def test_ranks_that_must_run_equally_many_forwards_get_a_number_of_rows():
