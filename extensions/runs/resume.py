@@ -102,21 +102,18 @@ class Continuation:
             if changed:
                 lines.append(f"{changed}: {consequence}")
         for name, (was, now) in self.inputs.items():
-            if not any(EXPLAINED_BY[name](change) for change in self.keys):
+            if not any(_explains(change, name) for change in self.keys):
                 hashes = f"sha256 {str(was)[:12]} before, {str(now)[:12]} after step {self.step}"
                 lines.append(f"{name}: the content of its files has changed ({hashes})")
         return lines
 
 
-# Input -> whether a changed key explains that it differs.
-EXPLAINED_BY: Mapping[str, Callable[[Change], bool]] = {
-    MODEL: lambda change: change.key == "model.path",
-    ADAPTER: lambda change: change.key == "model.adapter",
-    REWARD: lambda change: change.key == "reward",
-    TRAINING_ROWS: lambda change: change.key.startswith("data."),
-    EVALUATION_ROWS: lambda change: change.effect == "evaluation" or change.key.startswith("data."),
-    DEEPSPEED: lambda change: change.key == "deepspeed.config",
-}
+def _explains(change: Change, name: str) -> bool:
+    """Whether a changed key explains that an input differs."""
+    if name in (TRAINING_ROWS, EVALUATION_ROWS):
+        evaluates = name == EVALUATION_ROWS and change.effect == "evaluation"
+        return evaluates or change.key.startswith("data.")
+    return change.key == ("model.path" if name == MODEL else name)
 
 
 def is_finished(root: Path) -> bool:
@@ -157,8 +154,7 @@ def continuation(
         return None
     old, before = _recorded(root)
     step = _newest_step(root)
-    keys = [change for change in changes(old, recipe) if change.effect != "none"]
-    inputs = _changed_inputs(before, versions)
+    keys, inputs = _compare(old, before, recipe, versions)
     refused = [change for change in keys if not _may_change(change, recipe)]
     other = [name for name in inputs if not _may_differ(name, keys, recipe, root, step)]
     if refused or other:
@@ -176,7 +172,7 @@ def _may_differ(name: str, keys: Sequence[Change], recipe: Recipe, root: Path, s
     """Whether a run may go on with this input changed."""
     if name == REWARD:
         return recipe.checkpoint.accept_changes or _reward_failed(root, step)
-    return name == DEEPSPEED or (name == EVALUATION_ROWS and any(map(EXPLAINED_BY[name], keys)))
+    return name == DEEPSPEED or (name == EVALUATION_ROWS and any(_explains(change, name) for change in keys))
 
 
 def _reward_failed(root: Path, step: int) -> bool:
@@ -220,8 +216,7 @@ def _extension(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: i
         old, before = _recorded(root)
     except UserError:
         return None
-    keys = [change for change in changes(old, recipe) if change.effect != "none"]
-    inputs = _changed_inputs(before, versions)
+    keys, inputs = _compare(old, before, recipe, versions)
     asked = any(change.effect == "length" or change.key == "evaluation.patience" for change in keys)
     same = all(_may_change(change, recipe) for change in keys)
     if not asked or not same or not all(_may_differ(name, keys, recipe, root, done) for name in inputs):
@@ -262,8 +257,8 @@ def fork_into(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: in
             shutil.copyfile(source / name, root / name)
             if not name.startswith("predictions"):
                 filter_jsonl(root / name, lambda record: isinstance(record.get("step"), int) and record["step"] <= step)
-    keys = [change for change in changes(old, recipe) if change.effect != "none"]
-    return Continuation("forked", step, keys, _changed_inputs(before, versions), str(source), steps)
+    keys, inputs = _compare(old, before, recipe, versions)
+    return Continuation("forked", step, keys, inputs, str(source), steps)
 
 
 _INSTEAD = "To start from a run's weights instead: model.adapter=RUN/adapter"
@@ -273,7 +268,7 @@ def fork_source(recipe: Recipe, versions: Mapping[str, Any] | None = None) -> tu
     """The run folder of key `fork`, and the checkpoints to try, oldest first.
 
     Args:
-        versions: what versions.json holds for this run; None: its inputs are not compared.
+        versions: what versions.json holds for this run; None: its inputs count as those of the source.
 
     Raises:
         UserError: it is no run folder or has no checkpoint, or its checkpoints do not fit this recipe or model.
@@ -292,12 +287,12 @@ def fork_source(recipe: Recipe, versions: Mapping[str, Any] | None = None) -> tu
             f"fork: {named} has no checkpoint to go on from; see checkpoint.every_steps, and {source / 'checkpoints'}"
         )
     old, before = _recorded(source)
-    structure = [change for change in changes(old, recipe) if change.effect == "structure"]
+    keys, inputs = _compare(old, before, recipe, versions or before)
+    structure = [change for change in keys if change.effect == "structure"]
     if structure:
         listed = "\n".join(f"  {change}" for change in structure)
         raise UserError(f"fork: the checkpoints of {source} do not fit these keys:\n{listed}\n{_INSTEAD}")
-    inputs = _changed_inputs(before, versions) if versions is not None else {}
-    other = [name for name in (MODEL, ADAPTER) if name in inputs]
+    other = [name for name in (MODEL, ADAPTER, CRITIC) if name in inputs]
     if other:
         raise UserError(f"fork: {source} was trained on other files (sha256): {', '.join(other)}. {_INSTEAD}")
     return source, checkpoints
@@ -320,9 +315,18 @@ def _recorded(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return old, before
 
 
-def _changed_inputs(before: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
-    was = before["inputs"]
-    return {name: (was[name], now) for name, now in versions["inputs"].items() if name in was and was[name] != now}
+def _compare(
+    old: Mapping[str, Any], before: Mapping[str, Any], recipe: Recipe, versions: Mapping[str, Any]
+) -> tuple[list[Change], dict[str, tuple[str | None, str | None]]]:
+    """The keys that have changed, but those without an effect, and the inputs; a path counts by its content."""
+    was, now = before["inputs"], versions["inputs"]
+    inputs = {name: (was[name], digest) for name, digest in now.items() if name in was and was[name] != digest}
+    moved = {
+        name
+        for name in (REWARD, ADAPTER, CRITIC, DEEPSPEED)
+        if now.get(name) is not None and now[name] == was.get(name)
+    }
+    return [one for one in changes(old, recipe) if one.effect != "none" and one.key not in moved], inputs
 
 
 def _warn_of_packages(before: Mapping[str, Any], versions: Mapping[str, Any], warn: Callable[[str], None]) -> None:

@@ -212,3 +212,24 @@ def test_a_model_is_the_same_in_another_folder(tiny_model, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_identity(str(copy)) != model_identity(str(model))
+
+
+def test_a_moved_reward_is_the_same_reward(tiny_model, tmp_path, untried, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"text {k}", "label": "ab"[k % 2]}) + "\n" for k in range(8)))
+    reward = Path(with_reward(tmp_path, "calls += 1\nif calls == 6: raise SystemExit\nreturn 1.0"))
+    sections = {"output_dir": str(tmp_path / "run"), "data": {"tasks": [own_task(rows)]}, **RESUMABLE}
+    path = write_recipe(tmp_path, tiny_model("llama"), reward=str(reward), **sections)
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    moved = tmp_path / "elsewhere" / "renamed.py"
+    moved.parent.mkdir()
+    reward.rename(moved)
+    content = moved.read_text()
+    moved.write_text(content + "# changed\n")
+    assert main([str(path), f"reward={moved}"]) == 2
+    error = capsys.readouterr().err
+    assert f"reward: was '{reward}', is '{moved}'" in error and "inputs have changed since (sha256): reward." in error
+    moved.write_text(content)
+    assert main([str(path), f"reward={moved}"]) == 0
+    assert not (tmp_path / "run" / "changes.jsonl").exists()
