@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import re
 import sys
 import time
 import types
@@ -135,7 +136,7 @@ def load_op(builder_name: str) -> None:
         lock = folder.with_name(f"{folder.name}.run.lock").open("w")
         fcntl.lockf(lock, fcntl.LOCK_EX)
     except OSError:  # a read-only folder, or a file system without locks
-        builder.load(verbose=False)
+        _build(builder)
         return
     with lock:
         torch_lock = folder / "lock"
@@ -143,7 +144,20 @@ def load_op(builder_name: str) -> None:
         own = folder.is_relative_to(sys.prefix)
         if torch_lock.exists() and (own or time.time() - torch_lock.stat().st_mtime > 600):
             torch_lock.unlink(missing_ok=True)
+        _build(builder)
+
+
+def _build(builder: Any) -> None:
+    """Compile and load an op. DeepSpeed (0.19.6) cannot read an architecture such as 9.0a in TORCH_CUDA_ARCH_LIST."""
+    name = "TORCH_CUDA_ARCH_LIST"
+    given = os.environ.get(name)
+    if given is not None:
+        os.environ[name] = re.sub(r"(\d+\.\d+)[a-z]", r"\1", given)
+    try:
         builder.load(verbose=False)
+    finally:
+        if given is not None:
+            os.environ[name] = given
 
 
 def remove_shared_memory() -> None:

@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from support import make_policy, samples
 from transformers.optimization import Adafactor
 
 from extensions.common.errors import UserError
+from extensions.distributed import openrlhf
 from extensions.distributed.optim import make_optimizer, make_scheduler
 from extensions.distributed.strategy import Strategy, load_trainable_state, trainable_state
 from extensions.prefix.tree import pack
@@ -152,3 +155,21 @@ def test_trainable_state_is_a_copy(tiny_model):
     assert any(bool(tensor.any()) for tensor in state.values())
     load_trainable_state(policy, state)
     assert all(torch.equal(parameter, state[name]) for name, parameter in policy.trainable.items())
+
+
+@pytest.mark.parametrize(("given", "seen"), [("9.0a", "9.0"), ("8.0;9.0a+PTX", "8.0;9.0+PTX"), (None, None)])
+def test_deepspeed_ops_are_built_for_architectures_that_it_can_read(monkeypatch, tmp_path, given, seen):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if given is not None:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    found = []
+    builder = SimpleNamespace(
+        name="op",
+        is_compatible=lambda verbose: True,
+        load=lambda verbose: found.append(os.environ.get("TORCH_CUDA_ARCH_LIST")),
+    )
+    accelerator = SimpleNamespace(create_op_builder=lambda name: builder)
+    monkeypatch.setattr(openrlhf.deepspeed.accelerator, "get_accelerator", lambda: accelerator)
+    monkeypatch.setattr(torch.utils.cpp_extension, "_get_build_directory", lambda name, verbose: str(tmp_path / name))
+    openrlhf.load_op("AnyBuilder")
+    assert found == [seen] and os.environ.get("TORCH_CUDA_ARCH_LIST") == given
