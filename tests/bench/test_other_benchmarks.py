@@ -30,7 +30,7 @@ def test_predict(folder):
 def test_checkpoints(folder):
     _, rows = run_tiny("checkpoints", folder)
     assert len(rows) == 1
-    assert list(rows[0])[1:] == ["s/step", "s/checkpoint", "checkpoint / step", "MB per checkpoint"]
+    assert list(rows[0])[1:] == ["s/step", "s/checkpoint", "checkpoint / step", "MB per checkpoint", "portable copy"]
     check_figures(rows, {"optimizer"})
 
 

@@ -276,7 +276,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
         content.get("optimizer_state_dict", {}).pop("fp32_flat_groups", None)
     steps = [line["step"] for line in left["metrics"]]
     assert steps == list(range(1, len(steps) + 1)), f"steps of metrics.jsonl: {steps}"
-    late = ("status.json.tmp", "report.html.tmp")  # of files that are written once more after the run is finished
+    # Files that are written once more, or removed, after the run is finished, and with it what a kill may leave then.
+    late = ("status.json.tmp", "report.html.tmp", "predictions_after.part-0.jsonl", "predictions_after.part-1.jsonl")
     for stray in ("*.tmp", "*.part-*", "checkpoints/writing-*"):
         assert all(path.name in late for path in run.glob(stray)), list(run.glob(stray))
     return left

@@ -117,7 +117,10 @@ def kill_per_node_launcher(run: Started) -> None:
 
 CAUSES = {
     "a rank is killed": Cause(
-        247, ("error: a rank was killed by SIGKILL (", "resume with: deepspeed --num_a"), inject=kill_rank_1
+        247,
+        ("error: a rank was killed by SIGKILL (", "resume with: deepspeed --num_a"),
+        inject=kill_rank_1,
+        never=(*NO_MEMORY, "Traceback"),
     ),
     "the per-node launcher is killed": Cause(
         247,
@@ -127,7 +130,7 @@ CAUSES = {
     ),
     "a scheduler stops it": Cause(
         0,
-        ("stopped (SIGTERM); resume with: deepspeed --num_accelerators 2 ",),
+        ("ppo.sh: stopping after this step", "stopped (SIGTERM); resume with: deepspeed --num_accelerators 2 "),
         "stopped",
         lambda run: run.process.send_signal(signal.SIGTERM),
         program="bash",
@@ -176,9 +179,11 @@ def test_the_cause_is_named(name, tmp_path, tiny_model):
             run.wait_for_steps()
             cause.inject(run)
         status = run.process.wait(timeout=300)
+        left = run.processes()
     finally:
         output = run.end()
-    assert status == cause.status, output[-3000:]
+    assert status == cause.status and not left, output[-3000:]
+    assert not any(verify_checkpoint(folder) for folder in checkpoint_folders(run.folder))
     assert [part for part in cause.says if part not in output] == [], output[-3000:]
     assert [part for part in cause.never if part in output] == [], output[-3000:]
     assert held is not None or "Traceback" not in output or "Traceback" in "".join(cause.says), output[-3000:]

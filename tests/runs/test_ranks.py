@@ -13,7 +13,7 @@ from resumable import RESUMABLE, with_reward
 from support import ROOT, environment, free_port, launch, write_recipe
 
 from extensions.distributed import signals
-from extensions.runs.checkpoint import checkpoint_folders, verify_checkpoint
+from extensions.runs.checkpoint import checkpoint_folders
 from extensions.runs.main import main
 
 
@@ -97,35 +97,6 @@ def test_a_run_killed_at_its_start_does_not_block_later_runs(tmp_path, tiny_mode
         assert not lock.exists()
     finally:
         lock.unlink(missing_ok=True)
-
-
-@pytest.mark.slow
-def test_a_killed_rank_ends_the_run(launched, tmp_path, tiny_model):
-    path, log = endless(tmp_path, tiny_model), tmp_path / "log"
-    run = launched(path, 2, log)
-    wait_for(lambda: steps_of(path) > 6)
-    os.kill(ranks_of(path)[1], signal.SIGKILL)
-    assert run.wait(timeout=300) != 0
-    output = log.read_text()
-    # Rank 0 may be in DeepSpeed's exchange by shared memory, where no Python runs; then the launcher reports.
-    assert "rank 0: stopped, since rank 1 is gone" in output or "return code = -9" in output
-    assert "Traceback" not in output
-    assert not ranks_of(path), "no rank is left"
-    assert all(verify_checkpoint(folder) == [] for folder in checkpoint_folders(tmp_path / "run"))
-
-
-@pytest.mark.slow
-def test_the_shell_script_stops_cleanly(launched, tmp_path, tiny_model):
-    path, log = endless(tmp_path, tiny_model), tmp_path / "log"
-    run = launched(path, 2, log, ("bash",))
-    wait_for(lambda: steps_of(path) > 1)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=300) == 0, log.read_text()
-    output = log.read_text()
-    assert "ppo.sh: stopping after this step" in output and output.count("resume with: deepspeed") == 1
-    last = checkpoint_folders(tmp_path / "run")[-1]
-    assert last.name == f"step-{steps_of(path)}" and verify_checkpoint(last) == []
-    assert not ranks_of(path)
 
 
 @pytest.mark.slow

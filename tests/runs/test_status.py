@@ -70,7 +70,7 @@ def test_the_best_step_is_that_of_the_recipe(tmp_path):
         ),
         ({"state": "running", "process": ELSEWHERE}, "running", "by its heartbeat"),
         (
-            {"state": "running", "process": ELSEWHERE, "heartbeat": time.time() - STALE - 3600},
+            {"state": "running", "process": ELSEWHERE, "silent_for": STALE + 3600},
             "crashed",
             "no heartbeat for 1:0",
         ),
@@ -80,7 +80,8 @@ def test_the_best_step_is_that_of_the_recipe(tmp_path):
     ],
 )
 def test_states(tmp_path, status, state, why):
-    found = run_status(make_run(tmp_path, **status))
+    silent = {"heartbeat": time.time() - status["silent_for"]} if "silent_for" in status else {}
+    found = run_status(make_run(tmp_path, **status | silent))
     assert found.state == state and (found.why is None if why is None else why in found.why)
     assert found.resume == (COMMAND if state in ("stopped", "crashed") else None)
     assert (found.eta_s is not None) is (state == "running")

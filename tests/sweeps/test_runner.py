@@ -176,11 +176,10 @@ def test_an_interrupted_sweep_stops_its_run_and_continues_later(tmp_path, stub, 
     path, out = sweep_recipe(tmp_path), tmp_path / "out"
     command = [Path(sys.executable).parent / "nlu", "sweep", path, "data.tasks=[sst2]", "--out", out]
     command += ["--launcher", stub, "--grid", "ppo.batch_size=4,7,8"]
-
-    def restore_sigint():  # in the background of a script, pytest ignores SIGINT, and its children inherit that
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=restore_sigint)
+    # In the background of a script, pytest ignores SIGINT, and its children inherit that. A preexec_fn would restore it
+    # too, but copies this process, which may be too large.
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True)
     pid_file = out / "sst2/ppo.batch_size=7/pid"
     deadline = time.monotonic() + 120
     while not (pid_file.exists() and pid_file.read_text()):
