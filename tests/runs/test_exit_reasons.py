@@ -157,9 +157,6 @@ CAUSES = {
         ("error: rank 1: ", "my_reward.py", "ValueError: injected"),
         reward=f"{LATE}raise ValueError('injected')\nreturn len(text)",
     ),
-    "an import error": Cause(
-        2, ("my_reward.py", "No module named 'no_such_module'"), None, reward="import no_such_module"
-    ),
     "a hung rank": Cause(
         5,
         ("rank 1: no progress for", "my_reward.py"),

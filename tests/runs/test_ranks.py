@@ -124,9 +124,8 @@ def test_non_finite_values_on_one_rank_stop_all_ranks(tmp_path, tiny_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2])
-def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
-    path = endless(tmp_path, tiny_model, deepspeed={"zero_stage": stage})
+def test_another_number_of_ranks(launched, tmp_path, tiny_model):
+    path = endless(tmp_path, tiny_model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signals, "requested", lambda: "SIGTERM" if steps_of(path) == 2 else None)
         assert main([str(path)]) == 0
@@ -135,19 +134,19 @@ def test_another_number_of_ranks(launched, tmp_path, tiny_model, stage):
     wait_for(lambda: steps_of(path) > 2)
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=300) == 0
-    where = f"ZeRO stage {stage} on"
+    where = "ZeRO stage 0 on"
     assert f"was written with {where} 1 rank, this run has {where} 2 ranks: it resumes, but not" in log.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", [7, 10], ids=["PPO, two ranks, Adafactor, own critic", "SFT, Adafactor"])
 def test_killed_stopped_and_damaged_runs_are_bit_identical(job, tmp_path):
-    """A few faults of each kind; `python tests/faults/faults.py` makes many, with every kind of run."""
-    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--number", "2", "--folder", str(tmp_path)]
+    """A fault of each kind; `python tests/faults/faults.py` makes many, with every kind of run."""
+    command = [sys.executable, "tests/faults/faults.py", "--jobs", str(job), "--number", "1", "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     counts = dict(line.strip().split(": ", 1) for line in done.stdout.partition("in all")[2].strip().splitlines())
     assert {"kill", "stop", "corrupt"} <= counts.keys()  # fill needs the right to mount a file system
-    assert '"kills": 2' in counts["kill"] and '"reported": 2' in counts["corrupt"]
-    assert '"resumed with other keys": 2' in counts["change"]
-    assert '"extended": 2' in counts["extend"] and '"forked": 2' in counts["fork"]
+    assert '"kills": 1' in counts["kill"] and '"reported": 1' in counts["corrupt"]
+    assert '"resumed with other keys": 1' in counts["change"]
+    assert '"extended": 1' in counts["extend"] and '"forked": 1' in counts["fork"]
