@@ -125,24 +125,19 @@ class MemoryLimits:
         Raises:
             OutOfMemory: again, or for a single row, or where a repetition is unsound.
         """
-        try:
-            return compute()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            what = " ".join(str(error).split())[:200]
-        # Outside the handler: the exception's traceback keeps the tensors of the failed attempt alive.
-        self._lower(what, undo)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        try:
-            return compute()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            what = " ".join(str(error).split())[:200]
-        raise OutOfMemory(self._ended("again, after the micro-batch was halved", what))
+        for _ in range(2):
+            try:
+                return compute()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                what = " ".join(str(error).split())[:200]
+            # Outside the handler: the exception's traceback keeps the tensors of the failed attempt alive.
+            self._lower(what, undo)  # raises if they have been lowered before
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        raise AssertionError("the second failure raises in _lower")
 
     def _lower(self, what: str, undo: Callable[[], bool]) -> None:
         rows, tokens = self.current

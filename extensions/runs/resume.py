@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from extensions.common.errors import UserError
-from extensions.common.files import filter_jsonl, read_json
+from extensions.common.files import read_json
 from extensions.data.splits import RunData
 from extensions.recipe import Change, Recipe, changes
 from extensions.runs.checkpoint import checkpoint_folders, recover_replaced, step_of, verify_checkpoint
@@ -254,9 +254,7 @@ def fork_into(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: in
         raise UserError(f"fork: of the checkpoints of {source}, none is intact ({'; '.join(problems)})")
     for name in ("metrics.jsonl", "rollouts.jsonl", "validation.jsonl", "predictions_before.jsonl"):
         if (source / name).exists():
-            shutil.copyfile(source / name, root / name)
-            if not name.startswith("predictions"):
-                filter_jsonl(root / name, lambda record: isinstance(record.get("step"), int) and record["step"] <= step)
+            shutil.copyfile(source / name, root / name)  # cut back to the step when the checkpoint is loaded
     keys, inputs = _compare(old, before, recipe, versions)
     return Continuation("forked", step, keys, inputs, str(source), steps)
 

@@ -66,6 +66,7 @@ class TrainingRun(Run):
         kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
         self.health = HealthMonitor(recipe.data.tasks, kl)
         self.checkpoints = self.make_checkpoints()
+        self.evaluated = evaluated_as(recipe, data)  # once: it reads all rows
         self.step = 0
         self.validated = 0  # step of the last validation
         self.saved: tuple[int, int] | None = None  # step and `validated` of the last checkpoint
@@ -251,7 +252,7 @@ class TrainingRun(Run):
             "scores": self.scores,
             "last_step": self.last_step,
             "updates": self.recipe.num_updates(1),
-            "evaluated": evaluated_as(self.recipe, self.data),
+            "evaluated": self.evaluated,
         }
         error = None
         if self.folder is not None:
@@ -316,7 +317,7 @@ class TrainingRun(Run):
         """After a checkpoint of another recipe (`extensions.runs.resume`): drop scores that it does not share."""
         if state["updates"] != self.recipe.num_updates(1):
             self.checkpoints.set_schedule(self.recipe.num_updates(self.step))
-        was, now = state["evaluated"], evaluated_as(self.recipe, self.data)
+        was, now = state["evaluated"], self.evaluated
         if was["table"] != now["table"]:
             self.evaluator.remove_parts()
             if self.folder is not None and (before := self.folder.root / BEFORE).exists():
