@@ -67,6 +67,7 @@ EFFECTS: Mapping[str, Effect] = {
     "model.adapter": "structure",
     "lora.rank": "structure",
     "lora.target_modules": "structure",
+    "ppo.advantage_estimator": "structure",
     "ppo.critic": "structure",
     "ppo.critic_from": "structure",
     "ppo.batch_size": "structure",

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from extensions.recipe.sections import Number, RecipeTask, Section
+
+
+Positive = Annotated[Number, Field(gt=0)]
+
+# OpenRLHF's names. Those of GROUPED compare the responses to one prompt; those of WHITENED are whitened by default.
+AdvantageEstimator = Literal["gae", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "reinforce"]
+GROUPED = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
+WHITENED = ("gae", "reinforce", "reinforce_baseline")
 
 
 class Kl(Section):
@@ -21,23 +29,53 @@ class Kl(Section):
         description="the reference model: the policy before training (with model.adapter if given, as TRL's copy of "
         "the model), or the base model (authors; differs only with model.adapter)",
     )
+    use_loss: bool = Field(
+        False, description="the KL is a term of the policy loss (GRPO); false: a penalty in the reward (authors)"
+    )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1",
+        description="KL estimate of a token in the loss (Schulman). k1: gradient of the KL itself, importance-weighted; "
+        "k2: half the squared log ratio; k3: GRPO's, never negative. use_loss only; the penalty is k1 (OpenRLHF)",
+    )
 
 
 class Ppo(Section):
     batch_size: int = Field(
-        16, ge=1, description="samples of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)"
+        16, ge=1, description="prompts of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)"
+    )
+    samples_per_prompt: int = Field(
+        1, ge=1, description="responses to each prompt; its tokens are computed once for all of them (paper 5.1: 1)"
     )
     epochs: int = Field(4, ge=1, description="passes over each batch (paper 5.1)")
     mini_batch_size: int | None = Field(
-        None, ge=1, description="samples per optimizer step; null: the batch (paper 5.1)"
+        None, ge=1, description="prompts per optimizer step, with all their responses; null: the batch (paper 5.1)"
     )
     micro_batch_size: int = Field(
-        16, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
+        16,
+        ge=1,
+        description="prompts of one packed forward on a rank, with all their responses; memory against speed (ours)",
     )
-    clip: Number = Field(0.2, gt=0, description="clip range of the policy ratio (authors)")
+    advantage_estimator: AdvantageEstimator = Field(
+        "gae",
+        description="gae: with the critic (paper 3); the others have none: rloo, reinforce_baseline, group_norm (GRPO) "
+        "and dr_grpo compare the responses to a prompt, reinforce does not (OpenRLHF)",
+    )
+    drop_equal_groups: bool = Field(
+        False, description="leave prompts whose responses all have the same reward out of the update (ours)"
+    )
+    resample_equal_groups: int = Field(
+        0, ge=0, description="times that such prompts are sampled again until their rewards differ; 0: never (ours)"
+    )
+    clip: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
+        0.2, description="clip range of the policy ratio (authors), or its two sides, [low, high] (DAPO: [0.2, 0.28])"
+    )
     gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
     lam: Number = Field(0.95, ge=0, le=1, description="lambda of GAE (authors)")
-    whiten: bool = Field(True, description="advantages to zero mean and unit variance over the batch (authors)")
+    whiten: bool | Literal["auto"] = Field(
+        "auto",
+        description="advantages to zero mean and unit variance over the batch (authors); auto: for gae, reinforce and "
+        "reinforce_baseline (OpenRLHF)",
+    )
     whiten_min_std: Number = Field(
         0.0,
         ge=0,
@@ -51,7 +89,8 @@ class Ppo(Section):
     )
     critic: Literal["shared", "adapter"] = Field(
         "shared",
-        description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours)",
+        description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours); gae "
+        "only",
     )
     critic_from: str = Field(
         "auto",
@@ -64,6 +103,22 @@ class Ppo(Section):
     )
     max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping; 0: off (ours, OpenRLHF's default)")
     kl: Kl = Field(default_factory=Kl, description="penalty for deviating from the reference model")
+
+    @property
+    def value_model(self) -> Literal["shared", "adapter", "none"]:
+        """The critic that the advantage estimator needs."""
+        return self.critic if self.advantage_estimator == "gae" else "none"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened."""
+        return self.advantage_estimator in WHITENED if self.whiten == "auto" else self.whiten
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Clip range of the policy ratio below and above 1."""
+        low, high = self.clip if isinstance(self.clip, list) else (self.clip, self.clip)
+        return low, high
 
 
 class Sft(Section):
