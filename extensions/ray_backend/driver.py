@@ -28,6 +28,7 @@ from extensions.rollout.reward_check import check_reward
 from extensions.rollout.rewards import load_reward
 from extensions.rollout.vllm_engine import check_vllm_supports, require_installed, set_vllm_environment, vllm_dtype
 from extensions.runs.build import (
+    describe_start,
     epoch_rows,
     make_encoder,
     make_order,
@@ -75,8 +76,7 @@ def _run(recipe: Recipe) -> None:
     args = namespace(recipe, shape)
     folder = open_folder(recipe, reward, data, reporter, shape.ranks)
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
-    if critic_from is not None:
-        reporter.info(f"value head from {critic_from}")
+    describe_start(recipe, critic_from, reporter)
     for difference in differences(recipe):
         reporter.info(f"- {difference}")
     cluster.ensure(recipe, shape)

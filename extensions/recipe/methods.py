@@ -130,7 +130,9 @@ class Sft(Section):
         24, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
     )
     loss: Literal["sequence", "answer"] = Field(
-        "sequence", description="tokens in the next-token loss: prompt and answer, or answer only (paper 4.2)"
+        "answer",
+        description="tokens in the next-token loss. answer: the answer and its closing tag, the stronger baseline "
+        "(ours); sequence: the prompt too (paper 4.2)",
     )
     optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="AdamW for SFT (paper 5.1)")
     lr: Number | None = Field(None, gt=0, description="peak learning rate; null: optimizer.lr, the same (paper 5.1)")

@@ -85,8 +85,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
     strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
-    if critic_from is not None:
-        reporter.info(f"value head from {critic_from}")
+    describe_start(recipe, critic_from, reporter)
 
     policy = load_policy(
         recipe.model,
@@ -131,6 +130,18 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
             policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
         )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+
+
+def describe_start(recipe: Recipe, critic_from: Path | None, reporter: Reporter) -> None:
+    """Print what a PPO run with an adapter or a critic of another run starts from."""
+    adapter, kl = recipe.model.adapter, recipe.ppo.kl
+    if recipe.method != "ppo" or (adapter is None and critic_from is None):
+        return
+    reference = "the base model" if adapter is None or kl.reference == "base" else "a frozen copy of it"
+    reporter.info(
+        f"policy from {adapter or 'a new adapter'}; KL reference: {reference if kl.init > 0 else 'none'}; value head: "
+        f"{critic_from or 'new'}"
+    )
 
 
 def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:

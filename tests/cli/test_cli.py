@@ -178,8 +178,8 @@ def test_preview_shows_demonstrations(recipe):
     assert text.count("Assistant:") == 3 and text.count("</Judgement>\nPrompt:") == 3, (
         "the format, and two demonstrations"
     )
-    assert "SFT: loss over both" in text
-    assert "SFT: loss over the response" in succeeds("preview", recipe, "sft.loss=answer")
+    assert "SFT: loss over the response" in text
+    assert "SFT: loss over both" in succeeds("preview", recipe, "prompt.shots=2", "-n", "1", "sft.loss=sequence")
 
 
 def test_preview_prints_brackets_in_the_data_unchanged(tmp_path, tiny_model):

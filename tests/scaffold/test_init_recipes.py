@@ -84,7 +84,7 @@ sft:  # launch/sft.sh, run first: trains the answer format, which PPO alone rare
   batch_size: 16  # rows of one optimizer step over all ranks
   micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
   max_steps: 19  # optimizer steps, 19.0 passes over the training rows
-  loss: answer  # next-token loss over the answer alone, not the prompt
+  loss: answer  # next-token loss over the answer alone; the paper's baseline, sequence, also learns the prompt
   lr: 0.001  # peak learning rate of AdamW
 
 ppo:  # launch/ppo.sh, run after SFT and started from its adapter
