@@ -107,7 +107,10 @@ def _estimator_rules(recipe: Recipe) -> list[tuple[bool, str]]:
         (f"ppo.advantage_estimator: {estimator}", estimator in GROUPED and k == 1),
     ):
         rules.append(
-            (broken, f"{key} compares the responses to a prompt; ppo.samples_per_prompt: 1 gives one. Set it to 2 or more")
+            (
+                broken,
+                f"{key} compares the responses to a prompt; ppo.samples_per_prompt: 1 gives one. Set it to 2 or more",
+            )
         )
     rules += [
         (
@@ -131,8 +134,8 @@ def _estimator_rules(recipe: Recipe) -> list[tuple[bool, str]]:
         ),
         (
             ppo.whiten_min_std > 0 and not ppo.whitens,
-            f"ppo.whiten_min_std: {ppo.whiten_min_std} has no effect: ppo.advantage_estimator: {estimator} is not "
-            "whitened. Remove it, or set ppo.whiten: true",
+            f"ppo.whiten_min_std: {ppo.whiten_min_std} has no effect: advantages are not whitened with "
+            f"ppo.advantage_estimator: {estimator}, ppo.whiten: {str(ppo.whiten).lower()}. Set it to 0",
         ),
     ]
     return rules

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from extensions.recipe.sections import Number, RecipeTask, Section
 
+ClipRange = Annotated[
+    list[Annotated[Number, Field(gt=0)]],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value, value]),
+    PlainSerializer(lambda sides: sides[0] if len(set(sides)) == 1 else sides),
+    Field(min_length=2, max_length=2),
+]
 
-Positive = Annotated[Number, Field(gt=0)]
-
-# OpenRLHF's names. Those of GROUPED compare the responses to one prompt; those of WHITENED are whitened by default.
+# OpenRLHF's names. Those of GROUPED compare the responses to one prompt; those of WHITENED can be whitened.
 AdvantageEstimator = Literal["gae", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "reinforce"]
 GROUPED = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
 WHITENED = ("gae", "reinforce", "reinforce_baseline")
@@ -34,8 +38,8 @@ class Kl(Section):
     )
     estimator: Literal["k1", "k2", "k3"] = Field(
         "k1",
-        description="KL estimate of a token in the loss (Schulman). k1: gradient of the KL itself, importance-weighted; "
-        "k2: half the squared log ratio; k3: GRPO's, never negative. use_loss only; the penalty is k1 (OpenRLHF)",
+        description="KL estimate of a token as a loss (Schulman). k1: the log ratio, with the importance-weighted "
+        "gradient of the KL; k2: half its square; k3: GRPO's, never negative. A penalty is always k1 (OpenRLHF)",
     )
 
 
@@ -66,15 +70,16 @@ class Ppo(Section):
     resample_equal_groups: int = Field(
         0, ge=0, description="times that such prompts are sampled again until their rewards differ; 0: never (ours)"
     )
-    clip: Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
-        0.2, description="clip range of the policy ratio (authors), or its two sides, [low, high] (DAPO: [0.2, 0.28])"
+    clip: ClipRange = Field(
+        [0.2, 0.2],
+        description="clip range of the policy ratio (authors), or its two sides, [low, high] (DAPO: [0.2, 0.28])",
     )
     gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
     lam: Number = Field(0.95, ge=0, le=1, description="lambda of GAE (authors)")
-    whiten: bool | Literal["auto"] = Field(
-        "auto",
-        description="advantages to zero mean and unit variance over the batch (authors); auto: for gae, reinforce and "
-        "reinforce_baseline (OpenRLHF)",
+    whiten: bool = Field(
+        True,
+        description="advantages to zero mean and unit variance over the batch (authors); of gae, reinforce and "
+        "reinforce_baseline only (OpenRLHF)",
     )
     whiten_min_std: Number = Field(
         0.0,
@@ -112,13 +117,7 @@ class Ppo(Section):
     @property
     def whitens(self) -> bool:
         """Whether advantages are whitened."""
-        return self.advantage_estimator in WHITENED if self.whiten == "auto" else self.whiten
-
-    @property
-    def clip_range(self) -> tuple[float, float]:
-        """Clip range of the policy ratio below and above 1."""
-        low, high = self.clip if isinstance(self.clip, list) else (self.clip, self.clip)
-        return low, high
+        return self.whiten and self.advantage_estimator in WHITENED
 
 
 class Sft(Section):

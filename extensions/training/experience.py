@@ -1,7 +1,7 @@
 """A batch of PPO between sampling and update: the map of its data, and its advantages.
 
 Notation: B samples of this rank, T tokens of the longest response, N response tokens of all samples. Tensors over
-tokens are flat, (N,), sample by sample in batch order. Only advantages run over the steps of a response and need (B, T).
+tokens are flat, (N,), sample by sample in batch order. Only advantages run over the steps of a response: (B, T).
 The responses to a prompt are consecutive samples: slot k is of prompt k // samples_per_prompt.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +144,7 @@ class Experience:
         slots = self.slots(order)
         index = TokenIndex([*self.index.lengths, *others.index.lengths], self.index.sample.device)
         tokens = index.tokens_of(slots)
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for name in (one.name for one in fields(self) if one.init):
             ours, theirs = getattr(self, name), getattr(others, name)
             if isinstance(ours, list):

@@ -336,7 +336,9 @@ class PpoTrainer(LocalPolicyMixin):
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Set the current iteration to what `debug_snapshot` returned."""
         index = TokenIndex([len(r["response_ids"]) for r in records], self.policy.device)
-        flat = {name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"}
+        flat: dict[str, Any] = {
+            name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"
+        }
         flat = {"kept": torch.ones(len(index.sample), device=self.policy.device)} | flat
         self._experience = Experience(
             examples=[],
@@ -397,7 +399,7 @@ class PpoTrainer(LocalPolicyMixin):
         records = [by_rank[n % ranks][n // ranks * k + j] for n in range(prompts) for j in range(k)]
         tokens, response_tokens = totals["tokens"], sum(r["tokens"] for r in records)
         seconds = sum(clock.seconds.values())
-        metrics = {
+        metrics: dict[str, Any] = {
             "step": step + 1,
             "samples": (step + 1) * self.order.batch_size,
             **batch_metrics(records, {example.task.name: example.task for example in self.order.examples}),
