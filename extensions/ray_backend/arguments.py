@@ -36,7 +36,6 @@ PASSED_ON = {
     "rollout.temperature": "rollout.temperature",
     "ppo.batch_size": "rollout.batch_size",
     "ppo.epochs": "train.max_epochs",
-    "ppo.clip": "actor.eps_clip_low_high",
     "ppo.samples_per_prompt": "rollout.n_samples_per_prompt",
     "ppo.advantage_estimator": "algo.advantage.estimator",
     "ppo.gamma": "algo.advantage.gamma",
@@ -62,6 +61,7 @@ COMPUTED = {
     "output_dir": "ckpt.output_dir",
     "model.path": "actor.model_name_or_path",
     "rollout.response_budget": "rollout.max_new_tokens",  # its high end; the agent draws the budget of each row
+    "ppo.clip": "actor.eps_clip_low_high",
     "ppo.mini_batch_size": "train.batch_size",
     "ppo.micro_batch_size": "train.micro_batch_size",
     "ppo.kl.target": "algo.kl.target",
@@ -138,6 +138,7 @@ def options(recipe: Recipe, shape: ClusterShape) -> dict[str, Any]:
         "rollout.top_p": 1.0,
         "train.batch_size": (ppo.mini_batch_size or ppo.batch_size) * ppo.samples_per_prompt,
         "train.micro_batch_size": micro,
+        "actor.eps_clip_low_high": list(ppo.clip_range),
         "algo.kl.unbiased_gradient": ppo.kl.use_loss and ppo.kl.estimator == "k1",
         "algo.kl.target": ppo.kl.target if ppo.kl.adaptive else None,
         "algo.kl.horizon": math.ceil(ppo.kl.horizon),

@@ -10,9 +10,9 @@ from extensions.recipe.sections import Number, RecipeTask, Section
 
 ClipRange = Annotated[
     list[Annotated[Number, Field(gt=0)]],
-    BeforeValidator(lambda value: value if isinstance(value, list) else [value, value]),
-    PlainSerializer(lambda sides: sides[0] if len(set(sides)) == 1 else sides),
-    Field(min_length=2, max_length=2),
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    PlainSerializer(lambda sides: sides[0] if len(sides) == 1 else sides),
+    Field(min_length=1, max_length=2),
 ]
 
 # OpenRLHF's names. Those of GROUPED compare the responses to one prompt; those of WHITENED can be whitened.
@@ -113,6 +113,11 @@ class Ppo(Section):
     def value_model(self) -> Literal["shared", "adapter", "none"]:
         """The critic that the advantage estimator needs."""
         return self.critic if self.advantage_estimator == "gae" else "none"
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Clip range of the policy ratio below and above 1."""
+        return self.clip[0], self.clip[-1]
 
     @property
     def whitens(self) -> bool:

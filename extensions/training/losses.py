@@ -44,7 +44,7 @@ class PpoLosses:
 
     def __init__(self, ppo: Ppo) -> None:
         self.ppo = ppo
-        low, high = ppo.clip
+        low, high = ppo.clip_range
         self.policy_loss = PolicyLoss(clip_eps_low=low, clip_eps_high=high)
         self.value_loss = ValueLoss(clip_eps=ppo.value_clip)
 

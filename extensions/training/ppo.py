@@ -416,8 +416,8 @@ class PpoTrainer(LocalPolicyMixin):
             "response_tokens": response_tokens / responses,
             **self.sampler.metrics,
             "seconds": clock.seconds,
+            "packed_tokens": int(packed),
+            "logical_tokens": int(logical),
             "samples_per_s": prompts / seconds,
-            "packed_tokens_per_s": packed / seconds,
-            "logical_tokens_per_s": logical / seconds,
         }
         return metrics, records

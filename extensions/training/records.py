@@ -80,8 +80,10 @@ def summary_lines(metrics: dict[str, Any]) -> tuple[str, str]:
     equal = metrics.get("equal_groups")
     groups = "" if equal is None else f"equal groups {equal:.0%}  "
     rate = f"{metrics['samples_per_s']:.1f} samples/s"
-    if "packed_tokens_per_s" in metrics:
-        packed, logical = metrics["packed_tokens_per_s"], metrics["logical_tokens_per_s"]
+    if "packed_tokens" in metrics:
+        packed, logical = (
+            metrics[name] / sum(metrics["seconds"].values()) for name in ("packed_tokens", "logical_tokens")
+        )
         rate += f" ({packed:.0f} packed tokens/s, {logical:.0f} logical)"
     details = f"kl {kl}  {groups}{rate}  {shares_text(metrics['predicted_shares'])}"
     return line, details.rstrip()
