@@ -144,7 +144,7 @@ class TrainingRun(Run):
 
     def _iterate(self) -> None:
         self.reporter.phase("training")
-        start, self.iterated = time.monotonic(), True
+        start, cpu, self.iterated = time.monotonic(), time.process_time(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
         except NonFiniteError as error:
@@ -160,7 +160,8 @@ class TrainingRun(Run):
             ) from error
         self.step += 1
         self.seconds += time.monotonic() - start
-        self._record(metrics | {"elapsed_s": self.seconds}, records)
+        clocks = {"elapsed_s": self.seconds, "cpu_s": time.process_time() - cpu}
+        self._record(metrics | clocks, records)
 
     def _stopped_early(self) -> bool:
         return bool(self.schedule.patience) and self.best["since"] >= self.schedule.patience
