@@ -72,7 +72,7 @@ class Ppo(Section):
         0, ge=0, description="times that such prompts are sampled again until their rewards differ; 0: never (ours)"
     )
     clip: ClipRange = Field(
-        [0.2, 0.2],
+        [0.2],
         description="clip range of the policy ratio (authors), or its two sides, [low, high] (DAPO: [0.2, 0.28])",
     )
     gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
