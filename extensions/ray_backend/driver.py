@@ -22,7 +22,7 @@ from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster
 from extensions.ray_backend.arguments import command, differences, key_table, namespace, unsupported
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, RunSchedule
 from extensions.rollout.lora_sync import SyncProbe, probe_samples
 from extensions.rollout.reward_check import check_reward
 from extensions.rollout.rewards import load_reward
@@ -90,10 +90,10 @@ def _run(recipe: Recipe) -> None:
 
     try:
         with signals.caught():  # ray.init has replaced the handlers
-            steps = recipe.training_steps(epoch_rows(recipe, data))
+            schedule = RunSchedule(recipe, epoch_rows(recipe, data))
             rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
             strategy = RayStrategy(recipe, args, rows)
-            groups = start_groups(recipe, shape, strategy, recipe.num_updates(steps))
+            groups = start_groups(recipe, shape, strategy, recipe.num_updates(schedule.steps))
             record_proof(groups.call_actor("proof"), folder, reporter)
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
@@ -101,7 +101,7 @@ def _run(recipe: Recipe) -> None:
             trainer = RayTrainer(recipe, strategy, groups, encoder, reward, order, probe, probed, budgets)
             sampler: Any = RaySampler(groups, recipe.rollout.temperature, trainer.sync.refresh)
             evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets)
-            RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
+            RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, schedule).go()
     finally:
         ray.shutdown()
 

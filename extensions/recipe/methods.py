@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -119,3 +120,7 @@ class Schedule(Section):
     name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warmup (paper 5.1)")
     warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (paper 5.1)")
     min_lr_ratio: Number = Field(0.1, ge=0, le=1, description="final over peak learning rate; cosine only (paper 5.1)")
+
+    def warmup_updates(self, num_updates: int) -> int:
+        """Optimizer steps of the warmup in a schedule of `num_updates`."""
+        return math.ceil(num_updates * self.warmup_ratio)

@@ -29,7 +29,7 @@ from extensions.model.loading import load_config, load_policy, load_tokenizer, m
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import CLOSE, PromptEncoder
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, RunSchedule
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
 from extensions.rollout.reward_files import reward_digest
@@ -105,10 +105,10 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
     of_update, of_rollout, of_evaluation = memory.limits(policy.path, strategy, reporter)
-    engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
+    engine, schedule = None, RunSchedule(recipe, epoch_rows(recipe, data))
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
-        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(steps))
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(schedule.steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -128,7 +128,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
         )
-    return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+    return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, schedule)
 
 
 def describe_start(recipe: Recipe, critic_from: Path | None, reporter: Reporter) -> None:

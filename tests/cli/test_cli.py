@@ -91,7 +91,8 @@ def test_the_shipped_recipes_were_found():
 
 def test_validate(recipe):
     text = succeeds("validate", recipe, "ppo.batch_size=8")
-    assert "valid" in text and "Acceptability" in text and "3 iterations of 8" in text
+    assert "valid" in text and "Acceptability" in text and "3 iterations of 8" in text and "validations" not in text
+    assert "validations: every 2 of 3 iterations" in succeeds("validate", recipe, "evaluation.every_steps=0.5")
 
 
 def test_validate_reports_every_error(recipe):

@@ -101,9 +101,9 @@ optimizer:  # of PPO
 evaluation:
   max_samples: 200  # rows of the before/after table, evenly spaced; null: all
   decoding: likelihood  # the most probable of the task's answers, as nlu predict does
-  every_steps: 5  # iterations between validations
+  every_steps: 0.15  # between validations: a fraction of the run; another one follows its end
   validation_samples: 100  # rows per validation, evenly spaced
-  patience: 3  # validations without a new best before training stops; the best is kept
+  patience: 3  # validations after the warmup without a new best before training stops; the best is kept
 
 checkpoint:
   every_steps: 5  # iterations between checkpoints; the same command resumes from the last one
