@@ -73,9 +73,9 @@ METRICS = (  # key, title, unit, note
     ("kl_loss", "KL loss", "nats per token", ""),
     (
         "equal_groups",
-        "Prompts whose responses all have the same reward",
+        "Prompts whose responses have equal rewards",
         "share",
-        "they teach a group estimator nothing",
+        "they teach nothing",
     ),
 )
 DETAILS = (
