@@ -220,7 +220,8 @@ def test_tasks_outside_the_suites(tmp_path, some_runs):
 def test_the_csv_has_the_same_numbers(some_runs, key):
     table = table_of(key, some_runs)
     rows = list(csv.DictReader(io.StringIO(csv_text(table))))
-    assert list(rows[0]) == ["block", "row", "task", "metric", "value", "low", "high", "samples", "split", "run"]
+    heads = ["block", "row", "task", "metric", "value", "low", "high", "samples", "split", "run", "decoding"]
+    assert list(rows[0]) == heads
     cells = {}
     for row in rows:
         task = TASKS.get(row["task"])
