@@ -116,20 +116,36 @@ def test_the_critics_head_is_trained(ray_run):
     assert any(t.abs().sum() > 0 for name, t in load_file(critic).items() if "lora_B" in name)
 
 
+def assert_same_numbers(run: Path, other: Path) -> None:
+    """Same samples, so the same rewards, losses and adapter, up to rounding."""
+    rollouts = [read_jsonl(folder / "rollouts.jsonl") for folder in (run, other)]
+    assert [r["response"] for r in rollouts[0]] == [r["response"] for r in rollouts[1]]
+    for a, b in zip(timeless(run / "metrics.jsonl"), timeless(other / "metrics.jsonl"), strict=True):
+        for name in ("reward_mean", "clip_fraction", "response_tokens", "lr", "kl_coef", "equal_groups"):
+            assert a[name] == pytest.approx(b[name], abs=1e-6), (a["step"], name)
+        for name in ("kl", "policy_loss", "value_loss", "entropy"):
+            assert a.get(name) == pytest.approx(b.get(name), abs=2e-5), (a["step"], name)
+    for (name, a), b in zip(adapter_of(run).items(), adapter_of(other).values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kl", [{}, {"use_loss": True, "estimator": "k2"}], ids=["penalty", "loss"])
+def test_groups_without_a_critic_are_those_of_the_deepspeed_backend(tiny, tmp_path, kl):
+    groups = {"samples_per_prompt": 3, "advantage_estimator": "group_norm", "clip": [0.2, 0.28], "kl": kl}
+    ppo = {key: value for key, value in OWN["ppo"].items() if key != "critic"} | groups
+    for name, script, changes in (("ray", "ppo_ray", {}), ("vllm", "ppo", {"rollout": {"backend": "vllm"}})):
+        (tmp_path / name).mkdir()
+        sections = OWN | {"output_dir": str(tmp_path / name / "run"), "ppo": ppo, "max_steps": 2}
+        finish(start(write_recipe(tmp_path / name, tiny, **merged(sections, changes)), script=script))
+    assert_same_numbers(tmp_path / "vllm" / "run", tmp_path / "ray" / "run")
+    assert not (tmp_path / "ray" / "run" / "critic").exists()
+
+
 def test_numbers_are_those_of_the_deepspeed_backend(ray_run, tiny, tmp_path):
     """With rollout.backend: vllm: the same samples, so the same rewards, losses and adapter, up to rounding."""
     run = tmp_path / "run"
     finish(start(write(tmp_path, tiny, rollout={"backend": "vllm"}), script="ppo"))
-    ours, theirs = timeless(run / "metrics.jsonl"), timeless(ray_run[0] / "metrics.jsonl")
-    rollouts = [read_jsonl(folder / "rollouts.jsonl") for folder in (run, ray_run[0])]
-    assert [r["response"] for r in rollouts[0]] == [r["response"] for r in rollouts[1]]
-    for a, b in zip(ours, theirs, strict=True):
-        for name in ("reward_mean", "clip_fraction", "response_tokens", "lr", "kl_coef"):
-            assert a[name] == pytest.approx(b[name], abs=1e-6), (a["step"], name)
-        for name in ("kl", "policy_loss", "value_loss", "entropy"):
-            assert a[name] == pytest.approx(b[name], abs=2e-5), (a["step"], name)
-    for (name, a), b in zip(adapter_of(run).items(), adapter_of(ray_run[0]).values(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_numbers(run, ray_run[0])
     # Greedy answers before training, by vLLM in both; and by the policy itself.
     plain = tmp_path / "plain"
     finish(start(tmp_path / "recipe.yaml", "rollout.backend=hf", "max_steps=1", f"output_dir={plain}", script="ppo"))
