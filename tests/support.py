@@ -173,7 +173,7 @@ def adapter_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def timeless(path: Path) -> list[dict]:
     """Records of a run without their times."""
-    clocks = ("seconds", "samples_per_s", "elapsed_s")
+    clocks = ("seconds", "samples_per_s", "elapsed_s", "cpu_s")
     return [{key: value for key, value in line.items() if key not in clocks} for line in read_jsonl(path)]
 
 

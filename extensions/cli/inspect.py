@@ -19,7 +19,8 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     from extensions.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])
-    found = problems(checked, warn)
+    said: list[str] = []
+    found = problems(checked, warn, said.append)
     if found:
         raise UserError(f"{recipe}: {len(found)} error(s)\n" + "\n".join(f"  {problem}" for problem in found))
     amount = f"{checked.training_steps()} iterations of {checked.training_batch}"
@@ -28,6 +29,8 @@ def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
         amount = f"evaluation, {shots} shots" if checked.method == "eval" else f"{epochs} epochs per task"
     names = ", ".join(task.display_name for task in checked.data.tasks)
     console.print(f"{recipe}: valid ({checked.model.path}; {names}; {amount})")
+    for line in said:
+        console.print(line)
     if needs_root(checked):
         console.print("data files not checked: set data.root to the folder of the official download")
 

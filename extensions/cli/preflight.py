@@ -8,7 +8,7 @@ from typing import Any
 
 from extensions.common.errors import UserError
 from extensions.data.splits import RunData
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, RunSchedule
 from extensions.rollout.reward_check import reward_faults
 from extensions.rollout.rewards import load_reward
 
@@ -20,8 +20,12 @@ def needs_root(recipe: Recipe) -> bool:
     return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
 
 
-def problems(recipe: Recipe, warn: Warn) -> list[str]:
-    """All errors in the reward, data and model files that a valid recipe names, and in its prompts."""
+def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda text: None) -> list[str]:
+    """All errors in the reward, data and model files that a valid recipe names, and in its prompts.
+
+    Args:
+        tell: gets when the run would validate and may stop early.
+    """
     found: list[str] = []
 
     def result_of(check: Callable[[], Any]) -> Any:
@@ -54,6 +58,10 @@ def problems(recipe: Recipe, warn: Warn) -> list[str]:
             found += [fault for fault, _ in reward_faults(reward, data.train or data.table)]
     whole = result_of(partial(RunData.joined, recipe, parts)) if parts and all(parts) else None
     result_of(partial(_check_model_files, recipe, whole or RunData(), warn))
+    if recipe.method in ("ppo", "sft"):
+        from extensions.runs.build import epoch_rows
+
+        RunSchedule(recipe, epoch_rows(recipe, whole) if whole else None).describe(tell, warn)
     return found
 
 

@@ -63,6 +63,7 @@ class Reporter:
         record: called with the step and text of each new warning; set by the run folder.
         changed: called at each new phase; set by the run folder.
         last_step: iterations of the whole run, if known.
+        validate_every: iterations between its validations, if known; 0: none.
     """
 
     def __init__(self, active: bool) -> None:
@@ -75,6 +76,7 @@ class Reporter:
         self.record: Callable[[int, str], None] | None = None
         self.changed: Callable[[], None] | None = None
         self.last_step: int | None = None
+        self.validate_every: int | None = None
         self._phase = "loading"
         self._rows = (0, 0)  # done and all, of an evaluation
         self._rows_eta: float | None = None  # seconds until its end
@@ -103,7 +105,8 @@ class Reporter:
         """What the run does now, as JSON; called in other threads."""
         done, total = self._rows
         rows = {"rows": done, "rows_total": total, "rows_eta_s": self._rows_eta} if total else {}
-        return {"phase": self._phase, **rows, "step": self.done, "last_step": self.last_step, "eta_s": self._eta}
+        steps = {"step": self.done, "last_step": self.last_step, "validate_every": self.validate_every}
+        return {"phase": self._phase, **rows, **steps, "eta_s": self._eta}
 
     def progress(self, done: int, total: int) -> None:
         """Report the number of evaluated rows, at most once per minute."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +39,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_upd
     return get_scheduler(
         names[settings.name],
         optimizer,
-        num_warmup_steps=math.ceil(num_updates * settings.warmup_ratio),
+        num_warmup_steps=settings.warmup_updates(num_updates),
         num_training_steps=num_updates,
         scheduler_specific_kwargs={"min_lr_rate": settings.min_lr_ratio} if settings.name == "cosine" else None,
     )

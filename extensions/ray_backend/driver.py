@@ -22,12 +22,13 @@ from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster
 from extensions.ray_backend.arguments import command, differences, key_table, namespace, unsupported
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, RunSchedule
 from extensions.rollout.lora_sync import SyncProbe, probe_samples
 from extensions.rollout.reward_check import check_reward
 from extensions.rollout.rewards import load_reward
 from extensions.rollout.vllm_engine import check_vllm_supports, require_installed, set_vllm_environment, vllm_dtype
 from extensions.runs.build import (
+    describe_start,
     epoch_rows,
     make_encoder,
     make_order,
@@ -75,8 +76,7 @@ def _run(recipe: Recipe) -> None:
     args = namespace(recipe, shape)
     folder = open_folder(recipe, reward, data, reporter, shape.ranks)
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; {recipe.model.path} on Ray")
-    if critic_from is not None:
-        reporter.info(f"value head from {critic_from}")
+    describe_start(recipe, critic_from, reporter)
     for difference in differences(recipe):
         reporter.info(f"- {difference}")
     cluster.ensure(recipe, shape)
@@ -90,10 +90,10 @@ def _run(recipe: Recipe) -> None:
 
     try:
         with signals.caught():  # ray.init has replaced the handlers
-            steps = recipe.training_steps(epoch_rows(recipe, data))
+            schedule = RunSchedule(recipe, epoch_rows(recipe, data))
             rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
             strategy = RayStrategy(recipe, args, rows)
-            groups = start_groups(recipe, shape, strategy, recipe.num_updates(steps))
+            groups = start_groups(recipe, shape, strategy, recipe.num_updates(schedule.steps))
             record_proof(groups.call_actor("proof"), folder, reporter)
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
@@ -101,7 +101,7 @@ def _run(recipe: Recipe) -> None:
             trainer = RayTrainer(recipe, strategy, groups, encoder, reward, order, probe, probed, budgets)
             sampler: Any = RaySampler(groups, recipe.rollout.temperature, trainer.sync.refresh)
             evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets)
-            RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps).go()
+            RayTrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, schedule).go()
     finally:
         ray.shutdown()
 

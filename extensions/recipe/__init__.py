@@ -3,6 +3,7 @@
 from extensions.recipe.changes import Change, changes
 from extensions.recipe.loader import load_recipe
 from extensions.recipe.methods import Optimizer, Ppo, Schedule, Sft
+from extensions.recipe.run_schedule import RunSchedule
 from extensions.recipe.schema import MANIFEST, Recipe, adapter_name, all_keys, dump_recipe, value_at
 from extensions.recipe.sections import Data, DeepSpeed, Evaluation, Lora, Model
 
@@ -17,6 +18,7 @@ __all__ = [
     "Optimizer",
     "Ppo",
     "Recipe",
+    "RunSchedule",
     "Schedule",
     "Sft",
     "adapter_name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -75,7 +76,9 @@ class Sft(Section):
         24, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
     )
     loss: Literal["sequence", "answer"] = Field(
-        "sequence", description="tokens in the next-token loss: prompt and answer, or answer only (paper 4.2)"
+        "answer",
+        description="tokens in the next-token loss. answer: the answer and its closing tag, the stronger baseline "
+        "(ours); sequence: the prompt too (paper 4.2)",
     )
     optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="AdamW for SFT (paper 5.1)")
     lr: Number | None = Field(None, gt=0, description="peak learning rate; null: optimizer.lr, the same (paper 5.1)")
@@ -117,3 +120,7 @@ class Schedule(Section):
     name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warmup (paper 5.1)")
     warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (paper 5.1)")
     min_lr_ratio: Number = Field(0.1, ge=0, le=1, description="final over peak learning rate; cosine only (paper 5.1)")
+
+    def warmup_updates(self, num_updates: int) -> int:
+        """Optimizer steps of the warmup in a schedule of `num_updates`."""
+        return math.ceil(num_updates * self.warmup_ratio)

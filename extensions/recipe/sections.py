@@ -229,6 +229,17 @@ class Ray(Section):
     )
 
 
+def _interval(value: Any) -> Any:
+    number = _number(value)
+    whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if not whole and not (isinstance(number, float) and 0 < number < 1):
+        raise ValueError("input should be a whole number of iterations, or a fraction of the run between 0 and 1")
+    return number
+
+
+Interval = Annotated[int | float, BeforeValidator(_interval)]
+
+
 class Evaluation(Section):
     split: Literal["auto", "validation", "test"] = Field(
         "auto", description="split of the before/after table; auto: test where it has labels, else validation (ours)"
@@ -266,7 +277,11 @@ class Evaluation(Section):
         "label_suspects.csv; 0: none (ours)",
     )
     predict_test: bool = Field(False, description="after training also answer the test splits, for nlu submit (ours)")
-    every_steps: int = Field(0, ge=0, description="iterations between validations; 0: none (ours)")
+    every_steps: Interval = Field(
+        0,
+        description="iterations between validations, or a fraction of the run such as 0.05; the last iteration is "
+        "followed by one too. 0: none (ours)",
+    )
     validation_samples: int | None = Field(200, ge=1, description="rows per task for each validation; null: all (ours)")
     best_by: Literal["decoding", "likelihood"] = Field(
         "decoding",
@@ -274,7 +289,10 @@ class Evaluation(Section):
         "probable ones (ours)",
     )
     patience: int = Field(
-        0, ge=0, description="validations without a new best before training stops, best kept; 0: never (paper 5.1)"
+        0,
+        ge=0,
+        description="validations without a new best before training stops, best kept; those during the warmup do not "
+        "count. 0: never (paper 5.1)",
     )
 
 

@@ -29,7 +29,7 @@ from extensions.model.loading import load_config, load_policy, load_tokenizer, m
 from extensions.model.prompt_encoder import recipe_encoder
 from extensions.model.proof import Proof, proof_rows
 from extensions.prompts import CLOSE, PromptEncoder
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, RunSchedule
 from extensions.rollout.lora_sync import probe_samples
 from extensions.rollout.reward_check import check_reward
 from extensions.rollout.reward_files import reward_digest
@@ -85,8 +85,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     folder = open_folder(recipe, reward, data, reporter, size) if strategy.is_rank_0() else None
     strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
-    if critic_from is not None:
-        reporter.info(f"value head from {critic_from}")
+    describe_start(recipe, critic_from, reporter)
 
     policy = load_policy(
         recipe.model,
@@ -106,10 +105,10 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
     of_update, of_rollout, of_evaluation = memory.limits(policy.path, strategy, reporter)
-    engine, steps = None, recipe.training_steps(epoch_rows(recipe, data))
+    engine, schedule = None, RunSchedule(recipe, epoch_rows(recipe, data))
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
-        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(steps))
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(schedule.steps))
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -129,7 +128,19 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
         )
-    return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, steps)
+    return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, schedule)
+
+
+def describe_start(recipe: Recipe, critic_from: Path | None, reporter: Reporter) -> None:
+    """Print what a PPO run with an adapter or a critic of another run starts from."""
+    adapter, kl = recipe.model.adapter, recipe.ppo.kl
+    if recipe.method != "ppo" or (adapter is None and critic_from is None):
+        return
+    reference = "the base model" if adapter is None or kl.reference == "base" else "a frozen copy of it"
+    reporter.info(
+        f"policy from {adapter or 'a new adapter'}; KL reference: {reference if kl.init > 0 else 'none'}; value head: "
+        f"{critic_from or 'new'}"
+    )
 
 
 def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:

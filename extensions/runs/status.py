@@ -48,6 +48,7 @@ class RunStatus:
     rows_total: int | None = None
     step: int | None = None
     last_step: int | None = None
+    validate_every: int | None = None  # iterations between validations; 0: there are none
     seconds_per_step: float | None = None
     eta_s: float | None = None  # of the evaluation in an evaluation, else of the training
     validation: dict[str, Any] | None = None  # step and score of the last one
@@ -109,7 +110,8 @@ def _read_state(root: Path, found: RunStatus) -> None:
     if status is None:
         found.state, found.why = _without_status(root)
         return
-    for name in ("process", "phase", "rows", "rows_total", "step", "last_step", "idle_s", "exit_status"):
+    names = ("process", "phase", "rows", "rows_total", "step", "last_step", "validate_every", "idle_s", "exit_status")
+    for name in names:
         setattr(found, name, status.get(name))
     found.eta_s = status.get("rows_eta_s" if found.rows_total else "eta_s")
     found.heartbeat_age_s = time.time() - status["heartbeat"]
@@ -215,8 +217,12 @@ def status_lines(status: RunStatus) -> list[str]:
     if status.state == "running" and status.heartbeat_age_s is not None:
         idle = f", last progress {clock(status.idle_s)} before it" if status.idle_s is not None else ""
         lines.append(f"  heartbeat: {clock(status.heartbeat_age_s)} ago{idle}")
+    every = f"every {status.validate_every} steps and after the last" if status.validate_every else None
     if status.validation is not None and status.best is not None:
-        lines.append(f"  validation: {_score(status.validation)}; best {_score(status.best)}")
+        scores = f"{_score(status.validation)}; best {_score(status.best)}"
+        lines.append(f"  validation: {scores}{f'; {every}' if every else ''}")
+    elif every:
+        lines.append(f"  validation: none yet; {every}")
     lines.append(f"  warnings: {status.warnings}" + (", the last ones:" if status.last_warnings else ""))
     lines += [f"    {_short(one['text'])}" for one in status.last_warnings]
     if status.disk_free is not None:

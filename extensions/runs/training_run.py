@@ -29,7 +29,7 @@ from extensions.evaluation.label_suspects import FILE as SUSPECTS
 from extensions.evaluation.label_suspects import find_suspects, write_suspects
 from extensions.evaluation.metrics import likelihood_mean, mean_score, score_all
 from extensions.inference.manifest import Manifest
-from extensions.recipe import Recipe, load_recipe
+from extensions.recipe import Recipe, RunSchedule, load_recipe
 from extensions.reporting.model_card import model_card
 from extensions.reporting.plots import loss_curve, reward_curve
 from extensions.runs.checkpoint import Checkpoints
@@ -57,10 +57,10 @@ class TrainingRun(Run):
         data: RunData,
         evaluator: Evaluator,
         trainer: Trainer,
-        steps: int,
+        schedule: RunSchedule,
     ) -> None:
         super().__init__(recipe, strategy, reporter, folder, data, evaluator)
-        self.trainer, self.last_step = trainer, steps
+        self.trainer, self.schedule, self.last_step = trainer, schedule, schedule.steps
         self.best: dict[str, Any] = dict(NO_BEST)
         self.best_state: dict[str, Tensor] | None = None
         kl = recipe.ppo.kl.target if recipe.method == "ppo" and recipe.ppo.kl.init > 0 else None
@@ -79,6 +79,8 @@ class TrainingRun(Run):
     def go(self) -> None:
         self.resume()
         self.reporter.done, self.reporter.last_step = self.step, self.last_step
+        self.reporter.validate_every = self.schedule.validate_every
+        self.schedule.describe(self.reporter.info, self.reporter.warn)
         if self.folder is not None:
             self.folder.start_trackers(self.recipe, self.step)
         try:
@@ -125,11 +127,11 @@ class TrainingRun(Run):
             if checkpoints and self.saved is None:
                 self.save_checkpoint()  # keeps the scores of the evaluation before training
             while True:
-                if self._due(self.recipe.evaluation.every_steps) and self.validated < self.step:
+                if self.schedule.validates_after(self.step) and self.validated < self.step:
                     self._validate()
                 done = self.step >= self.last_step or self._stopped_early()
                 new_best = self.step > 0 and self.best["step"] == self.step
-                due = checkpoints and (done or new_best or self._due(checkpoints))
+                due = checkpoints and (done or new_best or (self.step > 0 and self.step % checkpoints == 0))
                 if due and self.saved != (self.step, self.validated):
                     self.save_checkpoint()
                 if done:
@@ -140,12 +142,9 @@ class TrainingRun(Run):
         finally:
             self.reporter.end()
 
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.step > 0 and self.step % every == 0
-
     def _iterate(self) -> None:
         self.reporter.phase("training")
-        start, self.iterated = time.monotonic(), True
+        start, cpu, self.iterated = time.monotonic(), time.process_time(), True
         try:
             metrics, records = self.trainer.iterate(self.step)
         except NonFiniteError as error:
@@ -161,11 +160,11 @@ class TrainingRun(Run):
             ) from error
         self.step += 1
         self.seconds += time.monotonic() - start
-        self._record(metrics | {"elapsed_s": self.seconds}, records)
+        clocks = {"elapsed_s": self.seconds, "cpu_s": time.process_time() - cpu}
+        self._record(metrics | clocks, records)
 
     def _stopped_early(self) -> bool:
-        patience = self.recipe.evaluation.patience
-        return bool(patience) and self.best["since"] >= patience
+        return bool(self.schedule.patience) and self.best["since"] >= self.schedule.patience
 
     def _record(self, metrics: dict[str, Any], records: list[dict[str, Any]]) -> None:
         if self.folder is None:
@@ -189,13 +188,14 @@ class TrainingRun(Run):
         if better:
             self.best = {"metric": metric, "step": self.step, "since": 0}
             self.best_state = self.trainer.weights()
-        else:
+        elif self.schedule.counts_for_patience(self.step):
             self.best["since"] += 1
         self.validated = self.step
         best = "best so far" if better else f"best {100 * self.best['metric']:.1f} at step {self.best['step']}"
+        waiting = "" if better else self.schedule.waiting(self.step, self.best["since"])
         beside = self.recipe.evaluation.decoding != "likelihood" and by_likelihood is not None
         other = f"by likelihood {100 * (by_likelihood or 0):.1f}; " if beside else ""
-        self.reporter.info(f"validation {100 * mean:.1f} ({other}{best}, {self._criterion})")
+        self.reporter.info(f"validation {100 * mean:.1f} ({other}{best}, {self._criterion}{waiting})")
         if self.folder is not None:
             shown = fixed_answers(predictions, self.data.validation, self.recipe.logging.rollout_samples)
             means = {"mean": mean, "likelihood_mean": by_likelihood}

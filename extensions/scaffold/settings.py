@@ -27,7 +27,8 @@ REGIMES = (
 BATCH_SIZE = 16  # rows per step, of SFT and PPO
 PPO_STEPS = 30
 MAX_PROMPT_TOKENS = {"cpu": 512, "gpu": 1024}
-NUM_VALIDATIONS = 6  # during SFT
+VALIDATE_EVERY = 0.15  # of the run
+NUM_CHECKPOINTS = 6  # during SFT
 EVALUATION_ROWS = 200  # of the before/after table on a CPU
 RARE = 0.25  # of the even share: classes are unbalanced if a label has less
 
@@ -43,7 +44,8 @@ class Settings:
     epochs: float  # of the SFT steps
     max_tokens: int
     response_budget: list[int]
-    validate_every: int
+    validate_every: float
+    checkpoint_every: int
     evaluation_rows: int  # of the before/after table
     validation_rows: int
 
@@ -81,7 +83,8 @@ def choose_settings(
         epochs=steps * BATCH_SIZE / max(1, train_rows),
         max_tokens=max(16, min(limit, 8 * math.ceil(prompt_tokens / 8))),
         response_budget=[low, high],
-        validate_every=max(5, math.ceil(steps / NUM_VALIDATIONS)),
+        validate_every=VALIDATE_EVERY,
+        checkpoint_every=max(5, math.ceil(steps / NUM_CHECKPOINTS)),
         evaluation_rows=EVALUATION_ROWS * (5 if on_gpu else 1),
         validation_rows=EVALUATION_ROWS // 2 * (5 if on_gpu else 1),
     )

@@ -11,6 +11,7 @@ import torch
 from extensions.common.errors import UserError
 from extensions.data import subsample_evenly
 from extensions.planner import GPUS, Planner, PlanOptions
+from extensions.recipe import RunSchedule
 from extensions.scaffold.draft import Draft
 from extensions.scaffold.entry import relative_path
 from extensions.scaffold.recipe_text import comment
@@ -101,7 +102,7 @@ def expected_seconds(made: Draft) -> dict[str, float]:
             return {}
         step = plan.chosen.step_s
         evaluation = evaluation or FORWARD_SHARE * step / plan.batch_size
-        validations = plan.steps // recipe.evaluation.every_steps
+        validations = len(RunSchedule(recipe, plan.rows).validations)
         rows = 2 * len(made.data.table) + validations * len(made.data.validation)
         seconds[method] = START_S + plan.steps * step + rows * evaluation
         if device.measure:  # once is enough

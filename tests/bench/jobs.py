@@ -103,6 +103,7 @@ def overrides_of(job: Job, args: argparse.Namespace, dtype: str, rows: int) -> l
         f"ppo.micro_batch_size={rows}",
         f"sft.batch_size={rows}",
         f"sft.micro_batch_size={rows}",
+        "sft.loss=sequence",  # as hf-sft
         f"rollout.response_budget=[{BUDGET}, {BUDGET}]",
     ]
 

@@ -91,7 +91,8 @@ def test_the_shipped_recipes_were_found():
 
 def test_validate(recipe):
     text = succeeds("validate", recipe, "ppo.batch_size=8")
-    assert "valid" in text and "Acceptability" in text and "3 iterations of 8" in text
+    assert "valid" in text and "Acceptability" in text and "3 iterations of 8" in text and "validations" not in text
+    assert "validations: every 2 of 3 iterations" in succeeds("validate", recipe, "evaluation.every_steps=0.5")
 
 
 def test_validate_reports_every_error(recipe):
@@ -178,8 +179,8 @@ def test_preview_shows_demonstrations(recipe):
     assert text.count("Assistant:") == 3 and text.count("</Judgement>\nPrompt:") == 3, (
         "the format, and two demonstrations"
     )
-    assert "SFT: loss over both" in text
-    assert "SFT: loss over the response" in succeeds("preview", recipe, "sft.loss=answer")
+    assert "SFT: loss over the response" in text
+    assert "SFT: loss over both" in succeeds("preview", recipe, "prompt.shots=2", "-n", "1", "sft.loss=sequence")
 
 
 def test_preview_prints_brackets_in_the_data_unchanged(tmp_path, tiny_model):

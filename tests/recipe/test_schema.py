@@ -142,6 +142,17 @@ def test_a_shipped_recipe_shows_and_loads_back(path, load):
     assert load(dump_recipe(recipe)) == recipe
 
 
+def test_recipes_of_the_papers_models_pin_its_supervised_loss():
+    """Elsewhere SFT learns the answer alone, the default; both kinds say so in a comment."""
+    said = {path.stem: re.search(r"^  loss: (\w+)  # .*$", path.read_text(), re.M) for path in SHIPPED}
+    said.pop("bert")
+    assert {name: found and found[1] for name, found in said.items()} == {
+        name: "sequence" if name.endswith("_glue_mt") else "answer" for name in said
+    }
+    assert all("(paper 4.2)" in found[0] and "(ours)" in found[0] for found in said.values())
+    assert all_keys()["sft.loss"].default == "answer"
+
+
 def test_every_key_of_every_recipe_has_a_comment():
     """Each `key: value` line of a shipped recipe carries a comment (a section alone needs none)."""
     lines = [

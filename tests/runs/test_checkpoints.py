@@ -177,7 +177,7 @@ def test_a_run_starts_from_the_critic_of_another(unfinished, tiny_model, tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(signals, "requested", lambda: "SIGTERM")
         assert main(words) == 0
-    assert f"value head from {first / 'critic'}" in " ".join(capsys.readouterr().out.split())
+    assert f"value head: {first / 'critic'}" in " ".join(capsys.readouterr().out.split())
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-0" / PORTABLE)
     head = load_file(first / "critic" / "value_head.safetensors")
     assert head and all(torch.equal(saved[f"value_head.{name}"], tensor) for name, tensor in head.items())

@@ -52,7 +52,14 @@ def test_a_running_run(tmp_path):
     assert (found.checkpoint, found.checkpoint_size) == ("step-30", 3000) and found.disk_free > 0
     text = "\n".join(status_lines(found))
     assert f"running (process {os.getpid()} on " in text and "ETA 1:01" in text and "step-30 takes 2.93 KiB" in text
-    assert "validation: 60.0 at step 30; best 80.0 at step 20" in text and "warning 4" in text
+    assert "validation: 60.0 at step 30; best 80.0 at step 20\n" in text and "warning 4" in text
+
+
+def test_the_interval_of_validations(tmp_path):
+    root = make_run(tmp_path, state="running", validate_every=10)
+    assert "best 80.0 at step 20; every 10 steps and after the last\n" in "\n".join(status_lines(run_status(root)))
+    (root / "validation.jsonl").unlink()
+    assert "  validation: none yet; every 10 steps and after the last" in status_lines(run_status(root))
 
 
 def test_the_best_step_is_that_of_the_recipe(tmp_path):

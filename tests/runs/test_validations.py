@@ -15,18 +15,22 @@ from extensions.tasks import TASKS
 SAMPLED, LIKELY = (0.1, 0.9, 0.2), (0.8, 0.3, 0.5)  # scores of three validations: the best of each is another
 
 
-def sft_recipe(folder, model, **evaluation):
-    sections = {"sft": {"batch_size": 4}, "evaluation": {"every_steps": 1, "validation_samples": 6} | evaluation}
+def sft_recipe(folder, model, warmup_ratio=0.1, **evaluation):
+    sections = {
+        "schedule": {"warmup_ratio": warmup_ratio},
+        "sft": {"batch_size": 4},
+        "evaluation": {"every_steps": 1, "validation_samples": 6} | evaluation,
+    }
     return write_recipe(folder, model, output_dir=str(folder / "run"), max_steps=3, **sections)
 
 
 @pytest.mark.parametrize(
-    ("settings", "best", "last", "messages"),
+    ("settings", "best", "steps", "messages"),
     [
         (
             {},
             2,
-            3,
+            [1, 2, 3],
             [
                 "validation 10.0 (by likelihood 80.0; best so far, by sampled answers)",
                 "validation 20.0 (by likelihood 50.0; best 90.0 at step 2, by sampled answers)",
@@ -36,16 +40,29 @@ def sft_recipe(folder, model, **evaluation):
         (
             {"best_by": "likelihood", "patience": 1},
             1,
-            2,
+            [1, 2],
             [
-                "validation 90.0 (by likelihood 30.0; best 80.0 at step 1, by likelihood)",
+                "early stopping: 1 without a new best, at step 2 at the earliest",
+                "validation 90.0 (by likelihood 30.0; best 80.0 at step 1, by likelihood; 1 of 1 without a new best)",
                 "kept the best validation, by likelihood, at step 1: 80.0",
             ],
         ),
         (
+            {"best_by": "likelihood", "patience": 1, "warmup_ratio": 0.5},
+            1,
+            [1, 2, 3],
+            ["step 1, by likelihood; not counted by evaluation.patience, since the warmup ends at step 2)"],
+        ),
+        (
+            {"every_steps": 2, "patience": 1},
+            3,
+            [2, 3],
+            ["evaluation.patience: 1 cannot stop this run of 3 iterations before its end"],
+        ),
+        (
             {"decoding": "likelihood", "before": False},
             2,
-            3,
+            [1, 2, 3],
             [
                 "validation 10.0 (best so far, by likelihood)",
                 "kept the best validation, by likelihood, at step 2: 90.0",
@@ -54,13 +71,13 @@ def sft_recipe(folder, model, **evaluation):
         (
             {"decoding": "greedy", "probabilities": False},
             2,
-            3,
+            [1, 2, 3],
             ["validation 10.0 (best so far, by greedy answers)"],
         ),
     ],
 )
 def test_the_best_validation_is_by_the_chosen_answers(
-    tiny_model, tmp_path, monkeypatch, capsys, settings, best, last, messages
+    tiny_model, tmp_path, monkeypatch, capsys, settings, best, steps, messages
 ):
     score_all, weights, calls = training_run.score_all, [], []
 
@@ -83,11 +100,11 @@ def test_the_best_validation_is_by_the_chosen_answers(
     assert main([str(sft_recipe(tmp_path, tiny_model("llama"), **settings))], "sft") == 0
     assert weights == [best]
     lines = read_jsonl(tmp_path / "run" / "validation.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, last + 1))
-    assert [line["mean"] for line in lines] == list(SAMPLED[:last])
+    assert [line["step"] for line in lines] == steps
+    assert [line["mean"] for line in lines] == list(SAMPLED[: len(steps)])
     expected = LIKELY if settings.get("decoding") != "likelihood" else SAMPLED
     assert [line["likelihood_mean"] for line in lines] == (
-        [None] * last if settings.get("probabilities") is False else list(expected[:last])
+        [None] * len(steps) if settings.get("probabilities") is False else list(expected[: len(steps)])
     )
     out = " ".join(capsys.readouterr().out.split())
     for message in messages:

@@ -304,7 +304,7 @@ def test_settings(parameters, rows):
     assert regime.min_rows <= found.sft_steps * found.batch_size <= regime.max_rows + found.batch_size
     assert 7 < found.response_budget[0] < found.response_budget[1]
     assert found.max_tokens == 152  # the 95th percentile, in eights
-    assert found.validate_every >= 1 and found.max_tokens + found.response_budget[1] <= 2048
+    assert found.checkpoint_every >= 1 and found.max_tokens + found.response_budget[1] <= 2048
 
 
 def test_prompts_fit_the_models_context():

@@ -84,7 +84,7 @@ sft:  # launch/sft.sh, run first: trains the answer format, which PPO alone rare
   batch_size: 16  # rows of one optimizer step over all ranks
   micro_batch_size: 16  # rows of one packed forward on a rank; memory against speed
   max_steps: 19  # optimizer steps, 19.0 passes over the training rows
-  loss: answer  # next-token loss over the answer alone, not the prompt
+  loss: answer  # next-token loss over the answer alone; the paper's baseline, sequence, also learns the prompt
   lr: 0.001  # peak learning rate of AdamW
 
 ppo:  # launch/ppo.sh, run after SFT and started from its adapter
@@ -101,9 +101,9 @@ optimizer:  # of PPO
 evaluation:
   max_samples: 200  # rows of the before/after table, evenly spaced; null: all
   decoding: likelihood  # the most probable of the task's answers, as nlu predict does
-  every_steps: 5  # iterations between validations
+  every_steps: 0.15  # between validations: a fraction of the run; another one follows its end
   validation_samples: 100  # rows per validation, evenly spaced
-  patience: 3  # validations without a new best before training stops; the best is kept
+  patience: 3  # validations after the warmup without a new best before training stops; the best is kept
 
 checkpoint:
   every_steps: 5  # iterations between checkpoints; the same command resumes from the last one

@@ -41,7 +41,7 @@ def test_a_run_writes_all_its_files(finished):
     assert [m["step"] for m in metrics] == [1, 2, 3] and [m["samples"] for m in metrics] == [4, 8, 12]
     promised = {
         "step", "samples", "reward_mean", "reward_std", "format_error_rate", "accuracy", "kl", "kl_coef", "policy_loss",
-        "value_loss", "entropy", "clip_fraction", "lr", "response_tokens", "seconds", "samples_per_s",
+        "value_loss", "entropy", "clip_fraction", "lr", "response_tokens", "seconds", "samples_per_s", "cpu_s",
         "predicted_shares",
     }  # fmt: skip
     assert promised <= metrics[0].keys()

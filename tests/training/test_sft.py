@@ -129,7 +129,7 @@ def test_the_loss_is_at_temperature_1(tiny_model):
     expected = plain_loss(policy, samples(), False).item()
     policy.temperature = 0.5
     engine = PlainEngine(policy)
-    sums = SftTrainer(policy, engine, engine, None, None, Sft(), 0).update(samples(), 0)
+    sums = SftTrainer(policy, engine, engine, None, None, Sft(loss="sequence"), 0).update(samples(), 0)
     assert (sums["loss"] / sums["tokens"]).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -167,7 +167,8 @@ def test_a_run_writes_all_its_files(finished):
     assert load_recipe(folder / "recipe.yaml") == recipe and recipe.method == "sft"
     metrics = read_jsonl(folder / "metrics.jsonl")
     assert [m["samples"] for m in metrics] == [4, 8, 12, 16, 20, 24], "as many samples as PPO would see"
-    assert all(m["loss"] > 0 and m["answer_loss"] > 0 and m["grad_norm"] > 0 and m["elapsed_s"] > 0 for m in metrics)
+    assert all(m["loss"] > 0 and m["answer_loss"] > 0 and m["grad_norm"] > 0 for m in metrics)
+    assert all(m["elapsed_s"] > 0 and m["cpu_s"] > 0 for m in metrics)
     scores = read_json(folder / "eval.json")
     assert scores["method"] == "sft" and scores["training"].keys() == {
         "tasks",
@@ -196,10 +197,10 @@ def test_training_lowers_the_loss(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["sft.loss=answer", "sft.optimizer=adafactor", "lora.dropout=0.1"],
-        ["model.dtype=bfloat16", "data.mixing=uniform"],
+        ["sft.optimizer=adafactor", "lora.dropout=0.1"],
+        ["sft.loss=sequence", "model.dtype=bfloat16", "data.mixing=uniform"],
     ],
-    ids=["answer", "bf16"],
+    ids=["answer", "sequence, bf16"],
 )
 def test_every_setting_runs(tiny_model, tmp_path, overrides):
     path = sft_recipe(
@@ -282,12 +283,19 @@ def test_a_small_task_ends_after_its_epochs(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("reference", ["start", "base"])
-def test_ppo_starts_from_the_adapter_and_stays_near_it_or_near_the_base(finished, tiny_model, tmp_path, reference):
+def test_ppo_starts_from_the_adapter_and_stays_near_it_or_near_the_base(
+    finished, tiny_model, tmp_path, capsys, reference
+):
     adapter = finished[0] / "adapter"
+    assert load_recipe(finished[0] / "recipe.yaml").sft.loss == "answer"
     path = write_recipe(
         tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"), ppo={"kl": {"reference": reference}}
     )
     assert main([str(path), f"model.adapter={adapter}", "evaluation.before=false"]) == 0
+    kept = {"start": "a frozen copy of it", "base": "the base model"}[reference]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"policy from {adapter}; KL reference: {kept}; value head: new" in said
+    assert read_json(tmp_path / "run" / "eval.json")["training"]["started_from"] == "sft"
     first, second = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert first["sampling_mismatch"] < 1e-4
     if reference == "start":
