@@ -184,7 +184,7 @@ class Predictor:
         return Example(task, index, fields, None)
 
     def log_likelihoods(self, compared: Candidates, batch: Sequence[Example]) -> Tensor:
-        """(rows, C) log-probabilities of the candidate answers, summed over their written and surface forms."""
+        """(rows, C) log-probabilities of the candidate answers, summed over their forms."""
         encoded = [self.encoder.encode(compared.task, row.fields) for row in batch]
         return log_likelihoods(compared, encoded, self.encoder, self.sampler)
 

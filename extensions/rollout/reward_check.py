@@ -67,7 +67,8 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
         yield (
             f"reward {reward.path}: the gold answer earns no more than a wrong one, or one without its closing tag, "
             f"for {len(underpaid)} of {len(by_label)} labels of task {task.name} ({shown}). The reward receives the "
-            "label as it is in the data and the text as the model generates it, with the tag",
+            "label as it is in the data and the text as the model generates it, with spaces around "
+            "the answer and with the tag",
             False,
         )
 
