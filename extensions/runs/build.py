@@ -90,7 +90,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     policy = load_policy(
         recipe.model,
         recipe.lora,
-        ppo.critic if method == "ppo" else "none",
+        ppo.value_model if method == "ppo" else "none",
         recipe.rollout.temperature,
         strategy.device,
         recipe.seed,
@@ -124,7 +124,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed, of_update)
     else:
-        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps, of_rollout)
+        size = ppo.micro_batch_size * ppo.samples_per_prompt
+        sampler = make_sampler(policy, tokenizer, CLOSE, size, fixed_decode_steps, of_rollout)
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
         )
