@@ -62,7 +62,9 @@ def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda te
     if recipe.method in ("ppo", "sft"):
         from extensions.runs.build import epoch_rows
 
-        RunSchedule(recipe, epoch_rows(recipe, whole) if whole else None).describe(tell, warn)
+        schedule = RunSchedule(recipe, epoch_rows(recipe, whole) if whole else None)
+        result_of(schedule.check)
+        schedule.describe(tell, warn)
     return found
 
 

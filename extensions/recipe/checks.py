@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from extensions.recipe.methods import GROUPED, Ppo
@@ -12,7 +13,7 @@ from extensions.tasks import TASKS
 def cross_field_errors(recipe: Recipe) -> list[str]:
     """One sentence per contradiction, naming the keys."""
     ppo, rollout, evaluation, zero_stage = recipe.ppo, recipe.rollout, recipe.evaluation, recipe.deepspeed.zero_stage
-    names = [task.name for task in recipe.data.tasks]
+    names, schedule = [task.name for task in recipe.data.tasks], recipe.schedule
     trains, own_vllm = recipe.method in ("ppo", "sft"), rollout.backend == "vllm" and recipe.backend == "deepspeed"
     optimizer = "sft.optimizer" if recipe.method == "sft" else "optimizer.name"
     rules = [
@@ -37,6 +38,16 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
         (
             evaluation.patience > 0 and evaluation.every_steps == 0,
             "evaluation.patience needs evaluation.every_steps: early stopping needs validations",
+        ),
+        (
+            (schedule.epochs or 0) > (recipe.max_epochs or math.inf),
+            f"schedule.epochs: {schedule.epochs} is more than max_epochs: {recipe.max_epochs}, so the learning rate "
+            "would not reach its end; lower it, or raise max_epochs",
+        ),
+        (
+            schedule.epochs is not None and schedule.name == "constant" and schedule.warmup_ratio == 0,
+            f"schedule.epochs: {schedule.epochs} has no effect on a constant learning rate without warmup; remove it, "
+            "or set schedule.warmup_ratio",
         ),
         (
             evaluation.best_by == "likelihood"

@@ -177,8 +177,14 @@ class Optimizer(Section):
 
 class Schedule(Section):
     name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warmup (paper 5.1)")
-    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (paper 5.1)")
+    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the schedule's optimizer steps (paper 5.1)")
     min_lr_ratio: Number = Field(0.1, ge=0, le=1, description="final over peak learning rate; cosine only (paper 5.1)")
+    epochs: Number | None = Field(
+        None,
+        gt=0,
+        description="epochs of the training rows that warmup and decay span, however long the run may be; after them "
+        "the rate stays at its minimum (ours). null: the run at its longest (paper 5.1)",
+    )
 
     def warmup_updates(self, num_updates: int) -> int:
         """Optimizer steps of the warmup in a schedule of `num_updates`."""

@@ -72,6 +72,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         require_installed("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
+    schedule = run_schedule(recipe, data)
     if method == "ppo":
         check_reward(reward, data.train, reporter.warn)
     critic_from = critic_source(recipe, reporter.warn)
@@ -105,10 +106,10 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
     of_update, of_rollout, of_evaluation = memory.limits(policy.path, strategy, reporter)
-    engine, schedule = None, RunSchedule(recipe, epoch_rows(recipe, data))
+    engine = None
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
-        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(schedule.steps))
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, schedule.updates)
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -235,6 +236,14 @@ def response_budget(
 def epoch_rows(recipe: Recipe, data: RunData) -> int:
     """Training rows per epoch over all tasks; repeated rows count each time."""
     return sum(epoch_sizes(data.train, recipe.data.oversample).values())
+
+
+def run_schedule(recipe: Recipe, data: RunData) -> RunSchedule:
+    """The iterations of a run. UserError: its learning rate would be zero for a part of them."""
+    schedule = RunSchedule(recipe, epoch_rows(recipe, data))
+    if recipe.method in ("ppo", "sft"):
+        schedule.check()
+    return schedule
 
 
 def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
