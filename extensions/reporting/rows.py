@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extensions.recipe import Recipe, adapter_name, all_keys, value_at
-from extensions.reporting.finished_runs import FinishedRun, Score
+from extensions.reporting.finished_runs import DecodedScore, FinishedRun, Score
 from extensions.tasks import TASKS, Task
 
 # Names as the paper prints them, by the full folder or hub name: a merged model has another name, and keeps it.
@@ -37,6 +37,11 @@ class Result:
     score: Score
     split: str
     run: FinishedRun
+
+    @property
+    def by_likelihood(self) -> DecodedScore | None:
+        """The score of the answers by likelihood beside others; None without any, or if the score is theirs."""
+        return None if self.run.recipe.evaluation.decoding == "likelihood" else self.score.likelihood
 
 
 @dataclass(frozen=True)
