@@ -82,7 +82,7 @@ import deepspeed  # noqa: E402
 
 with openrlhf_importable():
     from openrlhf.models.actor import Actor
-    from openrlhf.models.loss import PolicyLoss, SFTLoss, ValueLoss
+    from openrlhf.models.loss import PolicyLoss, SFTLoss, ValueLoss, aggregate_loss
     from openrlhf.models.utils import compute_approx_kl, compute_reward
     from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
     from openrlhf.utils.deepspeed.deepspeed import DeepspeedStrategy
@@ -106,6 +106,7 @@ __all__ = [
     "SFTLoss",
     "TorchCheckpointEngine",
     "ValueLoss",
+    "aggregate_loss",
     "alibi_positions",
     "compute_approx_kl",
     "compute_reward",

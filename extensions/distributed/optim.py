@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,15 +35,24 @@ def make_optimizer(groups: Sequence[dict[str, Any]], settings: Optimizer, offloa
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: Schedule, num_updates: int) -> Any:
-    """Warmup, then the recipe's shape (section 5.1: cosine to a tenth of the peak), over `num_updates` steps."""
+    """Warmup, then the recipe's shape (section 5.1: cosine to a tenth of the peak), over `num_updates` steps.
+
+    After them the rate stays where it is; transformers' cosine (5.15) would rise again.
+    """
     names = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    return get_scheduler(
+    scheduler = get_scheduler(
         names[settings.name],
         optimizer,
         num_warmup_steps=settings.warmup_updates(num_updates),
         num_training_steps=num_updates,
         scheduler_specific_kwargs={"min_lr_rate": settings.min_lr_ratio} if settings.name == "cosine" else None,
     )
+    scheduler.lr_lambdas = [partial(_until, num_updates, factor) for factor in scheduler.lr_lambdas]
+    return scheduler
+
+
+def _until(last: int, factor: Callable[[int], float], update: int) -> float:
+    return factor(min(update, last))
 
 
 @contextmanager

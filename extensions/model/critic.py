@@ -32,7 +32,8 @@ def critic_source(recipe: Recipe, warn: Callable[[str], None] = lambda text: Non
         UserError: the folder that the key names has no critic, or one of another kind; or a file is damaged.
     """
     named, adapter = recipe.ppo.critic_from, recipe.model.adapter
-    if recipe.method != "ppo" or named == "none" or (named == "auto" and adapter is None):
+    wanted = recipe.ppo.value_model if recipe.method == "ppo" else "none"
+    if wanted == "none" or named == "none" or (named == "auto" and adapter is None):
         return None
     folder = Path(str(adapter)).parent / "critic" if named == "auto" else Path(named)
     if named == "auto" and not folder.is_dir():
@@ -42,7 +43,7 @@ def critic_source(recipe: Recipe, warn: Callable[[str], None] = lambda text: Non
     found = "adapter" if any((folder / name).exists() for name in (ADAPTER, CONFIG)) else "shared"
     for name in (HEAD, ADAPTER) if found == "adapter" else (HEAD,):
         _read(folder / name)
-    kind = "adapter" if recipe.backend == "ray" else recipe.ppo.critic
+    kind = "adapter" if recipe.backend == "ray" else wanted
     if found == kind:
         return folder
     if named == "auto":

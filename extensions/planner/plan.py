@@ -20,7 +20,7 @@ from extensions.planner.limits import rank_memory_of, with_training
 from extensions.planner.memory import rank_memory
 from extensions.planner.reasons import nothing_fits, reasons
 from extensions.planner.seconds import step_seconds
-from extensions.recipe import Recipe
+from extensions.recipe import Recipe, RunSchedule
 
 MAX_GPUS = 1024
 NOT_MODELLED = (
@@ -73,6 +73,7 @@ class Plan:
     rows: int  # per epoch
     epoch_s: float
     steps: int  # steps of the whole run
+    schedule: list[str]  # its learning rate, validations and early stopping
     samples_per_s: float
     tokens_per_s: float  # prompt and response tokens of the samples
     longest_rows: tuple[int, int]  # tokens of the longest row within the bound of a micro-batch: training, evaluation
@@ -92,7 +93,7 @@ class Planner:
     """
 
     def __init__(self, recipe: Recipe, options: PlanOptions, warn: Callable[[str], None] = lambda _: None) -> None:
-        self.job = TrainingJob(recipe, options, warn)
+        self.job, self.warn = TrainingJob(recipe, options, warn), warn
         self.estimate = lru_cache(maxsize=None)(self._estimate)
 
     def _estimate(self, rows: int, ranks: int, setting: Setting) -> Estimate:
@@ -158,6 +159,9 @@ class Planner:
         least = job.flops(rows, replace(chosen.setting, gradient_checkpointing=False))
         flops = {phase: ranks * amount for phase, amount in least.items()}
         rows_per_epoch = sum(task.rows for task in job.tokens)
+        run, schedule = RunSchedule(recipe, rows_per_epoch), list[str]()
+        run.check()
+        run.describe(schedule.append, self.warn)
         samples_per_s = job.batch_size / chosen.step_s
         tokens_per_row = sum(row.prefix + row.suffix + row.response for row in job.batch(rows)) / rows
         return Plan(
@@ -178,7 +182,8 @@ class Planner:
             batch_size=job.batch_size,
             rows=rows_per_epoch,
             epoch_s=rows_per_epoch / samples_per_s,
-            steps=recipe.training_steps(rows_per_epoch),
+            steps=run.steps,
+            schedule=schedule,
             samples_per_s=samples_per_s,
             tokens_per_s=samples_per_s * tokens_per_row,
             longest_rows=self.longest_rows(ranks),

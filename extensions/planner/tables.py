@@ -25,6 +25,7 @@ def plan_tables(plan: Plan) -> list[Table | str]:
         f"{plan.samples_per_s:.3g} samples/s, {plan.tokens_per_s:.4g} tokens/s, {plan.utilisation:.1%} of the peak; an "
         f"epoch of {plan.rows} rows takes {_duration(plan.epoch_s)}, the run of at most {plan.steps} steps "
         f"{_duration(plan.steps * chosen.step_s)}",
+        *plan.schedule,
         *(_scaling_table(plan) if plan.scaling else []),
         f"Assumed: {device.tflops:.4g} TFLOP/s at a utilisation of {device.utilisation:.0%}, {device.bandwidth:.4g} "
         f"GB/s, {device.kernel_us:g} microseconds to start a kernel, {starts}; every response uses its whole budget. "

@@ -36,11 +36,14 @@ PASSED_ON = {
     "rollout.temperature": "rollout.temperature",
     "ppo.batch_size": "rollout.batch_size",
     "ppo.epochs": "train.max_epochs",
-    "ppo.clip": "actor.eps_clip",
+    "ppo.samples_per_prompt": "rollout.n_samples_per_prompt",
+    "ppo.advantage_estimator": "algo.advantage.estimator",
     "ppo.gamma": "algo.advantage.gamma",
     "ppo.lam": "algo.advantage.lambd",
     "ppo.entropy_coef": "actor.entropy_coef",
     "ppo.kl.init": "algo.kl.init_coef",
+    "ppo.kl.use_loss": "algo.kl.use_loss",
+    "ppo.kl.estimator": "algo.kl.estimator",
     "optimizer.lr": "actor.adam.lr",
     "optimizer.weight_decay": "actor.adam.weight_decay",
     "optimizer.betas": "actor.adam.betas",
@@ -58,6 +61,7 @@ COMPUTED = {
     "output_dir": "ckpt.output_dir",
     "model.path": "actor.model_name_or_path",
     "rollout.response_budget": "rollout.max_new_tokens",  # its high end; the agent draws the budget of each row
+    "ppo.clip": "actor.eps_clip_low_high",
     "ppo.mini_batch_size": "train.batch_size",
     "ppo.micro_batch_size": "train.micro_batch_size",
     "ppo.kl.target": "algo.kl.target",
@@ -79,12 +83,13 @@ HANDLED_HERE = {
         "data", "prompt", "reward", "model.dtype", "model.attn_implementation", "model.gradient_checkpointing",
         "model.trust_remote_code", "model.adapter", "lora.rslora", "lora.target_modules", "ppo.whiten",
         "ppo.whiten_min_std", "ppo.value_coef", "ppo.value_clip", "ppo.value_target", "ppo.kl.adaptive",
-        "ppo.kl.reference", "optimizer.name", "optimizer.value_lr", "schedule.name", "deepspeed.config",
-        "vllm.probe_samples", "vllm.probe_tolerance", "ray.address", "ppo.critic_from",
+        "ppo.kl.reference", "optimizer.name", "optimizer.value_lr", "schedule.name", "schedule.epochs",
+        "deepspeed.config", "vllm.probe_samples", "vllm.probe_tolerance", "ray.address", "ppo.critic_from",
     ),
     "differs": ("ppo.critic", "ppo.old_logprobs", "ppo.max_grad_norm"),
     "not used: the micro-batches of OpenRLHF's trainer have rows only": ("model.micro_batch_tokens",),
-    "must be false": ("model.load_in_4bit",),
+    "must be false": ("model.load_in_4bit", "ppo.drop_equal_groups"),
+    "must be 0": ("ppo.resample_equal_groups",),
     "always vllm": ("rollout.backend",),
     "of another method": ("sft", "encoder"),
 }  # fmt: skip
@@ -99,8 +104,10 @@ def key_table(recipe: Recipe) -> dict[str, tuple[Any, str]]:
 
 def micro_batch_size(recipe: Recipe, shape: ClusterShape) -> int:
     """Samples per forward on a rank: at most ppo.micro_batch_size, and a divisor, since OpenRLHF drops a remainder."""
-    share = (recipe.ppo.mini_batch_size or recipe.ppo.batch_size) // shape.ranks
-    return max(n for n in range(1, share + 1) if share % n == 0 and n <= recipe.ppo.micro_batch_size)
+    ppo = recipe.ppo
+    share = (ppo.mini_batch_size or ppo.batch_size) * ppo.samples_per_prompt // shape.ranks
+    most = ppo.micro_batch_size * ppo.samples_per_prompt
+    return max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
 
 
 def options(recipe: Recipe, shape: ClusterShape) -> dict[str, Any]:
@@ -127,11 +134,12 @@ def options(recipe: Recipe, shape: ClusterShape) -> dict[str, Any]:
         "vllm.sync_backend": "gloo",  # unused; with nccl OpenRLHF changes the environment
         "rollout.micro_batch_size": micro,
         "rollout.vllm_generate_batch_size": ppo.batch_size,
-        "rollout.n_samples_per_prompt": 1,
         "rollout.max_new_tokens": recipe.rollout.max_new_tokens,
         "rollout.top_p": 1.0,
-        "train.batch_size": ppo.mini_batch_size or ppo.batch_size,
+        "train.batch_size": (ppo.mini_batch_size or ppo.batch_size) * ppo.samples_per_prompt,
         "train.micro_batch_size": micro,
+        "actor.eps_clip_low_high": list(ppo.clip_range),
+        "algo.kl.unbiased_gradient": ppo.kl.use_loss and ppo.kl.estimator == "k1",
         "algo.kl.target": ppo.kl.target if ppo.kl.adaptive else None,
         "algo.kl.horizon": math.ceil(ppo.kl.horizon),
         "reward.clip_range": [-1e9, 1e9],  # rewards keep the values of the recipe's function
@@ -149,7 +157,7 @@ def namespace(recipe: Recipe, shape: ClusterShape) -> SimpleNamespace:
         raise UserError(f"backend: ray needs openrlhf {OPENRLHF}, and {installed} is installed; install {OPENRLHF}")
     defaults = yaml.safe_load(Path(__file__).with_name("options.yaml").read_text(encoding="utf-8"))
     flat = {name: value for group in defaults for name, value in group["options"].items()} | options(recipe, shape)
-    flat |= {"actor.eps_clip_low_high": (recipe.ppo.clip, recipe.ppo.clip), "reward.remote_url": ["agent"]}
+    flat |= {"reward.remote_url": ["agent"]}
     return hierarchize(SimpleNamespace(**flat))
 
 
@@ -169,6 +177,11 @@ def unsupported(recipe: Recipe) -> list[str]:
     errors = []
     if recipe.model.load_in_4bit:
         errors.append("model.load_in_4bit: true: adapters over a 4-bit base are not synced to vLLM; use a dtype")
+    if recipe.ppo.drop_equal_groups or recipe.ppo.resample_equal_groups:
+        errors.append(
+            "ppo.drop_equal_groups and ppo.resample_equal_groups: OpenRLHF's trainer updates on every sample; remove "
+            "them"
+        )
     if not float(recipe.ppo.kl.horizon).is_integer():
         errors.append(f"ppo.kl.horizon: {recipe.ppo.kl.horizon}: OpenRLHF needs a whole number of samples")
     return [f"backend: ray: {error}" for error in errors]
@@ -177,10 +190,11 @@ def unsupported(recipe: Recipe) -> list[str]:
 def differences(recipe: Recipe) -> list[str]:
     """Differences from the DeepSpeed backend for this recipe; each is printed at the start of a run."""
     ppo = recipe.ppo
+    critic = "critic, " if ppo.value_model != "none" else ""
     reference = "reference, " if ppo.kl.init > 0 else ""
     conditional = {
         "ppo.critic: shared: OpenRLHF's critic is a group with its own adapter (as ppo.critic: adapter)": (
-            ppo.critic == "shared"
+            ppo.value_model == "shared"
         ),
         "ppo.max_grad_norm: actor and critic are clipped by their own norms, not by their joint norm": (
             ppo.max_grad_norm > 0
@@ -190,7 +204,7 @@ def differences(recipe: Recipe) -> list[str]:
         "deepspeed.zero_stage: 3 shards each group's base over the group's ranks": recipe.deepspeed.zero_stage == 3,
     }
     return [
-        f"each group holds a copy of the base: actor, critic, {reference}and each vLLM engine one more",
+        f"each group holds a copy of the base: actor, {critic}{reference}and each vLLM engine one more",
         "sampling draws other random numbers: those of vLLM, with one seed per sample",
         "deepspeed.timeout: of a whole rollout, reference or update, since the groups report no progress inside one",
         *(text for text, applies in conditional.items() if applies),

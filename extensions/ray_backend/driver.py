@@ -22,19 +22,19 @@ from extensions.model.loading import load_config, load_tokenizer
 from extensions.model.proof import proof_rows
 from extensions.ray_backend import cluster
 from extensions.ray_backend.arguments import command, differences, key_table, namespace, unsupported
-from extensions.recipe import Recipe, RunSchedule
+from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import SyncProbe, probe_samples
 from extensions.rollout.reward_check import check_reward
 from extensions.rollout.rewards import load_reward
 from extensions.rollout.vllm_engine import check_vllm_supports, require_installed, set_vllm_environment, vllm_dtype
 from extensions.runs.build import (
     describe_start,
-    epoch_rows,
     make_encoder,
     make_order,
     open_folder,
     record_proof,
     response_budgets,
+    run_schedule,
 )
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -65,6 +65,7 @@ def _run(recipe: Recipe) -> None:
         transformers.utils.logging.disable_progress_bar()
     set_vllm_environment()
     reward, data = load_reward(recipe.reward), RunData.load(recipe, reporter.warn)
+    schedule = run_schedule(recipe, data)
     check_reward(reward, data.train, reporter.warn)
     critic_from = critic_source(recipe, reporter.warn)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
@@ -90,10 +91,9 @@ def _run(recipe: Recipe) -> None:
 
     try:
         with signals.caught():  # ray.init has replaced the handlers
-            schedule = RunSchedule(recipe, epoch_rows(recipe, data))
             rows = proof_rows(data.train, encoder, config, recipe.rollout.max_new_tokens)
             strategy = RayStrategy(recipe, args, rows)
-            groups = start_groups(recipe, shape, strategy, recipe.num_updates(schedule.steps))
+            groups = start_groups(recipe, shape, strategy, schedule.updates)
             record_proof(groups.call_actor("proof"), folder, reporter)
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)

@@ -68,6 +68,7 @@ class Groups:
 
     def __init__(self, strategy: RayStrategy, actor: Any, critic: Any, reference: Any, engines: Sequence[Any]) -> None:
         self.actor, self.critic, self.reference, self.engines = actor, critic, reference, list(engines)
+        self.trained = {"actor": actor} | ({} if critic is None else {"critic": critic})
         self.generator = SamplesGenerator(strategy, None, None, None, self.engines)
         self.sleeps = bool(strategy.args.vllm.enable_sleep)  # then OpenRLHF puts new engines to sleep
         self._awake = False
@@ -133,12 +134,13 @@ def start_groups(recipe: Recipe, shape: ClusterShape, strategy: RayStrategy, num
 
     actor = group(PolicyActor)
     reference = group(ReferenceActor) if recipe.ppo.kl.init > 0 else None
-    critic = group(CriticActor)
+    critic = group(CriticActor) if recipe.ppo.value_model != "none" else None
     loading = actor.async_init_model_from_pretrained(strategy, num_updates)
     if reference is not None:
         loading += reference.async_init_model_from_pretrained(strategy)
     ray.get(loading)
-    ray.get(critic.async_init_model_from_pretrained(strategy, num_updates))
+    if critic is not None:
+        ray.get(critic.async_init_model_from_pretrained(strategy, num_updates))
     return Groups(strategy, actor, critic, reference, engines)
 
 
@@ -222,7 +224,7 @@ class GroupCheckpoints(Checkpoints):
         self.root, self.strategy = recipe.run_dir.absolute() / "checkpoints", strategy
         self.keep, self.files = recipe.checkpoint.keep, CheckpointFiles(())
         self.ranks = len(groups.actor._actor_handlers)
-        self.groups = {"actor": groups.actor, "critic": groups.critic}
+        self.groups = groups.trained
 
     def _write_parts(self, folder: Path) -> dict[str, Any]:
         entries: dict[str, Any] = {}

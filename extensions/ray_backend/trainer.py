@@ -23,6 +23,7 @@ from extensions.common.files import write_bytes
 from extensions.data import BatchOrder
 from extensions.distributed import watchdog
 from extensions.distributed.nonfinite import NonFiniteCheck
+from extensions.distributed.openrlhf import compute_approx_kl
 from extensions.model.loading import load_tokenizer
 from extensions.prefix.tree import Sample
 from extensions.prompts import PromptEncoder, parse_answer
@@ -36,7 +37,6 @@ from extensions.rollout.vllm_sampler import request_seed
 from extensions.runs.checkpoint import Checkpoints
 from extensions.runs.training_run import TrainingRun
 from extensions.training.experience import Experience, TokenIndex
-from extensions.training.ppo import PpoTrainer
 from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_lines
 from extensions.training.trainer import Clock
 
@@ -70,10 +70,15 @@ class ExperienceMaker(RemoteExperienceMaker):
             return torch.cat([getattr(e, field)[mask] for e, mask in zip(experiences, masks, strict=True)])
 
         whole.scores = torch.cat([e.rewards for e in experiences]).float()
-        whole.logprobs, whole.values, whole.kl = flat("action_log_probs"), flat("values"), flat("kl")
-        PpoTrainer.estimate_advantages(whole, self.ppo, self.kl_ctl.value)
+        whole.logprobs, whole.kl = flat("action_log_probs"), flat("kl")
+        if self.ppo.value_model != "none":
+            whole.values = flat("values")
+        if self.ppo.kl.use_loss:  # OpenRLHF then leaves it at 0
+            whole.reference = flat("base_action_log_probs")
+            whole.kl = compute_approx_kl(whole.logprobs, whole.reference)
+        whole.estimate_advantages(self.ppo, self.kl_ctl.value)
         nonfinite = NonFiniteCheck({})
-        PpoTrainer.watch_experience(whole, nonfinite)
+        whole.watch(nonfinite)
         nonfinite.check(lambda total: total)
         self.mismatch = float((whole.logprobs - flat("rollout_log_probs")).abs().mean())
         self.probe.check_samples(self.mismatch)
@@ -145,30 +150,39 @@ class RayTrainer(BasePPOTrainer):
             "step": step + 1,
             "samples": (step + 1) * self.order.batch_size,
             **batch_metrics(records, {example.task.name: example.task for example in self.order.examples}),
+            "equal_groups": float(experience.equal_groups.float().mean()) if ppo.samples_per_prompt > 1 else None,
             "kl": mean_kl if ppo.kl.init > 0 else None,
             "kl_coef": kl_coef,
             "policy_loss": status["policy_loss"],
-            "value_loss": status["critic_loss"] / ppo.value_coef if ppo.value_coef else 0.0,
+            **self._of_critic(status),
             "entropy": status["entropy_loss"],
             "clip_fraction": status["ppo_clip_ratio"],
             "sampling_mismatch": self.experience_maker.mismatch,
             "grad_norm": status["actor_grad_norm"],
-            "critic_grad_norm": status["critic_grad_norm"],
             "lr": status["actor_lr"],
             "response_tokens": sum(lengths) / len(lengths),
             "stale_samples": self.num_stale,
             **self.sync.metrics,
             "seconds": clock.seconds,
-            "samples_per_s": len(records) / sum(clock.seconds.values()),
+            "samples_per_s": experience.num_prompts / sum(clock.seconds.values()),
         }
         return metrics, records
+
+    def _of_critic(self, status: Mapping[str, Any]) -> dict[str, float]:
+        """Its loss without the coefficient, and the norm of its gradient; nothing without a critic."""
+        ppo = self.recipe.ppo
+        if ppo.value_model == "none":
+            return {}
+        loss = status["critic_loss"] / ppo.value_coef if ppo.value_coef else 0.0
+        return {"value_loss": loss, "critic_grad_norm": status["critic_grad_norm"]}
 
     def summary_lines(self, metrics: dict[str, Any]) -> tuple[str, str]:
         return summary_lines(metrics)
 
     def rollout(self, step: int) -> tuple[Experience, list[Any]]:
         """The agent's responses to a batch: as an experience, and as OpenRLHF's experiences of one sample each."""
-        batch, requests = self.order.batch(step), []
+        k, requests = self.recipe.ppo.samples_per_prompt, []
+        batch = [example for example in self.order.batch(step) for _ in range(k)]
         encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
         for row, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
             request = training_request(ids, self.recipe.seed, step, row, self.budgets[example.task.name])
@@ -186,8 +200,8 @@ class RayTrainer(BasePPOTrainer):
         index = TokenIndex([len(sample.response) for sample in samples])
         unknown = torch.zeros(len(index.sample))  # until the groups have computed them
         weights = torch.tensor([self.order.weight(example) for example in batch])
-        tensors = {"logprobs": unknown, "values": unknown, "kl": unknown, "weights": weights}
-        experience = Experience(list(batch), prompts, samples, texts, answers, index, **tensors)
+        texts_of = (batch, prompts, samples, texts, answers, index)
+        experience = Experience(*texts_of, unknown, unknown, unknown, weights, samples_per_prompt=k)
         longest = max(len(response["observation_tokens"]) for response in responses)
         process = self.groups.generator._process_response_into_experience
         return experience, [process(response, max_len=longest) for response in responses]
@@ -215,8 +229,10 @@ class RayTrainer(BasePPOTrainer):
         self.sync.outdated = True  # the groups have read a checkpoint
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights of both groups, named as in a policy with ppo.critic: adapter."""
-        return {**self.groups.call_actor("weights"), **self.groups.call(self.groups.critic, "weights")[0]}
+        """The weights of the trained groups, named as in a policy with ppo.critic: adapter."""
+        return {
+            n: t for group in self.groups.trained.values() for n, t in self.groups.call(group, "weights")[0].items()
+        }
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
         self.sync.outdated = True
@@ -224,7 +240,7 @@ class RayTrainer(BasePPOTrainer):
             self.groups.call(group, "load_weights", ray.put(part))
 
     def save(self, adapter: Path, critic: Path, state: dict[str, Tensor]) -> None:
-        for folder, (group, part) in zip((adapter, critic), self._by_group(state), strict=True):
+        for folder, (group, part) in zip((adapter, critic), self._by_group(state), strict=False):
             for name, content in self.groups.call(group, "adapter_files", ray.put(part))[0].items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(folder / name, content)
@@ -232,7 +248,7 @@ class RayTrainer(BasePPOTrainer):
     def _by_group(self, state: dict[str, Tensor]) -> list[tuple[Any, dict[str, Tensor]]]:
         critic = {name: t for name, t in state.items() if ".critic." in name or name.startswith("value_head.")}
         actor = {name: t for name, t in state.items() if name not in critic}
-        return [(self.groups.actor, actor), (self.groups.critic, critic)]
+        return [(group, actor if name == "actor" else critic) for name, group in self.groups.trained.items()]
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         experience = self.experience

@@ -2,13 +2,14 @@
 
 from extensions.recipe.changes import Change, changes
 from extensions.recipe.loader import load_recipe
-from extensions.recipe.methods import Optimizer, Ppo, Schedule, Sft
+from extensions.recipe.methods import AdvantageEstimator, Optimizer, Ppo, Schedule, Sft
 from extensions.recipe.run_schedule import RunSchedule
 from extensions.recipe.schema import MANIFEST, Recipe, adapter_name, all_keys, dump_recipe, value_at
 from extensions.recipe.sections import Data, DeepSpeed, Evaluation, Lora, Model
 
 __all__ = [
     "MANIFEST",
+    "AdvantageEstimator",
     "Change",
     "Data",
     "DeepSpeed",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from extensions.recipe.schema import Recipe, dump_recipe
+from extensions.recipe.schema import Recipe, all_keys, dump_recipe, value_at
 
 Effect = Literal[
     "none",  # no bit of the result
@@ -67,6 +67,7 @@ EFFECTS: Mapping[str, Effect] = {
     "model.adapter": "structure",
     "lora.rank": "structure",
     "lora.target_modules": "structure",
+    "ppo.advantage_estimator": "structure",
     "ppo.critic": "structure",
     "ppo.critic_from": "structure",
     "ppo.batch_size": "structure",
@@ -105,10 +106,18 @@ def changes(before: Mapping[str, Any], recipe: Recipe) -> list[Change]:
     """The keys of `recipe` that differ from a dumped one, by name, but for the files of tasks, whose rows are hashed.
 
     Args:
-        before: content of a run's recipe.yaml; a key that it lacks counts as null.
+        before: content of a run's recipe.yaml; a key that it lacks counts as its default.
     """
     a, b = _flat(before), _flat(yaml.safe_load(dump_recipe(recipe)))
+    new = {key: b[key] for key in b if key not in a and _is_default(recipe, key)}
+    a |= new
     return [Change(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def _is_default(recipe: Recipe, key: str) -> bool:
+    """Whether a key has its default, with which runs of earlier versions without the key were made."""
+    field = all_keys().get(key)
+    return field is not None and value_at(recipe, key) == field.get_default(call_default_factory=True)
 
 
 def _flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from extensions.recipe.methods import GROUPED, Ppo
 from extensions.recipe.schema import Recipe
 from extensions.tasks import TASKS
 
@@ -11,7 +13,7 @@ from extensions.tasks import TASKS
 def cross_field_errors(recipe: Recipe) -> list[str]:
     """One sentence per contradiction, naming the keys."""
     ppo, rollout, evaluation, zero_stage = recipe.ppo, recipe.rollout, recipe.evaluation, recipe.deepspeed.zero_stage
-    names = [task.name for task in recipe.data.tasks]
+    names, schedule = [task.name for task in recipe.data.tasks], recipe.schedule
     trains, own_vllm = recipe.method in ("ppo", "sft"), rollout.backend == "vllm" and recipe.backend == "deepspeed"
     optimizer = "sft.optimizer" if recipe.method == "sft" else "optimizer.name"
     rules = [
@@ -36,6 +38,16 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
         (
             evaluation.patience > 0 and evaluation.every_steps == 0,
             "evaluation.patience needs evaluation.every_steps: early stopping needs validations",
+        ),
+        (
+            (schedule.epochs or 0) > (recipe.max_epochs or math.inf),
+            f"schedule.epochs: {schedule.epochs} is more than max_epochs: {recipe.max_epochs}, so the learning rate "
+            "would not reach its end; lower it, or raise max_epochs",
+        ),
+        (
+            schedule.epochs is not None and schedule.name == "constant" and schedule.warmup_ratio == 0,
+            f"schedule.epochs: {schedule.epochs} has no effect on a constant learning rate without warmup; remove it, "
+            "or set schedule.warmup_ratio",
         ),
         (
             evaluation.best_by == "likelihood"
@@ -66,6 +78,7 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
             "rank has its own engine",
         ),
         *_label_rules(recipe),
+        *_estimator_rules(recipe),
         (
             bool(recipe.prompt.template_options) and not recipe.prompt.chat_template,
             "prompt.template_options needs prompt.chat_template: true; the plain form has no template",
@@ -83,6 +96,60 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
 
 def _within(path: str, folder: Path) -> bool:
     return Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def _estimator_rules(recipe: Recipe) -> list[tuple[bool, str]]:
+    """The advantage estimator against the keys that only some estimators have."""
+    ppo, default = recipe.ppo, Ppo()
+    estimator, k = ppo.advantage_estimator, ppo.samples_per_prompt
+    of_critic = ("lam", "value_coef", "value_clip", "value_target", "critic", "critic_from")
+    rules = [
+        (
+            estimator != "gae" and getattr(ppo, key) != getattr(default, key),
+            f"ppo.{key}: {getattr(ppo, key)} applies to ppo.advantage_estimator: gae only; {estimator} has no critic. "
+            "Remove the key",
+        )
+        for key in of_critic
+    ]
+    equal = [f"ppo.drop_equal_groups: {ppo.drop_equal_groups}".lower()] * ppo.drop_equal_groups
+    equal += [f"ppo.resample_equal_groups: {ppo.resample_equal_groups}"] * (ppo.resample_equal_groups > 0)
+    for key, broken in (
+        *((key, k == 1) for key in equal),
+        (f"ppo.advantage_estimator: {estimator}", estimator in GROUPED and k == 1),
+    ):
+        rules.append(
+            (
+                broken,
+                f"{key} compares the responses to a prompt; ppo.samples_per_prompt: 1 gives one. Set it to 2 or more",
+            )
+        )
+    rules += [
+        (
+            recipe.deepspeed.zero_stage == 3,
+            f"{key} needs deepspeed.zero_stage: 0, 1 or 2: at stage 3 all ranks must run the same forwards",
+        )
+        for key in equal
+    ]
+    rules += [
+        (
+            estimator in GROUPED and ppo.gamma != 1.0,
+            f"ppo.gamma: {ppo.gamma} is not discounted by ppo.advantage_estimator: {estimator}; remove it",
+        ),
+        (
+            ppo.kl.estimator != default.kl.estimator and not ppo.kl.use_loss,
+            f"ppo.kl.estimator: {ppo.kl.estimator} applies to ppo.kl.use_loss: true; the penalty in the reward is k1",
+        ),
+        (
+            ppo.kl.use_loss and ppo.kl.init == 0,
+            "ppo.kl.use_loss: true has no effect with ppo.kl.init: 0; give a coefficient, or remove it",
+        ),
+        (
+            ppo.whiten_min_std > 0 and not ppo.whitens,
+            f"ppo.whiten_min_std: {ppo.whiten_min_std} has no effect: advantages are not whitened with "
+            f"ppo.advantage_estimator: {estimator}, ppo.whiten: {str(ppo.whiten).lower()}. Set it to 0",
+        ),
+    ]
+    return rules
 
 
 def _label_rules(recipe: Recipe) -> list[tuple[bool, str]]:

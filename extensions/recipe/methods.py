@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from extensions.recipe.sections import Number, RecipeTask, Section
+
+ClipRange = Annotated[
+    list[Annotated[Number, Field(gt=0)]],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    PlainSerializer(lambda sides: sides[0] if len(sides) == 1 else sides),
+    Field(min_length=1, max_length=2),
+]
+
+# OpenRLHF's names. Those of GROUPED compare the responses to one prompt; those of WHITENED can be whitened.
+AdvantageEstimator = Literal["gae", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "reinforce"]
+GROUPED = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
+WHITENED = ("gae", "reinforce", "reinforce_baseline")
 
 
 class Kl(Section):
@@ -22,23 +34,54 @@ class Kl(Section):
         description="the reference model: the policy before training (with model.adapter if given, as TRL's copy of "
         "the model), or the base model (authors; differs only with model.adapter)",
     )
+    use_loss: bool = Field(
+        False, description="the KL is a term of the policy loss (GRPO); false: a penalty in the reward (authors)"
+    )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1",
+        description="KL estimate of a token as a loss (Schulman). k1: the log ratio, with the importance-weighted "
+        "gradient of the KL; k2: half its square; k3: GRPO's, never negative. A penalty is always k1 (OpenRLHF)",
+    )
 
 
 class Ppo(Section):
     batch_size: int = Field(
-        16, ge=1, description="samples of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)"
+        16, ge=1, description="prompts of one iteration over all ranks; from 4, 8, 12, 16 (paper 5.1)"
+    )
+    samples_per_prompt: int = Field(
+        1, ge=1, description="responses to each prompt; its tokens are computed once for all of them (paper 5.1: 1)"
     )
     epochs: int = Field(4, ge=1, description="passes over each batch (paper 5.1)")
     mini_batch_size: int | None = Field(
-        None, ge=1, description="samples per optimizer step; null: the batch (paper 5.1)"
+        None, ge=1, description="prompts per optimizer step, with all their responses; null: the batch (paper 5.1)"
     )
     micro_batch_size: int = Field(
-        16, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
+        16,
+        ge=1,
+        description="prompts of one packed forward on a rank, with all their responses; memory against speed (ours)",
     )
-    clip: Number = Field(0.2, gt=0, description="clip range of the policy ratio (authors)")
+    advantage_estimator: AdvantageEstimator = Field(
+        "gae",
+        description="gae: with the critic (paper 3); the others have none: rloo, reinforce_baseline, group_norm (GRPO) "
+        "and dr_grpo compare the responses to a prompt, reinforce does not (OpenRLHF)",
+    )
+    drop_equal_groups: bool = Field(
+        False, description="leave prompts whose responses all have the same reward out of the update (ours)"
+    )
+    resample_equal_groups: int = Field(
+        0, ge=0, description="times that such prompts are sampled again until their rewards differ; 0: never (ours)"
+    )
+    clip: ClipRange = Field(
+        [0.2],
+        description="clip range of the policy ratio (authors), or its two sides, [low, high] (DAPO: [0.2, 0.28])",
+    )
     gamma: Number = Field(1.0, ge=0, le=1, description="discount (authors)")
     lam: Number = Field(0.95, ge=0, le=1, description="lambda of GAE (authors)")
-    whiten: bool = Field(True, description="advantages to zero mean and unit variance over the batch (authors)")
+    whiten: bool = Field(
+        True,
+        description="advantages to zero mean and unit variance over the batch (authors); of gae, reinforce and "
+        "reinforce_baseline only (OpenRLHF)",
+    )
     whiten_min_std: Number = Field(
         0.0,
         ge=0,
@@ -52,7 +95,8 @@ class Ppo(Section):
     )
     critic: Literal["shared", "adapter"] = Field(
         "shared",
-        description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours)",
+        description="value head on the policy's trunk (paper 3), or with its own adapter on the same base (ours); gae "
+        "only",
     )
     critic_from: str = Field(
         "auto",
@@ -65,6 +109,21 @@ class Ppo(Section):
     )
     max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping; 0: off (ours, OpenRLHF's default)")
     kl: Kl = Field(default_factory=Kl, description="penalty for deviating from the reference model")
+
+    @property
+    def value_model(self) -> Literal["shared", "adapter", "none"]:
+        """The critic that the advantage estimator needs."""
+        return self.critic if self.advantage_estimator == "gae" else "none"
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Clip range of the policy ratio below and above 1."""
+        return self.clip[0], self.clip[-1]
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened."""
+        return self.whiten and self.advantage_estimator in WHITENED
 
 
 class Sft(Section):
@@ -118,8 +177,14 @@ class Optimizer(Section):
 
 class Schedule(Section):
     name: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warmup (paper 5.1)")
-    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the optimizer steps (paper 5.1)")
+    warmup_ratio: Number = Field(0.1, ge=0, le=1, description="share of the schedule's optimizer steps (paper 5.1)")
     min_lr_ratio: Number = Field(0.1, ge=0, le=1, description="final over peak learning rate; cosine only (paper 5.1)")
+    epochs: Number | None = Field(
+        None,
+        gt=0,
+        description="epochs of the training rows that warmup and decay span, however long the run may be; after them "
+        "the rate stays at its minimum (ours). null: the run at its longest (paper 5.1)",
+    )
 
     def warmup_updates(self, num_updates: int) -> int:
         """Optimizer steps of the warmup in a schedule of `num_updates`."""

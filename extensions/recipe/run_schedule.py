@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from extensions.common.errors import UserError
 from extensions.recipe.schema import Recipe
 
 
@@ -16,6 +17,7 @@ class RunSchedule:
 
     Attributes:
         steps: iterations, unless the training stops early.
+        spanned, updates: iterations and optimizer steps that the schedule of the learning rate spans.
         warmup: iteration at whose end the learning rate has reached its peak; 0: there is no warmup.
         validate_every: iterations between two validations; the last iteration is followed by one too. 0: none.
         patience: validations without a new best before the training stops; 0: it never does.
@@ -23,7 +25,14 @@ class RunSchedule:
 
     def __init__(self, recipe: Recipe, rows: int | None = None) -> None:
         self.steps = recipe.training_steps(rows)
-        self.warmup = math.ceil(recipe.schedule.warmup_updates(recipe.num_updates(self.steps)) / recipe.num_updates(1))
+        settings = recipe.schedule
+        self.epochs = None if rows is None else settings.epochs
+        spanned = self.steps
+        if rows is not None and settings.epochs is not None:
+            spanned = max(1, math.ceil(settings.epochs * rows / recipe.training_batch))
+        self.spanned, self.updates = spanned, recipe.num_updates(spanned)
+        self.warmup = math.ceil(settings.warmup_updates(self.updates) / recipe.num_updates(1))
+        self.ends_at_zero = settings.name == "linear" or (settings.name == "cosine" and settings.min_lr_ratio == 0)
         every = recipe.evaluation.every_steps
         # Rounded first: 0.07 x 100 is a little more than 7.
         self.validate_every = max(1, math.ceil(round(every * self.steps, 6))) if 0 < every < 1 else int(every)
@@ -68,8 +77,29 @@ class RunSchedule:
             return f"; {since} of {self.patience} without a new best"
         return f"; not counted by evaluation.patience, since the warmup ends at step {self.warmup}"
 
+    def check(self) -> None:
+        """UserError if the learning rate is zero for the rest of the run."""
+        if self.ends_at_zero and self.spanned < self.steps:
+            raise UserError(
+                f"schedule.epochs: {self.epochs:g} ({self.spanned} iterations) ends at a learning rate of 0, and the "
+                f"run has up to {self.steps} iterations; use schedule.name: cosine with schedule.min_lr_ratio above 0, "
+                "or max_epochs of the same number"
+            )
+
     def describe(self, info: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Say when the run validates and may stop early, and warn of a patience that has no effect."""
+        """Say how the learning rate, validations and early stopping run, and warn of keys that have no effect."""
+        if self.epochs is not None:
+            info(
+                f"learning rate: warmup until step {self.warmup}, the end of its decay at step {self.spanned} "
+                f"(schedule.epochs: {self.epochs:g}), of at most {self.steps} steps"
+            )
+            if self.spanned > self.steps:
+                missed = "peak" if self.warmup >= self.steps else "end"
+                warn(
+                    f"schedule.epochs: {self.epochs:g} spans {self.spanned} iterations, but the run ends after "
+                    f"{self.steps}, before its learning rate has reached its {missed}: lower it, or raise max_steps or "
+                    "max_epochs"
+                )
         if not self.validate_every:
             return
         often = f"every {self.validate_every} of {self.steps} iterations, and " if len(self.validations) > 1 else ""

@@ -28,6 +28,7 @@ from extensions.prefix.tree import Sample, common_prefix, micro_batches, pack
 # Finished rows are dropped when at most this share of the batch is unfinished: dropping copies the cache.
 COMPACT_BELOW = 0.9
 TRAINING = 0  # purpose of the random numbers of rollouts; evaluation has another
+RESAMPLING = 2  # and from here on those of the attempts to sample a prompt again
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,17 @@ def random_numbers(
     return rng.random(), rng.random(max_new_tokens)
 
 
-def training_request(ids: Sequence[int], seed: int, step: int, row: int, budget: Sequence[int]) -> GenerationRequest:
-    """The request of one training sample: a budget uniform in [low, high] (section 5.1), and its random numbers."""
+def training_request(
+    ids: Sequence[int], seed: int, step: int, row: int, budget: Sequence[int], attempt: int = 0
+) -> GenerationRequest:
+    """The request of one training sample: a budget uniform in [low, high] (section 5.1), and its random numbers.
+
+    Args:
+        row: of the response among all of the batch.
+        attempt: 0, or that of sampling its prompt again.
+    """
     low, high = budget
-    draw, uniforms = random_numbers(seed, TRAINING, step, row, high)
+    draw, uniforms = random_numbers(seed, RESAMPLING + attempt - 1 if attempt else TRAINING, step, row, high)
     return GenerationRequest(ids, low + int(draw * (high - low + 1)), uniforms)
 
 

@@ -72,6 +72,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         require_installed("vllm")
     reward = load_reward(recipe.reward)
     data = RunData.load(recipe, reporter.warn)
+    schedule = run_schedule(recipe, data)
     if method == "ppo":
         check_reward(reward, data.train, reporter.warn)
     critic_from = critic_source(recipe, reporter.warn)
@@ -90,7 +91,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     policy = load_policy(
         recipe.model,
         recipe.lora,
-        ppo.critic if method == "ppo" else "none",
+        ppo.value_model if method == "ppo" else "none",
         recipe.rollout.temperature,
         strategy.device,
         recipe.seed,
@@ -105,10 +106,10 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         raise UserError(f"the ranks compute the model in different ways ({ways}); use devices of one kind")
     record_proof(policy.proof, folder, reporter)
     of_update, of_rollout, of_evaluation = memory.limits(policy.path, strategy, reporter)
-    engine, schedule = None, RunSchedule(recipe, epoch_rows(recipe, data))
+    engine = None
     if method != "eval" or sharded:
         groups = policy.parameter_groups(recipe.trained_with.value_lr)
-        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, recipe.num_updates(schedule.steps))
+        engine = strategy.wrap(policy, groups, recipe.trained_with, recipe.schedule, schedule.updates)
     fixed_decode_steps = recipe.rollout.max_new_tokens if sharded else None
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
@@ -124,7 +125,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     if method == "sft":
         trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed, of_update)
     else:
-        sampler = make_sampler(policy, tokenizer, CLOSE, ppo.micro_batch_size, fixed_decode_steps, of_rollout)
+        size = ppo.micro_batch_size * ppo.samples_per_prompt
+        sampler = make_sampler(policy, tokenizer, CLOSE, size, fixed_decode_steps, of_rollout)
         trainer = PpoTrainer(
             policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
         )
@@ -236,6 +238,14 @@ def epoch_rows(recipe: Recipe, data: RunData) -> int:
     return sum(epoch_sizes(data.train, recipe.data.oversample).values())
 
 
+def run_schedule(recipe: Recipe, data: RunData) -> RunSchedule:
+    """The iterations of a run. UserError: its learning rate would be zero for a part of them."""
+    schedule = RunSchedule(recipe, epoch_rows(recipe, data))
+    if recipe.method in ("ppo", "sft"):
+        schedule.check()
+    return schedule
+
+
 def make_order(recipe: Recipe, data: RunData) -> BatchOrder:
     """The training rows of each batch."""
     settings = recipe.data
@@ -260,7 +270,7 @@ def make_encoder(
     encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
         encoder.check_answers(task)
-    for example in (*data.train, *data.table, *data.validation, *data.test):
+    for example in data.rows:
         encoder.check(example.task, example.fields)
     check_lengths(encoder, data.train, "training rows", warn)
     check_lengths(encoder, data.table, f"{data.split} rows", warn)

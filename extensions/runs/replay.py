@@ -79,7 +79,7 @@ def _trainer(recipe: Recipe) -> Trainer:
     """A trainer for its per-sample losses alone."""
     strategy = Strategy(recipe.seed, recipe.deepspeed, 0.0)
     strategy.setup_distributed()
-    critic = recipe.ppo.critic if recipe.method == "ppo" else "none"
+    critic = recipe.ppo.value_model if recipe.method == "ppo" else "none"
     policy = load_policy(
         recipe.model, recipe.lora, critic, recipe.rollout.temperature, strategy.device, recipe.seed, "base"
     )

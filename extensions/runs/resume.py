@@ -66,7 +66,7 @@ class Continuation:
     keys: Sequence[Change]  # those with an effect
     inputs: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)  # name -> sha256 before, now
     source: str | None = None  # of a fork
-    steps: int | None = None  # of the whole training
+    length: str = ""  # what another number of iterations means
 
     @property
     def changes_anything(self) -> bool:
@@ -95,7 +95,7 @@ class Continuation:
             "numerics": "memory and speed change, what is learned does not; bits may differ from an uninterrupted run "
             "(rounding, dropout masks)",
             "evaluation": f"evaluations after step {self.step} follow the new values",
-            "length": f"from here on the schedule is that of {self.steps} iterations",
+            "length": self.length,
         }
         for effect, consequence in consequences.items():
             changed = "; ".join(str(change) for change in self.keys if change.effect == effect)
@@ -114,6 +114,12 @@ def _explains(change: Change, name: str) -> bool:
         evaluates = name == EVALUATION_ROWS and change.effect == "evaluation"
         return evaluates or change.key.startswith("data.")
     return change.key == ("model.path" if name == MODEL else name)
+
+
+def _length(recipe: Recipe, steps: int | None) -> str:
+    if recipe.schedule.epochs is None:
+        return f"from here on the schedule is that of {steps} iterations"
+    return f"the run has {steps} iterations; the learning rate goes on as before, by schedule.epochs"
 
 
 def is_finished(root: Path) -> bool:
@@ -160,7 +166,7 @@ def continuation(
     if refused or other:
         raise UserError(_refusal(root, recipe, refused, other))
     _warn_of_packages(before, versions, warn)
-    return Continuation("resumed", step, keys, inputs, steps=steps)
+    return Continuation("resumed", step, keys, inputs, length=_length(recipe, steps))
 
 
 def _may_change(change: Change, recipe: Recipe) -> bool:
@@ -226,7 +232,7 @@ def _extension(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: i
             f"{root} holds a finished run of {done} iterations without a checkpoint, so it cannot be extended to "
             f"{steps}; for a new run, choose another output_dir"
         )
-    return Continuation("extended", _newest_step(root), keys, inputs, steps=steps)
+    return Continuation("extended", _newest_step(root), keys, inputs, length=_length(recipe, steps))
 
 
 def fork_into(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: int | None) -> Continuation:
@@ -256,7 +262,7 @@ def fork_into(root: Path, recipe: Recipe, versions: Mapping[str, Any], steps: in
         if (source / name).exists():
             shutil.copyfile(source / name, root / name)  # cut back to the step when the checkpoint is loaded
     keys, inputs = _compare(old, before, recipe, versions)
-    return Continuation("forked", step, keys, inputs, str(source), steps)
+    return Continuation("forked", step, keys, inputs, str(source), _length(recipe, steps))
 
 
 _INSTEAD = "To start from a run's weights instead: model.adapter=RUN/adapter"

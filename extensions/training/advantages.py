@@ -11,6 +11,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from extensions.recipe import AdvantageEstimator
+
+
+def compared_scores(scores: Tensor, samples_per_prompt: int, estimator: AdvantageEstimator) -> Tensor:
+    """Scores (B,) against those of the other responses to the same prompt (OpenRLHF 0.11.2, experience_maker.py).
+
+    rloo: less the mean of the others; reinforce_baseline and dr_grpo: less the mean of all; group_norm: the same, in
+    standard deviations (of a sample, as in GRPO); gae and reinforce: unchanged.
+
+    Args:
+        scores: prompt by prompt, each with `samples_per_prompt` responses.
+    """
+    groups = scores.view(-1, samples_per_prompt)
+    if estimator == "rloo":
+        groups = groups - (groups.sum(-1, keepdim=True) - groups) / (samples_per_prompt - 1)
+    elif estimator in ("reinforce_baseline", "dr_grpo", "group_norm"):
+        centred = groups - groups.mean(-1, keepdim=True)
+        groups = centred / (groups.std(-1, keepdim=True) + 1e-9) if estimator == "group_norm" else centred
+    return groups.flatten()
+
+
+def equal_groups(scores: Tensor, samples_per_prompt: int) -> Tensor:
+    """Whether all responses to a prompt have the same score: (B,) -> (B / samples_per_prompt,) bool."""
+    groups = scores.view(-1, samples_per_prompt)
+    return (groups == groups[:, :1]).all(-1)
+
+
+def cumulative_returns(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Sum of the discounted rewards from each token on (REINFORCE): (B, T)."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[0]
+
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (section 3 of the paper): advantages and returns, each (B, T).

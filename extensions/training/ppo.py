@@ -1,20 +1,20 @@
 """PPO on LoRA adapters with a rule-based reward: section 4.3 of the paper, step by step.
 
-1 sample    one response per prompt of the batch
+1 sample    `samples_per_prompt` responses to each prompt of the batch
 2 reward    the rule on the text, given at the last token
-3 reference logprobs of the policy that training started from; per-token KL penalty
-4 advantage GAE, whitened over the batch
+3 reference logprobs of the policy that training started from; per-token KL
+4 advantage GAE, or the comparison of the responses to a prompt (`Experience.estimate_advantages`)
 5 update    `epochs` passes of the clipped policy and value losses
 6 log
 
-A batch passes through four files: this one, `rollout/sampler` (responses), `prefix/tree` (samples as one packed
-row) and `model/policy` (its forward). The run around it (data, evaluations, checkpoints) is `extensions.runs`.
+A batch passes through five files: this one, `rollout/sampler` (responses), `prefix/tree` (samples as one packed
+row), `model/policy` (its forward) and `losses`. The run around it (data, evaluations, checkpoints) is
+`extensions.runs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,39 +23,20 @@ from torch import Tensor
 
 from extensions.data import BatchOrder, Example
 from extensions.distributed import watchdog
-from extensions.distributed.nonfinite import NonFiniteCheck
-from extensions.distributed.openrlhf import (
-    AdaptiveKLController,
-    FixedKLController,
-    PolicyLoss,
-    ValueLoss,
-    compute_approx_kl,
-    compute_reward,
-)
+from extensions.distributed.openrlhf import AdaptiveKLController, FixedKLController, compute_approx_kl
 from extensions.distributed.strategy import Strategy
 from extensions.model.policy import Policy, Role
-from extensions.prefix.limits import MemoryLimits, PackLimit
+from extensions.prefix.limits import MemoryLimits
 from extensions.prefix.logprobs import Entropy
 from extensions.prefix.tree import Pack, Sample
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.recipe import Ppo
 from extensions.rollout.rewards import Reward
 from extensions.rollout.sampler import Sampler, training_request
-from extensions.training.advantages import gae, td_targets, whiten
-from extensions.training.experience import EXPERIENCE_TENSORS, Experience, MicroBatch, TokenIndex
+from extensions.training.experience import Experience, MicroBatch, TokenIndex
+from extensions.training.losses import PpoLosses, Scale
 from extensions.training.records import batch_metrics, debug_record, rollout_record, summary_lines
 from extensions.training.trainer import Clock, LocalPolicyMixin, add, mixed_seed
-
-
-@dataclass
-class ActorLoss:
-    """Policy loss of one micro-batch with n response tokens, normalised by the tokens of the whole minibatch."""
-
-    logprobs: Tensor  # (n,) under the current policy
-    entropy: Tensor  # (n,)
-    policy_loss: Tensor
-    clip_fraction: Tensor  # of its tokens
-    loss: Tensor  # policy loss with the entropy bonus
 
 
 class PpoTrainer(LocalPolicyMixin):
@@ -88,8 +69,7 @@ class PpoTrainer(LocalPolicyMixin):
         self.encoder, self.reward, self.order, self.ppo, self.seed = encoder, reward, order, ppo, seed
         self.budgets = budgets
         self.entropy: Entropy = "differentiable" if ppo.entropy_coef > 0 else "number"
-        self.policy_loss = PolicyLoss(clip_eps_low=ppo.clip, clip_eps_high=ppo.clip)
-        self.value_loss = ValueLoss(clip_eps=ppo.value_clip)
+        self.losses = PpoLosses(ppo)
         kl = ppo.kl
         self.kl_controller = (
             AdaptiveKLController(kl.init, kl.target, kl.horizon) if kl.adaptive else FixedKLController(kl.init)
@@ -103,7 +83,7 @@ class PpoTrainer(LocalPolicyMixin):
         self._experience: Experience | None = None  # of the current iteration
         # Without dropout, a first update of a single forward repeats the forward of the old policy, which is then kept.
         dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in policy.modules())
-        self.one_forward = not dropout and ppo.mini_batch_size is None and ppo.critic == "shared"
+        self.one_forward = not dropout and ppo.mini_batch_size is None and ppo.value_model != "adapter"
         self._first_forward: dict[str, Tensor] | None = None  # with its graph
 
     def state(self) -> dict[str, Any]:
@@ -116,18 +96,13 @@ class PpoTrainer(LocalPolicyMixin):
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One PPO iteration. Returns its metrics and one record per sample of the batch; empty except on rank 0."""
-        clock, self._experience = Clock(self.policy.device), None
+        clock = Clock(self.policy.device)
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
-        with clock("rollout"):
-            experience = self._experience = self.sample(batch, step)
-        with clock("reward"):
-            scores = self.reward(experience.texts, experience.prompts, experience.examples, experience.answers)
-            experience.scores = torch.tensor(scores, dtype=torch.float32, device=self.policy.device)
-            experience.weights = torch.tensor([self.order.weight(example) for example in batch]).to(experience.scores)
+        experience = self._experience = self.rollout(batch, step, clock)
         with clock("reference"):
             mismatch = self.compute_old_and_reference_logprobs(experience)
-            self.estimate_advantages(experience, self.ppo, self.kl_controller.value, self.strategy.sum)
-        self.watch_experience(experience, self.strategy.nonfinite)
+            experience.estimate_advantages(self.ppo, self.kl_controller.value, self.strategy.sum)
+        experience.watch(self.strategy.nonfinite)
         with clock("update"):
             losses = self.update(experience, step)
         return self.summarise(experience, losses | mismatch, step, clock)
@@ -135,28 +110,61 @@ class PpoTrainer(LocalPolicyMixin):
     def summary_lines(self, metrics: dict[str, Any]) -> tuple[str, str]:
         return summary_lines(metrics)
 
-    # ------------------------------------------------------------------------------------------- 1 sample
+    # --------------------------------------------------------------------------------- 1 sample, 2 reward
 
-    def sample(self, batch: Sequence[Example], step: int) -> Experience:
-        """Responses of the current policy, with the logprobs and values that sampling computes anyway."""
-        encoded = [self.encoder.encode(example.task, example.fields) for example in batch]
-        requests = []
-        for slot, (example, (ids, _)) in enumerate(zip(batch, encoded, strict=True)):
+    def rollout(self, batch: Sequence[Example], step: int, clock: Clock) -> Experience:
+        """Scored responses; prompts whose rewards are all equal are sampled again as often as the recipe says."""
+        self._experience = None
+
+        def scored(prompts: Sequence[int], attempt: int) -> Experience:
+            with clock("rollout"):
+                found = self.sample(batch, step, prompts, attempt)
+            self._experience = self._experience or found  # if the reward fails, for the record of the batch
+            with clock("reward"):
+                scores = self.reward(found.texts, found.prompts, found.examples, found.answers)
+                found.scores = torch.tensor(scores, dtype=torch.float32, device=self.policy.device)
+            return found
+
+        experience = scored(range(len(batch)), 0)
+        for attempt in range(1, self.ppo.resample_equal_groups + 1):
+            again = experience.equal_groups.nonzero()[:, 0].tolist()
+            if not bool(self.strategy.sum(torch.tensor([float(len(again))], device=self.policy.device))):
+                break
+            if again:
+                experience = experience.replaced(again, scored(again, attempt))
+        return experience
+
+    def sample(self, batch: Sequence[Example], step: int, prompts: Sequence[int], attempt: int = 0) -> Experience:
+        """Responses of the current policy, with the logprobs and values that sampling computes anyway.
+
+        Args:
+            batch: this rank's share of the batch.
+            prompts: places of the examples in `batch` to sample.
+            attempt: of resampling; each has random numbers of its own.
+        """
+        k, requests, texts = self.ppo.samples_per_prompt, [], []
+        for slot in prompts:
+            ids, text = self.encoder.encode(batch[slot].task, batch[slot].fields)
             row = slot * self.strategy.world_size + self.strategy.rank
-            requests.append(training_request(ids, self.seed, step, row, self.budgets[example.task.name]))
+            budget = self.budgets[batch[slot].task.name]
+            requests += [training_request(ids, self.seed, step, row * k + j, budget, attempt) for j in range(k)]
+            texts += [text] * k
         with self.sampler.session():
             responses = self.sampler.sample(requests)
+        examples = [batch[slot] for slot in prompts for _ in range(k)]
         index = TokenIndex([len(response.tokens) for response in responses], self.policy.device)
         return Experience(
-            examples=list(batch),
-            prompts=[text for _, text in encoded],
+            examples=examples,
+            prompts=texts,
             samples=[Sample(q.prompt, r.tokens) for q, r in zip(requests, responses, strict=True)],
             texts=[response.text for response in responses],
-            answers=[parse_answer(r.text, example.task) for r, example in zip(responses, batch, strict=True)],
+            answers=[parse_answer(r.text, example.task) for r, example in zip(responses, examples, strict=True)],
             index=index,
             logprobs=torch.cat([response.logprobs for response in responses]),
             values=torch.cat([response.values for response in responses]),
             kl=torch.zeros(len(index.sample), device=self.policy.device),
+            weights=torch.tensor([self.order.weight(example) for example in examples], device=self.policy.device),
+            samples_per_prompt=k,
         )
 
     # ---------------------------------------------------------------------------------------- 3 reference
@@ -179,17 +187,19 @@ class PpoTrainer(LocalPolicyMixin):
                 self.sampler.check_logprob_mismatch(total / tokens)
             experience.logprobs = again["logprobs"]
             experience.values = again.get("values", experience.values)
-        if self.ppo.critic == "adapter":
+        if self.ppo.value_model == "adapter":
             experience.values = self._forward_all(experience, "critic", logprobs=False)["values"]
         if self.ppo.kl.init > 0:
             reference = self._forward_all(experience, "reference", values=False)["logprobs"]
             experience.kl = compute_approx_kl(experience.logprobs, reference)
+            if self.ppo.kl.use_loss:
+                experience.reference = reference
         return sums
 
     def _old_policy(self, experience: Experience) -> dict[str, Tensor]:
         """Logprobs, and values of a shared critic, of the policy that sampled: (N,) each."""
-        if not self.one_forward or len(self._micro_batches(experience, range(len(experience.samples)))) > 1:
-            return self._forward_all(experience, "actor", values=self.ppo.critic == "shared")
+        if not self.one_forward or len(self._micro_batches(experience, range(experience.num_prompts))) > 1:
+            return self._forward_all(experience, "actor", values=self.ppo.value_model == "shared")
 
         def first(packed: Pack) -> dict[str, Tensor]:
             with torch.enable_grad():
@@ -213,9 +223,9 @@ class PpoTrainer(LocalPolicyMixin):
         def compute() -> dict[str, Tensor]:
             results: dict[str, Tensor] = {}
             with self.policy.role(role):
-                for part in self._micro_batches(experience, range(len(experience.samples))):
+                for part in self._micro_batches(experience, range(experience.num_prompts)):
                     watchdog.heartbeat()
-                    self.limits.running(len(part.slots), part.pack.input_ids.shape[1])
+                    self._running(part)
                     for name, values in forward(part.pack).items():
                         flat = results.setdefault(name, values.new_zeros(len(experience.index.sample)))
                         flat[part.tokens] = values
@@ -223,34 +233,11 @@ class PpoTrainer(LocalPolicyMixin):
 
         return self.limits.attempt(compute)
 
-    def _micro_batches(self, experience: Experience, slots: Sequence[int]) -> list[MicroBatch]:
-        return experience.micro_batches(slots, self.limits.of(self.ppo.micro_batch_size))
+    def _micro_batches(self, experience: Experience, prompts: Sequence[int]) -> list[MicroBatch]:
+        return experience.micro_batches(prompts, self.limits.of(self.ppo.micro_batch_size))
 
-    # ---------------------------------------------------------------------------------------- 4 advantage
-
-    @staticmethod
-    def estimate_advantages(
-        experience: Experience, ppo: Ppo, kl_coef: float, sum_over_ranks: Callable[[Tensor], Tensor] = lambda x: x
-    ) -> None:
-        """Token rewards (KL penalty everywhere, the weighted score at the last token), then advantages and returns."""
-        index = experience.index
-        kl, values = index.pad(experience.kl), index.pad(experience.values)
-        rewards = compute_reward(experience.scores * experience.weights, kl_coef, kl, index.mask)
-        advantages, returns = gae(rewards, values, index.mask, ppo.gamma, ppo.lam)
-        if ppo.value_target == "td":
-            returns = td_targets(rewards, values, index.mask, ppo.gamma)
-        experience.advantages, experience.returns = index.flatten(advantages), index.flatten(returns)
-        if ppo.whiten:
-            every = torch.ones_like(experience.advantages)
-            experience.advantages = whiten(experience.advantages, every, sum_over_ranks, ppo.whiten_min_std)
-
-    @staticmethod
-    def watch_experience(experience: Experience, nonfinite: NonFiniteCheck) -> None:
-        """Record every tensor of the rollout for the check before the update."""
-        nonfinite.samples(range(len(experience.samples)))
-        for name in EXPERIENCE_TENSORS:
-            tensor = getattr(experience, name)
-            nonfinite.watch(f"{name} of the rollout", tensor if name == "scores" else experience.index.sums(tensor))
+    def _running(self, part: MicroBatch) -> None:
+        self.limits.running(len(part.slots) // self.ppo.samples_per_prompt, part.pack.input_ids.shape[1])
 
     # ------------------------------------------------------------------------------------------- 5 update
 
@@ -259,10 +246,10 @@ class PpoTrainer(LocalPolicyMixin):
         self.policy.train()
         sums: dict[str, Tensor] = {}
         for epoch in range(self.ppo.epochs):
-            for slots in self._mini_batches(len(experience.samples), step, epoch):
-                moment = (step, epoch, slots[0])
+            for prompts in self._mini_batches(experience.num_prompts, step, epoch):
+                moment = (step, epoch, prompts[0])
                 sums = self.limits.attempt(
-                    partial(self._optimizer_step, experience, slots, moment, sums), self._discard
+                    partial(self._optimizer_step, experience, prompts, moment, sums), self._discard
                 )
         return sums
 
@@ -272,87 +259,69 @@ class PpoTrainer(LocalPolicyMixin):
         return self.strategy.discard(self.engine)
 
     def _mini_batches(self, count: int, step: int, epoch: int) -> list[list[int]]:
-        """This rank's slots, shuffled into minibatches; by default the whole batch is one."""
+        """This rank's prompts, shuffled into minibatches; by default the whole batch is one."""
         if self.ppo.mini_batch_size is None:
             return [list(range(count))]
         size = self.ppo.mini_batch_size // self.strategy.world_size
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, step, epoch))
-        slots = torch.randperm(count, generator=generator).tolist()
-        return [slots[i : i + size] for i in range(0, count, size)]
+        prompts = torch.randperm(count, generator=generator).tolist()
+        return [prompts[i : i + size] for i in range(0, count, size)]
 
     def _optimizer_step(
-        self, experience: Experience, slots: list[int], moment: tuple[int, ...], before: dict[str, Tensor]
+        self, experience: Experience, prompts: list[int], moment: tuple[int, ...], before: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Gradients over the micro-batches of a minibatch, then one update.
 
         Returns the sums of the metrics: those `before`, and its own.
-
-        Every loss is a sum over the tokens of a micro-batch over the number of tokens in the minibatch of all ranks, so
-        neither micro-batches nor ranks change the result.
         """
-        own_tokens = sum(experience.index.lengths[slot] for slot in slots)
-        tokens = self.strategy.sum(torch.tensor(float(own_tokens), device=self.policy.device))
-        scale = {"dp_size": self.strategy.world_size, "batch_num_tokens": tokens}
-        per_loss = tokens / self.strategy.world_size  # factor from a loss to the sum over its tokens
-        parts = self._micro_batches(experience, slots)
+        slots = experience.slots(prompts)
+        own_tokens = experience.kept[experience.index.tokens_of(slots)].sum()
+        scale = Scale(self.strategy.sum(own_tokens), self.strategy.world_size)
+        per_loss = scale.tokens / scale.ranks  # factor from a loss to the sum over its tokens
+        if self.ppo.drop_equal_groups:
+            k, first = experience.samples_per_prompt, experience.index.first
+            kept = [prompt for prompt in prompts if experience.kept[first[prompt * k]] > 0]
+            prompts = kept or prompts[:1]  # every rank has a forward
+        parts = self._micro_batches(experience, prompts)
         sums = dict(before)
-        shared = self.ppo.critic == "shared"
+        shared, separate = (self.ppo.value_model == kind for kind in ("shared", "adapter"))
         for k, part in enumerate(parts):
             watchdog.heartbeat()
             last = k == len(parts) - 1
             torch.manual_seed(mixed_seed(self.seed, *moment, k, self.strategy.rank))  # of the dropout masks
             self.strategy.nonfinite.samples(part.slots)
-            self.limits.running(len(part.slots), part.pack.input_ids.shape[1])
+            self._running(part)
             with self.policy.role("actor"):
                 out = self._first_forward or self.engine(part.pack, entropy=self.entropy, values=shared)
                 self._first_forward = None
-                actor = self._actor_loss(experience, out, part, scale)
+                actor = self.losses.actor(experience, out, part, scale, self.kl_controller.value)
                 loss = actor.loss
                 if shared:
-                    value_loss = self._value_loss(experience, out, part, scale)
+                    value_loss = self.losses.value(experience, out, part, scale)
                     loss = loss + self.ppo.value_coef * value_loss
                 self.strategy.nonfinite.watch("logprobs of the update", part.sums(actor.logprobs))
                 self.strategy.nonfinite.watch("entropy", part.sums(actor.entropy))
-                self.strategy.update(self.engine, loss, last and shared)
-            if not shared:
+                self.strategy.update(self.engine, loss, last and not separate)
+            if separate:
                 with self.policy.role("critic"):
-                    value_loss = self._value_loss(experience, self.engine(part.pack, logprobs=False), part, scale)
+                    value_loss = self.losses.value(experience, self.engine(part.pack, logprobs=False), part, scale)
                     self.strategy.update(self.engine, self.ppo.value_coef * value_loss, last)
-            count = actor.entropy.new_tensor(len(part.tokens))
+            weight = experience.kept[part.tokens]
+            count = weight.sum()
             add(sums, "tokens", count)
             add(sums, "policy_loss", actor.policy_loss * per_loss)
-            add(sums, "value_loss", value_loss * per_loss)
             add(sums, "clip_fraction", actor.clip_fraction * count)
-            add(sums, "entropy", actor.entropy.sum())
+            add(sums, "entropy", (actor.entropy * weight).sum())
+            if shared or separate:
+                add(sums, "value_loss", value_loss * per_loss)
+            if self.ppo.kl.use_loss:
+                add(sums, "kl_loss", actor.kl_loss * per_loss)
             if moment[1] == 0 and k == 0 and not self.recompute:
                 # Before the first update of the batch the ratio is 1 up to rounding (and dropout).
                 difference = (actor.logprobs.detach() - experience.logprobs[part.tokens]).abs().sum()
                 sums.setdefault("sampling_mismatch", difference)
-                sums.setdefault("mismatch_tokens", count)
+                sums.setdefault("mismatch_tokens", difference.new_tensor(len(part.tokens)))
         return sums
-
-    def _actor_loss(
-        self, experience: Experience, out: dict[str, Tensor], part: MicroBatch, scale: dict[str, Any]
-    ) -> ActorLoss:
-        # OpenRLHF's losses take (B, T); a sum over tokens is the same over one row of all of them.
-        logprobs, entropy = out["logprobs"], out["entropy"]
-        old, advantages = experience.logprobs[part.tokens], experience.advantages[part.tokens]
-        policy_loss, clip_fraction, *_ = self.policy_loss(
-            logprobs[None], old[None], advantages[None], torch.ones_like(logprobs)[None], **scale
-        )
-        loss = policy_loss
-        if self.ppo.entropy_coef > 0:
-            bonus = entropy.sum() / scale["batch_num_tokens"] * scale["dp_size"]
-            loss = loss - self.ppo.entropy_coef * bonus
-        return ActorLoss(logprobs, entropy, policy_loss, clip_fraction, loss)
-
-    def _value_loss(
-        self, experience: Experience, out: dict[str, Tensor], part: MicroBatch, scale: dict[str, Any]
-    ) -> Tensor:
-        values = out["values"]
-        old, returns = experience.values[part.tokens], experience.returns[part.tokens]
-        loss: Tensor = self.value_loss(values[None], old[None], returns[None], torch.ones_like(values)[None], **scale)
-        return loss
 
     # ------------------------------------------------------------------------------------ non-finite values
 
@@ -367,7 +336,10 @@ class PpoTrainer(LocalPolicyMixin):
     def restore_snapshot(self, records: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
         """Set the current iteration to what `debug_snapshot` returned."""
         index = TokenIndex([len(r["response_ids"]) for r in records], self.policy.device)
-        flat = {name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"}
+        flat: dict[str, Any] = {
+            name: t if name == "scores" else index.flatten(t) for name, t in tensors.items() if name != "mask"
+        }
+        flat = {"kept": torch.ones(len(index.sample), device=self.policy.device)} | flat
         self._experience = Experience(
             examples=[],
             prompts=[r["prompt"] for r in records],
@@ -375,6 +347,7 @@ class PpoTrainer(LocalPolicyMixin):
             texts=[r["response"] for r in records],
             answers=[],
             index=index,
+            weights=torch.ones(len(records)),
             **flat,
         )
 
@@ -382,19 +355,19 @@ class PpoTrainer(LocalPolicyMixin):
         """The losses of one sample of the current iteration alone, keyed by the role under which each is computed."""
         experience = self._experience
         assert experience is not None
-        (part,) = experience.micro_batches([slot], PackLimit(1))
-        scale = {"dp_size": 1, "batch_num_tokens": torch.tensor(float(experience.index.lengths[slot]))}
-        shared = self.ppo.critic == "shared"
+        part = experience.micro_batch([slot])
+        scale = Scale(torch.tensor(float(experience.index.lengths[slot])), 1)
+        shared, separate = (self.ppo.value_model == kind for kind in ("shared", "adapter"))
 
         def actor() -> Tensor:
             out = self.policy(part.pack, entropy=self.entropy)
-            loss = self._actor_loss(experience, out, part, scale).loss
-            return loss + self.ppo.value_coef * self._value_loss(experience, out, part, scale) if shared else loss
+            loss = self.losses.actor(experience, out, part, scale, self.kl_controller.value).loss
+            return loss + self.ppo.value_coef * self.losses.value(experience, out, part, scale) if shared else loss
 
         def critic() -> Tensor:
-            return self._value_loss(experience, self.policy(part.pack, logprobs=False), part, scale)
+            return self.losses.value(experience, self.policy(part.pack, logprobs=False), part, scale)
 
-        return {"actor": actor} if shared else {"actor": actor, "critic": critic}
+        return {"actor": actor, "critic": critic} if separate else {"actor": actor}
 
     # ---------------------------------------------------------------------------------------------- 6 log
 
@@ -406,8 +379,11 @@ class PpoTrainer(LocalPolicyMixin):
         totals = dict(
             zip(names, self.strategy.sum(torch.stack([sums[n].float() for n in names])).tolist(), strict=True)
         )
-        kl = experience.index.sums(experience.kl.double())
-        kl_sum, count = self.strategy.sum(torch.stack([kl.sum(), kl.new_tensor(len(kl))])).tolist()
+        kl, device = experience.index.sums(experience.kl.double()), self.policy.device
+        packed = sum(p.pack.input_ids.shape[1] for p in self._micro_batches(experience, range(experience.num_prompts)))
+        logical = sum(len(sample.prompt) + len(sample.response) for sample in experience.samples)
+        counted = torch.tensor([len(kl), int(experience.equal_groups.sum()), packed, logical], device=device)
+        kl_sum, count, equal, packed, logical = self.strategy.sum(torch.cat([kl.sum()[None], counted])).tolist()
         if self.ppo.kl.init > 0:
             self.kl_controller.update(kl_sum / count, int(count))
         lengths = experience.index.lengths
@@ -418,25 +394,30 @@ class PpoTrainer(LocalPolicyMixin):
         )
         if by_rank is None:
             return {}, []
-        records = [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(sum(map(len, by_rank)))]
+        ranks, responses, k = len(by_rank), sum(map(len, by_rank)), experience.samples_per_prompt
+        prompts = responses // k
+        records = [by_rank[n % ranks][n // ranks * k + j] for n in range(prompts) for j in range(k)]
         tokens, response_tokens = totals["tokens"], sum(r["tokens"] for r in records)
         seconds = sum(clock.seconds.values())
-        metrics = {
+        metrics: dict[str, Any] = {
             "step": step + 1,
             "samples": (step + 1) * self.order.batch_size,
             **batch_metrics(records, {example.task.name: example.task for example in self.order.examples}),
+            "equal_groups": equal / prompts if k > 1 else None,
             "kl": kl_sum / count if self.ppo.kl.init > 0 else None,
             "kl_coef": kl_coef,
             "policy_loss": totals["policy_loss"] / tokens,
-            "value_loss": totals["value_loss"] / tokens,
+            **{name: totals[name] / tokens for name in ("value_loss", "kl_loss") if name in totals},
             "entropy": totals["entropy"] / tokens,
             "clip_fraction": totals["clip_fraction"] / tokens,
             "sampling_mismatch": totals["sampling_mismatch"] / totals.get("mismatch_tokens", response_tokens),
             "grad_norm": self.strategy.get_grad_norm(self.engine),
             "lr": self.engine.get_lr()[0],
-            "response_tokens": response_tokens / len(records),
+            "response_tokens": response_tokens / responses,
             **self.sampler.metrics,
             "seconds": clock.seconds,
-            "samples_per_s": len(records) / seconds,
+            "packed_tokens": int(packed),
+            "logical_tokens": int(logical),
+            "samples_per_s": prompts / seconds,
         }
         return metrics, records

@@ -77,7 +77,15 @@ def summary_lines(metrics: dict[str, Any]) -> tuple[str, str]:
     kl = "-" if metrics["kl"] is None else f"{metrics['kl']:.2f}"
     accuracy = "" if metrics["accuracy"] is None else f"acc {metrics['accuracy']:.2f}  "
     line = f"reward {metrics['reward_mean']:+.2f}  {accuracy}wrong format {metrics['format_error_rate']:.0%}"
-    details = f"kl {kl}  {metrics['samples_per_s']:.1f} samples/s  {shares_text(metrics['predicted_shares'])}"
+    equal = metrics.get("equal_groups")
+    groups = "" if equal is None else f"equal groups {equal:.0%}  "
+    rate = f"{metrics['samples_per_s']:.1f} samples/s"
+    if "packed_tokens" in metrics:
+        packed, logical = (
+            metrics[name] / sum(metrics["seconds"].values()) for name in ("packed_tokens", "logical_tokens")
+        )
+        rate += f" ({packed:.0f} packed tokens/s, {logical:.0f} logical)"
+    details = f"kl {kl}  {groups}{rate}  {shares_text(metrics['predicted_shares'])}"
     return line, details.rstrip()
 
 

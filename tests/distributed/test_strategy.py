@@ -114,6 +114,10 @@ def test_cosine_warms_up_for_a_tenth_and_ends_at_a_tenth(tiny_model):
         adapter[0] == 0 and adapter[5] == pytest.approx(4.5e-6) and max(adapter) == adapter[10] == pytest.approx(9e-6)
     )
     assert scheduler.get_last_lr()[0] == pytest.approx(9e-7)
+    for _ in range(50):  # a run that is longer than its schedule (schedule.epochs)
+        optimizer.step()
+        scheduler.step()
+        assert scheduler.get_last_lr() == [pytest.approx(9e-7), pytest.approx(9e-6)]
     half = 9e-6 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (55 - 10) / 90)))
     assert adapter[55] == pytest.approx(half)
     assert all(h == pytest.approx(10 * a) for a, h in rates) and len(head) == 100

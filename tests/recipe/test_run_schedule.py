@@ -3,6 +3,7 @@
 import pytest
 from support import BASE_RECIPE, ROOT, refused
 
+from extensions.common.errors import UserError
 from extensions.recipe import RunSchedule, load_recipe
 
 # Training rows (GLUE and SuperGLUE papers; MultiRC per answer, ReCoRD per query).
@@ -76,6 +77,42 @@ def test_the_schedule_in_words(load):
     for off in ("evaluation.every_steps=250", "schedule.warmup_ratio=0.99"):
         (line,), (warning,) = said("evaluation.every_steps=5", "evaluation.patience=2", off)
         assert "early stopping" not in line and "evaluation.patience: 2 cannot stop this run of 125" in warning
+
+
+def test_a_schedule_by_epochs_does_not_depend_on_the_bound_of_the_run(load):
+    """400 rows by 16: 25 iterations per epoch, 100 updates, a tenth of which is warmup."""
+    for bound in ("max_epochs=5", "max_epochs=null", "max_steps=60"):
+        found = schedule(load, 400, "schedule.epochs=2", bound)
+        assert (found.spanned, found.updates, found.warmup) == (50, 200, 5)
+    whole = schedule(load, 400)
+    assert (whole.spanned, whole.updates, whole.steps) == (125, 500, 125)
+    assert schedule(load, 400, "schedule.epochs=0.01").spanned == 1
+    sft = load(BASE_RECIPE, "method=sft", "schedule.epochs=3", "sft.max_steps=90")
+    assert (RunSchedule(sft, 400).updates, RunSchedule(sft, 400).warmup) == (50, 5), "1200 rows by 24"
+
+
+def test_a_schedule_by_epochs_in_words(load):
+    said, warned = [], []
+    schedule(load, 400, "schedule.epochs=2").describe(said.append, warned.append)
+    assert said == [
+        "learning rate: warmup until step 5, the end of its decay at step 50 (schedule.epochs: 2), of at most 125 steps"
+    ]
+    assert warned == []
+    schedule(load, 400, "schedule.epochs=4", "max_steps=50").describe(said.append, warned.append)
+    schedule(load, 400, "schedule.epochs=4", "max_steps=9").describe(said.append, warned.append)
+    for text, missed in zip(warned, ("end", "peak"), strict=True):
+        assert "schedule.epochs: 4 spans 100 iterations" in text and f"its {missed}: lower it" in text
+
+
+def test_contradictions_of_a_schedule_by_epochs(load):
+    assert "is more than max_epochs: 2" in refused(load, BASE_RECIPE, "schedule.epochs=3", "max_epochs=2")
+    constant = ["schedule.name=constant", "schedule.warmup_ratio=0", "schedule.epochs=3"]
+    assert "no effect on a constant learning rate" in refused(load, BASE_RECIPE, *constant)
+    for shape in ("schedule.name=linear", "schedule.min_lr_ratio=0"):
+        schedule(load, 400, "schedule.epochs=5", shape).check()
+        with pytest.raises(UserError, match="ends at a learning rate of 0, and the run has up to 125 iterations"):
+            schedule(load, 400, "schedule.epochs=3", shape).check()
+    schedule(load, 400, "schedule.epochs=3", "schedule.name=constant").check()
 
 
 @pytest.mark.parametrize("value", ["-1", "1.0", "1.5", "0.0", "-0.1", "true", "auto", ".nan"])

@@ -13,9 +13,6 @@ from extensions.model.loading import model_identity
 from extensions.runs.checkpoint import checkpoint_folders
 from extensions.runs.main import main
 
-CONSTANT = {"schedule": {"name": "constant", "warmup_ratio": 0.0}}
-
-
 NUMBERS = ("reward_mean", "kl", "policy_loss", "value_loss", "entropy", "grad_norm", "lr")
 
 
@@ -116,14 +113,22 @@ def test_what_cannot_be_forked(unfinished, tmp_path, capsys, override, message):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_extended_as_if_it_had_been_longer(tiny_model, tmp_path, capsys):
-    path = three_steps(tmp_path, tiny_model("llama"), **CONSTANT)
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": "constant", "warmup_ratio": 0.0}, "the schedule is that of 5 iterations"),
+        ({"epochs": 0.25}, "the learning rate goes on as before"),
+    ],
+    ids=["constant", "by epochs"],
+)
+def test_a_finished_run_is_extended_as_if_it_had_been_longer(tiny_model, tmp_path, capsys, schedule, said):
+    path = three_steps(tmp_path, tiny_model("llama"), schedule=schedule)
     assert main([str(path), f"output_dir={tmp_path / 'whole'}", "max_steps=5"]) == 0
     assert main([str(path)]) == 0
     capsys.readouterr()
     assert main([str(path), "max_steps=5"]) == 0
     out = capsys.readouterr().out
-    assert "extending the finished run" in out and "the schedule is that of 5 iterations" in out
+    assert "extending the finished run" in out and said in out
     assert_ended_as(tmp_path / "whole", tmp_path / "run")
     assert "after" in read_json(tmp_path / "run" / "eval-step-3.json")
     (change,) = history(tmp_path / "run")

@@ -275,6 +275,10 @@ def test_a_small_task_ends_after_its_epochs(tiny_model, tmp_path):
     metrics = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == 5, "two passes over 10 rows by 4"
     assert metrics[-1]["lr"] == pytest.approx(1e-3, rel=1e-3), "the schedule ends there, at a tenth"
+    by_epochs = [f"output_dir={tmp_path / 'epochs'}", "schedule.epochs=1", "data.max_train_samples=10"]
+    assert main([str(path), *by_epochs], "sft") == 0
+    rates = [m["lr"] for m in read_jsonl(tmp_path / "epochs" / "metrics.jsonl")]
+    assert rates == pytest.approx([0.01, rates[1], 1e-3, 1e-3, 1e-3]) and 1e-3 < rates[1] < 0.01, "one epoch is 3 steps"
     assert load_recipe(path, ["max_epochs=null"], "sft").training_steps(10) == 50
     assert [load_recipe(path, ["max_steps=7", "sft.batch_size=6"], "sft").training_steps()] == [5], "28 samples, or 30"
 
