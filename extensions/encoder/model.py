@@ -20,7 +20,7 @@ from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.checks import NAMED
 from extensions.evaluation.metrics import Prediction
-from extensions.model.loading import load_config, load_tokenizer
+from extensions.model.loading import load_config, load_tokenizer, model_folder
 from extensions.recipe import Model
 from extensions.tasks import Task
 
@@ -144,7 +144,7 @@ def load_encoder(
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "dtype": torch.float32}
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
-    path, level = str(start or model.path), transformers.logging.get_verbosity()
+    path, level = str(start or model_folder(model)), transformers.logging.get_verbosity()
     try:
         transformers.logging.set_verbosity_error()  # hides the report that the head is not in the file
         source, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)

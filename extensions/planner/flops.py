@@ -122,12 +122,13 @@ def _idle_layers(trunk: nn.Module, linears: dict[str, Any]) -> set[str]:
 
 
 class SampleTokens(NamedTuple):
-    """Token counts of one sample."""
+    """Token counts of a prompt and its responses."""
 
     task: int  # index; rows of one task share their prefix
     prefix: int  # tokens that all prompts of the task begin with
     suffix: int  # tokens of the prompt after the prefix
-    response: int
+    response: int  # of each response
+    responses: int = 1
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def packs(rows: Sequence[SampleTokens], size: int) -> list[Sequence[SampleTokens
 
 
 def pack_work(pack: Sequence[SampleTokens], sequence: bool = False, dense: bool = False) -> Work:
-    """Work of a pack: each task's prefix once, then its rows without their last response token, which predicts nothing.
+    """Work of a pack: each task's prefix once, then each prompt once, then the responses without their last tokens,
+    which predict nothing.
 
     Args:
         sequence: targets are all tokens except each sample's first (SFT), not only response tokens; where rows diverge,
@@ -165,10 +167,12 @@ def pack_work(pack: Sequence[SampleTokens], sequence: bool = False, dense: bool 
         pairs += _triangle(prefix)
         predicting += max(prefix - 1, 0) if sequence else 0
     for row in pack:
-        own = row.suffix + max(row.response - 1, 0)
+        written = max(row.response - 1, 0)
+        own = row.suffix + row.responses * written
         tokens += own
-        pairs += own * row.prefix + _triangle(own)
-        predicting += own + (row.prefix > 0) if sequence else max(row.response, 1)
+        pairs += own * row.prefix + _triangle(row.suffix)
+        pairs += row.responses * (written * row.suffix + _triangle(written))
+        predicting += own + (row.prefix > 0) if sequence else row.responses * max(row.response, 1)
     return Work(tokens, tokens**2 if dense else pairs, predicting)
 
 
@@ -213,7 +217,7 @@ def ppo_flops(
     epochs: int,
     micro_batch_size: int,
     mini_batch_size: int | None = None,
-    critic: Literal["shared", "adapter"] = "shared",
+    critic: Literal["shared", "adapter", "none"] = "shared",
     reference: bool = True,
     reference_adapter: bool = False,
     recompute: bool = False,
@@ -223,6 +227,7 @@ def ppo_flops(
     """FLOPs of one PPO iteration by phase, in execution order.
 
     Args:
+        rows: one per prompt.
         micro_batch_size: rows per pack.
         mini_batch_size: rows per optimizer step on this rank; None: all.
         reference: a KL penalty needs a forward of the reference.
@@ -233,15 +238,15 @@ def ppo_flops(
     """
     work, shared = packed_work(rows, micro_batch_size, dense=dense), critic == "shared"
     # A rollout processes each token once, and attends over the same pairs as the pack of its samples.
-    phases = {"rollout": forward_flops(shape, packed_work(rows, micro_batch_size), value=True)}
+    phases = {"rollout": forward_flops(shape, packed_work(rows, micro_batch_size), value=shared)}
     if recompute:
         phases["old logprobs"] = forward_flops(shape, work, value=shared)
-    if not shared:
+    if critic == "adapter":
         phases["values"] = forward_flops(shape, work, head=False, value=True)
     if reference:
         phases["reference"] = forward_flops(shape, work, adapter=reference_adapter)
     update = packed_work(rows, min(micro_batch_size, mini_batch_size or micro_batch_size), dense=dense)
     phases["update"] = epochs * training_flops(shape, update, checkpointing, value=shared)
-    if not shared:
+    if critic == "adapter":
         phases["update"] += epochs * training_flops(shape, update, checkpointing, head=False, value=True)
     return phases

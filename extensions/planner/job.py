@@ -94,14 +94,15 @@ class TrainingJob:
         self.batch_size = recipe.training_batch
         mini_batch_size = ppo.mini_batch_size if self.ppo else None
         self.optimizer_steps = self.batch_size // (mini_batch_size or self.batch_size)  # per pass over the batch
-        self.num_adapters = 2 if self.ppo and ppo.critic == "adapter" else 1
+        self.has_critic = self.ppo and ppo.value_model != "none"
+        self.num_adapters = 2 if self.ppo and ppo.value_model == "adapter" else 1
         self.trained = self.num_adapters * self.shape.lora  # parameters; PPO's value head has biases
-        self.trained += self.shape.value_head + self.shape.hidden + 1 if self.ppo else 0
+        self.trained += self.shape.value_head + self.shape.hidden + 1 if self.has_critic else 0
         self.reference_adapter = (
             self.ppo and model.adapter is not None and ppo.kl.reference == "start" and ppo.kl.init > 0
         )
         # Without these, the first update's forward of a single pack also yields the old logprobs (training.ppo).
-        separate = bool(recipe.lora.dropout) or mini_batch_size is not None or ppo.critic != "shared"
+        separate = bool(recipe.lora.dropout) or mini_batch_size is not None or ppo.value_model == "adapter"
         when = ppo.old_logprobs
         self.recomputes = separate and (when == "recomputed" or (when == "auto" and self.dtype != "float32"))
 
@@ -116,7 +117,9 @@ class TrainingJob:
         """`rows` rows of a step; see `typical_batch`."""
         rollout, stated = self.recipe.rollout, self.options.response_tokens
         budget = (stated, stated) if stated is not None else (rollout.min_new_tokens, rollout.max_new_tokens)
-        return typical_batch(self.tokens, rows, budget if self.ppo else None, longest)
+        if not self.ppo:
+            return typical_batch(self.tokens, rows, None, longest)
+        return typical_batch(self.tokens, rows, budget, longest, self.recipe.ppo.samples_per_prompt)
 
     def flops(self, rows: int, setting: Setting, dense: bool = False) -> dict[str, float]:
         """FLOPs of a step on a rank with `rows` rows, by phase."""
@@ -131,7 +134,7 @@ class TrainingJob:
             ppo.epochs,
             size,
             rows // self.optimizer_steps or 1,
-            ppo.critic,
+            ppo.value_model,
             reference=ppo.kl.init > 0,
             reference_adapter=self.reference_adapter,
             recompute=self.recomputes,

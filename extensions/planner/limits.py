@@ -100,8 +100,8 @@ def rank_memory_of(
 def with_training(memory: RankMemory, recipe: Recipe, ranks: int) -> RankMemory:
     """The estimate with what a recipe's run holds besides: trained parameters and their state, ZeRO's, vLLM."""
     shape, stage, fixed = memory.shape, recipe.deepspeed.zero_stage, memory.fixed
-    trained = shape.lora * (2 if recipe.method == "ppo" and recipe.ppo.critic == "adapter" else 1)
-    trained += shape.value_head if recipe.method == "ppo" else 0
+    critic = recipe.ppo.value_model if recipe.method == "ppo" else "none"
+    trained = shape.lora * (2 if critic == "adapter" else 1) + (shape.value_head if critic != "none" else 0)
     fixed += STATE_BYTES * trained + (DEEPSPEED_BUCKET if stage else 0)
     fixed -= memory.base * (1 - 1 / ranks) if stage == 3 else 0
     if recipe.rollout.backend == "vllm" and not recipe.vllm.sleep:

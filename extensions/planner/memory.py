@@ -61,8 +61,16 @@ def pack_memory(
 def computed_pairs(pack: Sequence[SampleTokens]) -> int:
     """Query-key pairs of a pack whose scores are computed, masked ones included, group by group."""
     prefixes = {row.task: row.prefix for row in pack}
-    own = [(row.prefix, row.suffix + max(row.response - 1, 0)) for row in pack]
-    return sum(n * n for n in prefixes.values()) + sum(n * (prefix + n) for prefix, n in own)
+    pairs = sum(n * n for n in prefixes.values())
+    for row in pack:
+        written = max(row.response - 1, 0)
+        if row.responses == 1:  # prompt and response are one span
+            own = row.suffix + written
+            pairs += own * (row.prefix + own)
+        else:
+            pairs += row.suffix * (row.prefix + row.suffix)
+            pairs += row.responses * written * (row.prefix + row.suffix + written)
+    return pairs
 
 
 def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> dict[str, float]:
@@ -83,7 +91,10 @@ def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> di
     logits = chunk * shape.vocab * (4 * LOGIT_COPIES + value)
 
     evaluation, vllm = job.recipe.evaluation, _uses_vllm(job)
-    sampled = max(rows if job.ppo else 0, 0 if evaluation.decoding == "likelihood" else evaluation.batch_size)
+    sampled = max(
+        rows * job.recipe.ppo.samples_per_prompt if job.ppo else 0,
+        0 if evaluation.decoding == "likelihood" else evaluation.batch_size,
+    )
     # KV cache of all rows sampled together (one layer's twice while it grows), and of a pack of prompts.
     longest = max(row.prefix + row.suffix for row in batch) + job.recipe.rollout.max_new_tokens
     cache = 2 * shape.kv_width * value * (sampled * longest * (shape.layers + 1) + work.tokens * shape.layers)
@@ -115,7 +126,8 @@ def _base_copies(job: TrainingJob) -> int:
     """Copies of the base per GPU: one for all roles, or on Ray one per group if the groups share GPUs."""
     if not job.ppo or job.recipe.backend == "deepspeed" or not job.recipe.ray.colocate:
         return 1
-    return 2 + (job.recipe.ppo.kl.init > 0)
+    ppo = job.recipe.ppo
+    return 1 + (ppo.value_model != "none") + (ppo.kl.init > 0)
 
 
 def _add_engine(job: TrainingJob, parts: dict[str, float]) -> None:
@@ -151,4 +163,4 @@ def optimizer_bytes(job: TrainingJob) -> float:
     # (hidden, hidden) and (1, hidden), and biases of hidden and 1.
     shape, rank = job.shape, job.recipe.lora.rank
     lora = job.num_adapters * (shape.lora // rank + shape.lora_tensors * rank)
-    return 4.0 * (lora + (4 * shape.hidden + 2 if job.ppo else 0))
+    return 4.0 * (lora + (4 * shape.hidden + 2 if job.has_critic else 0))

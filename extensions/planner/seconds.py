@@ -51,7 +51,9 @@ def _rollout_seconds(job: TrainingJob, rows: int, ranks: int, size: int, num_pac
     cache = 2 * shape.kv_width * job.value_bytes * shape.layers * decoded.pairs
     return (
         _pass_seconds(job, prefill, num_packs, num_packs * sharded, ranks)
-        + _pass_seconds(job, forward_flops(shape, decoded, value=True), max(steps - 1, 1), (steps - 1) * sharded, ranks)
+        + _pass_seconds(
+            job, forward_flops(shape, decoded, value=job.has_critic), max(steps - 1, 1), (steps - 1) * sharded, ranks
+        )
         + cache / (job.device.bandwidth * 1e9)
     )
 

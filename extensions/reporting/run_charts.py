@@ -70,6 +70,13 @@ METRICS = (  # key, title, unit, note
     ("entropy", "Entropy of the policy", "nats per token", "near 0: the policy always gives the same answer"),
     ("policy_loss", "Policy loss", "", ""),
     ("value_loss", "Value loss", "", ""),
+    ("kl_loss", "KL loss", "nats per token", ""),
+    (
+        "equal_groups",
+        "Prompts whose responses have equal rewards",
+        "share",
+        "they teach nothing",
+    ),
 )
 DETAILS = (
     ("clip_fraction", "Clipped tokens", "share", ""),

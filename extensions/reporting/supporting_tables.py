@@ -10,50 +10,57 @@ from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.rows import Result, Row
 from extensions.reporting.scores import NO_VALUE, cell_text, interval_text, markdown_table, percent
 from extensions.reporting.tables import PAPER
-from extensions.reporting.yardstick_lines import yardstick_name
+from extensions.reporting.yardstick_lines import rows_text, yardstick_name
 
 
 def interval_table(rows: Sequence[Row]) -> str:
-    """Every metric of every row with its 95% interval."""
-    lines = []
+    """Every metric of every row with its 95% interval; of the answers by likelihood too, where runs have them."""
+    lines, likely = [], _has_likelihood(rows)
     for row, result in _results(rows):
+        other = result.by_likelihood
         for metric, value in result.score.metrics.items():
             cells = map(cell_text, (row.name, result.task.display_name, metric, result.split))
-            interval = interval_text(metric, value, result.score.intervals[metric])
-            lines.append([*cells, interval, str(result.score.samples)])
-    return markdown_table(["Row", "Task", "Metric", "Split", "Value [95%]", "Samples"], lines, 4)
+            intervals = [interval_text(metric, value, result.score.intervals[metric])]
+            if other is not None and metric in other.metrics:
+                intervals.append(interval_text(metric, other.metrics[metric], other.intervals[metric]))
+            elif likely:
+                intervals.append(NO_VALUE)
+            lines.append([*cells, *intervals, str(result.score.samples)])
+    heads = ["Value [95%]", *(["By likelihood [95%]"] if likely else []), "Samples"]
+    return markdown_table(["Row", "Task", "Metric", "Split", *heads], lines, 4)
 
 
 def bias_table(rows: Sequence[Row]) -> str | None:
     """Shares of the answers against those of the gold labels; None without a task with labels."""
-    lines = []
+    lines, likely = [], _has_likelihood(rows)
     for row, result in _results(rows):
         gold, predicted = result.score.gold_shares, result.score.predicted_shares
         excess = {word: predicted.get(word, 0.0) - share for word, share in gold.items() if word != WRONG_FORMAT}
         if not excess:
             continue
         shares = [f"{word} {percent(predicted.get(word, 0.0))} ({percent(share)})" for word, share in gold.items()]
+        other = result.by_likelihood.predicted_shares if result.by_likelihood else {}
+        others = ", ".join(f"{word} {percent(share)}" for word, share in other.items()) or NO_VALUE
         largest = max(excess, key=lambda word: abs(excess[word]))
-        cells = map(cell_text, (row.name, result.task.display_name, ", ".join(shares)))
+        texts = (row.name, result.task.display_name, ", ".join(shares), *([others] if likely else []))
         wrong = percent(result.score.format_error_rate)
-        lines.append([*cells, wrong, f"{100 * excess[largest]:+.1f} ({cell_text(largest)})"])
-    header = ["Row", "Task", "Predicted (gold)", "Wrong format", "Largest deviation"]
-    return markdown_table(header, lines, 3) if lines else None
+        lines.append([*map(cell_text, texts), wrong, f"{100 * excess[largest]:+.1f} ({cell_text(largest)})"])
+    heads = ["Row", "Task", "Predicted (gold)", *(["By likelihood"] if likely else [])]
+    return markdown_table([*heads, "Wrong format", "Largest deviation"], lines, len(heads)) if lines else None
 
 
 def yardstick_table(rows: Sequence[Row]) -> str | None:
     """Scores of simple models beside those of each row, as far as its runs have them; None without one."""
-    lines = []
+    lines, likely = [], _has_likelihood(rows)
     for row, result in _results(rows):
-        for run in row.runs:
-            for kind, scores in run.scores.yardsticks.items():
-                if (found := scores.get(result.task.name)) is None or run.scores.after.get(result.task.name) is None:
-                    continue
+        for kind, scores in result.run.scores.yardsticks.items():
+            if (found := scores.get(result.task.name)) is not None:
                 names = (row.name, result.task.display_name, yardstick_name(kind, result.task))
-                numbers = (percent(found.score), percent(run.scores.after[result.task.name].score))
-                lines.append([*map(cell_text, names), *numbers, str(found.train_rows), f"{found.seconds:.1f}"])
-    header = ["Row", "Task", "Yardstick", "Its score", "The row's", "Training rows", "Seconds"]
-    return markdown_table(header, lines, 3) if lines else None
+                numbers = [percent(found.score), percent(result.score.score)]
+                numbers += [percent(result.by_likelihood.score if result.by_likelihood else None)] if likely else []
+                lines.append([*map(cell_text, names), *numbers, rows_text(found.model_dump()), f"{found.seconds:.1f}"])
+    heads = ["Its score", "The row's", *(["By likelihood"] if likely else []), "Training rows", "Seconds"]
+    return markdown_table(["Row", "Task", "Yardstick", *heads], lines, 3) if lines else None
 
 
 def cost_table(rows: Sequence[Row]) -> str | None:
@@ -94,6 +101,10 @@ def time_ratio_table(rows: Sequence[Row]) -> str | None:
 
 def _results(rows: Sequence[Row]) -> list[tuple[Row, Result]]:
     return [(row, result) for row in rows for result in row.results.values()]
+
+
+def _has_likelihood(rows: Sequence[Row]) -> bool:
+    return any(result.by_likelihood for _, result in _results(rows))
 
 
 def _trainings(rows: Sequence[Row]) -> list[tuple[Row, FinishedRun]]:

@@ -270,7 +270,7 @@ def make_encoder(
     encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
         encoder.check_answers(task)
-    for example in (*data.train, *data.table, *data.validation, *data.test):
+    for example in data.rows:
         encoder.check(example.task, example.fields)
     check_lengths(encoder, data.train, "training rows", warn)
     check_lengths(encoder, data.table, f"{data.split} rows", warn)

@@ -96,7 +96,9 @@ class RunMemory:
         self.keys = {True: f"{'sft' if recipe.method == 'sft' else 'ppo'}.micro_batch_size"}
         self.keys[False] = "evaluation.micro_batch_size"
         every = [*data.train, *data.table, *data.validation, *data.test]
-        most = most_tokens(every, encoder) + new_tokens if every else 0
+        # All responses to a prompt are in one micro-batch.
+        k = recipe.ppo.samples_per_prompt if recipe.method == "ppo" else 1
+        most = most_tokens(every, encoder) + k * new_tokens if every else 0
         together = max(*self.rows.values(), settings.batch_size, recipe.training_batch)
         explicit = recipe.model.micro_batch_tokens is not None
         self.attention = attention_of(recipe.model, config)  # once loaded, the model may get another
@@ -106,7 +108,7 @@ class RunMemory:
         if self.matters:
             self.longest[False] = longest_row(evaluated, encoder, new_tokens)
             if recipe.method != "eval":
-                self.longest[True] = longest_row({"training": data.train}, encoder, new_tokens)
+                self.longest[True] = longest_row({"training": data.train}, encoder, k * new_tokens)
 
     def estimate(self, path: ForwardPath | None = None) -> RankMemory | None:
         """The estimate of `nlu plan`; None where it cannot matter, or the model cannot be traced."""

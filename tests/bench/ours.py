@@ -23,16 +23,18 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     trainer = training.trainer
     if job["method"] == "ppo":  # responses of full length, as the peer's
         trainer.sampler.eos, trainer.sampler.may_stop = set(), set()  # type: ignore[attr-defined]
+    clock = time.process_time if job.get("cpu_time") else time.perf_counter
     weights = sum(p.nbytes for name, p in trainer.policy.lm.named_parameters() if "lora_" not in name)
     assert weights == sum(p.nbytes for p in trainer.policy.lm.get_base_model().parameters() if not p.requires_grad)
 
     def iterate(step: int) -> dict[str, Any]:
-        start = time.perf_counter()
+        start = clock()
         metrics, _ = trainer.iterate(step)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         if "save" in job:
             trainer.policy.save_adapter(Path(job["save"]) / "adapter", trainer.weights())
-        return {"seconds": seconds, "phases": metrics["seconds"], "weights_gb": weights / 2**30}
+        tokens = {kind: metrics.get(f"{kind}_tokens") for kind in ("packed", "logical")}  # of PPO
+        return {"seconds": seconds, "phases": metrics["seconds"], "weights_gb": weights / 2**30, **tokens}
 
     return iterate
 

@@ -34,6 +34,13 @@ def test_train(folder):
         assert len(NUMBER.findall(line)) >= 3 and not re.search(r"\b(nan|inf)\b", line)
 
 
+def test_samples(folder):
+    _, rows = run_tiny("samples", folder)
+    assert [row["responses per prompt"] for row in rows] == ["1", "2"]
+    check_figures(rows, set())
+    assert 1 < float(rows[1]["packed tokens, times k = 1"]) < 2, "the prompt is packed once"
+
+
 def test_ranks(folder):
     _, rows = run_tiny("ranks", folder, "--port", str(free_port()))
     assert [row["ranks"] for row in rows] == ["1", "2"]

@@ -129,6 +129,17 @@ def test_dense_attention_flops_equal_torchs_counter(counted):
     assert pack_work(tokens_of(rows)).pairs < dense.pairs
 
 
+def test_responses_share_their_prompt():
+    """Tokens, visible pairs and targets are those of the pack of all responses."""
+    task, own, written = range(5, 45), [range(50, 75), range(80, 111)], 5
+    prompts = [[*task, *question] for question in own]
+    rows = [Sample(prompt, [k, *range(written - 1)]) for prompt in prompts for k in range(3)]
+    packed = pack(rows)
+    work = pack_work([SampleTokens(0, len(task), len(question), written, 3) for question in own])
+    assert (work.tokens, work.predicting) == (packed.input_ids.shape[1], len(packed.targets))
+    assert work.pairs == int(packed.mask.sum())
+
+
 def test_ppo_phases_add_up(tiny_model):
     shape = shape_of(tiny_model("llama"))
     batch = [SampleTokens(0, 9, *own) for own in ((4, 3), (7, 1), (2, 6))]
