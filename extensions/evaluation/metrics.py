@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -26,7 +26,8 @@ from sklearn.metrics import (
 
 from extensions.evaluation.bootstrap import Resampler
 from extensions.evaluation.calibration import calibration
-from extensions.tasks import Task
+from extensions.prompts import parse_answer
+from extensions.tasks import Parser, Task
 
 WRONG_FORMAT = "wrong format"
 ALWAYS = {  # kind of task -> metrics that are computed for every task of it
@@ -64,12 +65,14 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     is never answered, the recall of a label without gold rows. `f1_macro` of a classification is over the labels that
     occur among golds or answers, `balanced_accuracy` over those among golds, as in scikit-learn.
 
+    `parsers_differ` counts the responses that `parser: strict` and `parser: paper` judge differently.
     `likelihood` holds the same of the answers by likelihood, `calibration` a classification's `calibration`; each only
     if every prediction has what it needs.
 
     Args:
         intervals: also compute 95% bootstrap intervals over questions (`task.group_by`), if any, else over rows.
     """
+    by_parser = [task.with_parser(parser) for parser in get_args(Parser)]
     wanted = metrics_of(task)
     questions = _group_rows(task, predictions)
     golds, answers = arrays_of(task, predictions)
@@ -87,6 +90,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
         "metrics": metrics,
         "samples": len(predictions),
         "format_error_rate": sum(p.answer is None for p in predictions) / len(predictions),
+        "parsers_differ": sum(len({parse_answer(p.response, t) for t in by_parser}) > 1 for p in predictions),
     }
     if intervals:
         resampler = Resampler.of(golds, answers, questions, by_question)

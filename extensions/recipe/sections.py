@@ -79,6 +79,7 @@ def _tasks(value: Any) -> Any:
 
 
 def _task_to_yaml(task: Task) -> Any:
+    task = task.with_parser("strict")  # a key of the recipe
     return task.name if TASKS.get(task.name) == task else task.model_dump(mode="json", exclude_defaults=True)
 
 

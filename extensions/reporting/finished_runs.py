@@ -86,6 +86,7 @@ class Score(DecodedScore):
 
     samples: Count
     format_error_rate: Finite
+    parsers_differ: Count | None = None  # responses that the two parsers judge differently
     majority: Finite | None = None
     gold_shares: dict[str, Finite] = {}
     likelihood: DecodedScore | None = None

@@ -49,6 +49,21 @@ def bias_table(rows: Sequence[Row]) -> str | None:
     return markdown_table([*heads, "Wrong format", "Largest deviation"], lines, len(heads)) if lines else None
 
 
+def parser_table(rows: Sequence[Row]) -> str | None:
+    """Responses that the two parsers judge differently; None without one."""
+    lines = [
+        [
+            cell_text(row.name),
+            cell_text(result.task.display_name),
+            str(result.score.parsers_differ),
+            str(result.score.samples),
+        ]
+        for row, result in _results(rows)
+        if result.score.parsers_differ
+    ]
+    return markdown_table(["Row", "Task", "Judged differently", "Samples"], lines, 2) if lines else None
+
+
 def yardstick_table(rows: Sequence[Row]) -> str | None:
     """Scores of simple models beside those of each row, as far as its runs have them; None without one."""
     lines, likely = [], _has_likelihood(rows)
