@@ -119,6 +119,13 @@ def _conclude(records: SweepRecords, reporter: Reporter) -> None:
         reporter.warn(f"{cell.title}: {_failure(status)}; log {sweep.log(cell)}")
     if records.failed:
         reporter.info("the same command runs the unfinished cells again")
+    for task in records.incomparable():
+        reporter.warn(
+            f"{task}: no best cell, since the cells were evaluated on different rows; give each the same seed, "
+            "data.root and files"
+        )
+    if len(sweep.cells) > len({cell.task for cell in sweep.cells}):
+        reporter.info(f"validation: {records.compared_by}")
     if best:
         reporter.info(f"next: {shlex.join(['nlu', 'report', str(sweep.out)])}")
     for suite in SUITES:
@@ -133,7 +140,8 @@ def _conclude(records: SweepRecords, reporter: Reporter) -> None:
     for cell in best if sweep.method in ("ppo", "sft") else []:
         if not cell.recipe.evaluation.predict_test and any(has_split(t, "test") for t in cell.recipe.data.tasks):
             command = ["deepspeed", str(script("eval")), str(sweep.path), *cell.arguments]
-            command = [word for word in command if not word.startswith(("output_dir=", "evaluation.predict_test="))]
+            own = ("output_dir=", "evaluation.predict_test=", "evaluation.split=")  # of the sweep
+            command = [word for word in command if not word.startswith(own)]
             answers = [f"model.adapter={cell.folder / 'adapter'}", "evaluation.predict_test=true"]
             reporter.info(f"      {shlex.join([*command, *answers])}")
 
