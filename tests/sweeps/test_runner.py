@@ -48,7 +48,7 @@ if size == 7:
 task = recipe["data"]["tasks"][0]
 split = recipe["evaluation"].get("split", "test")
 scores = {{"splits": {{task: split}}, "after": {{task: {{"score": size / 100}}}}, "training": {{"samples": 2 * size, "seconds": 1.5}}}}
-bar = {{"score": 0.65, "intervals": {{"accuracy": [0.6, 0.7]}}, "train_rows": 2 * size, "seconds": 0.3}}
+bar = {{"score": 0.65, "intervals": {{m: [0.6, 0.7] for m in ("accuracy", "matthews")}}, "train_rows": 2 * size, "seconds": 0.3}}
 (folder / "eval.json").write_text(json.dumps(scores | {{"yardsticks": {{"tfidf": {{task: bar}}}}}}))
 (folder / "predictions_test.jsonl").touch()
 """  # noqa: E501
