@@ -109,6 +109,7 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
         "samples": 16,
         "seconds": 1.5,
         "rows": None,
+        "likelihood": None,
         "best": True,
     }
     assert json.loads((out / "best.json").read_text()) == ["sst2/ppo.batch_size=8"]
