@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,10 @@ class Prediction:
     answer: str | float | None  # parsed, by `evaluation.decoding`; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
-    positive_probability: float | None = None  # of the positive label's canonical word; in ranked tasks always
+    positive_probability: float | None = None  # of the positive label; in ranked tasks always
     probabilities: dict[str, float] | None = None  # per label or grid score; multi-label: marginal per label
     likelihood: str | float | None = None  # the answer by likelihood, where probabilities are computed
+    positive_log_odds: float | None = None  # log(p / (1 - p)) of the positive label, by which entities are ranked
 
 
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:
@@ -255,14 +257,16 @@ def _squad(metric: str, task: Task, group: Sequence[Prediction]) -> float:
 
 
 def best_candidate(task: Task, group: Sequence[Prediction]) -> Prediction:
-    """The candidate that is a question's prediction: the one with the most probable positive answer.
+    """The candidate that is a question's prediction: the one with the most probable positive answer, by log-odds.
 
-    The sampled answers are ignored, so a question whose candidates are all answered "No" has a prediction too. Without
-    probabilities, a positive answer ranks above a wrong format, which ranks above a negative answer. Ties go to the
+    The sampled answers are ignored, so a question whose candidates are all answered "No" has a prediction too. Records
+    without log-odds (of yardsticks, of older runs) are ranked by probability, which may be 1 for several. Without
+    either, a positive answer ranks above a wrong format, which ranks above a negative answer. Ties go to the
     first candidate in the text.
     """
-    if all(p.positive_probability is not None for p in group):
-        return max(group, key=lambda p: (p.positive_probability, -p.index))
+    for ranked_by in (attrgetter("positive_log_odds"), attrgetter("positive_probability")):
+        if all(ranked_by(p) is not None for p in group):
+            return max(group, key=lambda p: (ranked_by(p), -p.index))
     order: dict[Any, int] = {task.positive: 2, None: 1}
     return max(group, key=lambda p: (order.get(p.answer, 0), -p.index))
 

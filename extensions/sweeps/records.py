@@ -14,6 +14,7 @@ from rich.table import Table
 from extensions.common.files import read_json, write_json, write_text
 from extensions.evaluation.metrics import likelihood_mean, mean_score
 from extensions.recipe import Recipe
+from extensions.reporting.rows import writes_answers
 from extensions.reporting.scores import percent
 from extensions.runs.resume import EVALUATION_ROWS, is_finished
 from extensions.sweeps.grid import Cell, Sweep, as_yaml, assignments, learned_tasks
@@ -30,6 +31,7 @@ class Outcome:
     samples: int | None = None  # of training
     seconds: float | None = None  # of training
     rows: str | None = None  # hash of the evaluated rows
+    likelihood: float | None = None  # as `table`, of the answers by likelihood beside others
 
 
 def outcome(cell: Cell) -> Outcome:
@@ -45,7 +47,9 @@ def outcome(cell: Cell) -> Outcome:
     training, versions = scores.get("training", {}), cell.folder / "versions.json"
     rows = read_json(versions)["inputs"].get(EVALUATION_ROWS) if versions.exists() else None
     validation = compared if split == "validation" else None
-    return Outcome("finished", validation, table, split, training.get("samples"), training.get("seconds"), rows)
+    beside = likelihood_mean(after) if after and writes_answers(cell.recipe) else None
+    costs = training.get("samples"), training.get("seconds")
+    return Outcome("finished", validation, table, split, *costs, rows, beside)
 
 
 def _by_likelihood(recipe: Recipe) -> bool:
@@ -128,10 +132,13 @@ class SweepRecords:
 
     def _blocks(self) -> Iterator[tuple[str, list[str], list[tuple[bool, list[str]]]]]:
         """Per task its name, the column heads, and the lines, each with whether it is the best."""
-        for task, group in itertools.groupby(self.rows(), key=lambda row: row["task"]):
+        found = self.rows()
+        beside = any(row["likelihood"] is not None for row in found)
+        for task, group in itertools.groupby(found, key=lambda row: row["task"]):
             rows = list(group)
-            lines = [(row["best"], [*map(as_yaml, row["settings"].values()), *_cells(row)]) for row in rows]
-            yield task, [*rows[0]["settings"], "validation", "table", "samples", "seconds", "status"], lines
+            lines = [(row["best"], [*map(as_yaml, row["settings"].values()), *_cells(row, beside)]) for row in rows]
+            scores = ["validation", "table", *(["by likelihood"] if beside else [])]
+            yield task, [*rows[0]["settings"], *scores, "samples", "seconds", "status"], lines
 
     def _markdown(self) -> str:
         text = [
@@ -157,11 +164,13 @@ class SweepRecords:
         return table
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _cells(row: Mapping[str, Any], beside: bool) -> list[str]:
+    """The cells of a row; beside: with its score by likelihood."""
     table = percent(row["table"]) + (f" ({row['split']})" if row["split"] else "")
+    scores = [percent(row["validation"]), table, *([percent(row["likelihood"])] if beside else [])]
     samples = "-" if row["samples"] is None else str(row["samples"])
     seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
-    return [percent(row["validation"]), table, samples, seconds, row["status"] + (", best" if row["best"] else "")]
+    return [*scores, samples, seconds, row["status"] + (", best" if row["best"] else "")]
 
 
 def _line(cells: Sequence[str]) -> str:

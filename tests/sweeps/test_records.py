@@ -95,3 +95,18 @@ def test_a_finished_run_of_another_recipe_is_refused(tmp_path):
     assert str(cells[0].folder) not in message
     (cells[2].folder / "eval.json").write_text("{}")  # unfinished: the run itself decides
     assert planned_sweep(path, out=out).cells == cells
+
+
+def test_the_table_has_the_score_by_likelihood_beside_the_sampled_one(tmp_path):
+    path = sweep_recipe(tmp_path)
+    sweep = planned_sweep(path, out=tmp_path / "out")
+    assert "by likelihood" not in SweepRecords(sweep)._markdown()
+    after = {"sst2": score(0.5) | {"likelihood": score(0.75)}}
+    finish(sweep.cells[0], {"method": "ppo", "splits": {"sst2": "validation"}, "after": after})
+    assert outcome(sweep.cells[0]).likelihood == 0.75
+    records = SweepRecords(sweep)
+    first, second = [line for line in records._markdown().splitlines() if line.startswith("| ") and "---" not in line][
+        1:3
+    ]
+    assert "**50.0 (validation)** | **75.0** |" in first and "| - | - | - | - | - |" in second
+    assert [column.header for column in records.table().columns][3:5] == ["table", "by likelihood"]

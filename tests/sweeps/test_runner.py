@@ -48,7 +48,8 @@ if size == 7:
 task = recipe["data"]["tasks"][0]
 split = recipe["evaluation"].get("split", "test")
 scores = {{"splits": {{task: split}}, "after": {{task: {{"score": size / 100}}}}, "training": {{"samples": 2 * size, "seconds": 1.5}}}}
-(folder / "eval.json").write_text(json.dumps(scores))
+bar = {{"score": 0.65, "intervals": {{m: [0.6, 0.7] for m in ("accuracy", "matthews")}}, "train_rows": 2 * size, "seconds": 0.3}}
+(folder / "eval.json").write_text(json.dumps(scores | {{"yardsticks": {{"tfidf": {{task: bar}}}}}}))
 (folder / "predictions_test.jsonl").touch()
 """  # noqa: E501
 
@@ -84,6 +85,7 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
     assert "[2/4] sst2, ppo.batch_size=5: failed with status 3" in said and "error: no room for 5" in said
     assert "[3/4] sst2, ppo.batch_size=6: ended without a result" in said
     assert said.count("sst2, ppo.batch_size=5: failed with status 3; log") == 1  # listed again at the end
+    assert "SST-2 │ TF-IDF + logistic regression │ 65.0 [60, 70] │ 16 │ 0.3" in said, "at the best cell's training rows"
     assert f"nlu report {out}" in said
     assert f"nlu submit {out / 'sst2/ppo.batch_size=8'} --suite glue" in said
 
@@ -107,6 +109,7 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
         "samples": 16,
         "seconds": 1.5,
         "rows": None,
+        "likelihood": None,
         "best": True,
     }
     assert json.loads((out / "best.json").read_text()) == ["sst2/ppo.batch_size=8"]
