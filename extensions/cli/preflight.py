@@ -21,11 +21,11 @@ def needs_root(recipe: Recipe) -> bool:
     return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
 
 
-def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda text: None) -> list[str]:
+def problems(recipe: Recipe, warn: Warn, planned: Callable[[RunSchedule], None] = lambda _: None) -> list[str]:
     """All errors in the reward, data and model files that a valid recipe names, and in its prompts.
 
     Args:
-        tell: gets when the run would validate and may stop early.
+        planned: gets the schedule of a training.
     """
     found: list[str] = []
 
@@ -64,7 +64,7 @@ def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda te
 
         schedule = RunSchedule(recipe, epoch_rows(recipe, whole) if whole else None)
         result_of(schedule.check)
-        schedule.describe(tell, warn)
+        planned(schedule)
     return found
 
 

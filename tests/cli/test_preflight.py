@@ -67,7 +67,9 @@ def own_recipe(folder, model, **task):
 def test_problems_of_reward_model_and_prompts_are_all_found(tmp_path, tiny_model):
     (tmp_path / "one.py").write_text("def reward(text, label):\n    return 1.0\n")
     path, warned = own_recipe(tmp_path, tiny_model("llama")), []
-    assert problems(load_recipe(path), warned.append) == []
+    schedules = []
+    assert problems(load_recipe(path, ["max_epochs=8"]), warned.append, schedules.append) == []
+    assert [schedule.steps for schedule in schedules] == [2], "8 passes over 4 rows, by 16"
     found = problems(load_recipe(path, [f"reward={tmp_path / 'one.py'}", "model.path=/nowhere"]), warned.append)
     assert len(found) == 2 and "alike" in found[0] and "'/nowhere'" in found[1]
     [fault] = problems(load_recipe(path, ["prompt.max_tokens=16"]), warned.append)
