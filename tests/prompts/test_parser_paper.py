@@ -1,6 +1,7 @@
 """`parser: paper`: the first keyword or number decides, in rewards, recipes and records alike."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from run_folders import cells_of, result, runs_of, write_run
@@ -15,6 +16,7 @@ from extensions.recipe import dump_recipe, load_recipe
 from extensions.reporting.rows import make_rows
 from extensions.reporting.supporting_tables import parser_table
 from extensions.rollout.rewards import load_reward
+from extensions.runs import build
 from extensions.tasks import TASKS, Task
 
 COLA, STSB = TASKS["cola"].with_parser("paper"), TASKS["stsb"].with_parser("paper")
@@ -92,3 +94,15 @@ def test_scores_and_report_count_the_answers_judged_differently(tmp_path):
     rows = make_rows(runs_of(write_run(tmp_path / "x", "ppo", {"sst2": counted, "stsb": (0.5,)})))
     (line,) = parser_table(rows).splitlines()[2:]
     assert cells_of(line)[1:] == ["SST-2", "7", "200"]
+
+
+def test_an_evaluation_by_another_parser_than_the_trainings_warns(tmp_path, monkeypatch):
+    (tmp_path / "nlu.json").touch()
+    monkeypatch.setattr(build.Manifest, "load", lambda folder: SimpleNamespace(tasks=[COLA]))
+    for parser, expected in (("strict", ["was trained with parser: paper"]), ("paper", [])):
+        recipe = load_recipe(
+            write_recipe(tmp_path, "base", method="eval", parser=parser), [f"model.adapter={tmp_path}"]
+        )
+        warnings = []
+        build.warn_of_another_parser(recipe, warnings.append)
+        assert len(warnings) == len(expected) and all(map(str.__contains__, warnings, expected))
