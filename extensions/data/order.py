@@ -75,6 +75,15 @@ class BatchOrder:
         """The `batch_size` examples of step `step` (from 0)."""
         return [self._at(p) for p in range(step * self.batch_size, (step + 1) * self.batch_size)]
 
+    def rows_until(self, steps: int) -> list[Example]:
+        """The distinct examples of the first `steps` batches, in the order of `examples`."""
+        left, epoch, used = steps * self.batch_size, 0, set[int]()
+        while left > 0 and len(used) < len(self.examples):
+            part = self._order(epoch)[:left]
+            used.update(part)
+            left, epoch = left - len(part), epoch + 1
+        return [self.examples[i] for i in sorted(used)]
+
     def weight(self, example: Example) -> float:
         """The factor of a row's loss (SFT) or reward (PPO)."""
         return 1.0 if self.weights is None else self.weights[example.task.name, str(example.label)]

@@ -118,6 +118,10 @@ class RunData:
         return digest.hexdigest()
 
     @property
+    def rows(self) -> list[Example]:
+        return [*self.train, *self.table, *self.validation, *self.test]
+
+    @property
     def split(self) -> str:
         """The split, or splits, of the table."""
         return " and ".join(sorted(set(self.splits.values())))

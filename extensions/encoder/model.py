@@ -19,8 +19,9 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.data.checks import NAMED
+from extensions.evaluation.likelihood import log_odds
 from extensions.evaluation.metrics import Prediction
-from extensions.model.loading import load_config, load_tokenizer
+from extensions.model.loading import load_config, load_tokenizer, model_folder
 from extensions.recipe import Model
 from extensions.tasks import Task
 
@@ -144,7 +145,7 @@ def load_encoder(
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "dtype": torch.float32}
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
-    path, level = str(start or model.path), transformers.logging.get_verbosity()
+    path, level = str(start or model_folder(model)), transformers.logging.get_verbosity()
     try:
         transformers.logging.set_verbosity_error()  # hides the report that the head is not in the file
         source, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
@@ -188,7 +189,7 @@ def predictions_of(labels: Sequence[str], examples: Sequence[Example], logits: T
         )
     found = []
     for example, row in zip(examples, logits.float(), strict=True):
-        task, positive, probabilities = example.task, None, None
+        task, positive, odds, probabilities = example.task, None, None, None
         answer: str | float
         if task.score_range is not None:
             low, high = task.score_range
@@ -198,7 +199,11 @@ def predictions_of(labels: Sequence[str], examples: Sequence[Example], logits: T
             answer = labels[int(row.argmax())]
             text = task.answer(answer)
             probabilities = dict(zip(labels, row.double().softmax(-1).tolist(), strict=True))
-            positive = probabilities[str(task.positive)] if task.is_ranked else None
+            if task.is_ranked:
+                positive = probabilities[str(task.positive)]
+                odds = float(log_odds(row[None], labels.index(str(task.positive))))
         kept, gold, likely = example.kept, example.label, None if probabilities is None else answer
-        found.append(Prediction(task.name, example.index, text, answer, gold, kept, positive, probabilities, likely))
+        found.append(
+            Prediction(task.name, example.index, text, answer, gold, kept, positive, probabilities, likely, odds)
+        )
     return found

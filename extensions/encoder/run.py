@@ -40,7 +40,7 @@ from extensions.evaluation.metrics import Prediction, likelihood_mean, score, sc
 from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
-from extensions.reporting.yardstick_lines import comparison_lines, yardstick_lines
+from extensions.reporting.yardstick_lines import comparison_lines, print_yardsticks
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 from extensions.runs.resume import input_rows
@@ -64,7 +64,7 @@ def run_encoder(recipe: Recipe) -> None:
     collator = load_collator(recipe.model, recipe.encoder.max_tokens)
     jobs = load_jobs(recipe, reporter.warn)
     data = RunData.joined(recipe, [job.data for job in jobs])
-    collator.check([*data.train, *data.validation, *data.table, *data.test])
+    collator.check(data.rows)
     for what, rows in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         collator.check_lengths(rows, f"{what} rows", reporter.warn)
     if data.split != "validation":
@@ -157,8 +157,7 @@ class EncoderRun:
             return {}
         self.reporter.phase(f"computing yardsticks, {job.task.display_name}")
         found = compute_yardsticks(recipe.data.tasks, job.data.train, job.data.table, recipe.seed, self.strategy)
-        for line in yardstick_lines(recipe.data.tasks, found):
-            self.reporter.info(line)
+        print_yardsticks(recipe.data.tasks, found, self.reporter)
         return found
 
     def answer(self, trainer: Trainer, job: Job, examples: Sequence[Example]) -> list[Prediction]:
@@ -227,6 +226,7 @@ class EncoderRun:
         self.reporter.info(f"{total['samples']} samples in {total['steps']} steps, {minutes:.1f} minutes of training")
         table = before_after_table(recipe.data.tasks, None, after, self.data.split, yardsticks)
         self.reporter.console.print(table, *own_class_tables(recipe.data.tasks, after))
+        print_yardsticks(recipe.data.tasks, yardsticks, self.reporter)
         for line in comparison_lines(recipe.data.tasks, yardsticks, after):
             self.reporter.info(line)
         self.reporter.info(f"models: {root / 'models'}\npage:   {root / 'report.html'}")

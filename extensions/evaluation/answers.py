@@ -16,6 +16,7 @@ from extensions.evaluation.likelihood import (
     check_finite,
     decide,
     log_likelihoods,
+    log_odds,
 )
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder, parse_answer
@@ -72,13 +73,14 @@ def answer_batch(
     """
     task = batch[0].task
     encoded = [encoder.encode(task, row.fields) for row in batch]
-    positive: list[float | None] = [None] * len(batch)
+    positive: list[tuple[float | None, float | None]] = [(None, None)] * len(batch)  # probability, log-odds
     decisions: list[Decision] | None = None
     if task.is_ranked or probabilities or decoding == "likelihood":
         compared = candidates(task, label_sets)
-        logprobs, canonical = log_likelihoods(compared, encoded, encoder, sampler)
+        logprobs = log_likelihoods(compared, encoded, encoder, sampler)
         if task.positive is not None:
-            positive = canonical.softmax(-1)[:, compared.keys.index(task.positive)].tolist()
+            odds = log_odds(logprobs, compared.keys.index(task.positive))
+            positive = list(zip(odds.sigmoid().tolist(), odds.tolist(), strict=True))
         if probabilities or decoding == "likelihood":
             decisions = decide(compared, answer_probabilities(logprobs))
     answers: list[tuple[str, str | float | None]]
@@ -96,6 +98,6 @@ def answer_batch(
         answers = [(response.text, parse_answer(response.text, task)) for response in responses]
     by_likelihood = [(d.probabilities, d.answer) for d in decisions] if decisions else [(None, None)] * len(batch)
     return [
-        Prediction(task.name, row.index, *answer, row.label, row.kept, probability, *likely)
-        for row, answer, probability, likely in zip(batch, answers, positive, by_likelihood, strict=True)
+        Prediction(task.name, row.index, *answer, row.label, row.kept, probability, *likely, odds)
+        for row, answer, (probability, odds), likely in zip(batch, answers, positive, by_likelihood, strict=True)
     ]

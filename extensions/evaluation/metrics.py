@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, get_args
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -25,7 +26,8 @@ from sklearn.metrics import (
 
 from extensions.evaluation.bootstrap import Resampler
 from extensions.evaluation.calibration import calibration
-from extensions.tasks import Task
+from extensions.prompts import parse_answer
+from extensions.tasks import Parser, Task
 
 WRONG_FORMAT = "wrong format"
 ALWAYS = {  # kind of task -> metrics that are computed for every task of it
@@ -46,9 +48,10 @@ class Prediction:
     answer: str | float | None  # parsed, by `evaluation.decoding`; None for a wrong format
     gold: str | None
     kept: dict[str, Any] = field(default_factory=dict)  # the row's columns named in `source.keep`
-    positive_probability: float | None = None  # of the positive label's canonical word; in ranked tasks always
+    positive_probability: float | None = None  # of the positive label; in ranked tasks always
     probabilities: dict[str, float] | None = None  # per label or grid score; multi-label: marginal per label
     likelihood: str | float | None = None  # the answer by likelihood, where probabilities are computed
+    positive_log_odds: float | None = None  # log(p / (1 - p)) of the positive label, by which entities are ranked
 
 
 def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True) -> dict[str, Any]:
@@ -62,12 +65,14 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
     is never answered, the recall of a label without gold rows. `f1_macro` of a classification is over the labels that
     occur among golds or answers, `balanced_accuracy` over those among golds, as in scikit-learn.
 
+    `parsers_differ` counts the responses that `parser: strict` and `parser: paper` judge differently.
     `likelihood` holds the same of the answers by likelihood, `calibration` a classification's `calibration`; each only
     if every prediction has what it needs.
 
     Args:
         intervals: also compute 95% bootstrap intervals over questions (`task.group_by`), if any, else over rows.
     """
+    by_parser = [task.with_parser(parser) for parser in get_args(Parser)]
     wanted = metrics_of(task)
     questions = _group_rows(task, predictions)
     golds, answers = arrays_of(task, predictions)
@@ -85,6 +90,7 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
         "metrics": metrics,
         "samples": len(predictions),
         "format_error_rate": sum(p.answer is None for p in predictions) / len(predictions),
+        "parsers_differ": sum(len({parse_answer(p.response, t) for t in by_parser}) > 1 for p in predictions),
     }
     if intervals:
         resampler = Resampler.of(golds, answers, questions, by_question)
@@ -255,14 +261,16 @@ def _squad(metric: str, task: Task, group: Sequence[Prediction]) -> float:
 
 
 def best_candidate(task: Task, group: Sequence[Prediction]) -> Prediction:
-    """The candidate that is a question's prediction: the one with the most probable positive answer.
+    """The candidate that is a question's prediction: the one with the most probable positive answer, by log-odds.
 
-    The sampled answers are ignored, so a question whose candidates are all answered "No" has a prediction too. Without
-    probabilities, a positive answer ranks above a wrong format, which ranks above a negative answer. Ties go to the
+    The sampled answers are ignored, so a question whose candidates are all answered "No" has a prediction too. Records
+    without log-odds (of yardsticks, of older runs) are ranked by probability, which may be 1 for several. Without
+    either, a positive answer ranks above a wrong format, which ranks above a negative answer. Ties go to the
     first candidate in the text.
     """
-    if all(p.positive_probability is not None for p in group):
-        return max(group, key=lambda p: (p.positive_probability, -p.index))
+    for ranked_by in (attrgetter("positive_log_odds"), attrgetter("positive_probability")):
+        if all(ranked_by(p) is not None for p in group):
+            return max(group, key=lambda p: (ranked_by(p), -p.index))
     order: dict[Any, int] = {task.positive: 2, None: 1}
     return max(group, key=lambda p: (order.get(p.answer, 0), -p.index))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,6 +196,7 @@ def _prediction(line: str, tasks: dict[str, Task]) -> Prediction:
         record = json.loads(line)
         name, index, answer = record["task"], record["index"], record["answer"]
         kept, probability = record.get("kept", {}), record.get("positive_probability")
+        log_odds = record.get("positive_log_odds")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"expected an object with task, index and answer ({error!r})") from error
     if not isinstance(name, str) or name not in tasks:
@@ -211,9 +213,12 @@ def _prediction(line: str, tasks: dict[str, Task]) -> Prediction:
         raise ValueError(f"answer {answer!r}; allowed for {name}: {allowed}, or null for a wrong format")
     if not (probability is None or _is_between(probability, 0, 1)):
         raise ValueError(f"positive_probability {probability!r} is not a probability")
+    if not (log_odds is None or _is_between(log_odds, -sys.float_info.max, sys.float_info.max)):
+        raise ValueError(f"positive_log_odds {log_odds!r} is not a finite number")
     if not isinstance(kept, dict) or (task.group_by and any(key not in kept for key in task.source.keep)):
         raise ValueError(f"`kept` must hold {', '.join(task.source.keep)} for {name}")
-    prediction = Prediction(name, index, str(record.get("response", "")), answer, record.get("gold"), kept, probability)
+    response, gold = str(record.get("response", "")), record.get("gold")
+    prediction = Prediction(name, index, response, answer, gold, kept, probability, positive_log_odds=log_odds)
     row = row_id(task, prediction)
     if not all(map(_is_index, row if isinstance(row, tuple) else [row])):
         raise ValueError(f"`kept` has {row!r}, expected row numbers from 0")

@@ -3,8 +3,9 @@
 majority    the most frequent label or label set of the training rows; in a regression their mean score
 tfidf       TF-IDF of words and word pairs, field by field, and logistic regression: one per label in a multi-label
             task, ridge regression in a regression
-embeddings  sentence embeddings of the fields and the same regressions, where the package of
-            `extensions.model.sentence_encoder` is installed
+embeddings  sentence embeddings of the fields and the same regressions, where their encoder's package is installed
+
+They learn from the rows that the run trains on, and from no others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from extensions.evaluation.metrics import Prediction, score
 from extensions.model.sentence_encoder import embed, encoder_folder
 from extensions.tasks import Task
 
-TRAIN_ROWS = {"tfidf": 20_000, "embeddings": 2_000}  # a stratified sample of more, to save time
+MAX_TRAIN_ROWS = 20_000  # per task; of more rows a stratified sample, to save time
 MAX_FEATURES = 100_000  # most frequent words and word pairs per field
 WORD = r"\w+|[^\w\s]"  # a word, or a sign such as "!" or an emoji
 C = 10.0  # inverse regularisation; 1, the library's default, underfits a few hundred rows of TF-IDF
@@ -40,9 +41,15 @@ Features = tuple[Any, Any]  # of the training and the evaluation rows: (n, D) ea
 def compute_yardsticks(
     tasks: Sequence[Task], train: Sequence[Example], table: Sequence[Example], seed: int, strategy: Strategy
 ) -> dict[str, dict[str, Any]]:
-    """Yardstick -> task -> result of `score`, with the training rows used and the seconds. Call it on every rank.
+    """Yardstick -> task -> result of `score`, with `train_rows`, `run_rows` and `seconds`. Call it on every rank.
+
+    `train_rows` are the rows that it learns from: all `run_rows` of the run, or a sample of `MAX_TRAIN_ROWS`.
 
     Tasks without training rows in the run, its own or those of `train_task`, are left out.
+
+    Args:
+        train: the rows that the run trains on.
+        table: the rows to score.
 
     Raises:
         Stopped: on every rank, if any rank has a stop request.
@@ -74,7 +81,7 @@ def _pieces(
             continue
         for kind in ("majority", "tfidf", "embeddings"):
             start = time.monotonic()
-            kept = stratified_sample(whole, TRAIN_ROWS.get(kind), seed)
+            kept = whole if kind == "majority" else stratified_sample(whole, MAX_TRAIN_ROWS, seed)
             if kind == "majority":
                 predictions = _majority(task, kept, rows)
             else:
@@ -82,7 +89,7 @@ def _pieces(
                 if features is None:
                     continue
                 predictions = _regressed(task, kept, rows, features)
-            cost = {"train_rows": len(kept), "seconds": time.monotonic() - start}
+            cost = {"train_rows": len(kept), "run_rows": len(whole), "seconds": time.monotonic() - start}
             found.setdefault(kind, {})[task.name] = score(task, predictions) | cost
             yield
 

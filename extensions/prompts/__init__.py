@@ -16,6 +16,8 @@ from extensions.prompts.template import (
     dedup_key,
     prompt_text,
     render,
+    surface_forms,
+    written,
 )
 
 __all__ = [
@@ -33,5 +35,7 @@ __all__ = [
     "prompt_text",
     "render",
     "response_text",
+    "surface_forms",
     "unpack_label",
+    "written",
 ]

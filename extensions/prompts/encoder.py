@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from extensions.common.errors import UserError
 from extensions.prompts.chat_template import ChatTemplate, ControlTokens
-from extensions.prompts.template import CLOSE, OPEN, Demonstration, chat_turns, dedup_key, prompt_text
+from extensions.prompts.template import (
+    CLOSE,
+    OPEN,
+    Demonstration,
+    chat_turns,
+    dedup_key,
+    prompt_text,
+    surface_forms,
+    written,
+)
 from extensions.tasks import Task, nfc
 
 if TYPE_CHECKING:
@@ -145,20 +154,28 @@ class PromptEncoder:
         return len(self.text(task, fields).encode()) + SPECIAL_TOKENS <= self.max_tokens
 
     def answer_ids(self, ids: list[int], text: str, answer: str) -> list[int]:
-        """Token ids of `answer` and the closing tag after a prompt from `encode`.
+        """Token ids of `answer` as instructed (`written`), with the closing tag, after a prompt from `encode`."""
+        return self._following(ids, text, written(answer))
+
+    def surface_ids(self, ids: list[int], text: str, answer: str) -> list[list[int]]:
+        """Token ids of each of an answer's `surface_forms` after a prompt from `encode`; some may be equal."""
+        return [self._following(ids, text, form) for form in surface_forms(answer)]
+
+    def _following(self, ids: list[int], text: str, response: str) -> list[int]:
+        """Token ids of a response after a prompt from `encode`.
 
         They are the rest of the encoded whole text, if that begins with the prompt's ids. Otherwise (the tokenizer
-        merges the answer's first letters into the prompt's last token, or the prompt holds control tokens as
+        merges the response's first letters into the prompt's last token, or the prompt holds control tokens as
         characters) they are taken after another text, without the space that some tokenizers add before a text.
         """
-        whole = self._ids(f"{text}{answer}{CLOSE}")
+        whole = self._ids(f"{text}{response}")
         if whole[: len(ids)] == ids:
             return whole[len(ids) :]
         for before in (OPEN, "\n", "|", "0"):
-            start, whole = self._ids(before), self._ids(f"{before}{answer}{CLOSE}")
+            start, whole = self._ids(before), self._ids(f"{before}{response}")
             if whole[: len(start)] == start:
                 return whole[len(start) :]
-        return self.tokenizer(f"{answer}{CLOSE}", add_special_tokens=False)["input_ids"]
+        return self.tokenizer(response, add_special_tokens=False)["input_ids"]
 
     def label_ids(self, task: Task, labels: Iterable[str] | None = None) -> dict[str, list[int]]:
         """Label -> token ids of its answer and the closing tag after a prompt; by default of `Task.sample_labels`."""
@@ -184,15 +201,16 @@ class PromptEncoder:
 
         Raises:
             UserError: the tokens of an answer and the closing tag decode to another text, which the parser would never
-                accept (a tokenizer that lower-cases, or lacks a character).
+                accept (a tokenizer that lower-cases, or lacks a character). Spaces around the answer may be lost.
         """
         for label, ids in self.label_ids(task).items():
-            wanted = f"{task.answer(label)}{CLOSE}"
-            written = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            if nfc(written.strip()) != nfc(wanted.strip()):
+            answer = task.answer(label)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            found, closed, rest = text.partition(CLOSE)
+            if not closed or rest or nfc(found.strip()) != nfc(answer.strip()):
                 raise UserError(
-                    f"task {task.name}: this model's tokenizer cannot write the answer {wanted!r}: its tokens decode "
-                    f"to {written!r}; give the label another word, or use another model.path"
+                    f"task {task.name}: this model's tokenizer cannot write the answer {written(answer)!r}: its tokens "
+                    f"decode to {text!r}; give the label another word, or use another model.path"
                 )
 
     def _encoded(

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from extensions.prompts.parser import is_label
 from extensions.prompts.template import OPEN
-from extensions.tasks import TASKS, Task
+from extensions.tasks import TASKS, Parser, Task
 
 KIND = ("labels", "score_range", "multi_label", "no_label", "answer_match")  # keys of a task that a reward needs
 
 
 def pack_label(task: Task, gold: str) -> str:
-    """Task and gold label as JSON; the keys of a user's own task are included."""
+    """Task and gold label as JSON; the keys of a user's own task, and another parser, are included."""
     packed: dict[str, Any] = {"task": task.name, "gold": gold}
-    if TASKS.get(task.name) != task:
+    if task.parser != "strict":
+        packed["parser"] = task.parser
+    if TASKS.get(task.name) != task.with_parser("strict"):
         packed |= {"labels": task.labels} if task.labels else {"score_range": task.score_range}
         if task.multi_label:
             packed |= {"multi_label": True, "no_label": task.no_label}
@@ -36,6 +38,10 @@ def unpack_label(packed: str) -> tuple[Task, str]:
             known = Task(name=task, description="-", question="{text}", **kind)
         else:
             known = TASKS[task]
+        parser = record.get("parser", "strict")
+        if parser not in get_args(Parser):
+            raise ValueError(f"{parser!r} is no parser")
+        known = known.with_parser(parser)
         if not isinstance(gold, str) or not is_label(gold, known):
             raise ValueError(f"{gold!r} is not a label of the task")
         return known, gold

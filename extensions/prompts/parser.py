@@ -51,9 +51,12 @@ def parse_answer(text: str, task: Task) -> str | float | None:
 
     Section 4.3: only the text before the first closing tag counts, and it must not hold another tag. Never raises;
     linear in the length of `text`. The text before the tag is parsed by the kind of task: `_parse_label` (built-in
-    tasks), `_parse_word` (own tasks), `_parse_label_set`, `_parse_score`.
+    tasks), `_parse_word` (own tasks), `_parse_label_set`, `_parse_score`; with `parser: paper` by `_search`, but for
+    label sets, which the paper has none of.
     """
     head, closed, _ = text.partition(CLOSE)
+    if closed and task.parser == "paper" and not task.multi_label:
+        return _search(head, task)
     if not closed or "<" in head or "judgement" in head.lower():  # unclosed, nested, repeated or look-alike tags
         return None
     if task.score_range is not None:
@@ -61,6 +64,16 @@ def parse_answer(text: str, task: Task) -> str | float | None:
     if task.multi_label:
         return _parse_label_set(head, task)
     return _parse_word(head, task.labels) if task.is_exact else _parse_label(head, task.labels)
+
+
+def _search(head: str, task: Task) -> str | float | None:
+    """The paper's plain search: the first number, or the label of the first keyword, whatever else the text holds."""
+    if task.score_range is not None:
+        low, high = task.score_range
+        number = _SIGNED.search(head)
+        return float(number[0]) + 0.0 if number and low <= float(number[0]) <= high else None
+    pattern, label_of = _keywords(tuple((label, tuple(words)) for label, words in task.labels.items()))
+    return next((label_of.get(fold(found[1])) for found in pattern.finditer(nfc(head)) if found[1]), None)
 
 
 @lru_cache(maxsize=256)

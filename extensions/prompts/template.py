@@ -9,6 +9,16 @@ from extensions.tasks import PLACEHOLDER, Task
 OPEN, CLOSE = "<Judgement>", "</Judgement>"
 
 
+def written(answer: str) -> str:
+    """An answer as the prompt instructs it, from the opening tag on: `<Judgement> {...} </Judgement>`."""
+    return f" {answer} {CLOSE}"
+
+
+def surface_forms(answer: str) -> tuple[str, ...]:
+    """An answer with and without each space of `written`, which is the first form."""
+    return tuple(f"{before}{answer}{after}{CLOSE}" for before in (" ", "") for after in (" ", ""))
+
+
 def answer_format(task: Task) -> str:
     """Part 2 of the prompt: what to insert between the tags."""
     if task.answer_format:
@@ -29,7 +39,7 @@ def render(task: Task, fields: Mapping[str, str]) -> tuple[str, str]:
     """
     system = (
         f"System_prompt:\n  {_literal(task.description)}\n"
-        f"The result you give should have the following form:\n  {OPEN} {{{answer_format(task)}}} {CLOSE}\n"
+        f"The result you give should have the following form:\n  {OPEN}{written(f'{{{answer_format(task)}}}')}\n"
     )
     question = PLACEHOLDER.sub(lambda match: fields[match[1]] if match[1] else match[0][0], task.question)
     return system, f"Prompt:\n  {question}\n"
@@ -51,7 +61,7 @@ def dedup_key(task: Task, fields: Mapping[str, str]) -> tuple[str, ...]:
 def prompt_text(task: Task, fields: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()) -> str:
     """The prompt in the plain form (section 4.1), after the demonstrations (few-shot, section 5.2)."""
     system, question = render(task, fields)
-    answered = [f"{render(task, other)[1]}Assistant:\n{OPEN}{answer}{CLOSE}\n" for other, answer in demonstrations]
+    answered = [f"{render(task, other)[1]}Assistant:\n{OPEN}{written(answer)}\n" for other, answer in demonstrations]
     return "".join((system, *answered, question, f"Assistant:\n{OPEN}"))
 
 
@@ -65,5 +75,5 @@ def chat_turns(
 
     turns: list[str] = []
     for other, answer in demonstrations:
-        turns += [query(other), f"{OPEN}{answer}{CLOSE}"]
+        turns += [query(other), f"{OPEN}{written(answer)}"]
     return render(task, fields)[0].removeprefix("System_prompt:\n  ").strip(), [*turns, query(fields)]

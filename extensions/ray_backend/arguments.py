@@ -80,7 +80,8 @@ HANDLED_HERE = {
         "deepspeed.timeout",
     ),
     "handled by this project's classes, as on the DeepSpeed backend": (
-        "data", "prompt", "reward", "model.dtype", "model.attn_implementation", "model.gradient_checkpointing",
+        "data", "prompt", "reward", "parser", "model.dtype", "model.attn_implementation",
+        "model.gradient_checkpointing",
         "model.trust_remote_code", "model.adapter", "lora.rslora", "lora.target_modules", "ppo.whiten",
         "ppo.whiten_min_std", "ppo.value_coef", "ppo.value_clip", "ppo.value_target", "ppo.kl.adaptive",
         "ppo.kl.reference", "optimizer.name", "optimizer.value_lr", "schedule.name", "schedule.epochs",

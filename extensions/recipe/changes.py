@@ -52,6 +52,7 @@ EFFECTS: Mapping[str, Effect] = {
     "sft.max_steps": "length",
     "seed": "learning",
     "reward": "learning",
+    "parser": "learning",
     "model": "learning",
     "lora": "learning",
     "data": "learning",

@@ -114,6 +114,6 @@ class RunSchedule:
             counted = sum(map(self.counts_for_patience, self.validations))
             warn(
                 f"evaluation.patience: {self.patience} cannot stop this run of {self.steps} iterations before its end: "
-                f"{counted} of its validations come after the warmup, which ends at step {self.warmup}. Lower it, or "
-                "set evaluation.every_steps to a fraction of the run such as 0.05"
+                f"validations after the warmup, which ends at step {self.warmup}: {counted}. Lower patience, or set "
+                "evaluation.every_steps to a fraction of the run such as 0.05"
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from extensions.recipe.methods import Encoder, Optimizer, Ppo, Schedule, Sft
 from extensions.recipe.sections import (
@@ -33,6 +33,7 @@ from extensions.recipe.sections import (
     Section,
     Vllm,
 )
+from extensions.tasks import Parser
 
 MANIFEST = "nlu.json"  # of an adapter or a merged model (`extensions.inference.manifest`)
 
@@ -72,6 +73,11 @@ class Recipe(Section):
     reward: str = Field(
         "nlu", description="file in reward_fns/ by name, or path/to/my_reward.py with reward(text, label)"
     )
+    parser: Parser = Field(
+        "strict",
+        description="rule that finds the answer in a response. strict: one keyword or number and no contradiction "
+        "(ours); paper: the first keyword or number (paper 4.3)",
+    )
     ppo: Ppo = Field(default_factory=Ppo, description="paper 4.3")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="of PPO; SFT's differs as sft says (paper 5.1)")
     schedule: Schedule = Field(default_factory=Schedule, description="paper 5.1")
@@ -85,6 +91,17 @@ class Recipe(Section):
         default_factory=Logging, description="records and trackers; metrics.jsonl is always written"
     )
     checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="resume points")
+
+    @model_validator(mode="after")
+    def _tasks_have_the_parser(self) -> Recipe:
+        own = [task.name for task in self.data.tasks if task.parser not in ("strict", self.parser)]
+        if own:
+            raise ValueError(
+                f"data.tasks: {', '.join(own)}: parser is a key of the recipe, for all tasks; write it at the "
+                "top level, as parser: paper"
+            )
+        self.data.tasks = [task.with_parser(self.parser) for task in self.data.tasks]
+        return self
 
     @property
     def run_dir(self) -> Path:

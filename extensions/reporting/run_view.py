@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 from extensions.common.files import read_json, read_jsonl
 from extensions.recipe import Recipe, adapter_name, all_keys, load_recipe, value_at
 from extensions.reporting.rows import printed_name
-from extensions.reporting.yardstick_lines import score_interval, yardstick_name
+from extensions.reporting.yardstick_lines import missing_yardstick, rows_text, score_interval, yardstick_name
 from extensions.tasks import Task
 
 METHODS = {"ppo": "PPO", "sft": "Supervised fine-tuning", "eval": "Evaluation", "encoder": "Encoder fine-tuning"}
@@ -149,13 +149,15 @@ class RunView:
                 yield Moment(kind, title, f"yardsticks/{kind}/{name}", results[name])
 
     def yardstick_facts(self) -> list[str]:
-        """Per yardstick: its training rows and seconds."""
-        facts = []
-        for kind, results in self.scores.get("yardsticks", {}).items():
-            rows, seconds = (sum(r.get(key) or 0 for r in results.values() if r) for key in ("train_rows", "seconds"))
-            if kind != "majority" and rows:
-                facts.append(f"{yardstick_title(kind, self.tasks)}: {rows} training rows, {seconds:.1f} s")
-        return facts
+        """Per yardstick: its training rows and seconds; what is missing."""
+        facts, yardsticks = [], self.scores.get("yardsticks", {})
+        for kind, results in yardsticks.items():
+            found = [result for result in results.values() if result and result.get("train_rows")]
+            if kind != "majority" and found:
+                rows = {key: sum(r.get(key) or r["train_rows"] for r in found) for key in ("train_rows", "run_rows")}
+                seconds = sum(r.get("seconds") or 0 for r in found)
+                facts.append(f"{yardstick_title(kind, self.tasks)}: {rows_text(rows)} training rows, {seconds:.1f} s")
+        return [*facts, *filter(None, [missing_yardstick(yardsticks)])]
 
     # ------------------------------------------------------------------------------------------------ facts
 

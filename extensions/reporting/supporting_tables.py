@@ -10,7 +10,7 @@ from extensions.reporting.finished_runs import FinishedRun
 from extensions.reporting.rows import Result, Row
 from extensions.reporting.scores import NO_VALUE, cell_text, interval_text, markdown_table, percent
 from extensions.reporting.tables import PAPER
-from extensions.reporting.yardstick_lines import yardstick_name
+from extensions.reporting.yardstick_lines import rows_text, yardstick_name
 
 
 def interval_table(rows: Sequence[Row]) -> str:
@@ -49,6 +49,21 @@ def bias_table(rows: Sequence[Row]) -> str | None:
     return markdown_table([*heads, "Wrong format", "Largest deviation"], lines, len(heads)) if lines else None
 
 
+def parser_table(rows: Sequence[Row]) -> str | None:
+    """Responses that the two parsers judge differently; None without one."""
+    lines = [
+        [
+            cell_text(row.name),
+            cell_text(result.task.display_name),
+            str(result.score.parsers_differ),
+            str(result.score.samples),
+        ]
+        for row, result in _results(rows)
+        if result.score.parsers_differ
+    ]
+    return markdown_table(["Row", "Task", "Judged differently", "Samples"], lines, 2) if lines else None
+
+
 def yardstick_table(rows: Sequence[Row]) -> str | None:
     """Scores of simple models beside those of each row, as far as its runs have them; None without one."""
     lines, likely = [], _has_likelihood(rows)
@@ -58,7 +73,7 @@ def yardstick_table(rows: Sequence[Row]) -> str | None:
                 names = (row.name, result.task.display_name, yardstick_name(kind, result.task))
                 numbers = [percent(found.score), percent(result.score.score)]
                 numbers += [percent(result.by_likelihood.score if result.by_likelihood else None)] if likely else []
-                lines.append([*map(cell_text, names), *numbers, str(found.train_rows), f"{found.seconds:.1f}"])
+                lines.append([*map(cell_text, names), *numbers, rows_text(found.model_dump()), f"{found.seconds:.1f}"])
     heads = ["Its score", "The row's", *(["By likelihood"] if likely else []), "Training rows", "Seconds"]
     return markdown_table(["Row", "Task", "Yardstick", *heads], lines, 3) if lines else None
 

@@ -13,9 +13,10 @@ from typing import Any
 from pylatexenc.latexencode import unicode_to_latex
 
 from extensions.evaluation.metrics import suite_average
-from extensions.reporting.finished_runs import DecodedScore
+from extensions.reporting.finished_runs import DecodedScore, Score, YardstickScore
 from extensions.reporting.rows import PROMPTING, Result, Row
 from extensions.reporting.scores import NO_VALUE, NOT_IN_PERCENT, cell_text, markdown_table, metric_text, percent
+from extensions.reporting.yardstick_lines import missing_yardstick, yardstick_name
 from extensions.tasks import SUITES, Task
 
 PAPER: dict[str, Any] = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))
@@ -82,7 +83,8 @@ def paper_table(name: str, rows: Sequence[Row]) -> ResultTable | None:
     if suite:
         counted = sum(task.in_suite_average for task in suite)
         notes.append(f"Average: over {counted} columns by the paper's rule; the paper's averages as printed.")
-    blocks = [TableBlock("paper", "The paper, on the evaluation servers", theirs), block]
+    paper = TableBlock("paper", "The paper, on the evaluation servers", theirs)
+    blocks = [block for block in (paper, block, yardstick_block(ours, suite, block.unmarked)) if block]
     return ResultTable(name, source["title"], columns, blocks, notes)
 
 
@@ -96,7 +98,8 @@ def other_tasks(rows: Sequence[Row]) -> ResultTable | None:
     block, origin, unmarked = _our_block(ours, columns, [])
     unit = "In percent; R2 as it is" if any("r2" in task.metrics for task in tasks.values()) else "In percent"
     notes = [origin, f"{unit}. Best in bold, second best underlined.{unmarked}"]
-    return ResultTable("tasks", "Tasks", columns, [block], notes)
+    blocks = [block for block in (block, yardstick_block(ours, [], block.unmarked)) if block]
+    return ResultTable("tasks", "Tasks", columns, blocks, notes)
 
 
 def all_tables(rows: Sequence[Row]) -> list[ResultTable]:
@@ -149,9 +152,9 @@ def _our_line(row: Row, scores: Mapping[str, DecodedScore], suite: Sequence[Task
 
 
 def _decoding(result: Result, score: DecodedScore) -> str | None:
-    """Recipe key evaluation.decoding of a score; None for an encoder."""
+    """Recipe key evaluation.decoding of a score; None for an encoder or a yardstick."""
     recipe = result.run.recipe
-    if recipe.method == "encoder":
+    if recipe.method == "encoder" or isinstance(score, YardstickScore):
         return None
     return recipe.evaluation.decoding if score is result.score else "likelihood"
 
@@ -176,10 +179,40 @@ def _our_block(ours: Sequence[Row], columns: Mapping[str, str], suite: Sequence[
     )
     shown = ", ".join(title for name, title in columns.items() if name in unmarked)
     note = f" Not marked, since our lines were scored on different rows: {shown}." if shown else ""
+    kinds = {kind: scores for row in ours for run in row.runs for kind, scores in run.scores.yardsticks.items()}
+    note += f" Yardsticks: {missing}." if (missing := missing_yardstick(kinds)) else ""
     lines = [line for row in ours for line in _our_lines(row, suite)]
     if any(result.by_likelihood for row in ours for result in row.results.values()):
         origin += f" Lines {BY_LIKELIHOOD} count the most probable of a task's answers instead of the written one."
     return TableBlock("ours", title, lines, frozenset(unmarked)), origin, note
+
+
+def yardstick_block(ours: Sequence[Row], suite: Sequence[Task], unmarked: frozenset[str]) -> TableBlock | None:
+    """The yardsticks of our rows: one line per kind, or several where runs have other training rows for a task."""
+    lines: list[tuple[str, dict[str, YardstickScore], dict[str, Result]]] = []  # kind, scores and results by task
+    for name, result in ((name, result) for row in ours for name, result in row.results.items()):
+        for kind, by_task in result.run.scores.yardsticks.items():
+            if kind == "majority" or (score := by_task.get(name)) is None:
+                continue
+            fitting = [line for line in lines if line[0] == kind and _is_same(line[1].get(name, score), score)]
+            if not fitting:
+                lines.append((kind, {}, {}))
+            of_rows = {score.train_rows}  # if possible, all of a line have the same number of training rows
+            line = min(fitting or lines[-1:], key=lambda line: {s.train_rows for s in line[1].values()} != of_rows)
+            line[1].setdefault(name, score)
+            line[2].setdefault(name, result)
+    printed = []
+    for group, scores, results in sorted(lines, key=lambda line: line[0] == "embeddings"):
+        title = yardstick_name(group, next(iter(results.values())).task)
+        used = f"{_range_text({score.train_rows for score in scores.values()})} training rows"
+        seconds = sum(score.seconds for score in scores.values())
+        row = Row(None, f"{title[0].upper()}{title[1:]} ({used}, {seconds:.1f} s)", results)
+        printed.append(_our_line(row, scores, suite))
+    return TableBlock("yardsticks", "Yardsticks, simple models of these rows", printed, unmarked) if printed else None
+
+
+def _is_same(one: Score, other: Score) -> bool:
+    return one.model_dump(exclude={"seconds"}) == other.model_dump(exclude={"seconds"})
 
 
 def _range_text(numbers: set[int]) -> str:

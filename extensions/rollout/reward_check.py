@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from extensions.common.errors import UserError
 from extensions.data import Example
-from extensions.prompts import CLOSE
+from extensions.prompts import written
 from extensions.rollout.rewards import Reward
 from extensions.tasks import Task
 
@@ -67,7 +67,8 @@ def reward_faults(reward: Reward, examples: Sequence[Example]) -> Iterator[tuple
         yield (
             f"reward {reward.path}: the gold answer earns no more than a wrong one, or one without its closing tag, "
             f"for {len(underpaid)} of {len(by_label)} labels of task {task.name} ({shown}). The reward receives the "
-            "label as it is in the data and the text as the model generates it, with the tag",
+            "label as it is in the data and the text as the model generates it, with spaces around "
+            "the answer and with the tag",
             False,
         )
 
@@ -85,8 +86,8 @@ def trial_answers(task: Task, gold: str) -> list[tuple[str, str]]:
 
 
 def trial_response(kind: str, answer: str) -> str:
-    """The response with this answer; garbage has no closing tag."""
-    return answer if kind.startswith("garbage") else f"{answer}{CLOSE}"
+    """The response with this answer, as the prompt instructs it; garbage has no closing tag."""
+    return answer if kind.startswith("garbage") else written(answer)
 
 
 def _rows_by_label(examples: Sequence[Example]) -> dict[str, list[Example]]:

@@ -187,19 +187,20 @@ class Sampler:
         ]
 
     @torch.no_grad()
-    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
+    def logprobs(self, samples: Sequence[Sample], together: int = 1, counted: int | None = None) -> Tensor:
         """Log-probability (len(samples),) float32 of each whole response after its prompt, under the policy.
 
         Args:
-            together: number of consecutive samples with the same prompt, computed in one pack. The number of packs
-                depends only on the number of samples, so ranks with equally many do equally many forwards.
+            together: number of consecutive samples with the same prompt, computed in one pack.
+            counted: rows of a micro-batch that they count as; None: one each. The number of packs depends only on this
+                and the number of prompts, so ranks with equally many do equally many forwards.
         """
-        return self.limits.attempt(lambda: self._logprobs(samples, together))
+        return self.limits.attempt(lambda: self._logprobs(samples, together, counted or together))
 
-    def _logprobs(self, samples: Sequence[Sample], together: int) -> Tensor:
+    def _logprobs(self, samples: Sequence[Sample], together: int, counted: int) -> Tensor:
         self.policy.eval()
         totals = torch.zeros(len(samples), device=self.policy.device)
-        limit = self.limits.of(max(1, self.micro_batch_size // together))
+        limit = self.limits.of(max(1, self.micro_batch_size // counted))
         with self.policy.role("actor"):
             for chunk in micro_batches(samples, range(len(samples) // together), limit, together):
                 watchdog.heartbeat()

@@ -87,6 +87,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     strategy.barrier()  # until the folder exists
     reporter.info(f"{recipe.run_dir.name}: {data.describe()}; loading {recipe.model.path}")
     describe_start(recipe, critic_from, reporter)
+    warn_of_another_parser(recipe, reporter.warn)
 
     policy = load_policy(
         recipe.model,
@@ -143,6 +144,20 @@ def describe_start(recipe: Recipe, critic_from: Path | None, reporter: Reporter)
         f"policy from {adapter or 'a new adapter'}; KL reference: {reference if kl.init > 0 else 'none'}; value head: "
         f"{critic_from or 'new'}"
     )
+
+
+def warn_of_another_parser(recipe: Recipe, warn: Callable[[str], None]) -> None:
+    """Warn of an evaluation that judges the answers of a trained model by another rule than its training did."""
+    folder = Path(recipe.model.adapter or recipe.model.path)
+    if recipe.method != "eval" or not (folder / FILE_NAME).is_file():
+        return
+    try:
+        trained = {task.parser for task in Manifest.load(folder).tasks}
+    except UserError:  # of another version; an evaluation does not need it
+        return
+    if trained != {recipe.parser}:
+        parser = trained.pop()
+        warn(f"{folder} was trained with parser: {parser}, this evaluation has {recipe.parser}; set parser={parser}")
 
 
 def label_sets(recipe: Recipe, data: RunData) -> dict[str, list[str]]:
@@ -270,7 +285,7 @@ def make_encoder(
     encoder = recipe_encoder(recipe, tokenizer, config, data.demonstrations)
     for task in recipe.data.tasks:
         encoder.check_answers(task)
-    for example in (*data.train, *data.table, *data.validation, *data.test):
+    for example in data.rows:
         encoder.check(example.task, example.fields)
     check_lengths(encoder, data.train, "training rows", warn)
     check_lengths(encoder, data.table, f"{data.split} rows", warn)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from extensions.common.console import Reporter
 from extensions.common.files import write_json
+from extensions.data import Example
 from extensions.data.splits import RunData
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import Strategy
@@ -15,7 +17,7 @@ from extensions.evaluation.metrics import score_all
 from extensions.evaluation.yardsticks import compute_yardsticks
 from extensions.recipe import Recipe
 from extensions.reporting.scores import before_after_table, own_class_tables
-from extensions.reporting.yardstick_lines import comparison_lines, yardstick_lines
+from extensions.reporting.yardstick_lines import comparison_lines, print_yardsticks
 from extensions.runs.answer_health import unpredicted_warnings
 from extensions.runs.folder import RunFolder
 
@@ -49,14 +51,13 @@ class Run:
             for text in unpredicted_warnings(self.recipe.data.tasks, self.scores[moment], title, self.recipe.method):
                 self.reporter.warn(text)
 
-    def compute_yardsticks(self) -> None:
-        """Score simple models of the training rows on the rows of the table. Call it on every rank."""
-        tasks, data = self.recipe.data.tasks, self.data
+    def compute_yardsticks(self, train: Sequence[Example]) -> None:
+        """Score simple models of training rows on the rows of the table. Call it on every rank."""
+        tasks = self.recipe.data.tasks
         self.reporter.phase("computing yardsticks")
-        found = compute_yardsticks(tasks, data.train, data.table, self.recipe.seed, self.strategy)
+        found = compute_yardsticks(tasks, train, self.data.table, self.recipe.seed, self.strategy)
         self.scores["yardsticks"] = found
-        for line in yardstick_lines(tasks, found):
-            self.reporter.info(line)
+        print_yardsticks(tasks, found, self.reporter)
 
     def answer_test(self, resumable: bool = False) -> None:
         if self.data.test:
@@ -72,6 +73,7 @@ class Run:
         yardsticks, after = scores.get("yardsticks", {}), scores["after"]
         table = before_after_table(tasks, scores.get("before"), after, self.data.split, yardsticks)
         self.reporter.console.print(table, *own_class_tables(tasks, after))
+        print_yardsticks(tasks, yardsticks, self.reporter)
         for line in comparison_lines(tasks, yardsticks, after, self.recipe.evaluation.decoding):
             self.reporter.info(line)
 

@@ -96,7 +96,7 @@ class TrainingRun(Run):
 
     def _go(self) -> None:
         if self.recipe.evaluation.yardsticks and "yardsticks" not in self.scores:
-            self.compute_yardsticks()
+            self.compute_yardsticks(self.trainer.order.rows_until(self.last_step))
         if self.recipe.evaluation.before and "before" not in self.scores and self.step == 0:
             self.evaluate("before", "before training, ", BEFORE, resumable=True)
             self.write_scores()
@@ -328,8 +328,8 @@ class TrainingRun(Run):
                     "launch/eval.sh computes the new ones"
                 )
             self.scores.pop("yardsticks", None)
-        elif was["train"] != now["train"]:
-            self.scores.pop("yardsticks", None)
+        elif was["train"] != now["train"] or state["last_step"] != self.last_step:
+            self.scores.pop("yardsticks", None)  # of other training rows
         if was["validation"] != now["validation"] and self.best["metric"] is not None:
             self.best, self.best_state = dict(NO_BEST), None
             self.reporter.warn(

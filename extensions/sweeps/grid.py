@@ -27,14 +27,19 @@ from typing import Any
 import yaml
 
 from extensions.common.errors import UserError
-from extensions.data import check_trainable, has_split
+from extensions.data import check_trainable, has_split, is_labelled
 from extensions.data.splits import table_split
-from extensions.recipe import Recipe, all_keys, load_recipe, value_at
+from extensions.recipe import Recipe, RunSchedule, all_keys, load_recipe, value_at
 from extensions.runs.resume import is_finished
 from extensions.tasks import Task
 
 GRIDS: dict[str, dict[str, list[Any]]] = {"ppo": {"ppo.batch_size": [4, 8, 12, 16]}}  # by method (paper 5.1)
 TOGETHER = "together"  # in place of the task where one run learns all of them
+
+# Keys that change by which rows or answers a run is scored: cells that differ in them could not be compared.
+SCORING_KEYS = tuple(
+    f"evaluation.{key}" for key in ("split", "max_samples", "validation_samples", "decoding", "best_by")
+)
 
 # Keys that a sweep sets itself, and what to give instead.
 OWN_KEYS = {
@@ -111,6 +116,11 @@ def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         key, _, values = (part.strip() for part in text.partition("="))
         if key in OWN_KEYS:
             raise UserError(f"--grid {text}: {key} is set by the sweep; {OWN_KEYS[key]}")
+        if key in SCORING_KEYS:
+            raise UserError(
+                f"--grid {text}: cells with different values of {key} would be scored by other rows or answers, and "
+                "could not be compared; set it for all of them, outside of the grid"
+            )
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else "."
@@ -145,11 +155,11 @@ def plan(
         warn: gets the tasks that are left out.
 
     Cells skip the evaluation before training and, in a grid, the answers to the test splits, unless `overrides` set
-    these keys.
+    these keys. In a grid their tables are of the validation splits: those scores choose the best cell.
 
     Raises:
-        UserError: with every wrong key or value of all cells; two cells that are the same; a grid without a validation
-            score to choose the best cell by; a cell that is finished already, with another recipe.
+        UserError: with every wrong key or value of all cells; two cells that are the same; a grid without validation
+            rows to choose the best cell by; a cell that is finished already, with another recipe.
     """
     given = {_key(override) for override in overrides}
     axes = parse_grid(grid) or {key: values for key, values in GRIDS.get(method, {}).items() if key not in given}
@@ -171,7 +181,9 @@ def plan(
         )
     # Prompting is the baseline of all cells, and the test splits are for the best of them only.
     wasted = ["evaluation.before", *(["evaluation.predict_test"] if len(combinations) > 1 else [])]
-    spared = {key: False for key in wasted if method in ("ppo", "sft") and key not in given and key not in axes}
+    preset: dict[str, Any] = {key: False for key in wasted if method in ("ppo", "sft")}
+    preset |= {"evaluation.split": "validation"} if len(combinations) > 1 else {}
+    preset = {key: value for key, value in preset.items() if key not in given and key not in axes}
     out = out or Path("runs") / f"{base.name}-{method}-{'together-' if together else ''}sweep"
 
     cells: list[tuple[str, dict[str, Any], list[str]]] = []
@@ -183,11 +195,12 @@ def plan(
                 "output_dir": (out / _folder_name(task) / _folder_name(_label(settings))).as_posix(),
             }
             kept = [override for override in overrides if _key(override) not in own]
-            cells.append((task, settings, [*kept, *assignments(settings | spared | own)]))
+            cells.append((task, settings, [*kept, *assignments(settings | preset | own)]))
     resolved = _load_all(path, [arguments for *_, arguments in cells], method)
     sweep = Sweep(path, method, out, [Cell(t, s, r, a) for (t, s, a), r in zip(cells, resolved, strict=True)])
     if len(combinations) > 1:
         _check_choice(sweep)
+        _compare_validations(sweep, warn)
     _check_finished(sweep)
     return sweep
 
@@ -263,17 +276,33 @@ def learned_tasks(tasks: Sequence[Task]) -> list[Task]:
 
 
 def _check_choice(sweep: Sweep) -> None:
-    """UserError for a grid without validation scores: a test split must not choose."""
+    """UserError for a grid whose tables are not of validation rows: a test split must not choose."""
     for cell in sweep.cells:
-        recipe = cell.recipe
-        if recipe.method == "encoder" or (recipe.method != "eval" and recipe.evaluation.every_steps):
-            continue
-        unfit = [task.name for task in learned_tasks(recipe.data.tasks) if table_split(recipe, task) != "validation"]
-        if unfit:
-            remedy = "evaluation.split=validation" if recipe.method == "eval" else "evaluation.every_steps=0.05"
-            raise UserError(
-                f"{cell.title}: there is no validation score to choose the best cell by, since the table of "
-                f"{', '.join(unfit)} is of the test split and no validation takes place; set {remedy}"
+        for task in learned_tasks(cell.recipe.data.tasks):
+            if not is_labelled(task, "validation"):
+                raise UserError(
+                    f"{cell.title}: {task.name} has no labelled validation split to choose the best cell by; give its "
+                    "file as source.files.validation, or hold rows out: source.split: {validation: 0.1}"
+                )
+            if table_split(cell.recipe, task) != "validation":
+                raise UserError(
+                    f"{cell.title}: evaluation.split: {cell.recipe.evaluation.split}: a test split must not choose the "
+                    "best cell; leave the key out. The sweep prints the command that evaluates the best one on it"
+                )
+
+
+def _compare_validations(sweep: Sweep, warn: Callable[[str], None]) -> None:
+    """Warn of cells that keep the best of many more validations than others."""
+    for name, group in itertools.groupby(sweep.cells, key=lambda cell: cell.task):
+        counts = []
+        for recipe in (cell.recipe for cell in group if cell.recipe.method in ("ppo", "sft")):
+            sizes = [task.source.sizes.get("train") for task in recipe.data.tasks if has_split(task, "train")]
+            known = None not in sizes and recipe.data.max_train_samples is None
+            counts.append(len(RunSchedule(recipe, sum(filter(None, sizes)) if known else None).validations))
+        if counts and max(counts) > 2 * min(counts):
+            warn(
+                f"{name}: its cells have {min(counts)} to {max(counts)} validations each, and the best of more is "
+                "higher by chance. A fraction, such as evaluation.every_steps=0.05, gives all of them the same number"
             )
 
 

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from extensions.common.console import Reporter
 from extensions.common.errors import UserError
 from extensions.common.files import read_json
 from extensions.data import has_split
 from extensions.reporting.scores import percent
+from extensions.reporting.yardstick_lines import print_yardsticks
 from extensions.runs.resume import is_finished
 from extensions.sweeps.grid import Cell, Sweep, script
 from extensions.sweeps.records import SweepRecords, outcome
@@ -111,11 +113,19 @@ def _conclude(records: SweepRecords, reporter: Reporter) -> None:
     sweep = records.sweep
     best = [cell for cell, row in zip(sweep.cells, records.rows(), strict=True) if row["best"]]
     reporter.console.print(records.table())
+    print_yardsticks([task for cell in best for task in cell.recipe.data.tasks], _yardsticks(best), reporter)
     for index, status in records.failed.items():
         cell = sweep.cells[index]
         reporter.warn(f"{cell.title}: {_failure(status)}; log {sweep.log(cell)}")
     if records.failed:
         reporter.info("the same command runs the unfinished cells again")
+    for task in records.incomparable():
+        reporter.warn(
+            f"{task}: no best cell, since the cells were evaluated on different rows; give each the same seed, "
+            "data.root and files"
+        )
+    if len(sweep.cells) > len({cell.task for cell in sweep.cells}):
+        reporter.info(f"validation: {records.compared_by}")
     if best:
         reporter.info(f"next: {shlex.join(['nlu', 'report', str(sweep.out)])}")
     for suite in SUITES:
@@ -130,9 +140,19 @@ def _conclude(records: SweepRecords, reporter: Reporter) -> None:
     for cell in best if sweep.method in ("ppo", "sft") else []:
         if not cell.recipe.evaluation.predict_test and any(has_split(t, "test") for t in cell.recipe.data.tasks):
             command = ["deepspeed", str(script("eval")), str(sweep.path), *cell.arguments]
-            command = [word for word in command if not word.startswith(("output_dir=", "evaluation.predict_test="))]
+            own = ("output_dir=", "evaluation.predict_test=", "evaluation.split=")  # of the sweep
+            command = [word for word in command if not word.startswith(own)]
             answers = [f"model.adapter={cell.folder / 'adapter'}", "evaluation.predict_test=true"]
             reporter.info(f"      {shlex.join([*command, *answers])}")
+
+
+def _yardsticks(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """Yardstick -> task -> result, of the training rows of these cells."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        for kind, results in read_json(cell.folder / "eval.json").get("yardsticks", {}).items():
+            found.setdefault(kind, {}).update(results)
+    return found
 
 
 def _warn_of_others(sweep: Sweep, reporter: Reporter) -> None:

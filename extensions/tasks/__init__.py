@@ -11,7 +11,7 @@ import difflib
 from extensions.common.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.rules import PLACEHOLDER
-from extensions.tasks.schema import Task
+from extensions.tasks.schema import Parser, Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
 from extensions.tasks.words import cell_label, fold, is_blank, nfc, normalize_answer, number_text
 
@@ -21,6 +21,7 @@ __all__ = [
     "SUITES",
     "TASKS",
     "Hub",
+    "Parser",
     "Source",
     "SplitFormat",
     "Submission",

@@ -76,6 +76,9 @@ def _pair(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+Parser = Literal["strict", "paper"]
+
+
 class Task(BaseModel):
     """One language-understanding task.
 
@@ -113,6 +116,7 @@ class Task(BaseModel):
         description="exact: the answer is one of the label's words; keyword: it holds one (paper 4.3). auto: keyword "
         "for the built-in tasks, exact for your own",
     )
+    parser: Parser = Field("strict", description="set by the recipe's `parser`, for all tasks")
     positive: str | None = Field(None, description="label that F1 is computed for")
     metrics: list[Metric] = Field(
         ["accuracy"],
@@ -180,6 +184,10 @@ class Task(BaseModel):
     def is_exact(self) -> bool:
         """Whether an answer must be one of a label's words, not only hold one."""
         return self.answer_match == "exact" or (self.answer_match == "auto" and self.suite == "own")
+
+    def with_parser(self, parser: Parser) -> Task:
+        """The task with its answers parsed by another rule."""
+        return self if self.parser == parser else self.model_copy(update={"parser": parser})
 
     @property
     def display_name(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from extensions.data import BatchOrder
 from extensions.distributed import watchdog
 from extensions.distributed.strategy import load_trainable_state, trainable_state
 from extensions.model.policy import Policy, Role
@@ -22,6 +23,7 @@ class Trainer(Protocol):
 
     policy: Policy
     engine: Any  # DeepSpeed's, around the policy
+    order: BatchOrder
 
     def iterate(self, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One iteration: its metrics, and one record per sample where there are responses. Rank 0's are used."""

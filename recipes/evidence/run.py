@@ -7,6 +7,7 @@
 
 Finished cells are skipped, and a stopped one resumes from its last checkpoint. A failed cell does not stop the others.
 Several of these may run at once: each takes the next cell that no other has. OMP_NUM_THREADS sets the threads of a run.
+Every cell imports this checkout when it starts: run them in one that does not change (git worktree add --detach).
 """
 
 from __future__ import annotations

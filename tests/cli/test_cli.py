@@ -86,7 +86,7 @@ def test_every_shipped_recipe_validates(path):
 
 
 def test_the_shipped_recipes_were_found():
-    assert len(RECIPES) == len(list((ROOT / "recipes").iterdir())) > 0
+    assert len(RECIPES) == sum(path.is_file() for path in (ROOT / "recipes").iterdir()) > 0
 
 
 def test_validate(recipe):
@@ -167,7 +167,7 @@ def test_show_keys_lists_every_key(recipe):
 def test_preview(recipe):
     text = succeeds("preview", recipe, "-n", "3")
     assert text.count("System_prompt:") == 3 and text.count("Assistant:") == 3
-    assert "<Judgement>Yes</Judgement>" in text or "<Judgement>No</Judgement>" in text
+    assert "<Judgement> Yes </Judgement>" in text or "<Judgement> No </Judgement>" in text
     for kind, value in (("gold", "+1.00"), ("wrong", "+0.00"), ("empty", "-1.00"), ("garbage, unclosed", "-1.00")):
         rows = [line for line in text.splitlines() if f" {kind} " in line and value in line]
         assert len(rows) == 3, kind
@@ -343,6 +343,7 @@ def answers(path, **of_tasks):
             "gold": None,
             "kept": {"idx": i},
             "positive_probability": None,
+            "positive_log_odds": None,
         }
         for task, given in of_tasks.items()
         for i, answer in enumerate(given)

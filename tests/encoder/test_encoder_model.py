@@ -96,6 +96,7 @@ def test_candidates_have_the_probability_of_the_positive_label():
     logits[labels.index("true")] = 1.5
     (found,) = predictions_of(labels, [example("record", "true")], torch.tensor([logits]))
     assert found.answer == "true" and found.positive_probability == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert found.positive_log_odds == pytest.approx(1.5)
     assert found.probabilities["false"] == pytest.approx(1 / (1 + math.exp(1.5)))
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import make_policy, predict
+from support import forms_of, make_policy, predict
 
 from extensions.data import Example
 from extensions.model.loading import load_tokenizer
-from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text
+from extensions.prompts import CLOSE, PromptEncoder, parse_answer, prompt_text, surface_forms
 from extensions.recipe import Model
 from extensions.rollout.sampler import Response, Sampler
 from extensions.tasks import TASKS, Task
@@ -40,6 +40,9 @@ class FakeEncoder:
         assert bytes(ids).decode() == text
         return list(answer.encode())
 
+    def surface_ids(self, ids, text, answer):
+        return [self.answer_ids(ids, text, form) for form in surface_forms(answer)]
+
 
 class FakeSampler:
     """As in the real sampler, an answer is a function of the row's own prompt and random numbers."""
@@ -56,7 +59,7 @@ class FakeSampler:
             answers.append(Response([1], torch.zeros(1), torch.zeros(1), text + CLOSE * (draw < 0.9)))
         return answers
 
-    def logprobs(self, samples, together=1):
+    def logprobs(self, samples, together=1, counted=None):
         return torch.tensor([-((3 * sum(s.prompt) + sum(s.response)) % 17) / 4 for s in samples])
 
 
@@ -135,7 +138,7 @@ def test_rows_with_the_same_long_text_are_sampled_together():
 
 def test_only_a_ranked_task_computes_probabilities():
     sampler = FakeSampler()
-    sampler.logprobs = lambda samples, together: pytest.fail("no candidates here")
+    sampler.logprobs = lambda *_: pytest.fail("no candidates here")
     for task in (COLA, STSB, MULTIRC):
         assert [p.positive_probability for p in predict(rows_of(task), FakeEncoder(), sampler, 8, 4, seed=0)] == [
             None
@@ -173,16 +176,18 @@ def real_sampler(tiny_model, micro_batch_size=8, temperature=1.0):
 
 
 def plain_positive_probability(sampler, task, text, temperature=1.0):
-    """Probability of the positive answer, by one plain forward of the whole text per answer."""
+    """Probability of the positive answer, by one plain forward of the whole text per form of an answer."""
     prompt = sampler.tokenizer(text)["input_ids"]
     probabilities = {}
-    for label, (word, *_) in task.labels.items():
-        ids = sampler.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
-        assert ids[: len(prompt)] == prompt
-        with torch.no_grad(), sampler.policy.role("actor"):
-            logits = sampler.policy.lm.base_model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-        logprobs = (logits.double() / temperature).log_softmax(dim=-1)
-        probabilities[label] = sum(logprobs[k - 1, ids[k]] for k in range(len(prompt), len(ids))).exp().item()
+    for label, words in task.labels.items():
+        probabilities[label] = 0.0
+        for form in forms_of(words):
+            ids = sampler.tokenizer(f"{text}{form}")["input_ids"]
+            assert ids[: len(prompt)] == prompt
+            with torch.no_grad(), sampler.policy.role("actor"):
+                logits = sampler.policy.lm.base_model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+            logprobs = (logits.double() / temperature).log_softmax(dim=-1)
+            probabilities[label] += sum(logprobs[k - 1, ids[k]] for k in range(len(prompt), len(ids))).exp().item()
     return probabilities[task.positive] / sum(probabilities.values())
 
 

@@ -1,5 +1,7 @@
 """Metrics of questions: MultiRC, AX-g, ReCoRD."""
 
+from dataclasses import replace
+
 import pytest
 
 from extensions.evaluation.metrics import (
@@ -151,6 +153,15 @@ def test_the_best_candidate(sampled, positive_probabilities, best):
     made = candidates(0, ["-"], "ABC", sampled, positive_probabilities)
     assert best_candidate(RECORD, made) == made[best]
     assert best_candidate(RECORD, made[::-1]) == made[best], "first in the text, not in the list"
+
+
+def test_candidates_are_ranked_by_log_odds():
+    """From 17 nats on a float32 probability is 1, from 37 on a float64 one, and the first entity would be chosen."""
+    made = candidates(0, ["-"], "ABC", [NO, YES, YES], [1.0, 1.0, 1.0])
+    ranked = [replace(p, positive_log_odds=odds) for p, odds in zip(made, [38.0, 41.5, 40.0], strict=True)]
+    assert best_candidate(RECORD, ranked) == ranked[1]
+    older = [ranked[0], replace(ranked[1], positive_log_odds=None), replace(ranked[2], positive_probability=0.9)]
+    assert best_candidate(RECORD, older) == older[0], "a record without log-odds: by probability"
 
 
 def test_groups_of_predictions():

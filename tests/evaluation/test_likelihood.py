@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from support import make_policy
+from support import forms_of, make_policy
 
 from extensions.data import Example
 from extensions.evaluation.likelihood import (
@@ -17,6 +17,7 @@ from extensions.evaluation.likelihood import (
     label_index,
     label_sets_of,
     log_likelihoods,
+    log_odds,
 )
 from extensions.inference.calibration import fit
 from extensions.model.loading import load_tokenizer
@@ -90,7 +91,7 @@ def test_indices_of_gold_labels():
 
 def test_the_most_probable_label():
     (one,) = decide(candidates(TEAMS), torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64))
-    assert (one.text, one.answer, one.confidence) == (f"Beta{CLOSE}", "b", 0.5)
+    assert (one.text, one.answer, one.confidence) == (f" Beta {CLOSE}", "b", 0.5)
     assert one.probabilities == {"a": 0.2, "b": 0.5, "c": 0.3}
 
 
@@ -99,27 +100,27 @@ def test_a_score_is_the_probability_weighted_mean():
     probabilities[0, 0], probabilities[0, 8], probabilities[0, 10] = 0.1, 0.6, 0.3
     # -1, 0.6 and 1: -0.1 + 0.36 + 0.3 = 0.56
     (mean,) = decide(candidates(scores(-1.0, 1.0)), probabilities)
-    assert mean.answer == 0.56 and mean.text == f"0.56{CLOSE}", "one decimal more than the candidates"
+    assert mean.answer == 0.56 and mean.text == f" 0.56 {CLOSE}", "one decimal more than the candidates"
     assert mean.confidence == pytest.approx(0.6), "the candidates 0.4 and 0.6, within 0.36 to 0.76"
     (rounded,) = decide(candidates(scores(-1.0, 1.0, 1)), probabilities)
-    assert rounded.answer == 0.6 and rounded.text == f"0.6{CLOSE}"
+    assert rounded.answer == 0.6 and rounded.text == f" 0.6 {CLOSE}"
     # STS-B uses the most probable score.
     (best,) = decide(candidates(TASKS["stsb"]), probabilities)
-    assert best.answer == 4.0 and best.text == f"4.0{CLOSE}" and best.confidence == pytest.approx(0.6)
+    assert best.answer == 4.0 and best.text == f" 4.0 {CLOSE}" and best.confidence == pytest.approx(0.6)
     assert sum(best.probabilities.values()) == pytest.approx(1)
     middle = torch.full((1, 11), 1 / 11, dtype=torch.float64)
     (zero,) = decide(candidates(scores(-1.0, 1.0)), middle)
-    assert zero.text == f"0.00{CLOSE}" and math.copysign(1, zero.answer) == 1, "no minus zero"
+    assert zero.text == f" 0.00 {CLOSE}" and math.copysign(1, zero.answer) == 1, "no minus zero"
 
 
 def test_a_label_set_and_the_marginals():
     compared = candidates(several(2))
     probabilities = torch.tensor([[0.4, 0.3, 0.05, 0.25]], dtype=torch.float64)  # none, 0, 1, both
     (one,) = decide(compared, probabilities)
-    assert (one.text, one.answer, one.confidence) == (f"none{CLOSE}", "none", 0.4)
+    assert (one.text, one.answer, one.confidence) == (f" none {CLOSE}", "none", 0.4)
     assert one.probabilities == pytest.approx({"l0": 0.55, "l1": 0.3})
     (both,) = decide(compared, probabilities.flip(0)[:, [3, 1, 2, 0]])
-    assert (both.text, both.answer) == (f"Word 0, Word 1{CLOSE}", "l0, l1")
+    assert (both.text, both.answer) == (f" Word 0, Word 1 {CLOSE}", "l0, l1")
     assert confidence_of(compared, probabilities[0], "l1") == 0.05
     assert confidence_of(compared, probabilities[0], "l9") == 0
 
@@ -151,21 +152,53 @@ def scene(tiny_model):
     )
 
 
-def test_the_probabilities_of_a_labels_words_are_summed(scene):
+def test_the_probabilities_of_a_labels_forms_are_summed(scene):
     sampler, encoder = scene
     prompts = [encoder.encode(TEAMS, {"text": f"Anna slept {k}. " * k}) for k in range(1, 4)]
-    summed, canonical = log_likelihoods(candidates(TEAMS), prompts, encoder, sampler)
+    summed = log_likelihoods(candidates(TEAMS), prompts, encoder, sampler)
     for row, (ids, text) in enumerate(prompts):
         for place, words in enumerate(TEAMS.labels.values()):
             each = []
-            for word in words:
-                whole = sampler.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
+            for form in forms_of(words):
+                whole = sampler.tokenizer(f"{text}{form}")["input_ids"]
                 with torch.no_grad(), sampler.policy.role("actor"):
                     logits = sampler.policy.lm(input_ids=torch.tensor([whole]), use_cache=False).logits[0]
                 logprobs = logits.double().log_softmax(-1)
                 each.append(sum(logprobs[k - 1, whole[k]].item() for k in range(len(ids), len(whole))))
-            assert canonical[row, place].item() == pytest.approx(each[0], abs=1e-4)
             assert summed[row, place].item() == pytest.approx(math.log(sum(map(math.exp, each))), abs=1e-4)
+
+
+class MergedForms:
+    """Two surface forms have the same tokens in some rows, three in all."""
+
+    def __init__(self, duplicates):
+        self.duplicates = duplicates
+
+    def surface_ids(self, ids, text, answer):
+        first, second = [len(answer), 3], [len(answer), 5]
+        forms = {"all": [first], "some": [first, second]}[text]
+        return [*forms, *forms[:1] * 3][:4] if self.duplicates else forms
+
+    def answer_ids(self, ids, text, answer):
+        return [len(answer), 9]
+
+
+def test_equal_token_sequences_count_once(scene):
+    sampler, _ = scene
+    prompts = [([7, 8, 9], "all"), ([7, 8, 9, 10], "some"), ([11, 8], "all")]
+    found = log_likelihoods(candidates(TEAMS), prompts, MergedForms(True), sampler)
+    for k, prompt in enumerate(prompts):
+        assert found[k].tolist() == pytest.approx(
+            log_likelihoods(candidates(TEAMS), [prompt], MergedForms(False), sampler)[0].tolist(), abs=1e-4
+        )
+
+
+def test_log_odds_tell_certain_answers_apart():
+    logprobs = torch.tensor([[-0.1, -18.1, -30.0], [-0.1, -20.1, -30.0], [-3.0, -1.0, -2.0]])
+    assert (logprobs[:2].softmax(1)[:, 0] == 1).all(), "in float32 the probability is 1"
+    expected = [a - math.log(math.exp(b) + math.exp(c)) for a, b, c in logprobs.tolist()]
+    assert log_odds(logprobs, 0).tolist() == pytest.approx(expected, rel=1e-6)
+    assert log_odds(logprobs, 2)[2].item() == pytest.approx(-2 - math.log(math.exp(-3) + math.exp(-1)), rel=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 6, 13, 64])

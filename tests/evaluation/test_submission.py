@@ -122,6 +122,7 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
 @pytest.mark.parametrize(
     "answers, positive_probabilities, chosen",
     [
+        pytest.param(["true"] * 3, [(1, 18.0), (1, 19.5), (1, 19.0)], "Bonn", id="log-odds, where probabilities are 1"),
         pytest.param(["true", "false", "false"], [0.2, 0.9, 0.5], "Bonn", id="the most probable, not the sampled"),
         pytest.param(["false"] * 3, [0.1, 0.2, 0.3], '"El Niño"', id="no Yes"),
         pytest.param([None] * 3, [0, 1, 0.5], "Bonn", id="wrong formats, whole numbers"),
@@ -140,8 +141,13 @@ def test_all_wrong_formats_are_counted(rows, official, tmp_path):
 )
 def test_the_answer_of_record_is_the_best_candidate(answers, positive_probabilities, chosen, rows, official, tmp_path):
     candidates = [
-        {**row, "answer": answer, "positive_probability": positive_probability}
-        for row, answer, positive_probability in zip(rows["record"][:3], answers, positive_probabilities, strict=True)
+        {**row, "answer": answer, "positive_probability": probability}
+        | (
+            {"positive_probability": probability[0], "positive_log_odds": probability[1]}
+            if isinstance(probability, tuple)
+            else {}
+        )
+        for row, answer, probability in zip(rows["record"][:3], answers, positive_probabilities, strict=True)
     ]
     assert [row["kept"]["entity"] for row in candidates] == ["Zoë Müller", "Bonn", '"El Niño"']
     source = written(tmp_path / "answers.jsonl", candidates + rows["record"][3:])

@@ -77,6 +77,8 @@ MALFORMED = [
     ("a positive_probability above 1", {**CANDIDATE, "positive_probability": 1.5}, "positive_probability 1.5"),
     ("a positive_probability below 0", {**CANDIDATE, "positive_probability": -0.5}, "positive_probability -0.5"),
     ("a positive_probability true", {**CANDIDATE, "positive_probability": True}, "positive_probability True"),
+    ("positive_log_odds inf", {**CANDIDATE, "positive_log_odds": math.inf}, "positive_log_odds inf is not a finite"),
+    ("positive_log_odds of text", {**CANDIDATE, "positive_log_odds": "1"}, "positive_log_odds '1' is not a finite"),
     (
         "a positive_probability that is a list",
         {**CANDIDATE, "positive_probability": [0.5]},

@@ -14,6 +14,8 @@ from support import environment, run_command
 
 from extensions.prompts import CLOSE
 
+FORMS = [f" {{}} {CLOSE}", f" {{}}{CLOSE}", f"{{}} {CLOSE}", f"{{}}{CLOSE}"]
+
 
 def card_blocks(adapter, language):
     text = (adapter / "README.md").read_text(encoding="utf-8")
@@ -47,17 +49,18 @@ def test_prompt_equals_that_of_the_training(workspace, predictor):
     fields = {"subject": row["subject"].strip(), "body": row["ticket body"]}
     assert names["prompt"](row) == predictor.encoder.encode(task, fields)[1]
     assert names["ANSWERS"] == LABELS
+    assert names["FORMS"] == FORMS
 
 
 class Stub(BaseHTTPRequestHandler):
-    """Stands in for a vLLM server: answers with the second choice, without the stop string."""
+    """Stands in for a vLLM server: answers with a form of the second word, without the stop string."""
 
     requests: ClassVar[list] = []
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.requests.append((self.path, self.headers["Content-Type"], body))
-        text = body["structured_outputs"]["choice"][1].removesuffix(body["stop"][0])
+        text = body["structured_outputs"]["choice"][5].removesuffix(body["stop"][0])
         content = json.dumps({"choices": [{"text": text}]}).encode()
         self.send_response(200)
         self.end_headers()
@@ -88,13 +91,15 @@ def test_client_code(workspace, predictor):
     assert path == "/v1/completions" and kind == "application/json"
     fields = {"subject": "your subject", "body": "your ticket body"}
     words = ("three", "abuse", "billing", "payment")
-    longest = max(6, *(len(predictor.sampler.tokenizer(f"{word}{CLOSE}")["input_ids"]) for word in words))
+    longest = max(
+        6, *(len(predictor.sampler.tokenizer(form.format(word))["input_ids"]) for word in words for form in FORMS)
+    )
     assert body == {
         "model": "tiny",
         "prompt": predictor.encoder.encode(predictor.manifest.task(None), fields)[1],
         "temperature": 0,
         "max_tokens": longest,
-        "structured_outputs": {"choice": [f"{word}{CLOSE}" for word in words]},
+        "structured_outputs": {"choice": [form.format(word) for word in words for form in FORMS]},
         "stop": [CLOSE],
     }
 

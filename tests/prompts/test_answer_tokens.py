@@ -54,22 +54,30 @@ def test_the_answers_of_every_task_can_be_encoded(family):
         family.encoder().check_answers(task)
 
 
+def test_the_instructed_form_is_learned_and_the_others_count(family):
+    ids, text = family.encoder().encode(TASKS["sst2"], {"sentence": "a good film"})
+    forms = [f" Good {CLOSE}", f" Good{CLOSE}", f"Good {CLOSE}", f"Good{CLOSE}"]
+    found = family.encoder().surface_ids(ids, text, "Good")
+    assert [family.decode(ids + one) for one in found] == [family.read(f"{text}{form}") for form in forms]
+    assert found[0] == family.encoder().answer_ids(ids, text, "Good")
+
+
 @EVERY_TASK
 def test_the_tokens_of_every_label(family, task):
     found = family.encoder().label_ids(task)
     words = {label: word for word, label in answers_of(task).items()} if task.labels else {"0": "0", "5": "5"}
     assert {label: family.decode(ids) for label, ids in found.items()} == {
-        label: f"{word}{CLOSE}" for label, word in words.items()
+        label: family.alone(f" {word} {CLOSE}") for label, word in words.items()
     }
     fields = dict.fromkeys(task.fields, "Mary slept.")
     ids, text = family.encoder().encode(task, fields)
     for label, word in words.items():
-        assert ids + found[label] == family.tokenizer(f"{text}{word}{CLOSE}")["input_ids"], "as after any prompt"
+        assert ids + found[label] == family.tokenizer(f"{text} {word} {CLOSE}")["input_ids"], "as after any prompt"
 
 
 def test_a_tokenizer_that_lower_cases_is_refused(tmp_path):
     encoder = PromptEncoder(byte_level(tmp_path / "lower", normalizers.Lowercase()), 10**6, False)
-    with pytest.raises(UserError, match=r"task cola: .*'Yes</Judgement>'.*'yes</judgement>'.*model\.path"):
+    with pytest.raises(UserError, match=r"task cola: .*' Yes </Judgement>'.*' yes </judgement>'.*model\.path"):
         encoder.check_answers(TASKS["cola"])
     PromptEncoder(byte_level(tmp_path / "cased"), 10**6, False).check_answers(TASKS["cola"])
 
@@ -80,7 +88,7 @@ def test_a_tokenizer_without_the_letters_is_refused(tmp_path):
     encoder = PromptEncoder(tokenizer, 10**6, False)
     encoder.check_answers(own_task("gut", "schlecht"))
     encoder.check_answers(TASKS["stsb"])
-    with pytest.raises(UserError, match=r"task own: .*'wei\u00df</Judgement>'.*'wei</Judgement>'"):
+    with pytest.raises(UserError, match=r"task own: .*' wei\u00df </Judgement>'.*' wei </Judgement>'"):
         encoder.check_answers(own_task("schwarz", "wei\u00df"))
     blind = PromptEncoder(byte_level(tmp_path / "blind", alphabet=sorted({*known} - {">"})), 10**6, False)
     for task in (TASKS["cola"], TASKS["stsb"]):
@@ -98,7 +106,7 @@ def test_a_run_refuses_such_a_tokenizer_before_it_loads_the_model(tiny_model, tm
     recipe = write_recipe(tmp_path, folder)
     assert main([str(recipe), "data.tasks=[acceptability]", "output_dir=run"], method) == 2
     said = capsys.readouterr().err
-    assert "'Yes</Judgement>'" in said and "'yes</judgement>'" in said and "Traceback" not in said
+    assert "' Yes </Judgement>'" in said and "' yes </judgement>'" in said and "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
 
@@ -126,7 +134,7 @@ def test_a_tokenizer_may_normalise(tmp_path, form):
         task = own_task("positif", label)
         encoder.check_answers(task)
         written = encoder.tokenizer.decode(encoder.label_ids(task)[label])
-        assert written == unicodedata.normalize(form, f"{label}{CLOSE}")
+        assert written == unicodedata.normalize(form, f" {label} {CLOSE}")
         assert parse_answer(written, task) == label
 
 

@@ -64,7 +64,7 @@ def text_of(tokenizer, template, shots=0, **options):
 def test_without_a_system_role_the_first_turn_begins_with_the_system_text(tokenizer, template, start, middle, end):
     assert text_of(tokenizer, template) == f"{start}{SYSTEM}\n\n{QUESTION}{middle}{OPEN}"
     assert text_of(tokenizer, template, shots=1) == (
-        f"{start}{SYSTEM}\n\n{OTHER}{middle}{OPEN}Yes{CLOSE}{end}{start}{QUESTION}{middle}{OPEN}"
+        f"{start}{SYSTEM}\n\n{OTHER}{middle}{OPEN} Yes {CLOSE}{end}{start}{QUESTION}{middle}{OPEN}"
     )
 
 
@@ -169,7 +169,7 @@ def test_harmony_gets_its_final_channel(tokenizer):
     assert text_of(tokenizer, HARMONY) == f"<|start|>system<|message|>Reasoning: medium<|end|>{developer}{question}"
     assert text_of(tokenizer, HARMONY, shots=1, reasoning_effort="low") == (
         f"<|start|>system<|message|>Reasoning: low<|end|>{developer}"
-        f"<|start|>user<|message|>{OTHER}<|end|>{answered}Yes{CLOSE}<|end|>{question}"
+        f"<|start|>user<|message|>{OTHER}<|end|>{answered} Yes {CLOSE}<|end|>{question}"
     )
     other = HARMONY.replace("<|channel|>final", "")
     assert text_of(tokenizer, other).endswith(f"<|start|>assistant{OPEN}"), "this template has no channels"

@@ -150,4 +150,4 @@ def test_a_tokenizer_written_in_python(chat):
             expected = [start, *of_bytes(system), end, *of_bytes("\n"), start, *of_bytes(f"user\n{user}")]
             assert ids == [*expected, end, *of_bytes("\n"), start, *of_bytes(f"assistant\n{OPEN}")]
         assert sentence in text
-        assert encoder.answer_ids(ids, text, "Yes") == of_bytes(f"Yes{CLOSE}")
+        assert encoder.answer_ids(ids, text, "Yes") == of_bytes(f" Yes {CLOSE}")

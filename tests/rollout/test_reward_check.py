@@ -31,7 +31,7 @@ def reward_of(folder, body):
     return load_reward(str(path))
 
 
-RIGHT = "answer, closed, _ = text.partition('</'); return 1.0 if closed and answer == label.lower() else 0.0"
+RIGHT = "answer, closed, _ = text.partition('</'); return 1.0 if closed and answer.strip() == label.lower() else 0.0"
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,14 @@ RIGHT = "answer, closed, _ = text.partition('</'); return 1.0 if closed and answ
             False,
             [
                 "for 2 of 2 labels",
-                "label 'Billing': 'tech</Judgement>' earns 0, gold 'billing</Judgement>' 0",
+                "label 'Billing': ' tech </Judgement>' earns 0, gold ' billing </Judgement>' 0",
             ],
         ),
-        ("return float(text.startswith(label.lower()))", False, ["'billing' earns 1, gold 'billing</Judgement>' 1"]),
+        (
+            "return float(text.strip().startswith(label.lower()))",
+            False,
+            ["'billing' earns 1, gold ' billing </Judgement>' 1"],
+        ),
         (f"if label == 'Tech': return float(len(text))\n    {RIGHT}", False, ["for 1 of 2 labels", "label 'Tech'"]),
     ],
 )

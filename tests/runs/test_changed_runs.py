@@ -155,14 +155,21 @@ def test_a_finished_run_without_a_checkpoint_cannot_be_extended(unfinished, tmp_
 
 
 @pytest.mark.slow
-def test_an_early_stop_does_not_end_an_extension(tiny_model, tmp_path):
+@pytest.mark.parametrize(
+    ("longer", "validated"),
+    [("evaluation.patience=2", [1, 2, 3]), ("max_steps=30", [1, 2, 3, 4])],  # whose warmup ends at step 3
+)
+def test_an_early_stop_does_not_end_an_extension(tiny_model, tmp_path, longer, validated):
+    """Patience begins again, after the warmup of the longer run."""
     path = three_steps(
         tmp_path, tiny_model("llama"), evaluation={**RESUMABLE["evaluation"], "patience": 1}, optimizer={"lr": 1e-30}
     )
     assert main([str(path)]) == 0
     assert read_json(tmp_path / "run" / "eval.json")["training"]["steps"] == 2
-    assert main([str(path), "evaluation.patience=2"]) == 0
-    assert read_json(tmp_path / "run" / "eval.json")["training"]["steps"] == 3
+    assert main([str(path), longer]) == 0
+    assert read_json(tmp_path / "run" / "eval.json")["training"]["steps"] == validated[-1]
+    assert [line["step"] for line in read_jsonl(tmp_path / "run" / "validation.jsonl")] == validated
+    assert "after" in read_json(tmp_path / "run" / "eval-step-2.json")
 
 
 @pytest.mark.parametrize("how", ["after its failure", pytest.param("--accept-changes", marks=pytest.mark.slow)])

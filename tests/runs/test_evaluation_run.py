@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import launch, make_policy, predict, write_recipe
+from support import forms_of, launch, make_policy, predict, write_recipe
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -47,9 +47,9 @@ def test_answered_demonstrations_precede_the_query():
     expected = (
         f"{head}"
         'Prompt:\n  Now judge if the sentence "She slept." is linguistically acceptable.\n'
-        "Assistant:\n<Judgement>Yes</Judgement>\n"
+        "Assistant:\n<Judgement> Yes </Judgement>\n"
         'Prompt:\n  Now judge if the sentence "Slept she the." is linguistically acceptable.\n'
-        "Assistant:\n<Judgement>No</Judgement>\n"
+        "Assistant:\n<Judgement> No </Judgement>\n"
         f"Prompt:\n{query}"
     )
     assert prompt_text(COLA, {"sentence": "Bob ate."}, shown) == expected
@@ -61,7 +61,7 @@ def test_demonstrations_in_a_chat_are_turns(tiny_model):
     encoder = PromptEncoder(tokenizer, 1000, True, 1, {"cola": [({"sentence": "She slept."}, "Yes")]})
     lines = encoder.encode(COLA, {"sentence": "Bob ate."})[1].split("\n[")
     assert [line.partition("]")[0].strip("[") for line in lines] == ["system", "user", "assistant", "user", "assistant"]
-    assert lines[2] == f"assistant]{OPEN}Yes{CLOSE}" and lines[4] == f"assistant]{OPEN}"
+    assert lines[2] == f"assistant]{OPEN} Yes {CLOSE}" and lines[4] == f"assistant]{OPEN}"
     assert "She slept." in lines[1] and "Bob ate." in lines[3]
 
 
@@ -163,15 +163,15 @@ def test_likelihood_ranks_the_answers(scene, task, decoding):
     found = predict(rows, encoder, sampler, 3, 6, 0, decoding, probabilities=True)
     if decoding != "likelihood":
         alone = predict(rows, encoder, sampler, 3, 6, 0, decoding)
-        nothing = {"positive_probability": None, "probabilities": None, "likelihood": None}
+        nothing = dict.fromkeys(("positive_probability", "positive_log_odds", "probabilities", "likelihood"))
         assert [replace(prediction, **nothing) for prediction in found] == alone
     answers = dict(task.labels) or {k / 2: [f"{k / 2:.1f}"] for k in range(11)}
     for row, prediction in zip(rows, found, strict=True):
         ids, text = encoder.encode(task, row.fields)
-        probabilities = {label: [] for label in answers}  # of each word of each label
+        probabilities = {label: [] for label in answers}  # of each form of each label
         for label, words in answers.items():
-            for word in words:
-                whole = sampler.tokenizer(f"{text}{word}{CLOSE}")["input_ids"]
+            for form in forms_of(words):
+                whole = sampler.tokenizer(f"{text}{form}")["input_ids"]
                 logprobs = plain_logits(sampler, whole).double().log_softmax(-1)
                 logprob = sum(logprobs[k - 1, whole[k]].item() for k in range(len(ids), len(whole)))
                 probabilities[label].append(math.exp(logprob))
@@ -179,14 +179,13 @@ def test_likelihood_ranks_the_answers(scene, task, decoding):
         best = max(totals, key=totals.get)
         assert prediction.likelihood == best
         if decoding == "likelihood":
-            assert prediction.answer == best and prediction.response == f"{answers[best][0]}{CLOSE}"
+            assert prediction.answer == best and prediction.response == f" {answers[best][0]} {CLOSE}"
         expected = {str(label): value / sum(totals.values()) for label, value in totals.items()}
         assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
-        if task.positive:  # of the words that the prompt asks for
-            first = {label: each[0] for label, each in probabilities.items()}
-            assert prediction.positive_probability == pytest.approx(
-                first[task.positive] / sum(first.values()), rel=1e-4
-            )
+        if task.positive:
+            assert prediction.positive_probability == pytest.approx(expected[task.positive], rel=1e-4)
+            odds = expected[task.positive] / (1 - expected[task.positive])
+            assert prediction.positive_log_odds == pytest.approx(math.log(odds), abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ real runs
@@ -207,7 +206,7 @@ def assert_equal_but_for_rounding(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         for key, value in other.items():
-            computed = key in ("probabilities", "positive_probability")
+            computed = key in ("probabilities", "positive_probability", "positive_log_odds")
             assert one[key] == (pytest.approx(value, rel=1e-4) if computed else value), key
 
 

@@ -76,3 +76,4 @@ def test_some_rows_or_none(recipe, tmp_path, knowing):
     assert "yardsticks" not in json.loads((tmp_path / "other" / "eval.json").read_text())
     found = json.loads((tmp_path / "run" / "eval.json").read_text())["yardsticks"]
     assert [list(found[kind]) for kind in ("majority", "tfidf")] == [["own"], ["own"]]
+    assert {found[kind]["own"]["train_rows"] for kind in found} == {4}, "the rows that one step of 4 trains on"

@@ -1,5 +1,6 @@
 """The plan of a sweep: its grid, its cells, and what is refused."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -148,19 +149,44 @@ def test_folders_are_named_after_their_cells(tmp_path):
 
 
 def test_cells_are_never_chosen_by_a_test_split(tmp_path):
-    path = sweep_recipe(
-        tmp_path, data={"tasks": ["acceptability"]}, evaluation={"every_steps": 0}
-    )  # generated: has test
+    """In a grid the table is of the validation rows; the test rows are for the best cell."""
+    path = sweep_recipe(tmp_path, data={"tasks": ["acceptability"]})  # generated: has a test split
     two = {"grid": ["ppo.batch_size=4,8"]}
-    message = refused(path, **two)
-    assert "acceptability" in message and "evaluation.every_steps" in message
-    assert "evaluation.split=validation" in refused(path, method="eval", grid=["prompt.shots=0,5"])
-    assert "sst2" in refused(path, "data.tasks=[sst2]", "evaluation.split=test", **two)
-    last = "evaluation.every_steps=3"  # more than the two steps of a run: it is validated after the last one
-    for allowed in ([last], ["evaluation.split=validation"], ["data.tasks=[sst2]"]):
-        assert len(planned_sweep(path, *allowed, **two).cells) == 2
-    assert len(planned_sweep(path, grid=["ppo.batch_size=4"]).cells) == 1  # nothing to choose
-    assert len(planned_sweep(path, method="encoder", grid=["encoder.lr=1e-5,2e-5"]).cells) == 2  # always validates
+    for method, grid in (("ppo", two["grid"]), ("eval", ["prompt.shots=0,5"]), ("encoder", ["encoder.lr=1e-5,2e-5"])):
+        cells = planned_sweep(path, method=method, grid=grid).cells
+        assert [cell.recipe.evaluation.split for cell in cells] == ["validation"] * 2
+    for task in ("sst2", "acceptability"):
+        message = refused(path, f"data.tasks=[{task}]", "evaluation.split=test", **two)
+        assert "a test split must not choose the best cell" in message
+    own = {"name": "own", "description": "-", "question": "{text}", "labels": ["a", "b"]}
+    own["source"] = {"files": {"train": "a.csv", "test": "b.csv"}}
+    assert "own has no labelled validation split" in refused(path, f"data.tasks=[{json.dumps(own)}]", **two)
+    (cell,) = planned_sweep(path, grid=["ppo.batch_size=4"]).cells
+    assert cell.recipe.evaluation.split == "auto", "there is nothing to choose"
+
+
+def test_keys_that_score_cells_differently_are_refused(tmp_path):
+    path = sweep_recipe(tmp_path)
+    for key, values in (
+        ("decoding", "sample,likelihood"),
+        ("max_samples", "50,100"),
+        ("best_by", "decoding,likelihood"),
+    ):
+        message = refused(path, grid=[f"evaluation.{key}={values}"])
+        assert f"different values of evaluation.{key} would be scored by other rows or answers" in message
+
+
+def test_cells_with_many_more_validations_are_warned_of(tmp_path):
+    path = sweep_recipe(tmp_path, max_steps=6000, max_epochs=1)
+
+    def said(*overrides):
+        warnings = []
+        planned_sweep(path, "data.tasks=[cola]", "data.max_train_samples=null", *overrides, warnings=warnings)
+        return warnings
+
+    (warning,) = said("evaluation.every_steps=250")  # CoLA: 2138 iterations by 4, 535 by 16
+    assert warning.startswith("cola: its cells have 3 to 9 validations each")
+    assert said("evaluation.every_steps=0.05") == []
 
 
 def test_cells_skip_evaluations_that_are_the_same_for_all_or_for_the_best_only(tmp_path):

@@ -8,40 +8,7 @@ from support import planned_sweep, sweep_recipe
 from extensions.common.errors import UserError
 from extensions.recipe import dump_recipe
 from extensions.sweeps.grid import Cell
-from extensions.sweeps.records import Outcome, best_validation, choose, outcome
-
-
-def lines(path, *records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-@pytest.mark.parametrize(
-    "records, best",
-    [
-        ([], None),
-        ([{"mean": 0.4, "tasks": {"a": {}}}], 0.4),
-        ([{"mean": m, "tasks": {"a": {}, "b": {}}} for m in (-0.2, 0.6, 0.5)], 0.6),
-        ([{"mean": m, "tasks": {"a": {}}} for m in (None, -0.5, None)], -0.5),
-        ([{"mean": None, "tasks": {"a": {}}}], None),
-        # An encoder's: (0.8 + 0.5) / 2.
-        ([{"mean": m, "tasks": {t: {}}} for t, m in (("a", 0.8), ("a", 0.7), ("b", 0.3), ("b", 0.5))], 0.65),
-        # The intermediate task of an encoder, "mnli", chooses nothing.
-        ([{"mean": m, "tasks": {t: {}}} for t, m in (("mnli", 0.9), ("a", 0.3))], 0.3),
-    ],
-)
-def test_best_validation_of_a_run(records, best, tmp_path):
-    assert best_validation(lines(tmp_path / "validation.jsonl", *records), ["a", "b"]) == best
-    assert best_validation(tmp_path / "absent.jsonl", ["a"]) is None
-
-
-def test_best_validation_by_likelihood(tmp_path):
-    records = [
-        {"mean": 0.9, "likelihood_mean": 0.2, "tasks": {"a": {}}},
-        {"mean": 0.1, "likelihood_mean": 0.6, "tasks": {"a": {}}},
-    ]
-    path = lines(tmp_path / "validation.jsonl", *records)
-    assert (best_validation(path, ["a"]), best_validation(path, ["a"], by_likelihood=True)) == (0.9, 0.6)
+from extensions.sweeps.records import Outcome, SweepRecords, choose, estimator, outcome
 
 
 def test_the_best_cell_of_each_task():
@@ -86,8 +53,32 @@ def test_outcome_of_a_run_folder(tmp_path):
     assert outcome(cell) == Outcome("finished", 0.7, 0.7, "validation", 576, 438.0)
     (cell.folder / "eval.json").write_text(json.dumps(scores | {"splits": splits | {"cola": "test"}}))
     assert outcome(cell) == Outcome("finished", None, 0.7, "test and validation", 576, 438.0)
-    lines(cell.folder / "validation.jsonl", {"step": 5, "mean": 0.8, "tasks": {"sst2": {}, "cola": {}}})
-    assert outcome(cell) == Outcome("finished", 0.8, 0.7, "test and validation", 576, 438.0)
+    (cell.folder / "validation.jsonl").write_text('{"step": 5, "mean": 0.8, "tasks": {"sst2": {}, "cola": {}}}\n')
+    assert outcome(cell) == Outcome("finished", None, 0.7, "test and validation", 576, 438.0), "never a validation's"
+    (cell.folder / "versions.json").write_text('{"inputs": {"evaluation rows": "ab12"}}')
+    assert outcome(cell).rows == "ab12"
+
+
+def test_cells_are_compared_by_the_answers_that_select_the_best_validation(tmp_path):
+    path, grid = sweep_recipe(tmp_path, data={"tasks": ["sst2"]}), ["ppo.batch_size=4,8"]
+    for best_by, expected, said in (("decoding", 0.9, "sampled answers"), ("likelihood", 0.7, "answers by likelihood")):
+        out = tmp_path / best_by
+        cell = planned_sweep(path, f"evaluation.best_by={best_by}", grid=grid, out=out).cells[0]
+        after = {"sst2": score(0.9) | {"likelihood": score(0.7)}}
+        finish(cell, {"method": "ppo", "splits": {"sst2": "validation"}, "after": after})
+        assert (outcome(cell).validation, outcome(cell).table) == (expected, 0.9)
+        assert (
+            estimator(cell.recipe) == f"the score of the kept weights after training, of {said}, on the validation rows"
+        )
+
+
+def test_cells_with_other_rows_are_not_compared(tmp_path):
+    sweep = planned_sweep(sweep_recipe(tmp_path), grid=["seed=0,1"], out=tmp_path / "out")
+    for cell, rows in zip(sweep.cells, ("one", "other", "one", "one"), strict=True):
+        finish(cell, {"method": "ppo", "splits": {cell.task: "validation"}, "after": {cell.task: score(0.5)}})
+        (cell.folder / "versions.json").write_text(json.dumps({"inputs": {"evaluation rows": rows}}))
+    records = SweepRecords(sweep)
+    assert records.incomparable() == ["sst2"] and [row["best"] for row in records.rows()] == [False, False, True, False]
 
 
 def test_a_finished_run_of_another_recipe_is_refused(tmp_path):
@@ -104,3 +95,18 @@ def test_a_finished_run_of_another_recipe_is_refused(tmp_path):
     assert str(cells[0].folder) not in message
     (cells[2].folder / "eval.json").write_text("{}")  # unfinished: the run itself decides
     assert planned_sweep(path, out=out).cells == cells
+
+
+def test_the_table_has_the_score_by_likelihood_beside_the_sampled_one(tmp_path):
+    path = sweep_recipe(tmp_path)
+    sweep = planned_sweep(path, out=tmp_path / "out")
+    assert "by likelihood" not in SweepRecords(sweep)._markdown()
+    after = {"sst2": score(0.5) | {"likelihood": score(0.75)}}
+    finish(sweep.cells[0], {"method": "ppo", "splits": {"sst2": "validation"}, "after": after})
+    assert outcome(sweep.cells[0]).likelihood == 0.75
+    records = SweepRecords(sweep)
+    first, second = [line for line in records._markdown().splitlines() if line.startswith("| ") and "---" not in line][
+        1:3
+    ]
+    assert "**50.0 (validation)** | **75.0** |" in first and "| - | - | - | - | - |" in second
+    assert [column.header for column in records.table().columns][3:5] == ["table", "by likelihood"]

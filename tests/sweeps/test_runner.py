@@ -46,9 +46,10 @@ if size == 7:
     time.sleep(600)
 (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 task = recipe["data"]["tasks"][0]
-(folder / "validation.jsonl").write_text(json.dumps({{"step": 1, "mean": size / 100, "tasks": {{task: {{}}}}}}) + "\\n")
-scores = {{"splits": {{task: "test"}}, "after": {{task: {{"score": 0.25}}}}, "training": {{"samples": 2 * size, "seconds": 1.5}}}}
-(folder / "eval.json").write_text(json.dumps(scores))
+split = recipe["evaluation"].get("split", "test")
+scores = {{"splits": {{task: split}}, "after": {{task: {{"score": size / 100}}}}, "training": {{"samples": 2 * size, "seconds": 1.5}}}}
+bar = {{"score": 0.65, "intervals": {{m: [0.6, 0.7] for m in ("accuracy", "matthews")}}, "train_rows": 2 * size, "seconds": 0.3}}
+(folder / "eval.json").write_text(json.dumps(scores | {{"yardsticks": {{"tfidf": {{task: bar}}}}}}))
 (folder / "predictions_test.jsonl").touch()
 """  # noqa: E501
 
@@ -84,13 +85,18 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
     assert "[2/4] sst2, ppo.batch_size=5: failed with status 3" in said and "error: no room for 5" in said
     assert "[3/4] sst2, ppo.batch_size=6: ended without a result" in said
     assert said.count("sst2, ppo.batch_size=5: failed with status 3; log") == 1  # listed again at the end
+    assert "SST-2 │ TF-IDF + logistic regression │ 65.0 [60, 70] │ 16 │ 0.3" in said, "at the best cell's training rows"
     assert f"nlu report {out}" in said
     assert f"nlu submit {out / 'sst2/ppo.batch_size=8'} --suite glue" in said
 
     assert f"launch/eval.sh {path}" in said and f"model.adapter={out / 'sst2/ppo.batch_size=8/adapter'}" in said
     assert said.rstrip().endswith("evaluation.predict_test=true") and said.count("launch/eval.sh") == 1
+    assert "evaluation.split=" not in said, "the best cell is evaluated on the split that the recipe names"
 
-    rows = json.loads((out / "sweep.json").read_text())["cells"]
+    table = json.loads((out / "sweep.json").read_text())
+    rows, compared_by = table["cells"], table["compared_by"]
+    assert compared_by == ("the score of the kept weights after training, of sampled answers, on the validation rows")
+    assert f"validation: {compared_by}" in said and compared_by in (out / "sweep.md").read_text()
     assert [row["status"] for row in rows] == ["finished", "failed", "failed", "finished"]
     assert rows[3] == {
         "task": "sst2",
@@ -98,10 +104,12 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
         "folder": "sst2/ppo.batch_size=8",
         "status": "finished",
         "validation": 0.08,
-        "table": 0.25,
-        "split": "test",
+        "table": 0.08,
+        "split": "validation",
         "samples": 16,
         "seconds": 1.5,
+        "rows": None,
+        "likelihood": None,
         "best": True,
     }
     assert json.loads((out / "best.json").read_text()) == ["sst2/ppo.batch_size=8"]
@@ -117,10 +125,10 @@ def test_a_sweep_continues_after_failures_and_skips_finished_cells(tmp_path, stu
         "sst2\n\n"
         "| ppo.batch_size | validation | table | samples | seconds | status |\n"
         "| ---: | ---: | ---: | ---: | ---: | --- |\n"
-        "| 4 | 4.0 | 25.0 (test) | 8 | 2 | finished |\n"
+        "| 4 | 4.0 | 4.0 (validation) | 8 | 2 | finished |\n"
         "| 5 | - | - | - | - | failed |\n"
         "| 6 | - | - | - | - | failed |\n"
-        "| **8** | **8.0** | **25.0 (test)** | **16** | **2** | **finished, best** |\n"
+        "| **8** | **8.0** | **8.0 (validation)** | **16** | **2** | **finished, best** |\n"
     )
 
     table = (out / "sweep.md").read_text()
@@ -212,10 +220,13 @@ def test_real_runs(tiny_model, tmp_path):
     folder = out / "acceptability" / "ppo.batch_size=4"
     failed, finished = json.loads((out / "sweep.json").read_text())["cells"]
     assert (failed["status"], failed["validation"], failed["best"]) == ("failed", None, False)
-    assert (finished["status"], finished["split"], finished["samples"]) == ("finished", "test", 8)
-    means = [json.loads(line)["mean"] for line in (folder / "validation.jsonl").read_text().splitlines()]
-    assert len(means) == 2 and finished["validation"] == max(means)
-    assert finished["table"] == json.loads((folder / "eval.json").read_text())["after"]["acceptability"]["score"]
+    assert (finished["status"], finished["split"], finished["samples"]) == ("finished", "validation", 8)
+    assert finished["rows"] == json.loads((folder / "versions.json").read_text())["inputs"]["evaluation rows"]
+    assert (
+        finished["validation"]
+        == finished["table"]
+        == json.loads((folder / "eval.json").read_text())["after"]["acceptability"]["score"]
+    )
     assert json.loads((out / "best.json").read_text()) == ["acceptability/ppo.batch_size=4"]
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["output_dir"] == str(folder)
 
