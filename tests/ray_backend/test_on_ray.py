@@ -133,9 +133,11 @@ def assert_same_numbers(run: Path, other: Path) -> None:
 def test_groups_without_a_critic_are_those_of_the_deepspeed_backend(tiny, tmp_path, kl):
     groups = {"samples_per_prompt": 3, "advantage_estimator": "group_norm", "clip": [0.2, 0.28], "kl": kl}
     ppo = {key: value for key, value in OWN["ppo"].items() if key != "critic"} | groups
+    reward = tmp_path / "by_length.py"  # rewards of a group differ, so that each step has a gradient above rounding
+    reward.write_text("def reward(text, label):\n    return float(len(text) % 3)\n")
     for name, script, changes in (("ray", "ppo_ray", {}), ("vllm", "ppo", {"rollout": {"backend": "vllm"}})):
         (tmp_path / name).mkdir()
-        sections = OWN | {"output_dir": str(tmp_path / name / "run"), "ppo": ppo, "max_steps": 2}
+        sections = OWN | {"output_dir": str(tmp_path / name / "run"), "ppo": ppo, "max_steps": 2, "reward": str(reward)}
         finish(start(write_recipe(tmp_path / name, tiny, **merged(sections, changes)), script=script))
     assert_same_numbers(tmp_path / "vllm" / "run", tmp_path / "ray" / "run")
     assert not (tmp_path / "ray" / "run" / "critic").exists()
