@@ -102,6 +102,7 @@ def _run_line(evidence: Evidence, cell: EvidenceCell, run: FinishedRun, sessions
         **_value("likelihood", score.likelihood, metric),
         "evaluated": score.samples,
         "wrong_format": _number(score.format_error_rate),
+        "parsers_differ": "" if score.parsers_differ is None else score.parsers_differ,
         "gold_shares": _shares(score.gold_shares),
         "sampled_shares": _shares(score.predicted_shares),
         "likelihood_shares": _shares(score.likelihood.predicted_shares if score.likelihood else {}),

@@ -81,7 +81,11 @@ class Results:
                 parts.append("Not run yet.\n")
             for task in dict.fromkeys(cell.task for cell in has_run):
                 parts += [f"### {self._heading(task)}\n", self._table(table, task)]
-        parts += ["## Label shares\n", "In percent; sampled, then by likelihood.\n", self._shares()]
+        parts += [
+            "## Label shares\n",
+            "In percent. `Parsers differ`: responses that `parser: strict` and `parser: paper` judge differently.\n",
+            self._shares(),
+        ]
         parts += ["## Runs\n", f"{len(self.cells) - len(missing)} of {len(self.cells)} cells have run.\n"]
         parts += [*self._machines()]
         if missing:
@@ -174,11 +178,10 @@ class Results:
     def _shares(self) -> str:
         lines = []
         for line in self.runs.values():
-            gold = json.loads(line["gold_shares"] or "{}")
-            if gold:
-                texts = (_shares_text(json.loads(line[f"{d}_shares"] or "{}")) for d in PLOTS)
-                lines.append([f"`{line['cell']}`", _shares_text(gold), *texts])
-        return markdown_table(["Cell", "Gold", "Sampled", "By likelihood"], lines, 4) if lines else "Not run yet.\n"
+            texts = [_shares_text(json.loads(line[f"{kind}_shares"])) for kind in ("gold", *PLOTS)]
+            lines.append([f"`{line['cell']}`", *texts, line["parsers_differ"] or NO_VALUE])
+        heads = ["Cell", "Gold", "Sampled", "By likelihood", "Parsers differ"]
+        return markdown_table(heads, lines, 4) if lines else "Not run yet.\n"
 
     def _machines(self) -> list[str]:
         found: dict[str, int] = {}
