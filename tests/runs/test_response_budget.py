@@ -85,6 +85,8 @@ def test_rollouts_and_the_planner_use_the_budget_of_the_rows_task():
 
     trainer = SimpleNamespace(
         encoder=Letters(),
+        ppo=SimpleNamespace(samples_per_prompt=1),
+        order=SimpleNamespace(weight=lambda example: 1.0),
         seed=0,
         budgets=response_budgets(recipe, Letters(), {}, [].append) | {"short": (12, 32)},
         strategy=SimpleNamespace(world_size=1, rank=0),
@@ -94,7 +96,7 @@ def test_rollouts_and_the_planner_use_the_budget_of_the_rows_task():
     for name, low in (("own", 17), ("short", 12)):
         asked.clear()
         examples = [Example(task.model_copy(update={"name": name}), i, {"text": ""}, "y") for i in range(500)]
-        PpoTrainer.sample(trainer, examples, 0)
+        PpoTrainer.sample(trainer, examples, 0, range(500))
         assert {request.budget for request in asked} == set(range(low, 33))
     planned = typical_batch([TaskTokens("own", 500, 2, [1], [1], [17, 1, 40])], 160, (12, 32))
     assert np.unique([row.response for row in planned]).tolist() == list(range(17, 33))
