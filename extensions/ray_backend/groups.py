@@ -212,7 +212,7 @@ class RaySampler:
             found.append(Response(tokens, logprobs, torch.zeros_like(logprobs), response["text"]))
         return found
 
-    def logprobs(self, samples: Sequence[Sample], together: int = 1) -> Tensor:
+    def logprobs(self, samples: Sequence[Sample], together: int = 1, counted: int | None = None) -> Tensor:
         tokens = iter(self.groups.call_actor("response_logprobs", list(samples), self.temperature))
         return torch.tensor([sum(islice(tokens, len(sample.response))) for sample in samples])
 

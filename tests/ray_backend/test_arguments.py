@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 import shlex
 from datetime import datetime
@@ -36,6 +37,7 @@ from extensions.ray_backend.arguments import (
 )
 from extensions.ray_backend.cluster import shape_of
 from extensions.recipe import all_keys, load_recipe
+from extensions.rollout.sampler import Sampler
 
 PPO_RECIPES = [path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem != "bert"]
 
@@ -220,3 +222,13 @@ def test_the_cluster_templates_run_the_script_with_keys_that_exist():
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == "2.55.0"
     slurm = (ROOT / "launch/slurm.sbatch").read_text()
     assert {key for key in re.findall(r"\b(ray\.\w+)=", slurm)} == {"ray.num_nodes", "ray.gpus_per_node"}
+
+
+def test_the_sampler_on_ray_takes_the_arguments_of_the_sampler():
+    """Read from the source, which imports ray: an evaluation calls both in the same way."""
+    tree = ast.parse((ROOT / "extensions/ray_backend/groups.py").read_text())
+    sampler = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "RaySampler")
+    methods = {n.name: n for n in sampler.body if isinstance(n, ast.FunctionDef)}
+    for name in ("session", "sample", "logprobs"):
+        ours = inspect.signature(inspect.unwrap(getattr(Sampler, name))).parameters
+        assert [argument.arg for argument in methods[name].args.args] == list(ours), name
