@@ -19,7 +19,6 @@ from extensions.distributed.strategy import Strategy, load_trainable_state
 from extensions.model.loading import load_policy
 from extensions.recipe import Recipe, load_recipe
 from extensions.runs.failed_batch import WEIGHTS, SampleCheck, check_sample, read_parts
-from extensions.training.experience import EXPERIENCE_TENSORS
 from extensions.training.ppo import PpoTrainer
 from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
@@ -65,7 +64,7 @@ def replay_batch(folder: Path, overrides: Sequence[str] = ()) -> tuple[list[str]
             Replayed(rank, slot, record, [name for name, t in tensors.items() if not bool(t[slot].isfinite().all())])
             for slot, record in enumerate(samples)
         ]
-        if samples and (recipe.method == "sft" or set(EXPERIENCE_TENSORS) <= tensors.keys()):
+        if samples and (recipe.method == "sft" or "returns" in tensors):
             # Replaced here, since they would make every sample non-finite; `bad_tensors` has them.
             known = {name: t.to(trainer.policy.device).nan_to_num(0, 0, 0) for name, t in tensors.items()}
             trainer.restore_snapshot(samples, known)

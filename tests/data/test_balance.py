@@ -17,7 +17,6 @@ from extensions.recipe import Ppo, Sft, load_recipe
 from extensions.runs.build import make_order
 from extensions.tasks import TASKS, Task
 from extensions.training.experience import Experience, TokenIndex
-from extensions.training.ppo import PpoTrainer
 from extensions.training.sft import SftTrainer
 
 TICKETS = Task.model_validate(
@@ -240,10 +239,10 @@ def test_the_reward_of_ppo_is_weighted_before_the_kl():
     index, mask = TokenIndex([3, 3]), torch.ones(2, 3, dtype=torch.bool)
     scores, weights, kl = torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0]), torch.full((2, 3), 0.1)
     found = {}
-    for name, w in (("weighted", weights), ("plain", torch.ones(1))):
+    for name, w in (("weighted", weights), ("plain", torch.ones(2))):
         flat = kl.flatten()
-        experience = Experience([], [], [], [], [], index, flat, torch.zeros(6), flat, scores, w)
-        PpoTrainer.estimate_advantages(experience, Ppo(whiten=False, gamma=1.0, lam=1.0), kl_coef=0.2)
+        experience = Experience([], [], [], [], [], index, flat, torch.zeros(6), flat, w, scores=scores)
+        experience.estimate_advantages(Ppo(whiten=False, gamma=1.0, lam=1.0), kl_coef=0.2)
         assert torch.equal(experience.scores, scores), "the unweighted reward is logged"
         found[name] = experience.advantages.view(2, 3)
     torch.testing.assert_close(found["weighted"][:, 2], torch.tensor([0.5 - 0.02, -2.0 - 0.02]))

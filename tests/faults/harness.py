@@ -28,7 +28,7 @@ import matplotlib.pyplot  # noqa: E402, F401 # now, not in each child
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from conftest import tiny_config, tiny_tokenizer  # noqa: E402
-from resumable import without_seconds  # noqa: E402
+from resumable import reproducible  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from support import free_port, timeless  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
@@ -252,7 +252,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
     state = read_json(last / "run.json")
     state.pop("seconds")
     for one in (scores, state["scores"]):
-        one["yardsticks"] = without_seconds(one["yardsticks"])
+        one["yardsticks"] = reproducible(one["yardsticks"])
     assert verify_checkpoint(last) == [], verify_checkpoint(last)
     left: dict[str, Any] = {
         "metrics": timeless(run / "metrics.jsonl"),

@@ -78,7 +78,7 @@ prompt:
   max_tokens: 144  # longest prompt in tokens; all training rows fit
 
 rollout:
-  response_budget: [13, 19]  # maximum response tokens, drawn per row; the longest answer with its tag fits
+  response_budget: [11, 16]  # maximum response tokens, drawn per row; the longest answer with its tag fits
 
 sft:  # launch/sft.sh, run first: trains the answer format, which PPO alone rarely samples
   batch_size: 16  # rows of one optimizer step over all ranks

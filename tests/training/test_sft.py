@@ -141,7 +141,7 @@ def test_a_sample_is_prompt_answer_and_closing_tag(tiny_model):
         fields = dict.fromkeys(task.fields, "Anna slept.")
         sample = SftTrainer.encode(trainer, Example(task, 0, fields, label))
         assert tokenizer.decode(sample.prompt) == prompt_text(task, fields)
-        assert tokenizer.decode(sample.response) == f"{written}{CLOSE}"
+        assert tokenizer.decode(sample.response) == f" {written} {CLOSE}"
         assert sample.response[-1] != tokenizer.eos_token_id
 
 
