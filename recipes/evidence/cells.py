@@ -16,7 +16,6 @@ from extensions.runs.resume import is_finished
 from extensions.sweeps.grid import assignments, script
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parent / "smollm2.yaml"
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,14 @@ class Evidence:
         return max(1, round(seconds / (own / steps)))
 
     def command(self, cell: EvidenceCell) -> list[str]:
-        return ["bash", str(script(self.method(cell)["script"])), str(RECIPE), *self.arguments(cell)]
+        return ["bash", str(script(self.method(cell)["script"])), str(self._recipe_file(cell)), *self.arguments(cell)]
 
     def recipe(self, cell: EvidenceCell) -> Recipe:
         """The recipe of a cell, checked. UserError: with every invalid key."""
-        return load_recipe(RECIPE, self.arguments(cell), self.method(cell)["script"])
+        return load_recipe(self._recipe_file(cell), self.arguments(cell), self.method(cell)["script"])
+
+    def _recipe_file(self, cell: EvidenceCell) -> Path:
+        return HERE.parent / self.method(cell).get("recipe", "smollm2.yaml")
 
 
 def _cells(blocks: Sequence[Mapping[str, Any]]) -> Iterator[EvidenceCell]:
