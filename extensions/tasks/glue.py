@@ -144,6 +144,7 @@ ENTRIES: list[dict[str, Any]] = [
         "answer_format": "Insert only a number between 0.0 and 5.0 here",
         "question": 'Now rate the similarity of the sentences "{sentence1}" and "{sentence2}".',
         "score_range": [0.0, 5.0],
+        "score_decimals": 1,
         "metrics": ["spearman"],
         "extra_metrics": ["pearson"],
         "in_suite_average": True,

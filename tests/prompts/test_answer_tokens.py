@@ -65,7 +65,7 @@ def test_the_instructed_form_is_learned_and_the_others_count(family):
 @EVERY_TASK
 def test_the_tokens_of_every_label(family, task):
     found = family.encoder().label_ids(task)
-    words = {label: word for word, label in answers_of(task).items()} if task.labels else {"0": "0", "5": "5"}
+    words = {label: word for word, label in answers_of(task).items()} if task.labels else {"0": "0.0", "5": "5.0"}
     assert {label: family.decode(ids) for label, ids in found.items()} == {
         label: family.alone(f" {word} {CLOSE}") for label, word in words.items()
     }

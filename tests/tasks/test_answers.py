@@ -371,3 +371,10 @@ def test_rewards_by_overlap(gold, answer, expected):
     assert reward(f"Weather{CLOSE}", packed) == reward(TOPICS.answer(answer), packed) == -1.0
     result = reward_func(["pSports" + CLOSE, "pWeather" + CLOSE], ["p", "p"], [pack_label(TOPICS, "s"), packed])
     assert result["rewards"].tolist() == [1.0, -1.0] and result["scores"].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("gold", ["4", "4.0", "4.000"])
+def test_a_score_of_stsb_has_one_form(gold):
+    """Its files write one score in several ways; what SFT trains is what likelihood compares."""
+    stsb = TASKS["stsb"]
+    assert stsb.answer(gold) == "4.0" and stsb.answer(gold) in stsb.score_grid
