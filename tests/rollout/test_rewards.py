@@ -137,7 +137,7 @@ def test_packed_labels_round_trip(task):
         assert label == gold
         assert (back.name, back.labels, back.score_range) == (task.name, task.labels, task.score_range)
         assert reward(f"{task.answer(gold)}{CLOSE}", packed) == (
-            1.0 if task.labels else pytest.approx(score(float(gold), gold, task))
+            1.0 if task.labels else pytest.approx(score(float(task.answer(gold)), gold, task))
         )
 
 
