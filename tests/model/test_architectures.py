@@ -101,7 +101,7 @@ def test_a_family_trains_and_plain_peft_loads_its_adapter(model_type, tmp_path, 
         assert answers == read_jsonl(tmp_path / method / "predictions_after.jsonl")
         for row in answers:
             scores = {word: _logprob(alone, tokenizer, prompts[row["index"]], word) for word in ("Yes", "No")}
-            assert row["response"] == f"{max(scores, key=lambda word: scores[word])}{CLOSE}"
+            assert row["response"] == f" {max(scores, key=lambda word: scores[word])} {CLOSE}"
 
 
 @pytest.mark.slow
@@ -138,7 +138,12 @@ def _prompts(folder, model):
 
 @torch.no_grad()
 def _logprob(model, tokenizer, prompt, word):
-    ids, whole = (tokenizer(text)["input_ids"] for text in (prompt, f"{prompt}{word}{CLOSE}"))
-    assert whole[: len(ids)] == ids
-    logprobs = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, :-1].log_softmax(-1)
-    return float(logprobs.gather(-1, torch.tensor(whole[1:])[:, None])[len(ids) - 1 :].sum())
+    """Log-probability of a word with the closing tag, summed over the spaces around it."""
+    forms = [f" {word} {CLOSE}", f" {word}{CLOSE}", f"{word} {CLOSE}", f"{word}{CLOSE}"]
+    ids, *rows = (tuple(tokenizer(text)["input_ids"]) for text in (prompt, *(f"{prompt}{form}" for form in forms)))
+    found = []
+    for whole in set(rows):
+        assert whole[: len(ids)] == ids
+        logprobs = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, :-1].log_softmax(-1)
+        found.append(logprobs.gather(-1, torch.tensor(whole[1:])[:, None])[len(ids) - 1 :].sum())
+    return float(torch.stack(found).logsumexp(0))
