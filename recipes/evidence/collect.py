@@ -92,7 +92,8 @@ def _run_line(evidence: Evidence, cell: EvidenceCell, run: FinishedRun, sessions
     metric, calibration = task.metrics[0], score.calibration
     own = [session for session in sessions if session["cell"] == cell.name]
     training = run.training
-    cpu = training_seconds(run.folder)[0] if training.steps else None
+    measured = training.steps and evidence.method(cell)["script"] != "encoder"  # whose epochs record no such time
+    cpu = training_seconds(run.folder)[0] if measured else None
     return {
         "cell": cell.name,
         **_key(cell),
