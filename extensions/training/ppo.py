@@ -140,7 +140,7 @@ class PpoTrainer(LocalPolicyMixin):
         Args:
             batch: this rank's share of the batch.
             prompts: places of the examples in `batch` to sample.
-            attempt: of resampling; each has random numbers of its own.
+            attempt: 0, or the number of the resampling, which draws other random numbers.
         """
         k, requests, texts = self.ppo.samples_per_prompt, [], []
         for slot in prompts:

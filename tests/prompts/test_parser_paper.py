@@ -1,4 +1,4 @@
-"""`parser: paper`: the first keyword or number decides, in rewards, recipes and records alike."""
+"""`parser: paper`: the first keyword or number decides in rewards, recipes and records."""
 
 import json
 from types import SimpleNamespace
