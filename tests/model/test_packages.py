@@ -1,11 +1,14 @@
 """Models in installed packages: a GGUF file is used in place, a zip is unpacked once into the user's cache."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
+from support import ROOT
 from transformers import AutoConfig
 
 from extensions.common.errors import UserError
@@ -63,24 +66,24 @@ def test_another_zip_has_another_folder(install, tiny_bert):
     assert first != second and (Path(second) / "model.safetensors").read_text() == "new"
 
 
-def _resolve(barrier, results):
-    barrier.wait()
-    results.put(resolve_model("pip:tiny-model"))
-
-
-def test_two_processes_unpack_at_once(install, tiny_bert, tmp_path):
-    install(tiny_bert)
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(3), context.Queue()
-    workers = [context.Process(target=_resolve, args=(barrier, results)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert len(set(found)) == 1
+def test_three_processes_unpack_at_once(install, tiny_bert, tmp_path):
+    site = install(tiny_bert).parents[1]
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from extensions.model.loading import resolve_model\n"
+        "print('ready', flush=True); input(); print(*resolve_model('pip:tiny-model'))"
+    )
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    found = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(found) == 1
     assert len(list((tmp_path / "cache" / "nlu-ppo").iterdir())) == 1, "no temporary folder is left"
-    AutoConfig.from_pretrained(found[0][0])
+    AutoConfig.from_pretrained(found.pop().split()[0])
 
 
 @pytest.mark.parametrize(

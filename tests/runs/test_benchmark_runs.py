@@ -115,7 +115,8 @@ def test_every_labelled_row_of_a_task_is_rendered_tokenized_and_scored(task, dat
         rows = zip(examples, answers, strict=True)
         return score(task, [Prediction(task.name, e.index, "", a, e.label, e.kept) for e, a in rows], False)
 
-    assert scored(lambda example: task.answer(example.label))["score"] == 1
+    tolerance = 2e-4 if task.is_regression else 0  # an answer has one decimal, some gold scores have three
+    assert scored(lambda example: task.answer(example.label))["score"] == pytest.approx(1, abs=tolerance)
     if not task.is_regression:
         (label, count), *_ = Counter(example.label for example in examples).most_common()
         constant = scored(lambda example: task.answer(label))
