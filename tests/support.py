@@ -207,6 +207,9 @@ class PlainEngine:
     def sum(self, values):
         return values
 
+    def gather(self, item):
+        return [item]
+
 
 def predict(examples, encoder, sampler, batch_size, max_new_tokens, seed, decoding="sample", **options):
     """One prediction per example of one task, in order, on one rank."""

@@ -29,6 +29,7 @@ MAX_LABEL_SETS = 64  # a multi-label task with more label sets compares only tho
 # grows with them: in tokens of a packed row, SmolLM2's SST-2 (2 answers) 75, CoLA (5) 89, STS-B (11) 391, against 55,
 # 59 and 149 for one form of each. The log-odds of the instructed form alone differ by 0.2 nats on CoLA, 0.8 on STS-B.
 MAX_BESIDE_SAMPLED = 20
+RANKING_DECIMALS = 3  # of answers whose order counts: rounding ties them
 CONFIDENCE_RADIUS = 0.1  # a score's confidence is the probability within this share of the score range
 
 
@@ -163,8 +164,8 @@ def log_odds(logprobs: Tensor, index: int) -> Tensor:
 def decide(compared: Candidates, probabilities: Tensor, calibrated: Tensor | None = None) -> list[Decision]:
     """The answer to each row: the most probable candidate.
 
-    A user's own regression task gets the probability-weighted mean of the scores instead, rounded to the task's
-    decimals, or, if it sets none, to one more than the candidates have. STS-B keeps the most probable score.
+    A regression gets the probability-weighted mean of the scores instead, rounded to the task's decimals, or, if it
+    sets none, to one more than the candidates have. STS-B, whose metrics rank, keeps three decimals.
 
     Args:
         probabilities: (rows, C) of `answer_probabilities`; they determine the answers.
@@ -180,13 +181,11 @@ def _decide(compared: Candidates, row: Tensor, reported: Tensor) -> Decision:
     answer: str | float = text
     probabilities = dict(zip(keys, reported.tolist(), strict=True))
     if task.score_range is not None:
-        if task.suite == "own":
-            decimals = task.score_decimals
-            if decimals is None:
-                decimals = len(text.partition(".")[2]) + 1
-            mean = sum(probability * float(key) for key, probability in zip(keys, row.tolist(), strict=True))
-            text = number_text(mean, decimals)
-        answer = float(text)
+        decimals = task.score_decimals if task.suite == "own" else RANKING_DECIMALS
+        if decimals is None:
+            decimals = len(text.partition(".")[2]) + 1
+        mean = sum(probability * float(key) for key, probability in zip(keys, row.tolist(), strict=True))
+        answer = float(text := number_text(mean, decimals))
     else:
         text = task.answer(text)
     if task.multi_label:

@@ -78,6 +78,7 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
             "rank has its own engine",
         ),
         *_label_rules(recipe),
+        *_correlation_rules(recipe),
         *_estimator_rules(recipe),
         (
             bool(recipe.prompt.template_options) and not recipe.prompt.chat_template,
@@ -147,6 +148,32 @@ def _estimator_rules(recipe: Recipe) -> list[tuple[bool, str]]:
             ppo.whiten_min_std > 0 and not ppo.whitens,
             f"ppo.whiten_min_std: {ppo.whiten_min_std} has no effect: advantages are not whitened with "
             f"ppo.advantage_estimator: {estimator}, ppo.whiten: {str(ppo.whiten).lower()}. Set it to 0",
+        ),
+    ]
+    return rules
+
+
+def _correlation_rules(recipe: Recipe) -> list[tuple[bool, str]]:
+    """The SFT loss that is defined for scores only, and teaches no sampled answers."""
+    used = recipe.method == "sft" and recipe.sft.loss == "correlation"
+    key = "sft.loss: correlation"
+    rules = [
+        (
+            used and not task.is_regression,
+            f"{key} is a loss of regressions; {task.name} is a {task.kind} task. Leave it out of "
+            "data.tasks, or use answer",
+        )
+        for task in recipe.data.tasks
+    ]
+    rules += [
+        (
+            used and recipe.evaluation.decoding != "likelihood",
+            f"{key} needs evaluation.decoding: likelihood, not {recipe.evaluation.decoding}: it trains the mean over "
+            "a task's scores, and a single sampled score says little about that",
+        ),
+        (
+            used and recipe.sft.batch_size < 4,
+            f"{key} needs sft.batch_size: 4 or more, not {recipe.sft.batch_size}: it compares the scores in a batch",
         ),
     ]
     return rules

@@ -134,10 +134,11 @@ class Sft(Section):
     micro_batch_size: int = Field(
         24, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
     )
-    loss: Literal["sequence", "answer"] = Field(
+    loss: Literal["sequence", "answer", "correlation"] = Field(
         "answer",
-        description="tokens in the next-token loss. answer: the answer and its closing tag, the stronger baseline "
-        "(ours); sequence: the prompt too (paper 4.2)",
+        description="next-token loss over answer: the answer and its closing tag, the stronger baseline (ours), or "
+        "sequence: the prompt too (paper 4.2). correlation: for regressions, of the mean score with the gold score in "
+        "the batch; answers by likelihood only (ours)",
     )
     optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="AdamW for SFT (paper 5.1)")
     lr: Number | None = Field(None, gt=0, description="peak learning rate; null: optimizer.lr, the same (paper 5.1)")

@@ -70,13 +70,16 @@ def reward_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> N
 
 
 def loss_curve(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Next-token loss per SFT step, over all target tokens and over the answer tokens alone."""
+    """Loss per SFT step, over all target tokens and over the answers alone; or of scores, and their correlation."""
     steps = [record["step"] for record in metrics]
     figure, axes = _figure(8, 4.5)
+    of_tokens = "answer_loss" in metrics[0]
     names = {"loss": "all targets, which are trained", "answer_loss": "answers and closing tags alone"}
+    if not of_tokens:
+        names = {"loss": "loss", "correlation": "correlation with the gold scores in the batch"}
     for k, ((name, label), color) in enumerate(zip(names.items(), _colors(2), strict=True)):
         _smooth_over_raw(axes, (steps, [record[name] for record in metrics]), label, color, k)
-    axes.set(xlabel="SFT step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="SFT step", ylabel="loss (nats per token)" if of_tokens else "", title=title)
     _whole_steps(axes)
     _legend(axes, smoothing_weight(len(steps)) > 0)
     _save(figure, path)

@@ -70,6 +70,7 @@ METRICS = (  # key, title, unit, note
     ("entropy", "Entropy of the policy", "nats per token", "near 0: the policy always gives the same answer"),
     ("policy_loss", "Policy loss", "", ""),
     ("value_loss", "Value loss", "", ""),
+    ("correlation", "Correlation with the gold scores", "", "within each batch, before its update"),
     ("kl_loss", "KL loss", "nats per token", ""),
     (
         "equal_groups",
@@ -129,9 +130,12 @@ def _metric(view: RunView, key: str, title: str, unit: str, note: str) -> Chart 
 
 
 def _losses(view: RunView) -> Chart | None:
-    names = {"loss": "all target tokens", "answer_loss": "answer tokens"}
+    names, unit = {"loss": "all target tokens", "answer_loss": "answer tokens"}, "nats per token"
+    if view.recipe.method == "sft" and view.recipe.sft.loss == "correlation":
+        names, unit = {"loss": "loss"}, ""
     found = [series_of(view.iterations, n, at(key), color(i)) for i, (key, n) in enumerate(names.items())]
     if view.recipe.method == "encoder":
+        unit = "nats"
         found = [
             series_of(
                 [r for r in view.iterations if r.get("task") == t.name],
@@ -142,11 +146,7 @@ def _losses(view: RunView) -> Chart | None:
             for i, t in enumerate(view.tasks)
         ]
     series = [line for one in found if one.values for line in raw_and_smoothed(one)]
-    return (
-        training_chart("Loss", series, "nats" if view.recipe.method == "encoder" else "nats per token")
-        if series
-        else None
-    )
+    return training_chart("Loss", series, unit) if series else None
 
 
 def _rewards(view: RunView) -> Chart | None:

@@ -44,8 +44,8 @@ from extensions.runs.memory import run_memory
 from extensions.runs.resume import input_rows
 from extensions.runs.training_run import TrainingRun
 from extensions.tasks import Task
+from extensions.training.correlation import sft_trainer
 from extensions.training.ppo import PpoTrainer
-from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
 
 
@@ -124,7 +124,7 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     order = make_order(recipe, data)
     trainer: Trainer
     if method == "sft":
-        trainer = SftTrainer(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed, of_update)
+        trainer = sft_trainer(recipe.sft)(policy, engine, strategy, encoder, order, recipe.sft, recipe.seed, of_update)
     else:
         size = ppo.micro_batch_size * ppo.samples_per_prompt
         sampler = make_sampler(policy, tokenizer, CLOSE, size, fixed_decode_steps, of_rollout)

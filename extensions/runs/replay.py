@@ -19,8 +19,8 @@ from extensions.distributed.strategy import Strategy, load_trainable_state
 from extensions.model.loading import load_policy
 from extensions.recipe import Recipe, load_recipe
 from extensions.runs.failed_batch import WEIGHTS, SampleCheck, check_sample, read_parts
+from extensions.training.correlation import sft_trainer
 from extensions.training.ppo import PpoTrainer
-from extensions.training.sft import SftTrainer
 from extensions.training.trainer import Trainer
 
 
@@ -84,7 +84,7 @@ def _trainer(recipe: Recipe) -> Trainer:
     )
     unused: Any = None
     if recipe.method == "sft":
-        return SftTrainer(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
+        return sft_trainer(recipe.sft)(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
     sampler: Any = SimpleNamespace(exact=True)
     return PpoTrainer(policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, recipe.seed)
 

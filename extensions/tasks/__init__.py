@@ -11,11 +11,12 @@ import difflib
 from extensions.common.errors import UserError
 from extensions.tasks import generated, glue, superglue
 from extensions.tasks.rules import PLACEHOLDER
-from extensions.tasks.schema import Parser, Task
+from extensions.tasks.schema import GRID_POINTS, Parser, Task
 from extensions.tasks.source import SPLITS, Hub, Source, SplitFormat, Submission
 from extensions.tasks.words import cell_label, fold, is_blank, nfc, normalize_answer, number_text
 
 __all__ = [
+    "GRID_POINTS",
     "PLACEHOLDER",
     "SPLITS",
     "SUITES",

@@ -39,6 +39,8 @@ class SftTrainer(LocalPolicyMixin):
         limits: of memory, besides the rows of a micro-batch.
     """
 
+    samples_per_example = 1
+
     def __init__(
         self,
         policy: Policy,
@@ -69,7 +71,11 @@ class SftTrainer(LocalPolicyMixin):
         self._batch = [], []
         batch = self.order.batch(step)[self.strategy.rank :: self.strategy.world_size]
         with clock("encode"):
-            samples = [replace(self.encode(example), weight=self.order.weight(example)) for example in batch]
+            samples = [
+                replace(sample, weight=self.order.weight(example))
+                for example in batch
+                for sample in self.encode(example)
+            ]
             self._batch = batch, samples
         with clock("update"):
             sums = self.update(samples, step)
@@ -80,12 +86,12 @@ class SftTrainer(LocalPolicyMixin):
         line = f"loss {metrics['loss']:.3f}  of the answer {metrics['answer_loss']:.3f}"
         return line, f"{metrics['samples_per_s']:.1f} samples/s"
 
-    def encode(self, example: Example) -> Sample:
-        """Prompt, and gold answer with its closing tag as the response."""
+    def encode(self, example: Example) -> list[Sample]:
+        """`samples_per_example` samples: the prompt, and the gold answer with its closing tag as the response."""
         assert example.label is not None, "training examples are labelled"
         ids, text = self.encoder.encode(example.task, example.fields)
         answer = self.encoder.answer_ids(ids, text, example.task.answer(example.label))
-        return Sample(ids, answer)
+        return [Sample(ids, answer)]
 
     def update(self, samples: Sequence[Sample], step: int) -> dict[str, Tensor]:
         """Gradients over the micro-batches, then one update. Returns this rank's sums over tokens, for the metrics.
@@ -109,7 +115,7 @@ class SftTrainer(LocalPolicyMixin):
         sums: dict[str, Tensor] = {}
         for k, chunk in enumerate(chunks):
             watchdog.heartbeat()
-            packed = self._pack([samples[slot] for slot in chunk])
+            packed = self._pack(samples, chunk)
             self.strategy.nonfinite.samples(chunk)
             self.limits.running(len(chunk), packed.input_ids.shape[1])
             torch.manual_seed(mixed_seed(self.seed, step, k, self.strategy.rank))  # of the dropout masks
@@ -124,13 +130,16 @@ class SftTrainer(LocalPolicyMixin):
             add(sums, "answer_tokens", torch.tensor(answer_tokens, device=logprobs.device))
         return sums
 
-    def _pack(self, samples: Sequence[Sample]) -> Pack:
-        """A pack with the targets of the loss."""
-        packed = pack(samples, self.policy.device)
-        return with_sequence_targets(packed, samples) if self.sft.loss == "sequence" else packed
+    def _pack(self, samples: Sequence[Sample], slots: Sequence[int]) -> Pack:
+        """A pack of some examples' samples, with the targets of the loss."""
+        count = self.samples_per_example
+        packing = [samples[slot * count + k] for slot in slots for k in range(count)]
+        packed = pack(packing, self.policy.device)
+        return with_sequence_targets(packed, packing) if self.sft.loss == "sequence" else packed
 
     def debug_snapshot(self) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """The samples of the current iteration."""
+        """The samples of the current iteration, the first of each example."""
+        examples, samples = self._batch
         records = [
             {
                 "task": example.task.name,
@@ -140,7 +149,7 @@ class SftTrainer(LocalPolicyMixin):
                 "response_ids": list(sample.response),
                 "weight": sample.weight,
             }
-            for example, sample in zip(*self._batch, strict=True)
+            for example, sample in zip(examples, samples[:: self.samples_per_example], strict=True)
         ]
         return records, {}
 
@@ -150,7 +159,7 @@ class SftTrainer(LocalPolicyMixin):
 
     def per_sample_losses(self, slot: int) -> dict[Role, Callable[[], Tensor]]:
         """The loss of one sample of the current iteration, alone."""
-        packed = self._pack([self._batch[1][slot]])
+        packed = self._pack(self._batch[1], [slot])
 
         def actor() -> Tensor:
             logprobs = self.policy(packed, values=False, temperature=1.0)["logprobs"]
@@ -159,20 +168,26 @@ class SftTrainer(LocalPolicyMixin):
         return {"actor": actor}
 
     def summarise(self, sums: dict[str, Tensor], step: int, clock: Clock) -> dict[str, Any]:
-        """Metrics over all ranks; mean losses in nats per token, over all targets weighted, over answers unweighted."""
-        names = ("loss", "tokens", "answer_loss", "answer_tokens", "target_tokens")
-        loss, tokens, answer_loss, answer_tokens, targets = self.strategy.sum(
-            torch.stack([sums[n] for n in names])
-        ).tolist()
+        """Metrics over all ranks."""
         samples = self.order.batch_size
         return {
             "step": step + 1,
             "samples": (step + 1) * samples,
-            "loss": loss / tokens,
-            "answer_loss": answer_loss / answer_tokens,
-            "target_tokens": targets / samples,
+            **self._losses(sums),
             "grad_norm": self.strategy.get_grad_norm(self.engine),
             "lr": self.engine.get_lr()[0],
             "seconds": clock.seconds,
             "samples_per_s": samples / sum(clock.seconds.values()),
+        }
+
+    def _losses(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Mean losses of a batch in nats per token, over all targets weighted, over answers unweighted."""
+        names = ("loss", "tokens", "answer_loss", "answer_tokens", "target_tokens")
+        loss, tokens, answer_loss, answer_tokens, targets = self.strategy.sum(
+            torch.stack([sums[n] for n in names])
+        ).tolist()
+        return {
+            "loss": loss / tokens,
+            "answer_loss": answer_loss / answer_tokens,
+            "target_tokens": targets / self.order.batch_size,
         }

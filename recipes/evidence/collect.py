@@ -90,6 +90,7 @@ def _key(cell: EvidenceCell) -> Line:
 def _run_line(evidence: Evidence, cell: EvidenceCell, run: FinishedRun, sessions: Sequence[Line]) -> Line:
     score, task = run.scores.after[cell.task], find_task(cell.task)
     metric, calibration = task.metrics[0], score.calibration
+    by_likelihood = run.recipe.evaluation.decoding == "likelihood"
     own = [session for session in sessions if session["cell"] == cell.name]
     training = run.training
     measured = training.steps and evidence.method(cell)["script"] != "encoder"  # whose epochs record no such time
@@ -99,14 +100,16 @@ def _run_line(evidence: Evidence, cell: EvidenceCell, run: FinishedRun, sessions
         **_key(cell),
         "seed": cell.seed,
         "metric": metric,
-        **_value("sampled", score, metric),
-        **_value("likelihood", score.likelihood, metric),
+        **_value("sampled", None if by_likelihood else score, metric),
+        **_value("likelihood", score if by_likelihood else score.likelihood, metric),
         "evaluated": score.samples,
-        "wrong_format": _number(score.format_error_rate),
+        "wrong_format": _number(None if by_likelihood else score.format_error_rate),
         "parsers_differ": "" if score.parsers_differ is None else score.parsers_differ,
         "gold_shares": _shares(score.gold_shares),
-        "sampled_shares": _shares(score.predicted_shares),
-        "likelihood_shares": _shares(score.likelihood.predicted_shares if score.likelihood else {}),
+        "sampled_shares": _shares({} if by_likelihood else score.predicted_shares),
+        "likelihood_shares": _shares(
+            score.predicted_shares if by_likelihood else score.likelihood.predicted_shares if score.likelihood else {}
+        ),
         "ece": _number(calibration.ece if calibration else None),
         "log_loss": _number(calibration.log_loss if calibration else None),
         "brier": _number(calibration.brier if calibration else None),
@@ -216,6 +219,8 @@ def _answers(evidence: Evidence, cell: EvidenceCell, decoding: str) -> list[Pred
     if not evidence.is_finished(cell):
         return None
     found = [Prediction(**_without(record, "fields")) for record in _records(evidence, cell)]
+    if evidence.recipe(cell).evaluation.decoding == "likelihood":
+        return found if decoding == "likelihood" else None
     if decoding == "sampled":
         return found
     if any(prediction.likelihood is None for prediction in found):

@@ -26,6 +26,11 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     clock = time.process_time if job.get("cpu_time") else time.perf_counter
     weights = sum(p.nbytes for name, p in trainer.policy.lm.named_parameters() if "lora_" not in name)
     assert weights == sum(p.nbytes for p in trainer.policy.lm.get_base_model().parameters() if not p.requires_grad)
+    causal_lm = trainer.policy.causal_lm
+    head, embeddings = causal_lm.get_output_embeddings().weight, causal_lm.get_input_embeddings().weight
+    base = sum(p.numel() for name, p in causal_lm.named_parameters() if "lora_" not in name)
+    trunk = base - embeddings.numel() - (0 if head is embeddings else head.numel())
+    parameters = {"head": head.numel(), "trunk": trunk}
 
     def iterate(step: int) -> dict[str, Any]:
         start = clock()
@@ -34,7 +39,7 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
         if "save" in job:
             trainer.policy.save_adapter(Path(job["save"]) / "adapter", trainer.weights())
         tokens = {kind: metrics.get(f"{kind}_tokens") for kind in ("packed", "logical")}  # of PPO
-        return {"seconds": seconds, "phases": metrics["seconds"], "weights_gb": weights / 2**30, **tokens}
+        return {"seconds": seconds, "phases": metrics["seconds"], "weights_gb": weights / 2**30, **parameters, **tokens}
 
     return iterate
 

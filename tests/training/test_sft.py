@@ -139,7 +139,7 @@ def test_a_sample_is_prompt_answer_and_closing_tag(tiny_model):
     for name, label, written in (("cola", "1", "Yes"), ("stsb", "3.8", "3.8")):
         task = TASKS[name]
         fields = dict.fromkeys(task.fields, "Anna slept.")
-        sample = SftTrainer.encode(trainer, Example(task, 0, fields, label))
+        (sample,) = SftTrainer.encode(trainer, Example(task, 0, fields, label))
         assert tokenizer.decode(sample.prompt) == prompt_text(task, fields)
         assert tokenizer.decode(sample.response) == f" {written} {CLOSE}"
         assert sample.response[-1] != tokenizer.eos_token_id
