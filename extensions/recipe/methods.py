@@ -132,7 +132,10 @@ class Sft(Section):
         None, ge=1, description="optimizer steps; null: as many samples as PPO sees, max_steps x ppo.batch_size (ours)"
     )
     micro_batch_size: int = Field(
-        24, ge=1, description="rows of one packed forward on a rank; memory against speed (ours)"
+        24,
+        ge=1,
+        description="rows of one packed forward on a rank, with all their answers in loss: correlation; memory against "
+        "speed (ours)",
     )
     loss: Literal["sequence", "answer", "correlation"] = Field(
         "answer",
