@@ -341,7 +341,7 @@ def attention_of(model: Model, config: Any) -> str:
     Packed where the model uses transformers' attention interface (checked with 5.15). `extensions.model.proof` decides
     whether it is exact.
     """
-    if model.attn_implementation != "auto":
+    if model.attn_implementation not in ("auto", "flash"):
         return model.attn_implementation
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None: remote code
     if kind is None or not kind._supports_attention_backend:

@@ -67,8 +67,11 @@ class ForwardPath:
     # How "plain" decodes: one left-padded cache for all rows; one cache per length; or no cache and a forward over
     # whole rows per token.
     cache: Literal["padded", "by length", "none"] = "padded"
+    flash: bool = False  # "packed" by a flash kernel
 
     def __str__(self) -> str:
+        if self.kind == "packed" and self.flash:
+            return "flash (shared prefixes, one call of a flash kernel per layer)"
         if self.kind == "packed":
             return "packed (shared prefixes, no masked pair is computed)"
         if self.kind == "masked":
@@ -209,7 +212,8 @@ class Policy(nn.Module):
         if most is not None and pack.input_ids.shape[1] >= most and attend is None:
             return self._row_states(pack)
         if self.path.kind == "packed":
-            return self.token_states(pack.input_ids, pack.position_ids, attend or PackAttention(pack))
+            attend = attend or PackAttention(pack, flash=self.path.flash)
+            return self.token_states(pack.input_ids, pack.position_ids, attend)
         if self.path.kind == "masked":
             return self._masked_states(pack, use_cache=False)[0]
         return self._row_states(pack)
@@ -268,8 +272,9 @@ class Policy(nn.Module):
             limit = replace(limit, rows=min(limit.rows, (most - 1) // longest))
         if self.path.kind == "plain":
             return OwnDecoder(self, prompts, limit, new_tokens, self.path.cache == "padded")
-        kind = TreeDecoder if self.path.kind == "packed" else PaddedDecoder
-        return kind(self, prompts, limit, new_tokens)
+        if self.path.kind == "packed":
+            return TreeDecoder(self, prompts, limit, new_tokens, self.path.flash)
+        return PaddedDecoder(self, prompts, limit, new_tokens)
 
     def logits(self, states: Tensor, temperature: float | None = None) -> Tensor:
         """Logits over the temperature, float32: (..., hidden) -> (..., V). Large: pass only the places needed."""

@@ -23,6 +23,7 @@ from extensions.model.policy import ForwardPath, Policy
 from extensions.model.precision import computing_in_float32
 from extensions.prefix.attention import NAME as PACKED
 from extensions.prefix.attention import CannotPack
+from extensions.prefix.flash import missing
 from extensions.prefix.limits import PackLimit
 from extensions.prefix.logprobs import token_logprobs
 from extensions.prefix.tree import Sample, pack, with_sequence_targets
@@ -154,6 +155,16 @@ def _paths(policy: Policy, attention: str, same_forwards: bool, rejected: list[s
         rejected.append(
             f"model.attn_implementation: sdpa ignores attn_logit_softcapping {capped:g}; set it to auto or eager"
         )
+        return
+    if attention in ("auto", "flash") and loaded == PACKED:
+        lacking = missing(policy.device, lm.dtype)
+        if lacking is None:
+            yield ForwardPath("packed", PACKED, flash=True)
+        elif attention == "flash":
+            rejected.append(f"model.attn_implementation: flash cannot be used: {lacking}; set it to auto")
+    elif attention == "flash":
+        rejected.append("model.attn_implementation: flash needs a model with transformers' attention interface")
+    if attention == "flash":
         return
     if attention != "auto" or not lm._can_set_attn_implementation():
         implementations = [loaded]

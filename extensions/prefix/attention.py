@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, sdpa_mask
 
+from extensions.prefix.flash import EVERYTHING, flash_attention, window_of
 from extensions.prefix.tree import Pack
 
 NAME = "packed"
@@ -173,10 +174,11 @@ class PackAttention:
 
     Args:
         keep_cache: keep keys and values, (L, key heads, size) per layer, for decoding.
+        flash: by a flash kernel, where `CannotPack` is raised if it does not implement what a layer computes.
     """
 
-    def __init__(self, pack: Pack, keep_cache: bool = False) -> None:
-        self.layout = pack.layout
+    def __init__(self, pack: Pack, keep_cache: bool = False, flash: bool = False) -> None:
+        self.pack, self.flash = pack, flash
         self.cache: dict[int, tuple[Tensor, Tensor]] | None = {} if keep_cache else None
 
     def __call__(
@@ -185,7 +187,9 @@ class PackAttention:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (L, heads, size)
         if self.cache is not None:
             self.cache[layer] = k, v
-        layout = self.layout
+        if self.flash:
+            return self._by_flash(q, k, v, scores, visible)[None]
+        layout = self.pack.layout
         own = [_ToRows.apply(x, layout.source, layout.target) for x in (q, k, v)]
         repeats = query.shape[1] // key.shape[1]
         # The CPU path adds its mask by broadcasting; the others need one row per query head, in the scores' dtype.
@@ -208,6 +212,17 @@ class PackAttention:
             first += rows * width
         joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return _FromRows.apply(joined, layout.source, layout.target, layout.padding)[None]
+
+    def _by_flash(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores, visible: Visible) -> Tensor:
+        segments, window = self.pack.segments, EVERYTHING
+        if not scores.plain:
+            raise CannotPack("the flash kernel has no capped scores and no sinks")
+        if not visible.causal:
+            found = visible.once("window", partial(window_of, visible, segments.most_keys, q.device))
+            if found is None:
+                raise CannotPack("the flash kernel has no mask but a causal one and a window")
+            window = found
+        return flash_attention(q, k, v, segments, scores.scaling, window)
 
 
 def _dtype(query: Tensor, scores: Scores) -> torch.dtype:

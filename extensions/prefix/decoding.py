@@ -72,9 +72,17 @@ class TreeDecoder:
     Args:
         limit: bounds of a forward in prefill.
         new_tokens: most tokens that will be written per row.
+        flash: prefill by a flash kernel.
     """
 
-    def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], limit: PackLimit, new_tokens: int) -> None:
+    def __init__(
+        self,
+        policy: Forwards,
+        prompts: Sequence[Sequence[int]],
+        limit: PackLimit,
+        new_tokens: int,
+        flash: bool = False,
+    ) -> None:
         self.policy, device = policy, policy.device
         self.order: list[int] = []
         self.groups: list[PrefixGroup] = []
@@ -84,7 +92,7 @@ class TreeDecoder:
         samples = [Sample(prompt, []) for prompt in prompts]
         for members in micro_batches(samples, range(len(samples)), limit):
             packed = pack([samples[i] for i in members], device)
-            attend = PackAttention(packed, keep_cache=True)
+            attend = PackAttention(packed, keep_cache=True, flash=flash)
             hidden = policy.packed_states(packed, attend)
             assert attend.cache is not None
             by_group = sorted(range(len(members)), key=lambda k: [span.first for span in packed.chains[k][:-1]])

@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,6 +83,11 @@ class Pack:
         return Layout(self)
 
     @cached_property
+    def segments(self) -> Segments:
+        """The pack as a variable-length kernel takes it; made once per pack."""
+        return Segments(self)
+
+    @cached_property
     def mask(self) -> Tensor:
         """(1, 1, L, L) bool, true where a query (row) attends to a key (column), for attention that needs it dense."""
         size = self.input_ids.shape[1]
@@ -130,6 +137,34 @@ class Layout:
             mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, torch.finfo(torch.float32).min)
             self._masks[key] = mask.to(dtype).repeat_interleave(repeats, 0)
         return self._masks[key]
+
+
+class Segments:
+    """The spans of a pack as N segments of L queries and K gathered keys, in the order of their places.
+
+    No segment is empty, and the totals are L and K. Queries and outputs stay at their places.
+    """
+
+    def __init__(self, pack: Pack) -> None:
+        device, size = pack.input_ids.device, pack.input_ids.shape[1]
+        own = {span.first: (span, group.context) for group in pack.groups for span in group.spans}
+        chains = [(*context, span) for _, (span, context) in sorted(own.items())]
+        source = np.concatenate([np.arange(s.first, s.first + s.length) for chain in chains for s in chain])
+        queries = [chain[-1].length for chain in chains]
+        keys = [sum(span.length for span in chain) for chain in chains]
+
+        def on_device(numbers: Any, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.as_tensor(numbers, dtype=dtype).to(device)
+
+        self.source = on_device(source)  # (K,) place of each gathered key
+        self.order = on_device(np.argsort(source, kind="stable"))  # (K,) gathered keys by place
+        self.counts = on_device(np.bincount(source, minlength=size))  # (L,) how often each place was gathered
+        # (N + 1,) int32 each: where the segments begin, and the total
+        self.cu_queries, self.cu_keys = (
+            on_device(np.cumsum([0, *lengths]), torch.int32) for lengths in (queries, keys)
+        )
+        # The longest, as Python integers: no layer waits for the device. A chain holds the positions 0, 1, ...
+        self.most_queries, self.most_keys = max(queries), max(keys)
 
 
 @dataclass

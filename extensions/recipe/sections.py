@@ -32,10 +32,10 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of the frozen base; auto: bfloat16 on GPU, float32 on CPU (ours)"
     )
-    attn_implementation: Literal["auto", "eager", "sdpa"] = Field(
+    attn_implementation: Literal["auto", "flash", "eager", "sdpa"] = Field(
         "auto",
-        description="auto: skips the masked parts of packed rows where the model allows it; sdpa and eager compute "
-        "them too (MPT) (ours)",
+        description="auto: skips the masked parts of packed rows where the model allows it, by a flash kernel on GPUs "
+        "that have one (flash: an error elsewhere); sdpa and eager compute them too (MPT) (ours)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (ours)")
     micro_batch_tokens: int | None = Field(
