@@ -137,6 +137,29 @@ def prompt_logprobs(output: Any, count: int) -> list[float]:
     return [step[token].logprob for step, token in zip(output.prompt_logprobs[-count:], tokens, strict=True)]
 
 
+@contextmanager
+def only_device(device: torch.device) -> Iterator[None]:
+    """Context in which new processes see one GPU: that of this rank.
+
+    vLLM (0.29) runs an engine in a process of its own, which takes the first GPU that it sees; without this, the engines
+    of all ranks would be on GPU 0. This process has its devices already, so the variable no longer changes them.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    visible = before.split(",") if before else [str(k) for k in range(torch.cuda.device_count())]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[index].strip()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
 class LoraSlot:
     """The adapter that a vLLM engine serves: its newest version, as a LoRA request and a folder of files."""
 
@@ -164,14 +187,16 @@ class VllmEngine:
     Args:
         arguments: `vllm_arguments`.
         sleep: free the engine's GPU memory outside of `awake`.
+        device: of the rank.
     """
 
-    def __init__(self, arguments: dict[str, Any], sleep: bool) -> None:
+    def __init__(self, arguments: dict[str, Any], sleep: bool, device: torch.device) -> None:
         set_vllm_environment()
         from vllm import LLM
 
-        self.sleeps = sleep and torch.cuda.is_available()
-        self.llm = LLM(**arguments, enable_sleep_mode=self.sleeps)
+        self.sleeps = sleep and device.type == "cuda"
+        with only_device(device):
+            self.llm = LLM(**arguments, enable_sleep_mode=self.sleeps)
         self.lora = LoraSlot()
         self._asleep = False
 

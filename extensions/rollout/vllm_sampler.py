@@ -35,7 +35,7 @@ class LocalLoraSync(LoraSync):
         self.micro_batch_size = recipe.evaluation.micro_batch_size
         say("starting one vLLM engine per rank")
         lora_rank = policy.lm.peft_config["default"].r
-        self.engine = VllmEngine(vllm_arguments(recipe, on_cpu, lora_rank), recipe.vllm.sleep)
+        self.engine = VllmEngine(vllm_arguments(recipe, on_cpu, lora_rank), recipe.vllm.sleep, strategy.device)
 
     @contextmanager
     def random_adapter(self) -> Iterator[None]:

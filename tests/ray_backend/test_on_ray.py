@@ -315,7 +315,10 @@ def test_the_probe_finds_a_wrong_adapter(tiny):
     limit = prompt_limit(recipe, load_config(recipe.model))
     encoder = PromptEncoder(load_tokenizer(recipe.model), limit, False, 0, {})
     samples = probe_samples(load_examples(recipe.data.tasks[0], "train", None, 0)[:4], encoder, 2)
-    engine, probe = VllmEngine(vllm_arguments(recipe, True, 4), sleep=True), SyncProbe(torch.float32, None)
+    engine, probe = (
+        VllmEngine(vllm_arguments(recipe, True, 4), True, torch.device("cpu")),
+        SyncProbe(torch.float32, None),
+    )
     state = trainable_state(policy)
 
     def logprobs():
