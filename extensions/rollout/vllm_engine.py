@@ -141,8 +141,8 @@ def prompt_logprobs(output: Any, count: int) -> list[float]:
 def only_device(device: torch.device) -> Iterator[None]:
     """Context in which new processes see one GPU: that of this rank.
 
-    vLLM (0.29) runs an engine in a process of its own, which takes the first GPU that it sees; without this, the engines
-    of all ranks would be on GPU 0. This process has its devices already, so the variable no longer changes them.
+    vLLM (0.29) runs an engine in a process of its own, which takes the first GPU that it sees: without this, GPU 0 on
+    every rank. This process has its devices already, so the variable no longer changes them.
     """
     if device.type != "cuda":
         yield
