@@ -21,6 +21,7 @@ from extensions.common.errors import UserError
 from extensions.model.loading import model_folder
 from extensions.ray_backend.cluster import ClusterShape
 from extensions.recipe import Recipe, all_keys, value_at
+from extensions.training.losses import is_options
 
 from openrlhf.utils.config import hierarchize  # isort: skip
 
@@ -68,6 +69,8 @@ COMPUTED = {
     "ppo.kl.horizon": "algo.kl.horizon",
     "vllm.enforce_eager": "vllm.enforce_eager",
     "vllm.sleep": "vllm.enable_sleep",
+    "vllm.is_correction": "algo.advantage.is_correction_mode",
+    "vllm.is_threshold": "algo.advantage.is_correction_threshold",
     "ray.num_nodes": "actor.num_nodes",
     "ray.gpus_per_node": "actor.num_gpus_per_node",
     "ray.num_engines": "vllm.num_engines",
@@ -120,8 +123,9 @@ def options(recipe: Recipe, shape: ClusterShape) -> dict[str, Any]:
         for group in ("actor", "critic", "ref")
         for option, value in (("num_nodes", shape.nodes), ("num_gpus_per_node", shape.gpus_per_node))
     }
+    correction = {f"algo.advantage.{name}": value for name, value in is_options(recipe.vllm).items()}
     passed_on = {option: value_at(recipe, key) for key, option in PASSED_ON.items()}
-    return passed_on | groups | {
+    return passed_on | groups | correction | {
         "actor.model_name_or_path": model,
         "critic.model_name_or_path": model,
         "train.agent_func_path": str(AGENT),

@@ -5,7 +5,7 @@ from extensions.recipe.loader import load_recipe
 from extensions.recipe.methods import AdvantageEstimator, Optimizer, Ppo, Schedule, Sft
 from extensions.recipe.run_schedule import RunSchedule
 from extensions.recipe.schema import MANIFEST, Recipe, adapter_name, all_keys, dump_recipe, value_at
-from extensions.recipe.sections import Data, DeepSpeed, Evaluation, Lora, Model
+from extensions.recipe.sections import Data, DeepSpeed, Evaluation, Lora, Model, Vllm
 
 __all__ = [
     "MANIFEST",
@@ -22,6 +22,7 @@ __all__ = [
     "RunSchedule",
     "Schedule",
     "Sft",
+    "Vllm",
     "adapter_name",
     "all_keys",
     "changes",

@@ -34,6 +34,8 @@ EFFECTS: Mapping[str, Effect] = {
     "model.path": "none",  # its files are hashed
     "model.trust_remote_code": "none",
     "ray.address": "none",
+    "vllm.is_correction": "learning",
+    "vllm.is_threshold": "learning",
     "vllm.probe_samples": "none",
     "vllm.probe_tolerance": "none",
     "model.attn_implementation": "numerics",

@@ -77,6 +77,10 @@ def cross_field_errors(recipe: Recipe) -> list[str]:
             f"vllm.tensor_parallel_size: {recipe.vllm.tensor_parallel_size} needs backend: ray; under DeepSpeed each "
             "rank has its own engine",
         ),
+        (
+            recipe.vllm.is_threshold[0] > recipe.vllm.is_threshold[1],
+            f"vllm.is_threshold: {recipe.vllm.is_threshold}: expected [lowest, highest] importance weight",
+        ),
         *_label_rules(recipe),
         *_correlation_rules(recipe),
         *_estimator_rules(recipe),

@@ -211,6 +211,15 @@ class Vllm(Section):
         description="mean difference of these logprobs, in nats, above which the run stops; null: 0.001 in float32, "
         "0.1 in bfloat16 (ours)",
     )
+    is_correction: Literal["clip", "mask", "off"] = Field(
+        "clip",
+        description="importance weight of a token in the policy loss: its probability by the trainer over that by the "
+        "engine. clip: within is_threshold (truncated importance sampling); mask: 0 outside it; off: none, and a run "
+        "stops if sampled tokens differ by more than probe_tolerance, where the others warn (OpenRLHF)",
+    )
+    is_threshold: list[Annotated[Number, Field(gt=0)]] = Field(
+        [0.5, 5.0], min_length=2, max_length=2, description="lowest and highest importance weight (OpenRLHF)"
+    )
 
 
 class Ray(Section):

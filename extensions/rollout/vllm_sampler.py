@@ -24,13 +24,21 @@ class LocalLoraSync(LoraSync):
     Args:
         samples: of the probe.
         say: prints a line.
+        warn: the same, for a warning.
     """
 
     def __init__(
-        self, recipe: Recipe, policy: Policy, strategy: Strategy, samples: Sequence[Sample], say: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        policy: Policy,
+        strategy: Strategy,
+        samples: Sequence[Sample],
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         on_cpu = strategy.device.type == "cpu"
-        super().__init__(SyncProbe(vllm_dtype(recipe, on_cpu), recipe.vllm.probe_tolerance))
+        corrects = recipe.vllm.is_correction != "off"
+        super().__init__(SyncProbe(vllm_dtype(recipe, on_cpu), recipe.vllm.probe_tolerance, warn if corrects else None))
         self.policy, self.samples, self.seed = policy, list(samples), recipe.seed
         self.micro_batch_size = recipe.evaluation.micro_batch_size
         say("starting one vLLM engine per rank")

@@ -115,7 +115,9 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
     make_sampler: Callable[..., Sampler] = Sampler
     if recipe.rollout.backend == "vllm":
         probed = probe_samples(data.train or data.table, encoder, recipe.vllm.probe_samples)
-        make_sampler = partial(VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info))
+        make_sampler = partial(
+            VllmSampler, LocalLoraSync(recipe, policy, strategy, probed, reporter.info, reporter.warn)
+        )
     size = recipe.evaluation.micro_batch_size
     sampler = make_sampler(policy, tokenizer, CLOSE, size, fixed_decode_steps, of_evaluation)
     evaluator = Evaluator(recipe, strategy, reporter, sampler, encoder, recipe.run_dir, label_sets(recipe, data))
@@ -129,7 +131,18 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
         size = ppo.micro_batch_size * ppo.samples_per_prompt
         sampler = make_sampler(policy, tokenizer, CLOSE, size, fixed_decode_steps, of_rollout)
         trainer = PpoTrainer(
-            policy, engine, strategy, sampler, encoder, reward, order, ppo, budgets, recipe.seed, of_update
+            policy,
+            engine,
+            strategy,
+            sampler,
+            encoder,
+            reward,
+            order,
+            ppo,
+            budgets,
+            recipe.seed,
+            of_update,
+            recipe.vllm if recipe.rollout.backend == "vllm" else None,
         )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, schedule)
 

@@ -86,7 +86,10 @@ def _trainer(recipe: Recipe) -> Trainer:
     if recipe.method == "sft":
         return sft_trainer(recipe.sft)(policy, unused, strategy, unused, unused, recipe.sft, recipe.seed)
     sampler: Any = SimpleNamespace(exact=True)
-    return PpoTrainer(policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, recipe.seed)
+    correction = recipe.vllm if recipe.rollout.backend == "vllm" else None
+    return PpoTrainer(
+        policy, unused, strategy, sampler, unused, unused, unused, recipe.ppo, unused, recipe.seed, None, correction
+    )
 
 
 def replay_table(samples: Sequence[Replayed]) -> Table:

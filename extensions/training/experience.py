@@ -30,7 +30,7 @@ from extensions.training.advantages import (
 )
 
 # Tensors that a failed batch is written with, each padded to (B, ...).
-EXPERIENCE_TENSORS = ("scores", "logprobs", "values", "kl", "reference", "kept", "advantages", "returns")
+EXPERIENCE_TENSORS = ("scores", "logprobs", "values", "kl", "sampled", "reference", "kept", "advantages", "returns")
 OF_SAMPLES = ("scores", "weights")  # tensors (B,); the others are (N,)
 
 
@@ -98,6 +98,7 @@ class Experience:
     kl: Tensor  # (N,) log pi_old - log pi_ref
     weights: Tensor  # (B,) weight of each sample
     samples_per_prompt: int = 1
+    sampled: Tensor = field(default_factory=_empty)  # (N,) logprobs by the engine that sampled, if not the trainer's
     reference: Tensor = field(default_factory=_empty)  # (N,) log pi_ref(a_t|s_t), if the KL is a loss
     scores: Tensor = field(default_factory=_empty)  # (B,) reward of each response, without its weight
     kept: Tensor = field(default_factory=_empty)  # (N,) 1: the token is in the losses; 0: its group is dropped

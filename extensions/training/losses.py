@@ -7,11 +7,12 @@ change it. OpenRLHF's losses take (B, T); a sum over tokens is the same over one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from extensions.distributed.openrlhf import PolicyLoss, ValueLoss, aggregate_loss, compute_approx_kl
-from extensions.recipe import Ppo
+from extensions.recipe import Ppo, Vllm
 from extensions.training.experience import Experience, MicroBatch
 
 
@@ -36,16 +37,32 @@ class ActorLoss:
     policy_loss: Tensor
     kl_loss: Tensor  # without its coefficient; 0 if the KL is a penalty in the reward
     clip_fraction: Tensor  # of its tokens
+    is_fraction: Tensor  # of its tokens whose importance weight is outside the threshold; 0 without correction
     loss: Tensor  # policy loss with the entropy bonus and the KL
 
 
-class PpoLosses:
-    """Policy, KL and value losses by the recipe's section `ppo`."""
+def is_options(settings: Vllm) -> dict[str, Any]:
+    """Arguments of OpenRLHF's policy loss for the importance weights of tokens."""
+    corrects = settings.is_correction != "off"
+    return {
+        "is_correction_level": "token" if corrects else "off",
+        "is_correction_mode": settings.is_correction if corrects else "mask",
+        "is_correction_threshold": list(settings.is_threshold),
+    }
 
-    def __init__(self, ppo: Ppo) -> None:
+
+class PpoLosses:
+    """Policy, KL and value losses by the recipe's section `ppo`.
+
+    Args:
+        correction: of the difference between an engine that samples and the trainer; None: there is none.
+    """
+
+    def __init__(self, ppo: Ppo, correction: Vllm | None = None) -> None:
         self.ppo = ppo
+        self.corrects = correction is not None and correction.is_correction != "off"
         low, high = ppo.clip_range
-        self.policy_loss = PolicyLoss(clip_eps_low=low, clip_eps_high=high)
+        self.policy_loss = PolicyLoss(low, high, **is_options(correction) if correction is not None else {})
         self.value_loss = ValueLoss(clip_eps=ppo.value_clip)
 
     def actor(
@@ -60,8 +77,9 @@ class PpoLosses:
         logprobs, entropy, arguments = out["logprobs"], out["entropy"], scale.arguments()
         old, kept = experience.logprobs[part.tokens], experience.kept[part.tokens]
         advantages = experience.advantages[part.tokens]
-        policy_loss, clip_fraction, *_ = self.policy_loss(
-            logprobs[None], old[None], advantages[None], kept[None], **arguments
+        sampled = experience.sampled[part.tokens][None] if self.corrects else None
+        policy_loss, clip_fraction, *_, outside = self.policy_loss(
+            logprobs[None], old[None], advantages[None], kept[None], sampled, **arguments
         )
         loss, kl_loss = policy_loss, policy_loss.new_zeros(())
         if self.ppo.entropy_coef > 0:
@@ -75,7 +93,9 @@ class PpoLosses:
             kl_loss = aggregate_loss(kl[None], kept[None], **arguments)
             loss = loss + kl_coef * kl_loss
         # Of a micro-batch whose groups are all dropped, OpenRLHF's fraction is 0 / 0.
-        return ActorLoss(logprobs, entropy, policy_loss, kl_loss, clip_fraction.nan_to_num(0.0), loss)
+        outside = clip_fraction.new_zeros(()) if outside is None else outside
+        clip_fraction, is_fraction = clip_fraction.nan_to_num(0.0), outside.nan_to_num(0.0)
+        return ActorLoss(logprobs, entropy, policy_loss, kl_loss, clip_fraction, is_fraction, loss)
 
     def value(self, experience: Experience, out: dict[str, Tensor], part: MicroBatch, scale: Scale) -> Tensor:
         """Clipped value loss, without its coefficient."""

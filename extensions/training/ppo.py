@@ -30,7 +30,7 @@ from extensions.prefix.limits import MemoryLimits
 from extensions.prefix.logprobs import Entropy
 from extensions.prefix.tree import Pack, Sample
 from extensions.prompts import PromptEncoder, parse_answer
-from extensions.recipe import Ppo
+from extensions.recipe import Ppo, Vllm
 from extensions.rollout.rewards import Reward
 from extensions.rollout.sampler import Sampler, training_request
 from extensions.training.experience import Experience, MicroBatch, TokenIndex
@@ -63,13 +63,14 @@ class PpoTrainer(LocalPolicyMixin):
         budgets: Mapping[str, Sequence[int]],
         seed: int,
         limits: MemoryLimits | None = None,
+        correction: Vllm | None = None,
     ) -> None:
         self.limits = limits or MemoryLimits()
         self.policy, self.engine, self.strategy, self.sampler = policy, engine, strategy, sampler
         self.encoder, self.reward, self.order, self.ppo, self.seed = encoder, reward, order, ppo, seed
         self.budgets = budgets
         self.entropy: Entropy = "differentiable" if ppo.entropy_coef > 0 else "number"
-        self.losses = PpoLosses(ppo)
+        self.losses = PpoLosses(ppo, correction)
         kl = ppo.kl
         self.kl_controller = (
             AdaptiveKLController(kl.init, kl.target, kl.horizon) if kl.adaptive else FixedKLController(kl.init)
@@ -185,6 +186,7 @@ class PpoTrainer(LocalPolicyMixin):
                     torch.stack([difference, difference.new_tensor(len(experience.logprobs))])
                 ).tolist()
                 self.sampler.check_logprob_mismatch(total / tokens)
+                experience.sampled = experience.logprobs
             experience.logprobs = again["logprobs"]
             experience.values = again.get("values", experience.values)
         if self.ppo.value_model == "adapter":
@@ -311,6 +313,8 @@ class PpoTrainer(LocalPolicyMixin):
             add(sums, "tokens", count)
             add(sums, "policy_loss", actor.policy_loss * per_loss)
             add(sums, "clip_fraction", actor.clip_fraction * count)
+            if self.losses.corrects:
+                add(sums, "is_fraction", actor.is_fraction * count)
             add(sums, "entropy", (actor.entropy * weight).sum())
             if shared or separate:
                 add(sums, "value_loss", value_loss * per_loss)
@@ -407,7 +411,7 @@ class PpoTrainer(LocalPolicyMixin):
             "kl": kl_sum / count if self.ppo.kl.init > 0 else None,
             "kl_coef": kl_coef,
             "policy_loss": totals["policy_loss"] / tokens,
-            **{name: totals[name] / tokens for name in ("value_loss", "kl_loss") if name in totals},
+            **{name: totals[name] / tokens for name in ("value_loss", "kl_loss", "is_fraction") if name in totals},
             "entropy": totals["entropy"] / tokens,
             "clip_fraction": totals["clip_fraction"] / tokens,
             "sampling_mismatch": totals["sampling_mismatch"] / totals.get("mismatch_tokens", response_tokens),
