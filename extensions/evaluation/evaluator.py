@@ -118,7 +118,8 @@ class Evaluator:
         pending = []
         for task in dict.fromkeys(example.task.name for example in examples):
             rows = [example for example in examples if example.task.name == task]
-            size = min(self.recipe.evaluation.batch_size, -(-len(rows) // world_size))  # a batch for every rank
+            most = max(self.recipe.evaluation.batch_size, self.sampler.queued_rows)
+            size = min(most, -(-len(rows) // world_size))  # a batch for every rank
             pending += [b for b in in_batches(rows, size) if any((task, row.index) not in known for row in b)]
         return [pending[rank::world_size] for rank in range(world_size)]
 

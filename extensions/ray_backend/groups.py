@@ -27,6 +27,7 @@ from extensions.ray_backend.workers import CriticActor, PolicyActor, ReferenceAc
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import LoraPayload, LoraSync, SyncProbe
 from extensions.rollout.sampler import GenerationRequest, Response
+from extensions.rollout.vllm_engine import QUEUED_ROWS
 from extensions.rollout.vllm_sampler import request_seed
 from extensions.runs.checkpoint import CheckpointFiles, Checkpoints
 
@@ -193,6 +194,7 @@ class RaySampler:
     """
 
     fixed_decode_steps: int | None = None
+    queued_rows = QUEUED_ROWS  # of all engines together
 
     def __init__(self, groups: Groups, temperature: float, refresh: Callable[[], None]) -> None:
         self.groups, self.temperature, self.refresh = groups, temperature, refresh

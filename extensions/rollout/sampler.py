@@ -94,6 +94,8 @@ class Sampler:
 
     # Whether logprobs equal the trainer's up to rounding in float32, and values are those of the policy's head.
     exact = True
+    # Rows that it wants at once, beyond evaluation.batch_size: an engine has a queue, and batches each step anew.
+    queued_rows = 0
 
     def __init__(
         self,

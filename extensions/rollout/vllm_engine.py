@@ -23,6 +23,7 @@ from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import LoraPayload, SyncError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank that vLLM 0.29 accepts
+QUEUED_ROWS = 1024  # of an evaluation, given to an engine at once: a stop request waits for them
 MIN_BATCHED_TOKENS = 4096  # per step of a CPU engine, whose prompts are not chunked
 
 

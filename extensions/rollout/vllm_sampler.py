@@ -15,7 +15,14 @@ from extensions.prefix.tree import Sample
 from extensions.recipe import Recipe
 from extensions.rollout.lora_sync import LoraPayload, LoraSync, SyncProbe, random_lora_state, response_logprobs
 from extensions.rollout.sampler import GenerationRequest, Response, Sampler
-from extensions.rollout.vllm_engine import VllmEngine, sampled_tokens, sampling_params, vllm_arguments, vllm_dtype
+from extensions.rollout.vllm_engine import (
+    QUEUED_ROWS,
+    VllmEngine,
+    sampled_tokens,
+    sampling_params,
+    vllm_arguments,
+    vllm_dtype,
+)
 
 
 class LocalLoraSync(LoraSync):
@@ -78,6 +85,7 @@ class VllmSampler(Sampler):
     """
 
     exact = False  # vLLM's logprobs are rounded differently from the trainer's, and it computes no values
+    queued_rows = QUEUED_ROWS
 
     def __init__(self, sync: LocalLoraSync, *settings: Any) -> None:
         super().__init__(*settings)
