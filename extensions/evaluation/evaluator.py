@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -79,8 +80,10 @@ class Evaluator:
         compared = {name: candidates(task, self.label_sets.get(name, ())) for name, task in tasks.items()}
         compares = {name: compared_beside_sampled(recipe.evaluation, one) for name, one in compared.items()}
         found: list[Prediction] = []
+        chosen = decoding or recipe.evaluation.decoding
         self.reporter.progress(0, left)
-        with self.sampler.session():
+        # Likelihoods are the policy's own: no engine wakes up, and no adapter is sent.
+        with self.sampler.session() if chosen != "likelihood" else nullcontext():
             for batch in self._own_batches(batches):
                 watchdog.heartbeat()
                 if strategy.stopping():  # a collective: every rank calls it in each turn, so all stop together
@@ -94,7 +97,7 @@ class Evaluator:
                     self.sampler,
                     recipe.rollout.max_new_tokens,
                     recipe.seed,
-                    decoding or recipe.evaluation.decoding,
+                    chosen,
                     self.label_sets.get(name, ()),
                     probabilities and compares[name],
                 )

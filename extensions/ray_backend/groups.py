@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from extensions.distributed import watchdog
+from extensions.distributed.shares import joined
 from extensions.distributed.strategy import Strategy
 from extensions.prefix.tree import Sample
 from extensions.ray_backend.cluster import ClusterShape
@@ -215,8 +215,9 @@ class RaySampler:
         return found
 
     def logprobs(self, samples: Sequence[Sample], together: int = 1, counted: int | None = None) -> Tensor:
-        tokens = iter(self.groups.call_actor("response_logprobs", list(samples), self.temperature))
-        return torch.tensor([sum(islice(tokens, len(sample.response))) for sample in samples])
+        rows = [list(samples[first : first + together]) for first in range(0, len(samples), together)]
+        by_rank = self.groups.call(self.groups.actor, "share_logprobs", ray.put(rows), self.temperature)
+        return torch.tensor([value for row in joined(by_rank, len(rows)) for value in row])
 
 
 class GroupCheckpoints(Checkpoints):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import GenerationConfig
 
 from extensions.distributed.openrlhf import ValueLoss, without_cuda
 from extensions.distributed.optim import set_schedule
+from extensions.distributed.shares import share
 from extensions.distributed.strategy import load_trainable_state, trainable_state
 from extensions.model.loading import load_tokenizer, model_folder
 from extensions.model.policy import Policy
@@ -200,6 +202,12 @@ class PolicyActor(TrainedActorMixin, undecorated(PolicyModelActor)):  # type: ig
         logprobs = response_logprobs(self.policy, samples, size, temperature)
         self.actor.train()
         return logprobs
+
+    def share_logprobs(self, rows: Sequence[Sequence[Sample]], temperature: float) -> list[list[float]]:
+        """Logprobs of the whole responses of each row in this rank's `share`."""
+        own = share(rows, self.strategy.rank, self.strategy.world_size)
+        tokens = iter(self.response_logprobs([sample for row in own for sample in row], temperature))
+        return [[sum(islice(tokens, len(sample.response))) for sample in row] for row in own]
 
 
 class ReferenceActor(undecorated(ReferenceModelActor)):  # type: ignore[misc]

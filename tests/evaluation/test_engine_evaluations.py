@@ -1,14 +1,16 @@
-"""An engine with a queue gets many rows of an evaluation at once; the policy's own sampler, batches."""
+"""Evaluations by an engine: many rows at once, and none where the policy itself computes the answers."""
 
 from types import SimpleNamespace
 
 import pytest
+from support import write_recipe
 
 from extensions.data import Example
 from extensions.evaluation.evaluator import Evaluator
 from extensions.rollout.sampler import Sampler
 from extensions.rollout.vllm_engine import QUEUED_ROWS
 from extensions.rollout.vllm_sampler import VllmSampler
+from extensions.runs.main import main
 from extensions.tasks import TASKS
 
 TASK = TASKS["cola"]
@@ -38,3 +40,12 @@ def batch_sizes(sampler, rows, ranks):
 )
 def test_rows_given_at_once(sampler, rows, ranks, sizes):
     assert batch_sizes(sampler, rows, ranks) == sizes
+
+
+@pytest.mark.parametrize(("decoding", "sessions"), [("likelihood", 0), ("greedy", 1)])
+def test_answers_by_likelihood_wake_no_engine(tiny_model, tmp_path, monkeypatch, decoding, sessions):
+    entered, session = [], Sampler.session
+    monkeypatch.setattr(Sampler, "session", lambda self: entered.append(1) or session(self))
+    recipe = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
+    assert main([str(recipe), f"evaluation.decoding={decoding}"], "eval") == 0
+    assert len(entered) == sessions
