@@ -24,6 +24,7 @@ REGIMES = (
     Regime(2e9, sft_lr=2e-4, ppo_lr=5e-5, dropout=0.0, epochs=3, min_rows=300, max_rows=3000),
     Regime(math.inf, sft_lr=1e-4, ppo_lr=1e-5, dropout=0.05, epochs=3, min_rows=300, max_rows=6000),
 )
+MAX_CORRELATION_LR = 3e-4  # of SFT on scores
 BATCH_SIZE = 16  # rows per step, of SFT and PPO
 PPO_STEPS = 30
 MAX_PROMPT_TOKENS = {"cpu": 512, "gpu": 1024}
@@ -48,6 +49,10 @@ class Settings:
     checkpoint_every: int
     evaluation_rows: int  # of the before/after table
     validation_rows: int
+
+    def sft_lr(self, kind: str) -> float:
+        """Peak learning rate of SFT for a kind of task."""
+        return min(self.regime.sft_lr, MAX_CORRELATION_LR) if kind == "regression" else self.regime.sft_lr
 
 
 def choose_settings(

@@ -152,6 +152,9 @@ def test_regression(here, tiny_model):
     assert (task.score_range, task.score_decimals) == ((-1.0, 1.0), 2)
     assert task.metrics == ["pearson", "spearman"] and drafted.recipe.data.class_weights == "none"
     assert task.question.endswith("What is the mood, from -1 to 1?")
+    recipe = drafted.recipe
+    assert (recipe.sft.loss, recipe.sft.lr, recipe.evaluation.decoding) == ("correlation", 3e-4, "likelihood")
+    assert recipe.lora.target_modules == "all-linear"
     check(task, data)
 
 
