@@ -143,6 +143,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return make
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`folder(model_type)`: a new folder with a tiny model of that architecture, of all that transformers has."""
+    from architectures import quiet, save  # imports this module
+
+    def make(model_type: str) -> Path:
+        path = tmp_path_factory.mktemp(model_type)
+        with quiet():
+            save(model_type, path)
+        return path
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random BERT without dropout and its WordPiece tokenizer, seeded."""

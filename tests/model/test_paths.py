@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import load, quiet, rows, save
+from architectures import load, rows
 from safetensors.torch import load_file, save_file
 from support import CPU, make_policy, write_recipe
 from transformers import AutoTokenizer, GPT2Config, MistralConfig
@@ -21,19 +21,6 @@ from extensions.prompts import PromptEncoder
 from extensions.recipe import Lora, Model
 from extensions.runs.main import main
 from extensions.tasks import TASKS
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """`folder(model_type)`: a tiny model of that architecture."""
-
-    def make(model_type):
-        path = tmp_path_factory.mktemp(model_type)
-        with quiet():
-            save(model_type, path)
-        return path
-
-    return make
 
 
 def test_an_inexact_path_is_not_used(folder, monkeypatch):

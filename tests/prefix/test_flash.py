@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from architectures import load, quiet, save
+from architectures import load
 from support import CPU, nested_prompts, samples, write_recipe
 from torch import nn
 from torch.nn.attention import varlen
@@ -142,17 +142,6 @@ def test_a_layers_mask_becomes_a_window_or_nothing(function, window):
 
 
 # ----------------------------------------------------------------------------------------------------- whole models
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    def make(model_type):
-        path = tmp_path_factory.mktemp(model_type)
-        with quiet():
-            save(model_type, path)
-        return path
-
-    return make
 
 
 def logprobs_and_gradients(policy, path, rows):
