@@ -144,8 +144,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`folder(model_type)`: a new folder with a tiny model of that architecture, of all that transformers has."""
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`family(model_type)`: a new folder with a tiny model of that architecture, of all that transformers has."""
     from architectures import quiet, save  # imports this module
 
     def make(model_type: str) -> Path:

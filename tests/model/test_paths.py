@@ -23,35 +23,35 @@ from extensions.runs.main import main
 from extensions.tasks import TASKS
 
 
-def test_an_inexact_path_is_not_used(folder, monkeypatch):
+def test_an_inexact_path_is_not_used(family, monkeypatch):
     """Packed attention without the window: another path is used, and the output of the run says why."""
     monkeypatch.setattr(attention, "_restricted", lambda mask, repeats, visible: mask)
-    policy = load(folder("mistral"))
+    policy = load(family("mistral"))
     assert policy.path.kind == "masked"
     (why,) = policy.proof.rejected
     assert why.startswith("packed") and "off by up to" in why and why in str(policy.proof)
 
 
-def test_a_model_without_an_exact_path_is_refused(folder, monkeypatch):
+def test_a_model_without_an_exact_path_is_refused(family, monkeypatch):
     def wrong(lm):
         found = examine(lm)
         return Anatomy(found.trunk, found.hidden_size, LogitTransform(scale=1.01))
 
     monkeypatch.setattr(loading, "examine", wrong)
     with pytest.raises(UserError, match=r"LlamaForCausalLM has no exact path here.*no shared prefixes.*off by up to"):
-        load(folder("llama"))
+        load(family("llama"))
 
 
 @pytest.mark.parametrize(("model_type", "cache"), [("rwkv", "none"), ("lfm2", "padded")])
-def test_paths_with_equally_many_forwards_on_all_ranks(folder, model_type, cache):
+def test_paths_with_equally_many_forwards_on_all_ranks(family, model_type, cache):
     """One batch per length of the rows would need different numbers of forwards on the ranks (ZeRO 3)."""
-    model = Model(path=str(folder(model_type)))
+    model = Model(path=str(family(model_type)))
     policy = load_policy(model, Lora(), "none", 1.0, CPU, 0, "base", same_forwards=True)
     assert (policy.path.kind, policy.path.cache) == ("plain", cache)
 
 
-def test_weights_that_are_nan_are_refused(folder):
-    path = folder("llama")
+def test_weights_that_are_nan_are_refused(family):
+    path = family("llama")
     weights = load_file(path / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0] = torch.nan
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
@@ -61,9 +61,9 @@ def test_weights_that_are_nan_are_refused(folder):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("model_type", ["gpt2", "phimoe", "opt"])
-def test_training_mode_equals_the_policy_that_sampled(folder, model_type, checkpointing):
+def test_training_mode_equals_the_policy_that_sampled(family, model_type, checkpointing):
     """The base's dropout (0.1 here) and a stochastic router are off, also with gradient checkpointing."""
-    path = folder(model_type)
+    path = family(model_type)
     if model_type == "gpt2":
         GPT2Config.from_pretrained(path, attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1).save_pretrained(path)
     policy = make_policy(path, checkpointing=checkpointing)

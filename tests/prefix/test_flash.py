@@ -156,8 +156,8 @@ def logprobs_and_gradients(policy, path, rows):
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "qwen3", "gpt2", "phi3"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-def test_a_model_computes_the_same_as_by_the_packed_path(kernel, folder, model_type, checkpointing):
-    policy = load(folder(model_type))
+def test_a_model_computes_the_same_as_by_the_packed_path(kernel, family, model_type, checkpointing):
+    policy = load(family(model_type))
     if checkpointing:
         policy.causal_lm.gradient_checkpointing_enable()
         policy.train()
@@ -178,16 +178,16 @@ def test_a_model_computes_the_same_as_by_the_packed_path(kernel, folder, model_t
     ("model_type", "why"),
     [("gemma2", "capped scores"), ("gpt_oss", "no sinks"), ("llama4_text", "a causal one and a window")],
 )
-def test_layers_that_the_kernel_lacks_are_refused(folder, model_type, why):
-    policy = load(folder(model_type))
+def test_layers_that_the_kernel_lacks_are_refused(family, model_type, why):
+    policy = load(family(model_type))
     policy.use(ForwardPath("packed", NAME, flash=True))
     row = list(range(5, 60))
     with policy.role("actor"), pytest.raises(CannotPack, match=why):
         policy(pack([Sample(row, [7, 8, 9])], CPU), values=False)
 
 
-def test_prefill_uses_the_kernel_and_decodes_the_same(kernel, folder, monkeypatch):
-    policy, prompts = load(folder("llama")), [row.prompt for row in samples()]
+def test_prefill_uses_the_kernel_and_decodes_the_same(kernel, family, monkeypatch):
+    policy, prompts = load(family("llama")), [row.prompt for row in samples()]
     used = []
     attend = flash._TreeAttention.apply
     monkeypatch.setattr(flash._TreeAttention, "apply", lambda *args: used.append(1) or attend(*args))
@@ -240,13 +240,13 @@ def test_a_kernel_with_another_alignment_or_wrong_gradients_is_found(monkeypatch
     assert flash.wrong_by(CPU, torch.bfloat16) < flash.ROUNDING / 2
 
 
-def test_auto_takes_it_where_nothing_is_missing(folder, monkeypatch):
-    path = folder("qwen2")
+def test_auto_takes_it_where_nothing_is_missing(family, monkeypatch):
+    path = family("qwen2")
     assert not load(path).path.flash
     monkeypatch.setattr("extensions.model.proof.missing", lambda device, dtype: None)
     policy = load(path)
     assert policy.path.flash and str(policy.proof).startswith("Qwen2ForCausalLM: flash (shared prefixes")
-    assert load(folder("gemma2")).path == ForwardPath("packed", NAME), "the next exact path"
+    assert load(family("gemma2")).path == ForwardPath("packed", NAME), "the next exact path"
 
 
 def test_flash_on_a_cpu_is_an_error_before_training(tiny_model, tmp_path, capsys):
