@@ -265,6 +265,9 @@ def test_two_nodes_give_the_numbers_of_one(ray_run, tiny, tmp_path, two_nodes, s
         assert one[name] == pytest.approx(two[name], abs=2e-5), name
     for (name, a), b in zip(adapter_of(ray_run[0]).items(), adapter_of(tmp_path / "run").values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
+    shares = [read_jsonl(folder / "predictions_before.jsonl") for folder in (ray_run[0], tmp_path / "run")]
+    for one, two in zip(*shares, strict=True):
+        assert one["index"] == two["index"] and one["probabilities"] == pytest.approx(two["probabilities"], abs=1e-5)
     ranks = read_json(next((tmp_path / "run" / "checkpoints").glob("step-4")) / "manifest.json")["ranks"]
     assert ranks == 2
 
