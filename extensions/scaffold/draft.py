@@ -70,6 +70,7 @@ def draft(entry: TaskEntry, request: InitRequest, on_gpu: bool) -> Draft:
         prompt_limit(recipe, config) + recipe.rollout.max_new_tokens,
         _longest_answer(counting, task, rows),
         on_gpu,
+        task.is_regression,
     )
     if fixed >= chosen.max_tokens:
         raise UserError(

@@ -24,7 +24,8 @@ REGIMES = (
     Regime(2e9, sft_lr=2e-4, ppo_lr=5e-5, dropout=0.0, epochs=3, min_rows=300, max_rows=3000),
     Regime(math.inf, sft_lr=1e-4, ppo_lr=1e-5, dropout=0.05, epochs=3, min_rows=300, max_rows=6000),
 )
-MAX_CORRELATION_LR = 3e-4  # of SFT on scores
+# Of SFT on scores, whose loss computes every score of the grid for a row; SmolLM2 learns STS-B in 30 to 45 steps.
+MAX_SCORE_LR, MAX_SCORE_ROWS = 3e-4, 960
 BATCH_SIZE = 16  # rows per step, of SFT and PPO
 PPO_STEPS = 30
 MAX_PROMPT_TOKENS = {"cpu": 512, "gpu": 1024}
@@ -52,7 +53,7 @@ class Settings:
 
     def sft_lr(self, kind: str) -> float:
         """Peak learning rate of SFT for a kind of task."""
-        return min(self.regime.sft_lr, MAX_CORRELATION_LR) if kind == "regression" else self.regime.sft_lr
+        return min(self.regime.sft_lr, MAX_SCORE_LR) if kind == "regression" else self.regime.sft_lr
 
 
 def choose_settings(
@@ -63,6 +64,7 @@ def choose_settings(
     context: int,
     longest_answer: int,
     on_gpu: bool,
+    scores: bool = False,
 ) -> Settings:
     """The settings of a recipe.
 
@@ -72,10 +74,11 @@ def choose_settings(
         fixed_tokens: of a prompt without its texts.
         context: tokens of prompt and response that the model reads.
         longest_answer: tokens, with the closing tag.
+        scores: the task is a regression.
     """
     regime = next(one for one in REGIMES if parameters <= one.parameters)
     seen = min(max(regime.epochs * train_rows, regime.min_rows), regime.max_rows)
-    steps = math.ceil(seen / BATCH_SIZE)
+    steps = math.ceil((min(seen, MAX_SCORE_ROWS) if scores else seen) / BATCH_SIZE)
     # Both ends of the budget have room for the longest answer; more room only allows more text around it.
     low = longest_answer + 1
     high = low + max(4, min(8, low // 2))

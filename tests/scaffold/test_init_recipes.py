@@ -154,7 +154,7 @@ def test_regression(here, tiny_model):
     assert task.question.endswith("What is the mood, from -1 to 1?")
     recipe = drafted.recipe
     assert (recipe.sft.loss, recipe.sft.lr, recipe.evaluation.decoding) == ("correlation", 3e-4, "likelihood")
-    assert recipe.lora.target_modules == "all-linear"
+    assert recipe.lora.target_modules == "all-linear" and recipe.sft.max_steps <= 60
     check(task, data)
 
 
