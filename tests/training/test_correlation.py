@@ -1,6 +1,7 @@
 """The correlation loss: against numpy and plain forwards, real runs of tiny models, ranks and resume."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -128,6 +129,29 @@ def test_gradients_equal_plain_forwards_for_any_micro_batch(tiny_model, architec
             torch.testing.assert_close(
                 found[name], gradient, rtol=1e-2, atol=2e-3 * scale, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+def test_a_failed_batch_is_computed_again_row_by_row(tiny_model):
+    """From what a checkpoint of the failure holds: token ids of every answer, no examples."""
+    path = tiny_model("llama")
+    policy, tokenizer = make_policy(path, critic="none"), load_tokenizer(Model(path=str(path)))
+    engine, encoder = PlainEngine(policy), PromptEncoder(tokenizer, 400, False)
+
+    def trainer(encoder):
+        return CorrelationTrainer(policy, engine, engine, encoder, None, Sft(loss="correlation"), 0)
+
+    failed, task = trainer(encoder), TASKS["stsb"]
+    batch = [Example(task, k, dict.fromkeys(task.fields, f"Anna {WORDS[k]} slept."), "3.8") for k in range(3)]
+    failed._batch = batch, [sample for example in batch for sample in failed.encode(example)]
+    records, tensors = failed.debug_snapshot()
+    assert tensors == {} and [len(record["grid_ids"]) for record in records] == [GRID_POINTS] * 3
+    again = trainer(None)
+    again.restore_snapshot(json.loads(json.dumps(records)), {})
+    assert again._batch[1] == failed._batch[1]
+    with policy.role("actor"):
+        losses = [again.per_sample_losses(slot)["actor"]() for slot in range(3)]
+    assert all(loss.requires_grad and loss.isfinite() for loss in losses)
+    assert len({loss.item() for loss in losses}) == 3
 
 
 # ----------------------------------------------------------------------------------------------------------- real runs
