@@ -141,7 +141,7 @@ class Strategy(DeepspeedStrategy):
 
     def stopping(self) -> bool:
         """Whether any rank has a stop request (`extensions.distributed.signals`); the same result on every rank."""
-        return any(self.gather(signals.requested() is not None))
+        return bool(self.sum(torch.tensor(int(signals.requested() is not None))))
 
     # ------------------------------------------------------------------------------------------------ training
 
