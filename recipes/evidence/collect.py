@@ -156,13 +156,11 @@ def _machine(run: FinishedRun, own: Sequence[Line]) -> Line:
 
 
 def _portable(evidence: Evidence, command: str) -> str:
-    """A command without this machine's folders."""
-    named = {str(evidence.out): "runs/evidence", f"{HERE.parents[1]}/": ""}
+    """A command without this machine's folders: `bash launch/METHOD.sh recipes/FILE KEYS`, from any checkout."""
     words = [f"data.root={DATA_ROOT}" if word.startswith("data.root=") else word for word in shlex.split(command)]
+    words[1:3] = [str(Path(*Path(word).parts[-2:])) for word in words[1:3]]
     text = shlex.join(word for word in words if not word.startswith("name="))
-    for path, name in named.items():
-        text = text.replace(path, name)
-    return text
+    return text.replace(str(evidence.out), "runs/evidence")
 
 
 def _yardstick_lines(cell: EvidenceCell, run: FinishedRun) -> list[Line]:

@@ -226,7 +226,7 @@ def test_batches_carry_the_weights_of_their_rows():
         policy=SimpleNamespace(device=torch.device("cpu")),
         strategy=SimpleNamespace(rank=0, world_size=1),
         order=order,
-        encode=lambda example: Sample([1], [2]),
+        encode=lambda example: [Sample([1], [2])],
         update=lambda samples, step: seen.extend(samples),
         summarise=lambda *a: {},
     )
