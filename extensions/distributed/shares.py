@@ -9,7 +9,7 @@ Row = TypeVar("Row")
 
 
 def share(rows: Sequence[Row], rank: int, ranks: int) -> list[Row]:
-    """Every `ranks`-th row from `rank` on; a rank with one fewer, or none, gets the first row again."""
+    """Rows rank, rank + ranks, ...; padded with the first row, so that all shares are equally long."""
     own = list(rows[rank::ranks])
     return own + [rows[0]] * (-(-len(rows) // ranks) - len(own))
 

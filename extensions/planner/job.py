@@ -16,7 +16,6 @@ from extensions.planner.flops import ModelShape, SampleTokens, packed_work, ppo_
 from extensions.planner.tokens import count_tokens, typical_batch
 from extensions.prefix.attention import NAME as PACKED
 from extensions.recipe import Lora, Model, Recipe
-from extensions.tasks import GRID_POINTS
 
 BYTES_4BIT = 0.516  # per weight in nf4 with double quantisation (QLoRA, section 3)
 USABLE = 0.92  # share of the memory; the rest is lost to fragmentation
@@ -119,8 +118,7 @@ class TrainingJob:
         rollout, stated = self.recipe.rollout, self.options.response_tokens
         budget = (stated, stated) if stated is not None else (rollout.min_new_tokens, rollout.max_new_tokens)
         if not self.ppo:
-            answers = GRID_POINTS if self.recipe.sft.loss == "correlation" else 1
-            return typical_batch(self.tokens, rows, None, longest, answers)
+            return typical_batch(self.tokens, rows, None, longest, self.recipe.sft.samples_per_example)
         return typical_batch(self.tokens, rows, budget, longest, self.recipe.ppo.samples_per_prompt)
 
     def flops(self, rows: int, setting: Setting, dense: bool = False) -> dict[str, float]:

@@ -95,7 +95,7 @@ def _run(recipe: Recipe) -> None:
             strategy = RayStrategy(recipe, args, rows)
             groups = start_groups(recipe, shape, strategy, schedule.updates)
             record_proof(groups.call_actor("proof"), folder, reporter)
-            warn = None if recipe.vllm.is_correction == "off" else reporter.warn
+            warn = reporter.warn if recipe.vllm.corrects else None
             probe = SyncProbe(vllm_dtype(recipe, shape.on_cpu), recipe.vllm.probe_tolerance, warn)
             probed = probe_samples(data.train, encoder, recipe.vllm.probe_samples)
             order = make_order(recipe, data)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from extensions.recipe.sections import Number, RecipeTask, Section
+from extensions.tasks import GRID_POINTS
 
 ClipRange = Annotated[
     list[Annotated[Number, Field(gt=0)]],
@@ -146,6 +147,11 @@ class Sft(Section):
     optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="AdamW for SFT (paper 5.1)")
     lr: Number | None = Field(None, gt=0, description="peak learning rate; null: optimizer.lr, the same (paper 5.1)")
     max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping; 0: off (ours, OpenRLHF's default)")
+
+    @property
+    def samples_per_example(self) -> int:
+        """Prompt with answer: the gold answer, or every score of the task's grid."""
+        return GRID_POINTS if self.loss == "correlation" else 1
 
 
 class Encoder(Section):

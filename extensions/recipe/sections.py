@@ -221,6 +221,11 @@ class Vllm(Section):
         [0.5, 5.0], min_length=2, max_length=2, description="lowest and highest importance weight (OpenRLHF)"
     )
 
+    @property
+    def corrects(self) -> bool:
+        """Whether tokens have importance weights."""
+        return self.is_correction != "off"
+
 
 class Ray(Section):
     address: str | None = Field(

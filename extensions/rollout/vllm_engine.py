@@ -142,8 +142,8 @@ def prompt_logprobs(output: Any, count: int) -> list[float]:
 def only_device(device: torch.device) -> Iterator[None]:
     """Context in which new processes see one GPU: that of this rank.
 
-    vLLM (0.29) runs an engine in a process of its own, which takes the first GPU that it sees: without this, GPU 0 on
-    every rank. This process has its devices already, so the variable no longer changes them.
+    vLLM (0.29) runs an engine in a process of its own, which takes the first GPU that it sees. Without this context,
+    that would be GPU 0 on every rank. This process has its devices already, so the variable no longer changes them.
     """
     if device.type != "cuda":
         yield

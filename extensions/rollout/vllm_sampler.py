@@ -44,8 +44,8 @@ class LocalLoraSync(LoraSync):
         warn: Callable[[str], None],
     ) -> None:
         on_cpu = strategy.device.type == "cpu"
-        corrects = recipe.vllm.is_correction != "off"
-        super().__init__(SyncProbe(vllm_dtype(recipe, on_cpu), recipe.vllm.probe_tolerance, warn if corrects else None))
+        warn_only = warn if recipe.vllm.corrects else None
+        super().__init__(SyncProbe(vllm_dtype(recipe, on_cpu), recipe.vllm.probe_tolerance, warn_only))
         self.policy, self.samples, self.seed = policy, list(samples), recipe.seed
         self.micro_batch_size = recipe.evaluation.micro_batch_size
         say("starting one vLLM engine per rank")

@@ -141,8 +141,8 @@ def prepare(recipe: Recipe) -> EvaluationRun | TrainingRun:
             ppo,
             budgets,
             recipe.seed,
-            of_update,
-            recipe.vllm if recipe.rollout.backend == "vllm" else None,
+            limits=of_update,
+            correction=recipe.vllm if recipe.rollout.backend == "vllm" else None,
         )
     return TrainingRun(recipe, strategy, reporter, folder, data, evaluator, trainer, schedule)
 

@@ -81,8 +81,6 @@ def unit_score(task: Task, label: str) -> float:
 class CorrelationTrainer(SftTrainer):
     """`SftTrainer` with the loss above. All tasks are regressions."""
 
-    samples_per_example = GRID_POINTS
-
     def encode(self, example: Example) -> list[Sample]:
         """The prompt with each answer of the grid."""
         ids, text = self.encoder.encode(example.task, example.fields)
@@ -106,7 +104,7 @@ class CorrelationTrainer(SftTrainer):
         """
         examples, device = self._batch[0], self.policy.device
         chunks = micro_batches(
-            samples, range(len(examples)), self.limits.of(self.sft.micro_batch_size), self.samples_per_example
+            samples, range(len(examples)), self.limits.of(self.sft.micro_batch_size), self.sft.samples_per_example
         )
         log_masses, scores = torch.zeros(2, len(examples), device=device)
         for k, chunk in enumerate(chunks):
@@ -153,7 +151,7 @@ class CorrelationTrainer(SftTrainer):
         """With the token ids of all answers of the grid."""
         records, tensors = super().debug_snapshot()
         for k, record in enumerate(records):
-            own = self._batch[1][k * self.samples_per_example : (k + 1) * self.samples_per_example]
+            own = self._batch[1][k * self.sft.samples_per_example : (k + 1) * self.sft.samples_per_example]
             record["grid_ids"] = [list(sample.response) for sample in own]
         return records, tensors
 

@@ -43,10 +43,9 @@ class ActorLoss:
 
 def is_options(settings: Vllm) -> dict[str, Any]:
     """Arguments of OpenRLHF's policy loss for the importance weights of tokens."""
-    corrects = settings.is_correction != "off"
     return {
-        "is_correction_level": "token" if corrects else "off",
-        "is_correction_mode": settings.is_correction if corrects else "mask",
+        "is_correction_level": "token" if settings.corrects else "off",
+        "is_correction_mode": settings.is_correction if settings.corrects else "mask",
         "is_correction_threshold": list(settings.is_threshold),
     }
 
@@ -60,7 +59,7 @@ class PpoLosses:
 
     def __init__(self, ppo: Ppo, correction: Vllm | None = None) -> None:
         self.ppo = ppo
-        self.corrects = correction is not None and correction.is_correction != "off"
+        self.corrects = correction is not None and correction.corrects
         low, high = ppo.clip_range
         self.policy_loss = PolicyLoss(low, high, **is_options(correction) if correction is not None else {})
         self.value_loss = ValueLoss(clip_eps=ppo.value_clip)

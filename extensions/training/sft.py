@@ -39,8 +39,6 @@ class SftTrainer(LocalPolicyMixin):
         limits: of memory, besides the rows of a micro-batch.
     """
 
-    samples_per_example = 1
-
     def __init__(
         self,
         policy: Policy,
@@ -132,7 +130,7 @@ class SftTrainer(LocalPolicyMixin):
 
     def _pack(self, samples: Sequence[Sample], slots: Sequence[int]) -> Pack:
         """A pack of some examples' samples, with the targets of the loss."""
-        count = self.samples_per_example
+        count = self.sft.samples_per_example
         packing = [samples[slot * count + k] for slot in slots for k in range(count)]
         packed = pack(packing, self.policy.device)
         return with_sequence_targets(packed, packing) if self.sft.loss == "sequence" else packed
@@ -149,7 +147,7 @@ class SftTrainer(LocalPolicyMixin):
                 "response_ids": list(sample.response),
                 "weight": sample.weight,
             }
-            for example, sample in zip(examples, samples[:: self.samples_per_example], strict=True)
+            for example, sample in zip(examples, samples[:: self.sft.samples_per_example], strict=True)
         ]
         return records, {}
 

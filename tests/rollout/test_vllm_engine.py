@@ -1,4 +1,4 @@
-"""The vLLM engine beside a rank, with a stand-in for vllm: which GPU its process sees."""
+"""The GPU that the process of a rank's vLLM engine sees, with a stand-in for vllm."""
 
 import os
 import sys
