@@ -32,7 +32,6 @@ from extensions.distributed.run_in_progress import run_folder, run_in_progress
 from extensions.distributed.signals import deepspeed_command
 
 NO_ACCELERATOR = "Setting accelerator to CPU."
-SCRIPTS = Path(__file__).resolve().parents[2] / "launch"
 LESS_MEMORY = (
     "Less memory: a smaller ppo.micro_batch_size, sft.micro_batch_size or evaluation.batch_size, "
     "model.gradient_checkpointing=true"
@@ -107,8 +106,10 @@ def _launch(words: Sequence[str], is_run: bool) -> tuple[int, str | None]:
 
 
 def _is_own(word: str) -> bool:
-    """Whether a word of a command is a script of launch/."""
-    return word.endswith(".sh") and Path(word).resolve().parent == SCRIPTS
+    """Whether a word of a command is a script of launch/, of this checkout or of another one."""
+    path = Path(word).resolve()
+    checkout = path.parent.parent
+    return path.match("launch/*.sh") and (checkout / "extensions" / "distributed" / "rendezvous.py").is_file()
 
 
 def _signal_of(status: int) -> str | None:

@@ -3,7 +3,9 @@
 import sys
 
 import pytest
-from support import free_port, run_command
+from support import ROOT, free_port, run_command
+
+from extensions.distributed import launcher
 
 SCRIPTS = {
     "an error that the rank has printed": (
@@ -40,3 +42,14 @@ def test_deepspeeds_messages_are_printed_where_they_are_asked_for(tmp_path):
         [*LAUNCHER, "--log_level", "info", "--master_port", str(free_port()), str(tmp_path / "none.sh")]
     )
     assert result.returncode == 2 and "sigkill_handler" in result.stdout
+
+
+def test_scripts_of_another_checkout_are_known(tmp_path):
+    """A second checkout may use the environment of the first, whose `deepspeed` then gives both a free port."""
+    script = tmp_path / "launch" / "ppo.sh"
+    assert not launcher._is_own(str(script)), "another program"
+    rendezvous = tmp_path / "extensions" / "distributed" / "rendezvous.py"
+    rendezvous.parent.mkdir(parents=True)
+    rendezvous.touch()
+    assert launcher._is_own(str(script)) and launcher._is_own(str(ROOT / "launch" / "sft.sh"))
+    assert not launcher._is_own(str(tmp_path / "ppo.sh")) and not launcher._is_own("/ppo.sh")
