@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,6 +17,7 @@ from extensions.runs.resume import is_finished
 from extensions.sweeps.grid import assignments, script
 
 HERE = Path(__file__).parent
+DATA = HERE / "results"
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,15 @@ def training_seconds(run: Path) -> tuple[float, int]:
     """Processor seconds of a finished run's training, and its steps."""
     lines = read_jsonl(run / "metrics.jsonl")
     return sum(line["cpu_s"] for line in lines), len(lines)
+
+
+def read_lines(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(data: Path = DATA) -> set[str]:
+    """Names of the cells whose numbers are in `results/`."""
+    return {line["cell"] for line in read_lines(data / "runs.csv")}

@@ -1,4 +1,4 @@
-"""From run folders to the tables of numbers in `results/`: one line per run, per mean over seeds, per yardstick."""
+"""From run folders to the tables in `results/`: a line per run, per mean over seeds, per yardstick; and the answers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import HERE, Evidence, EvidenceCell, training_seconds
+from cells import DATA, Evidence, EvidenceCell, read_lines, training_seconds
 from run import USAGE
 
 from extensions.common.files import read_json, read_jsonl, write_text
@@ -21,13 +22,13 @@ from extensions.evaluation.metrics import Prediction, arrays_of
 from extensions.reporting.finished_runs import DecodedScore, FinishedRun, YardstickScore, read_run
 from extensions.tasks import Task, find_task
 
-DATA = HERE / "results"
 DATA_ROOT = "path/to/data"  # in place of this machine's folder
 RESAMPLES = 2000
 DECODINGS = ("sampled", "likelihood")
 # The columns that identify a line; a line that is collected again replaces the old one.
 KEYS = {
     "runs.csv": ("cell",),
+    "answers.csv": ("cell", "decoding"),
     "means.csv": ("task", "method", "rows", "variant", "seconds_of", "decoding"),
     "yardsticks.csv": ("task", "kind", "rows", "seed"),
 }
@@ -43,22 +44,18 @@ def collect(evidence: Evidence, data: Path = DATA) -> int:
     """
     runs = {cell: read_run(evidence.folder(cell)) for cell in evidence.cells if evidence.is_finished(cell)}
     sessions = read_jsonl(evidence.out / USAGE) if (evidence.out / USAGE).exists() else []
-    found: dict[str, list[Line]] = {
-        "runs.csv": [_run_line(evidence, cell, run, sessions) for cell, run in runs.items()],
-        "means.csv": _mean_lines(evidence, list(runs)),
-        "yardsticks.csv": [line for cell, run in runs.items() for line in _yardstick_lines(cell, run)],
-    }
     data.mkdir(parents=True, exist_ok=True)
-    for name, lines in found.items():
-        write_lines(data / name, _merged(read_lines(data / name), lines, KEYS[name]))
+
+    def merge(name: str, found: Sequence[Line]) -> list[Line]:
+        lines = _merged(read_lines(data / name), found, KEYS[name])
+        write_lines(data / name, lines)
+        return lines
+
+    merge("runs.csv", [_run_line(evidence, cell, run, sessions) for cell, run in runs.items()])
+    merge("yardsticks.csv", [line for cell, run in runs.items() for line in _yardstick_lines(cell, run)])
+    answers = merge("answers.csv", [line for cell in runs for line in _answer_lines(evidence, cell)])
+    merge("means.csv", _mean_lines(evidence, {(line["cell"], line["decoding"]): _arrays(line) for line in answers}))
     return len(runs)
-
-
-def read_lines(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
@@ -177,79 +174,79 @@ def _yardstick_lines(cell: EvidenceCell, run: FinishedRun) -> list[Line]:
     return [line(kind, scores[cell.task]) for kind, scores in found if cell.task in scores]
 
 
+# ---------------------------------------------------------------------------------------------------------- answers
+
+Arrays = tuple[np.ndarray, np.ndarray]  # golds and answers of `arrays_of`
+
+
+def _answer_lines(evidence: Evidence, cell: EvidenceCell) -> Iterator[Line]:
+    """The answers of a finished cell, of which later sessions, without its run folder, take means and differences."""
+    records = read_jsonl(evidence.folder(cell) / "predictions_after.jsonl")
+    found = {"sampled": [Prediction(**{key: value for key, value in r.items() if key != "fields"}) for r in records]}
+    if evidence.recipe(cell).evaluation.decoding == "likelihood":
+        found = {"likelihood": found["sampled"]}
+    elif all(prediction.likelihood is not None for prediction in found["sampled"]):
+        found["likelihood"] = [replace(prediction, answer=prediction.likelihood) for prediction in found["sampled"]]
+    for decoding, predictions in found.items():
+        golds, answers = (" ".join(map(str, array.tolist())) for array in arrays_of(find_task(cell.task), predictions))
+        yield {"cell": cell.name, "decoding": decoding, "golds": golds, "answers": answers}
+
+
+def _arrays(line: Mapping[str, str]) -> Arrays:
+    """The golds and answers of a line: label indices, -1 for a wrong format, or scores."""
+    golds, answers = (np.array([*map(float, line[key].split())]) for key in ("golds", "answers"))
+    labels = find_task(line["cell"].partition("/")[0]).labels
+    return (golds.astype(int), answers.astype(int)) if labels else (golds, answers)
+
+
 # ------------------------------------------------------------------------------------------------- means over seeds
 
 
-def _mean_lines(evidence: Evidence, cells: Sequence[EvidenceCell]) -> list[Line]:
-    """The mean over the seeds of each setting, and its difference to the method that its table compares with."""
+def _mean_lines(evidence: Evidence, answers: Mapping[tuple[str, str], Arrays]) -> list[Line]:
+    """The mean over the seeds of each setting, and its difference to the method that its table compares with.
+
+    Args:
+        answers: by the cell's name and the decoding.
+    """
     groups: dict[tuple[Any, ...], list[EvidenceCell]] = {}
-    for cell in cells:
+    for cell in evidence.cells:
         groups.setdefault(tuple(_key(cell).values()), []).append(cell)
     lines = []
-    for group in groups.values():
+    for group, decoding in product(groups.values(), DECODINGS):
+        own = {cell.seed: answers[cell.name, decoding] for cell in group if (cell.name, decoding) in answers}
+        if not own:
+            continue
         against = evidence.content["tables"][group[0].table]["against"]
-        for decoding in DECODINGS:
-            own = {cell.seed: answers for cell in group if (answers := _answers(evidence, cell, decoding)) is not None}
-            if not own:
-                continue
-            # At equal seconds the compared method is the one that gives the seconds, whose own cell has none.
-            other = {
-                seed: answers
-                for seed in own
-                if (answers := _answers(evidence, replace(group[0].like(against), seed=seed), decoding)) is not None
-                and [p.index for p in answers] == [p.index for p in own[seed]]
-            }
-            task = find_task(group[0].task)
-            pairs = [(own[seed], other[seed]) for seed in other] if group[0].method != against else []
-            change = mean_interval(task, *map(list, zip(*pairs, strict=True))) if pairs else (None, None, None)
-            lines.append(
-                _key(group[0])
-                | {"decoding": decoding, "seeds": " ".join(map(str, sorted(own)))}
-                | _triple("value", "low", "high", mean_interval(task, list(own.values())))
-                | {"against": against if pairs else ""}
-                | _triple("difference", "difference_low", "difference_high", change)
-            )
+        # At equal seconds the compared method is the one that gives the seconds, whose own cell has none.
+        names = {seed: replace(group[0].like(against), seed=seed).name for seed in own}
+        other = {seed: answers[name, decoding] for seed, name in names.items() if (name, decoding) in answers}
+        pairs = [(own[seed], other[seed]) for seed in other if np.array_equal(own[seed][0], other[seed][0])]
+        task = find_task(group[0].task)
+        compared = bool(pairs) and group[0].method != against
+        change = mean_interval(task, *map(list, zip(*pairs, strict=True))) if compared else (None, None, None)
+        lines.append(
+            _key(group[0])
+            | {"decoding": decoding, "seeds": " ".join(map(str, sorted(own)))}
+            | _triple("value", "low", "high", mean_interval(task, list(own.values())))
+            | {"against": against if compared else ""}
+            | _triple("difference", "difference_low", "difference_high", change)
+        )
     return lines
 
 
-def _answers(evidence: Evidence, cell: EvidenceCell, decoding: str) -> list[Prediction] | None:
-    """The predictions of a finished cell, with the answers by a decoding; None if it has none."""
-    if not evidence.is_finished(cell):
-        return None
-    found = [Prediction(**_without(record, "fields")) for record in _records(evidence, cell)]
-    if evidence.recipe(cell).evaluation.decoding == "likelihood":
-        return found if decoding == "likelihood" else None
-    if decoding == "sampled":
-        return found
-    if any(prediction.likelihood is None for prediction in found):
-        return None
-    return [replace(prediction, answer=prediction.likelihood) for prediction in found]
-
-
-def _records(evidence: Evidence, cell: EvidenceCell) -> list[Line]:
-    return read_jsonl(evidence.folder(cell) / "predictions_after.jsonl")
-
-
-def _without(record: Mapping[str, Any], key: str) -> Line:
-    return {name: value for name, value in record.items() if name != key}
-
-
-def mean_interval(
-    task: Task, runs: Sequence[Sequence[Prediction]], others: Sequence[Sequence[Prediction]] = ()
-) -> tuple[float, float, float]:
+def mean_interval(task: Task, runs: Sequence[Arrays], others: Sequence[Arrays] = ()) -> tuple[float, float, float]:
     """The task's first metric, averaged over runs on the same rows, less that of `others`; and its 95% interval.
 
     A bootstrap over the rows: a resample has the same rows in every run, so that a difference is a paired one. It
     does not hold the spread over seeds.
     """
-    metric, count = task.metrics[0], len(runs[0])
+    metric, count = task.metrics[0], len(runs[0][0])
     rng = np.random.default_rng(0)
     weights = np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)])
     positive = None if task.positive is None else list(task.labels).index(task.positive)
 
-    def mean(many: Sequence[Sequence[Prediction]]) -> Any:
-        found = [weighted_metrics(weights, *arrays_of(task, one), len(task.labels), positive)[metric] for one in many]
-        return np.mean(found, axis=0)
+    def mean(many: Sequence[Arrays]) -> Any:
+        return np.mean([weighted_metrics(weights, *one, len(task.labels), positive)[metric] for one in many], axis=0)
 
     values = mean(runs) - (mean(others) if others else 0)
     low, high = np.percentile(values[1:], [2.5, 97.5])

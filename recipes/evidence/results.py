@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import HERE, Evidence, EvidenceCell
-from collect import DATA, DATA_ROOT, collect, read_lines
+from cells import DATA, HERE, Evidence, EvidenceCell, read_lines
+from collect import DATA_ROOT, collect
 
 from extensions.common.files import write_text
 from extensions.reporting.plots import Curve, Level, Panel, accuracy_curves

@@ -3,6 +3,7 @@
     python recipes/evidence/run.py path/to/data                       # all cells; the same command continues
     python recipes/evidence/run.py path/to/data --only '^sst2/' --minutes 60
     nice -n 10 python recipes/evidence/run.py path/to/data            # with low priority
+    python recipes/evidence/run.py path/to/data --missing             # the cells that results/ has no numbers of
     python recipes/evidence/run.py path/to/data --list                # the commands, and which cells are finished
 
 Finished cells are skipped, and a stopped one resumes from its last checkpoint. A failed cell does not stop the others.
@@ -22,12 +23,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from cells import Evidence, EvidenceCell
+from cells import Evidence, EvidenceCell, measured
 
 from extensions.common.errors import UserError
 from extensions.common.files import jsonl
@@ -146,9 +147,9 @@ def _processor() -> str:
         return platform.processor()
 
 
-def chosen(evidence: Evidence, only: str | None) -> list[EvidenceCell]:
-    """The cells whose name matches, in order, and those that they need."""
-    wanted = [cell for cell in evidence.cells if only is None or re.search(only, cell.name)]
+def chosen(evidence: Evidence, only: str | None, known: Container[str] = ()) -> list[EvidenceCell]:
+    """The cells whose name matches and is not known, in order, and those that they need."""
+    wanted = [c for c in evidence.cells if (only is None or re.search(only, c.name)) and c.name not in known]
     names = {cell.name for cell in wanted} | {one.name for cell in wanted for one in evidence.needs(cell)}
     found = [cell for cell in evidence.cells if cell.name in names]
     return list({cell.name: cell for cell in found}.values())
@@ -173,12 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="key=value of every cell")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of the runs")
     parser.add_argument("--only", help="cells whose name matches this regular expression, and those that they need")
+    parser.add_argument("--missing", action="store_true", help="cells without numbers in results/, and those they need")
     parser.add_argument("--minutes", type=float, help="after which the running cell saves and stops")
     parser.add_argument("--list", action="store_true", help="print the cells and run none")
     args = parser.parse_args(arguments)
     evidence = Evidence.load(args.root.resolve(), args.out, args.overrides)
     try:
-        cells = chosen(evidence, args.only)
+        cells = chosen(evidence, args.only, measured() if args.missing else ())
         if not cells:
             raise UserError(f"--only {args.only}: no cell of {len(evidence.cells)} matches; --list shows their names")
         check(evidence, cells)

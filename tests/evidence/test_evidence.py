@@ -13,12 +13,12 @@ from run_folders import write_run
 from support import ROOT
 
 from extensions.common.files import read_jsonl, write_json, write_jsonl
-from extensions.evaluation.metrics import Prediction, score
+from extensions.evaluation.metrics import Prediction, arrays_of, score
 from extensions.tasks import find_task
 
 sys.path.insert(0, str(ROOT / "recipes" / "evidence"))
-from cells import HERE, Evidence
-from collect import DATA, collect, mean_interval, read_lines
+from cells import DATA, HERE, Evidence, measured, read_lines
+from collect import collect, mean_interval
 from results import PAGE, Results, main
 from run import Runner, check, chosen
 from run import main as run_main
@@ -126,12 +126,13 @@ def predictions(right, seed=0, count=60):
 def test_means_over_seeds_and_paired_differences():
     runs = [predictions(0.9, 1), predictions(0.7, 2)]
     scores = [score(SST2, run) for run in runs]
-    value, low, high = mean_interval(SST2, runs)
+    arrays = [arrays_of(SST2, run) for run in runs]
+    value, low, high = mean_interval(SST2, arrays)
     assert value == pytest.approx(sum(s["metrics"]["accuracy"] for s in scores) / 2) and low < value < high
-    alone = mean_interval(SST2, runs[:1])
+    alone = mean_interval(SST2, arrays[:1])
     assert alone[1:] == pytest.approx(scores[0]["intervals"]["accuracy"], abs=0.02)
-    assert mean_interval(SST2, runs, runs) == (0, 0, 0), "the same rows in both: a paired difference"
-    change, low, high = mean_interval(SST2, runs[:1], runs[1:])
+    assert mean_interval(SST2, arrays, arrays) == (0, 0, 0), "the same rows in both: a paired difference"
+    change, low, high = mean_interval(SST2, arrays[:1], arrays[1:])
     assert change == pytest.approx(scores[0]["score"] - scores[1]["score"])
     rng, right = random.Random(0), [[p.answer == p.gold for p in run] for run in runs]
     drawn = []
@@ -175,13 +176,23 @@ def test_finished_cells_become_numbers_and_a_page_that_names_the_missing_ones(ev
     assert "| 5-shot | - | - | - |" in page, "a cell that has not run"
     assert f"2 of {len(evidence.cells)} cells have run" in page and "`5-shot-576-seed0`" in page
     assert "above: PPO (paper) by sampled answers (+" in page
-    # A later session without these folders keeps their lines.
+    # A later session without these folders keeps their lines, and compares its own with their answers.
+    before = read_lines(tmp_path / "results" / "means.csv")
     other = Evidence.load(tmp_path / "data", tmp_path / "others")
-    fill(other, "sst2/zero-shot-576-seed0", 0.5)
-    assert collect(other, tmp_path / "results") == 1
-    assert {line["cell"] for line in read_lines(tmp_path / "results" / "runs.csv")} == {
-        *runs, "sst2/zero-shot-576-seed0"
-    }  # fmt: skip
+    for name, right in (("zero-shot-576-seed0", 0.5), ("ppo-576-seed1", 0.8)):
+        fill(other, f"sst2/{name}", right)
+    assert collect(other, tmp_path / "results") == 2
+    added = {"sst2/zero-shot-576-seed0", "sst2/ppo-576-seed1"}
+    assert measured(tmp_path / "results") == {*runs, *added}
+    assert {cell.name for cell in chosen(other, "^sst2/.*-576-seed0$", {*runs, *added})}.isdisjoint(added)
+    means = {(line["method"], line["decoding"]): line for line in read_lines(tmp_path / "results" / "means.csv")}
+    both = [arrays_of(SST2, predictions(right)) for right in (0.95, 0.8)]
+    ppo = means["ppo", "sampled"]
+    assert float(ppo["value"]) == pytest.approx(mean_interval(SST2, both)[0], abs=1e-6) and ppo["seeds"] == "0 1"
+    zero_shot = means["zero-shot", "sampled"]
+    pair = [arrays_of(SST2, predictions(right)) for right in (0.5, 0.6)]
+    assert float(zero_shot["difference"]) == pytest.approx(mean_interval(SST2, pair[:1], pair[1:])[0], abs=1e-6)
+    assert means["sft-answer", "sampled"] in before
 
 
 def test_the_page_in_the_repository_is_written_from_its_data():
