@@ -216,7 +216,7 @@ def _limits(base: Model, policy: Policy) -> MemoryLimits:
     lm, device = policy.causal_lm, policy.device
     config = load_config(base)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**15
-    on_cpu, total, how = device.type == "cpu", total_memory(device), (policy.path.attention, policy.path.kind)
+    on_cpu, total, how = device.type == "cpu", total_memory(device), (policy.path.attention, policy.path.form)
     settings = Evaluation()
     memory = None
     if may_be_large(config, max(settings.batch_size, settings.micro_batch_size), longest, total, how[0]):

@@ -62,12 +62,17 @@ class ValueHead(nn.Module):
 class ForwardPath:
     """A way to compute a model; `extensions.model.proof` shows whether it is exact."""
 
-    kind: Form
+    kind: Literal["packed", "masked", "plain"]
     attention: str  # transformers' attn_implementation
     # How "plain" decodes: one left-padded cache for all rows; one cache per length; or no cache and a forward over
     # whole rows per token.
     cache: Literal["padded", "by length", "none"] = "padded"
     flash: bool = False  # "packed" by a flash kernel
+
+    @property
+    def form(self) -> Form:
+        """What takes memory in a forward."""
+        return "flash" if self.flash else self.kind
 
     def __str__(self) -> str:
         if self.kind == "packed" and self.flash:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +62,7 @@ def _trace_layers(num_layers: int, config: Any, *model_arguments: Any) -> np.nda
                 "attention_mask": torch.zeros(1, 1, tokens, tokens, dtype=model.dtype),
             }
             with _KernelCounter() as kernels:
-                kept = kept_bytes(model.base_model, inputs)
+                kept = kept_bytes(model, partial(model.base_model, **inputs, use_cache=False))
             found.append((kept, kernels.count))
     return np.array(found)
 
@@ -77,9 +79,9 @@ class _KernelCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def kept_bytes(trunk: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
-    """Bytes of all storages that autograd saves in one forward, without weights."""
-    weights = {p.untyped_storage()._cdata for p in trunk.parameters()}
+def kept_bytes(model: nn.Module, forward: Callable[[], Any]) -> int:
+    """Bytes of all storages that autograd saves in a forward, without the model's weights."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -89,5 +91,5 @@ def kept_bytes(trunk: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trunk(**inputs, use_cache=False)
+        forward()
     return sum(storage.nbytes() for storage in kept.values())

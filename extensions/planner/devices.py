@@ -32,6 +32,7 @@ GPUS = {
     "h100": (989, 67, 80, 3350),
     "h200": (989, 67, 141, 4800),
 }
+NO_FLASH = {"t4"}  # compute capability below 8.0 (`extensions.prefix.flash`)
 # Assumed for GPUs: 40% of the peak is typical for dense training of 7B models; a decoding step of a 7B model in
 # transformers takes about 25 ms on any recent GPU, or 20 microseconds per kernel; a CUDA context with cuBLAS and NCCL
 # takes about 1.2 GiB.

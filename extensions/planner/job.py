@@ -11,10 +11,11 @@ import torch
 from extensions.common.errors import UserError
 from extensions.model.loading import attention_of, load_config
 from extensions.planner.activations import Trace, trace_model
-from extensions.planner.devices import PlanOptions, find_device, link_rate
+from extensions.planner.devices import NO_FLASH, PlanOptions, find_device, link_rate
 from extensions.planner.flops import ModelShape, SampleTokens, packed_work, ppo_flops, training_flops
 from extensions.planner.tokens import count_tokens, typical_batch
 from extensions.prefix.attention import NAME as PACKED
+from extensions.prefix.limits import Form
 from extensions.recipe import Lora, Model, Recipe
 
 BYTES_4BIT = 0.516  # per weight in nf4 with double quantisation (QLoRA, section 3)
@@ -85,7 +86,8 @@ class TrainingJob:
         self.tokens, self.tokens_source = count_tokens(recipe, config, options, warn)
 
         self.num_heads = config.get_text_config().num_attention_heads
-        self.dense = attention != PACKED  # attention computes all pairs, most of them masked
+        self.form = expected_form(attention, config, self.dtype, options)
+        self.dense = self.form == "masked"  # attention computes all pairs, most of them masked
         self.value_bytes = 2 if self.dtype == "bfloat16" else 4
         self.base_bytes = base_bytes(model, self.shape, self.value_bytes)
 
@@ -141,6 +143,14 @@ class TrainingJob:
             checkpointing=checkpointing,
             dense=dense,
         )
+
+
+def expected_form(attention: str, config: Any, dtype: str, options: PlanOptions) -> Form:
+    """The form of the forwards that `extensions.model.proof` will probably choose."""
+    if attention != PACKED:
+        return "masked"
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "flash" if dtype == "bfloat16" and not (options.cpu or options.gpu in NO_FLASH or capped) else "packed"
 
 
 def base_bytes(model: Model, shape: ModelShape, value: int) -> float:

@@ -52,7 +52,8 @@ class RankMemory:
 
     def of_row(self, tokens: int, training: bool) -> float:
         """Bytes that a rank needs for a pack of a single row."""
-        return self.fixed + (self.training if training else self.forward)(tokens, tokens**2)
+        memory, cost = self.training if training else self.forward, Cost.of_rows(1, tokens, self.form)
+        return self.fixed + memory(cost.tokens, cost.pairs)
 
 
 def rank_memory_of(
@@ -67,7 +68,8 @@ def rank_memory_of(
     """The estimate for a frozen base with adapters on a device with `total` bytes; None if it cannot be traced.
 
     Args:
-        attention, form: of the forward path, once it is known; None: those that the model will probably get.
+        attention, form: of the forward path, once it is known; None: those that the model will probably get, without a
+            flash kernel.
     """
     attention = attention or attention_of(model, config)
     dtype = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
@@ -76,11 +78,11 @@ def rank_memory_of(
     except UserError:
         return None
     value, heads = 2 if dtype == "bfloat16" else 4, config.get_text_config().num_attention_heads
-    dense = attention != PACKED
+    form = form or ("packed" if attention == PACKED else "masked")
     fixed = (CPU_CONTEXT if on_cpu else GPU_CONTEXT) * GIB + LOGITS_AT_ONCE * (4 * LOGIT_COPIES + value)
 
     def memory(layers: int, kept: float) -> PackMemory:
-        found = pack_memory(shape, trace, heads, value, dense, on_cpu, layers)
+        found = pack_memory(shape, trace, heads, value, form, on_cpu, layers)
         return PackMemory(found.constant, found.token + kept, found.pair)
 
     base = base_bytes(model, shape, value)
@@ -91,7 +93,7 @@ def rank_memory_of(
         training=memory(0, inputs) if model.gradient_checkpointing else memory(shape.layers, 0),
         forward=memory(0, cache * shape.layers),
         cache_token=cache * (shape.layers + 1),  # one layer's twice, while it grows
-        form=form or ("masked" if dense else "packed"),
+        form=form,
         shape=shape,
         base=base,
     )
@@ -138,7 +140,6 @@ def static_rows(limit: PackLimit, tokens: int) -> int:
     For ranks that must run equally many forwards, which a bound of tokens would not give them.
     """
     rows = limit.rows
-    while rows > 1 and not limit.admits(Cost(rows * tokens, (rows * tokens) ** 2 if limit.form == "masked" else
-                                             rows * tokens**2)):  # fmt: skip
+    while rows > 1 and not limit.admits(Cost.of_rows(rows, tokens, limit.form)):
         rows //= 2
     return rows if limit.tokens < math.inf else limit.rows

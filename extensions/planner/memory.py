@@ -10,6 +10,7 @@ from extensions.planner.activations import Trace
 from extensions.planner.devices import GIB
 from extensions.planner.flops import ModelShape, SampleTokens, pack_work, packs
 from extensions.planner.job import Setting, TrainingJob
+from extensions.prefix.limits import Form
 
 DEEPSPEED_BUCKET = 5e8 * 4  # bytes of the gradient buffer of ZeRO 1 to 3, for any model size (DeepSpeed 0.19.6)
 DEEPSPEED_LIVE = 1e9  # maximum number of gathered weights of ZeRO 3 (DeepSpeed 0.19.6)
@@ -35,20 +36,29 @@ class PackMemory:
 
 
 def pack_memory(
-    shape: ModelShape, trace: Trace, heads: int, value: int, dense: bool, cpu: bool, layers: int
+    shape: ModelShape, trace: Trace, heads: int, value: int, form: Form, cpu: bool, layers: int
 ) -> PackMemory:
     """Activations that autograd keeps of `layers` layers, and what one layer takes besides, for a moment.
 
     Args:
         value: bytes of a number.
-        dense: attention by a dense mask, not group by group.
+        form: of the forward.
         layers: all of them; 0 with checkpointing, which keeps the inputs of layers, and without gradients.
     """
     layer, other = ([*x.convert().coef, 0.0, 0.0][:3] for x in (trace.layer_bytes, trace.other_bytes))
-    whole = [(layers + 1 + (layers == 0)) * a + b for a, b in zip(layer, other, strict=True)]
+    counted = layers + 1 + (layers == 0)
+    whole = [counted * a + b for a, b in zip(layer, other, strict=True)]
     token, pair = whole[1], whole[2]
     copies = max(layers, 1)
-    if dense:
+    if form == "flash":
+        # Kept: queries, keys and values, where the traced sdpa repeats keys and values for each query head, and keeps
+        # its outputs, its normalisers and the mask.
+        token -= counted * ((3 * shape.attention_width - 2 * shape.kv_width) * value + 4 * heads)
+        # In one layer's backward pass: the gradient of queries, outputs and their gradient; per gathered key the key
+        # and the value, their gradients, and one of these sorted by place, then in float32 (`prefix.flash`).
+        token += 3 * shape.attention_width * value
+        pair = shape.kv_width * (5 * value + 4)
+    elif form != "packed":
         pair += 3 + (CPU_SDPA_PAIR * copies if cpu else 0)  # the boolean mask while it is built
         token += 2 * shape.attention_width * value * copies if cpu else 0  # keys and values of every query head
     else:  # copies of queries, keys, values and outputs in blocks; on a CPU also the attention weights, else masks
@@ -58,9 +68,17 @@ def pack_memory(
     return PackMemory(max(whole[0], 0.0), token, max(pair, 0.0))
 
 
-def computed_pairs(pack: Sequence[SampleTokens]) -> int:
-    """Query-key pairs of a pack whose scores are computed, masked ones included, group by group."""
+def pairs_of(pack: Sequence[SampleTokens], form: Form) -> int:
+    """`extensions.prefix.limits.Cost.pairs` of a pack."""
+    if form == "masked":
+        return pack_work(pack).tokens ** 2
     prefixes = {row.task: row.prefix for row in pack}
+    if form == "flash":
+        keys = sum(prefixes.values())
+        for row in pack:
+            chain = row.prefix + row.suffix
+            keys += chain + row.responses * (max(row.response - 1, 0) + (chain if row.responses > 1 else 0))
+        return keys
     pairs = sum(n * n for n in prefixes.values())
     for row in pack:
         written = max(row.response - 1, 0)
@@ -80,10 +98,10 @@ def rank_memory(job: TrainingJob, rows: int, ranks: int, setting: Setting) -> di
     parts_of_batch = packs(batch, setting.micro_batch_size)
     largest = max(parts_of_batch, key=lambda pack: pack_work(pack, job.sequence_loss).tokens)
     work = pack_work(largest, job.sequence_loss)
-    pairs = work.tokens**2 if job.dense else computed_pairs(largest)
+    pairs = pairs_of(largest, job.form)
     checkpointing = setting.gradient_checkpointing
     layers = 0 if checkpointing else shape.layers
-    memory = pack_memory(shape, job.trace, job.num_heads, value, job.dense, job.options.cpu, layers)
+    memory = pack_memory(shape, job.trace, job.num_heads, value, job.form, job.options.cpu, layers)
     activations = memory(work.tokens, pairs)
     if checkpointing:  # the input of each layer
         activations += shape.layers * work.tokens * shape.hidden * value

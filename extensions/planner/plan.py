@@ -107,7 +107,9 @@ class Planner:
         """Tokens of the longest row within the bound of a micro-batch, in training and in evaluation."""
         job, recipe = self.job, self.job.recipe
         total = job.device.memory * GIB
-        made = rank_memory_of(recipe.model, recipe.lora, load_config(recipe.model), job.options.cpu, total)
+        made = rank_memory_of(
+            recipe.model, recipe.lora, load_config(recipe.model), job.options.cpu, total, form=job.form
+        )
         assert made is not None  # the job has traced the model
         memory = with_training(made, recipe, ranks)
         return memory.limit(1, True).longest, memory.limit(1, False).longest

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-Form = Literal["packed", "masked", "plain"]  # of a forward (`extensions.model.policy.ForwardPath`)
+Form = Literal["packed", "flash", "masked", "plain"]  # of a forward (`extensions.model.policy.ForwardPath`)
 RESUME = (
     "No checkpoint has anything of it: resume with the same command and a lower model.micro_batch_tokens, {key} or "
     "evaluation.batch_size, or with model.gradient_checkpointing=true; a lower prompt.max_tokens or "
@@ -29,7 +29,15 @@ class Cost:
     """What a pack takes memory for."""
 
     tokens: int
-    pairs: int  # query-key pairs whose scores are computed, masked ones included
+    # Query-key pairs whose scores are computed, masked ones included. A flash kernel, which stores no scores, takes
+    # memory for its gathered keys: these, then.
+    pairs: int
+
+    @staticmethod
+    def of_rows(rows: int, tokens: int, form: Form) -> Cost:
+        """Of rows of `tokens` tokens each, without common prefixes."""
+        whole = rows * tokens
+        return Cost(whole, {"flash": whole, "masked": whole**2}.get(form, rows * tokens**2))
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class PackLimit:
     Args:
         rows: most rows.
         tokens: most packed tokens (shared prefixes count once; padded rows count whole); infinity: no bound.
-        pair_cost: tokens that take as much memory as one query-key pair; added to the packed tokens.
+        pair_cost: tokens that take as much memory as one of `Cost.pairs`; added to the packed tokens.
         form: of the forward, which decides what is computed.
     """
 
@@ -54,6 +62,8 @@ class PackLimit:
     @property
     def longest(self) -> int:
         """Tokens of the longest row that is within the bound: n + pair_cost n^2 = tokens. The bound is finite."""
+        if self.form == "flash":
+            return int(self.tokens / (1 + self.pair_cost))
         return int(2 * self.tokens / (1 + math.sqrt(1 + 4 * self.pair_cost * self.tokens)))
 
     def cut(self, items: Sequence[Item], cost: Callable[[Sequence[Item]], Cost]) -> list[Sequence[Item]]:

@@ -301,15 +301,18 @@ def micro_batches(
 
 
 def pack_cost(samples: Sequence[Sample], form: Form = "packed") -> Cost:
-    """Tokens and computed query-key pairs of a pack of samples, without building its tensors."""
+    """The cost of a pack of samples, without building its tensors."""
     lengths = [len(sample.prompt) + max(0, len(sample.response) - 1) for sample in samples]
     if form == "plain":  # rows padded to the longest
         return Cost(len(lengths) * max(lengths), len(lengths) * max(lengths) ** 2)
     tree = _Tree.of(samples, MIN_SAVED)
     size, pairs = len(tree.tokens), 0
     for group in tree.groups:
-        width = group.spans[0].length
-        pairs += len(group.spans) * width * (width + sum(span.length for span in group.context))
+        width, context = group.spans[0].length, sum(span.length for span in group.context)
+        if form == "flash":
+            pairs += sum(context + span.length for span in group.spans)
+        else:
+            pairs += len(group.spans) * width * (width + context)
     return Cost(size, size**2 if form == "masked" else pairs)
 
 

@@ -19,7 +19,7 @@ from extensions.model.loading import attention_of
 from extensions.model.policy import ForwardPath
 from extensions.planner.devices import GIB, total_memory
 from extensions.planner.limits import RankMemory, may_be_large, rank_memory_of, static_rows, with_training
-from extensions.prefix.limits import MemoryLimits, PackLimit
+from extensions.prefix.limits import Form, MemoryLimits, PackLimit
 from extensions.prompts import SPECIAL_TOKENS, PromptEncoder
 from extensions.recipe import Recipe
 
@@ -104,7 +104,7 @@ class RunMemory:
         self.attention = attention_of(recipe.model, config)  # once loaded, the model may get another
         large = bool(every) and may_be_large(config, together, most, total, self.attention)
         self.matters = bool(every) and (explicit or large)
-        self._traced: dict[str, RankMemory | None] = {}  # attention -> estimate
+        self._traced: dict[tuple[str, bool], RankMemory | None] = {}  # by attention, and whether by a flash kernel
         if self.matters:
             self.longest[False] = longest_row(evaluated, encoder, new_tokens)
             if recipe.method != "eval":
@@ -114,12 +114,14 @@ class RunMemory:
         """The estimate of `nlu plan`; None where it cannot matter, or the model cannot be traced."""
         if not self.matters:
             return None
-        recipe, attention = self.recipe, self.attention if path is None else path.attention
-        if attention not in self._traced:
-            found = rank_memory_of(recipe.model, recipe.lora, self.config, self.on_cpu, self.total, attention)
-            self._traced[attention] = None if found is None else with_training(found, recipe, self.ranks)
-        memory = self._traced[attention]
-        return memory if memory is None or path is None else replace(memory, form=path.kind)
+        recipe = self.recipe
+        attention, flash = (self.attention, False) if path is None else (path.attention, path.flash)
+        if (attention, flash) not in self._traced:
+            form: Form | None = "flash" if flash else None
+            found = rank_memory_of(recipe.model, recipe.lora, self.config, self.on_cpu, self.total, attention, form)
+            self._traced[attention, flash] = None if found is None else with_training(found, recipe, self.ranks)
+        memory = self._traced[attention, flash]
+        return memory if memory is None or path is None else replace(memory, form=path.form)
 
     def check_longest(self, warn: Callable[[str], None], refuse: bool = True) -> None:
         """Refuse a row that cannot fit into memory even alone, and warn of one that may not.
@@ -164,7 +166,7 @@ class RunMemory:
         stage = self.recipe.deepspeed.zero_stage
         lines, found = [], []
         for training in (True, False):
-            limit = memory.limit(2**31, training) if memory is not None else PackLimit(2**31, form=path.kind)
+            limit = memory.limit(2**31, training) if memory is not None else PackLimit(2**31, form=path.form)
             if tokens is not None:
                 limit = replace(limit, tokens=float(tokens), pair_cost=0.0)
             row, rows = self.longest[training], self.rows[training]

@@ -1,14 +1,20 @@
 """Memory of `nlu plan` against real optimizers and the tensors that autograd saves."""
 
+from functools import partial
+
 import pytest
 import torch
 from support import ARCHITECTURES, make_policy, write_recipe
 from transformers import AutoConfig
 
 from extensions.distributed.optim import make_optimizer
+from extensions.model.policy import ForwardPath
 from extensions.planner import Planner, PlanOptions
 from extensions.planner.activations import kept_bytes, trace_model
-from extensions.planner.memory import optimizer_bytes
+from extensions.planner.flops import ModelShape, SampleTokens, pack_work
+from extensions.planner.memory import optimizer_bytes, pack_memory, pairs_of
+from extensions.prefix.attention import NAME as PACKED
+from extensions.prefix.tree import Sample, pack, pack_cost
 from extensions.recipe import Lora, load_recipe
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0)  # as in support.make_policy
@@ -47,6 +53,37 @@ def test_activations_equal_the_tensors_that_autograd_saves(tiny_model, architect
         "attention_mask": torch.zeros(1, 1, tokens, tokens),
     }
     with policy.role("actor"):
-        real = kept_bytes(policy.causal_lm.base_model, inputs)
+        real = kept_bytes(policy, partial(policy.causal_lm.base_model, **inputs, use_cache=False))
     assert 2 * trace.layer_bytes(tokens) + trace.other_bytes(tokens) == pytest.approx(real, rel=1e-3)
     assert 15 < trace.layer_kernels < 100
+
+
+@pytest.mark.parametrize("responses", [1, 4])
+def test_the_pairs_of_a_planned_pack_are_those_of_a_real_one(responses):
+    prompts = [[*range(60), 70 + k, *range(40 + k)] for k in range(5)]
+    rows = [Sample(prompt, [90 + j, 2, 3, 4]) for prompt in prompts for j in range(responses)]
+    planned = [SampleTokens(0, 60, len(prompt) - 60, 4, responses) for prompt in prompts]
+    for form in ("flash", "masked"):
+        real = pack_cost(rows, form)
+        assert pack_work(planned).tokens == real.tokens and pairs_of(planned, form) == real.pairs
+    # Rows of one group are padded to the longest of them.
+    assert 0.7 * pack_cost(rows, "packed").pairs < pairs_of(planned, "packed") <= pack_cost(rows, "packed").pairs
+
+
+def test_the_flash_path_keeps_no_more_than_planned_and_no_gathered_keys(tiny_model):
+    """The kernel's stand-in on a CPU: what a layer keeps does not depend on it, since backward repeats its forward."""
+    folder = tiny_model("llama")
+    trace = trace_model(AutoConfig.from_pretrained(folder), LORA, "sdpa", torch.float32, False)
+    policy = make_policy(folder).train()
+    packed = pack([Sample([*range(3, 90), k], [1, 2, 3]) for k in range(40)])
+    assert len(packed.segments.source) > 15 * packed.input_ids.shape[1]
+    kept = {}
+    for flash in (True, False):
+        policy.use(ForwardPath("packed", PACKED, flash=flash))
+        with policy.role("actor"):
+            kept[flash] = kept_bytes(policy, partial(policy.packed_states, packed))
+    tokens, shape = packed.input_ids.shape[1], ModelShape.of(AutoConfig.from_pretrained(folder), LORA)
+    one, two = (pack_memory(shape, trace, 4, 4, "flash", False, layers) for layers in (1, 2))
+    _, outside, _ = trace.other_bytes.convert().coef
+    assert kept[True] == pytest.approx((2 * (two.token - one.token) + outside) * tokens, rel=1e-3)
+    assert kept[True] < kept[False] and two.token < pack_memory(shape, trace, 4, 4, "packed", False, 2).token

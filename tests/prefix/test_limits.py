@@ -18,6 +18,7 @@ def test_the_cost_of_a_pack_equals_the_real_one():
     pairs = sum(packed.layout.mask(k).numel() * len(group.spans) for k, group in enumerate(packed.groups))
     assert pack_cost(ROWS).pairs == pairs >= int(packed.mask.sum())
     assert pack_cost(ROWS, "masked") == Cost(size, size**2)
+    assert pack_cost(ROWS, "flash") == Cost(size, len(packed.segments.source))
     longest = max(len(row.prompt) + len(row.response) - 1 for row in ROWS)
     assert pack_cost(ROWS, "plain") == Cost(len(ROWS) * longest, len(ROWS) * longest**2)
 
@@ -35,6 +36,13 @@ def test_packs_stay_within_the_tokens_and_hold_as_many_rows_as_fit(tokens, pair_
     assert max(map(len, chunks)) > 1 or tokens == 30
     assert limit.admits(Cost(limit.longest, limit.longest**2))
     assert not limit.admits(Cost(limit.longest + 2, (limit.longest + 2) ** 2))
+    for form in ("packed", "flash", "masked", "plain"):
+        limit = PackLimit(8, tokens, pair_cost, form)
+        alone, longer = ([Sample([*range(n)], [1])] for n in (limit.longest, limit.longest + 2))
+        assert limit.admits(pack_cost(alone, form)) and not limit.admits(pack_cost(longer, form))
+        assert pack_cost(alone, form) == Cost.of_rows(1, limit.longest, form)
+        apart = [Sample([k + 1] * 30, [1, 2]) for k in range(4)]
+        assert pack_cost(apart, form) == Cost.of_rows(4, 31, form)
 
 
 def test_a_bound_that_no_row_reaches_changes_nothing():
