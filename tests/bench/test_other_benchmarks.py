@@ -27,6 +27,15 @@ def test_predict(folder):
     check_figures(rows, set())
 
 
+def test_hot_spots(folder):
+    text, rows = run_tiny("hot_spots", folder)
+    names = [row["operations"] for row in rows]
+    assert {"products of the layers", "products of the head", "softmax"} <= {*names}
+    check_figures([{"s": row["s"], "calls": row["calls"]} for row in rows], set())
+    assert sum(float(row["share"].rstrip("%")) for row in rows) == pytest.approx(100, abs=5)
+    assert "at the machine's rate" in text
+
+
 def test_checkpoints(folder):
     _, rows = run_tiny("checkpoints", folder)
     assert len(rows) == 1

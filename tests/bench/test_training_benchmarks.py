@@ -29,7 +29,13 @@ def test_train(folder):
     for phase in ("rollout", "reference", "update"):
         assert re.search(rf"{phase} [0-9.]+", rows[0]["by phase, s"])
     assert "trl: skipped, its environment is not installed" in text
-    for claim in ("floor of PPO", "PPO here / Hugging Face SFT", "Hugging Face SFT / SFT here", "PPO here / SFT here"):
+    for claim in (
+        "tokens per second",
+        "floor of PPO",
+        "PPO here / Hugging Face SFT",
+        "Hugging Face SFT / SFT here",
+        "PPO here / SFT here",
+    ):
         (line,) = [line for line in text.splitlines() if line.startswith(f"- {claim}")]
         assert len(NUMBER.findall(line)) >= 3 and not re.search(r"\b(nan|inf)\b", line)
 

@@ -134,6 +134,13 @@ def report(result: dict[str, Any]) -> str:
         "",
     ]
     seconds = {who: seconds_of(found, who) for who in found}
+    if "ours" in found:
+        middle = statistics.median(seconds["ours"])
+        kinds = {kind: statistics.mean(r[kind] for r in found["ours"]) for kind in ("packed", "logical")}
+        lines.append(
+            f"- tokens per second of an iteration here: {kinds['packed'] / middle:.0f} packed, "
+            f"{kinds['logical'] / middle:.0f} logical ({kinds['logical'] / kinds['packed']:.2f} times)"
+        )
     if "machine" in found:
         rate = statistics.median(r["flops_per_s"] for r in found["machine"])
         floor = result["floor_flops"] / rate
