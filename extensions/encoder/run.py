@@ -111,7 +111,8 @@ class EncoderRun:
             found = predictions_of(list(task.labels), validation, torch.as_tensor(outputs.predictions))
             result = score(task, found, intervals=False)
             shown = fixed_answers(found, validation, recipe.logging.rollout_samples)
-            return {"score": result["score"], "result": result, "answers": shown, "seconds": progress.seconds}
+            clocks = {"seconds": progress.seconds, "cpu_s": progress.cpu_s}
+            return {"score": result["score"], "result": result, "answers": shown, **clocks}
 
         checkpoints = root / "checkpoints" / task.name
         trainer = Trainer(
@@ -183,10 +184,11 @@ class EncoderRun:
         (root / "metrics.jsonl").unlink(missing_ok=True)
         validations, total = [], {"steps": 0, "samples": 0, "seconds": 0.0}
         for name, record in records.items():
-            before = total["seconds"]
+            before, cpu_before = total["seconds"], 0.0
             for epoch in record["epochs"]:
                 result, elapsed = epoch["result"], total["seconds"] + epoch["seconds"]
                 phase, before = elapsed - before, elapsed
+                cpu, cpu_before = epoch["cpu_s"] - cpu_before, epoch["cpu_s"]
                 place = {
                     "step": total["steps"] + epoch["step"],
                     "samples": total["samples"] + epoch["samples"],
@@ -197,7 +199,7 @@ class EncoderRun:
                     "seconds": {"train": phase},
                     "samples_per_s": record["samples"] / recipe.encoder.epochs / phase,
                 }
-                folder.metrics(place | {"elapsed_s": elapsed, **speed, "loss": epoch["loss"]})
+                folder.metrics(place | {"elapsed_s": elapsed, "cpu_s": cpu, **speed, "loss": epoch["loss"]})
                 means = {"mean": result["score"], "likelihood_mean": likelihood_mean({name: result})}
                 shown = {"tasks": {name: result}, "answers": epoch["answers"]}
                 validations.append({**place, "seconds": elapsed, **means, **shown})
@@ -234,19 +236,20 @@ class EncoderRun:
 
 @dataclass(eq=False)
 class Progress(TrainerCallback):
-    """Training time without validations, console messages, and stop requests."""
+    """Training time (`cpu_s`: of the processor) without validations, console messages, and stop requests."""
 
     reporter: Reporter
     title: str
     strategy: Strategy
     seconds: float = 0.0
+    cpu_s: float = 0.0
     stopped: bool = False
     _training: bool = False
-    _started: float = 0.0
+    _started: tuple[float, float] = (0.0, 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        logged = [entry["eval_seconds"] for entry in state.log_history if "eval_seconds" in entry]
-        self.seconds = logged[-1] if logged else 0.0  # seconds of the interrupted run
+        logged = [(e["eval_seconds"], e["eval_cpu_s"]) for e in state.log_history if "eval_seconds" in e]
+        self.seconds, self.cpu_s = logged[-1] if logged else (0.0, 0.0)  # of the interrupted run
         self.reporter.phase(f"training {self.title}")
         self.reporter.progress(0, state.max_steps)
         self._training = True
@@ -261,7 +264,7 @@ class Progress(TrainerCallback):
             raise Stopped
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.monotonic()
+        self._started = time.monotonic(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         watchdog.heartbeat()
@@ -271,7 +274,9 @@ class Progress(TrainerCallback):
         self.reporter.progress(state.global_step * batch, state.max_steps * batch)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds += time.monotonic() - self._started
+        start, cpu_start = self._started
+        self.seconds += time.monotonic() - start
+        self.cpu_s += time.process_time() - cpu_start
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         place = f"epoch {round(state.epoch or 0)} of {state.num_train_epochs}"
@@ -334,6 +339,7 @@ def epochs_of(state: TrainerState, num_rows: int) -> list[dict[str, Any]]:
             "step": entry["step"],
             "samples": round(entry["epoch"] * num_rows),
             "seconds": entry["eval_seconds"],
+            "cpu_s": entry["eval_cpu_s"],
             "loss": losses.get(entry["step"]),
             "result": entry["eval_result"],
             "answers": entry["eval_answers"],

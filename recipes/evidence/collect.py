@@ -90,8 +90,7 @@ def _run_line(evidence: Evidence, cell: EvidenceCell, run: FinishedRun, sessions
     by_likelihood = run.recipe.evaluation.decoding == "likelihood"
     own = [session for session in sessions if session["cell"] == cell.name]
     training = run.training
-    measured = training.steps and evidence.method(cell)["script"] != "encoder"  # whose epochs record no such time
-    cpu = training_seconds(run.folder)[0] if measured else None
+    cpu = training_seconds(run.folder)[0] if training.steps else None
     return {
         "cell": cell.name,
         **_key(cell),

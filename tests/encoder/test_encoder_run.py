@@ -54,6 +54,7 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
     assert metrics[0]["loss"] > metrics[-1]["loss"] > 0
     assert sum(m["seconds"]["train"] for m in metrics) == pytest.approx(metrics[-1]["elapsed_s"])
     assert all(m["samples_per_s"] == pytest.approx(48 / m["seconds"]["train"]) for m in metrics)
+    assert all(m["cpu_s"] > 0 for m in metrics)
     assert not (run / "checkpoints").exists() and not (run / "predictions_test.jsonl").exists()
     assert load_recipe(run / "recipe.yaml").method == "encoder"
 
@@ -97,7 +98,11 @@ def results(run):
 
     def without_times(value):
         if isinstance(value, dict):
-            return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "elapsed_s", "samples_per_s")}
+            return {
+                k: without_times(v)
+                for k, v in value.items()
+                if k not in ("seconds", "elapsed_s", "cpu_s", "samples_per_s")
+            }
         return [without_times(v) for v in value] if isinstance(value, list) else value
 
     lines = [read_jsonl(run / f"{name}.jsonl") for name in ("predictions_after", "validation", "metrics")]
