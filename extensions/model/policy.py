@@ -29,6 +29,7 @@ from extensions.prefix.attention import Attend, PackAttention, masks_as_function
 from extensions.prefix.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
 from extensions.prefix.limits import Form, PackLimit
 from extensions.prefix.logprobs import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
+from extensions.prefix.products import use_fast_products
 from extensions.prefix.tree import Pack
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Policy(nn.Module):
         self._role: Role | None = None
         for name, parameter in lm.named_parameters():
             parameter.requires_grad_("lora_" in name and ".reference." not in name)
+        use_fast_products(self.causal_lm)
 
     @property
     def has_critic_adapter(self) -> bool:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.benchmark import Timer
 
 from extensions.common.errors import UserError
+from extensions.prefix.products import linear
 
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
@@ -166,9 +166,7 @@ def measure_cpu(dtype: str, width: int) -> tuple[float, float]:
 def _matmul_flops_per_s(rows: int, width: int, out: int, dtype: torch.dtype) -> float:
     """FLOP/s of (rows, width) x (width, out), the median over about a third of a second."""
     tensors = {"x": torch.randn(rows, width, dtype=dtype), "w": torch.randn(out, width, dtype=dtype)}
-    timer = Timer(
-        "linear(x, w)", globals=tensors | {"linear": nn.functional.linear}, num_threads=torch.get_num_threads()
-    )
+    timer = Timer("linear(x, w)", globals=tensors | {"linear": linear}, num_threads=torch.get_num_threads())
     return 2 * rows * width * out / timer.blocked_autorange(min_run_time=0.3).median
 
 

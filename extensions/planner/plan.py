@@ -28,14 +28,14 @@ NOT_MODELLED = (
     "speed (rollouts are taken as this project's own) and Ray's messages, deepspeed.offload and deepspeed.config."
 )
 # Whole iterations of SmolLM2-135M on CoLA (tests/bench, two cores, with the rate measured there): bfloat16 predicted
-# 11.8 s, measured 10.7; float32 predicted 16.4 s, measured 18.2; memory predicted 1.97 and 2.73 GiB, measured 2.03 and
-# 2.83.
+# 5.9 s, measured 5.3; float32 predicted 7.3 s, measured 8.4; memory predicted 1.98 and 2.76 GiB, measured 2.38 and
+# 2.68.
 # On an H100 in bfloat16, PPO on short rows (random weights; memory as torch allocates it, without the context):
 # SmolLM2-135M predicted 1.13 GiB and 0.94 s, measured 0.89 GiB and 1.8 s; Llama-2-7B 18.4 GiB, measured 17.3 GiB.
 CHECKED = (
-    "Checked on a CPU: predicted iterations of SmolLM2 were 10% too long to 10% too short, phases up to 25% off, "
-    "memory 4% too low. On an H100 predicted memory was 6 to 27% too high, and short iterations took twice as long as "
-    "predicted: the time to start a kernel is an assumption."
+    "Checked on a CPU: predicted iterations of SmolLM2 were 12% too long to 14% too short, phases up to 25% off, "
+    "memory 3% too high to 17% too low. On an H100 predicted memory was 6 to 27% too high, and short iterations took "
+    "twice as long as predicted: the time to start a kernel is an assumption."
 )
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from extensions.prefix.products import linear, times
+
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """log softmax(logits)[target]: (N, V), (N,) -> (N,), in float32."""
@@ -88,7 +90,7 @@ class FusedLinearLogprob(torch.autograd.Function):
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
             target = targets[part].unsqueeze(-1)
-            logits = transform(nn.functional.linear(states[part], weight, bias).float())
+            logits = transform(linear(states[part], weight, bias).float())
             capped = logits.clone() if transform.cap is not None and logprob_needs_grad else None
             logs = (logits if temperature == 1.0 else logits.div_(temperature)).log_softmax(-1)
             del logits
@@ -100,10 +102,11 @@ class FusedLinearLogprob(torch.autograd.Function):
                 entropies[part] = -(p.unsqueeze(-2) @ logs.unsqueeze(-1)).flatten()
             if entropy_needs_grad:
                 grad = logs.add_(entropies[part].unsqueeze(-1)).mul_(p).div_(-temperature)
-                grads[1][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
+                grads[1][part] = times(transform.chain(grad, capped).to(weight.dtype), weight)
             if logprob_needs_grad:
-                grad = p.neg_().scatter_add_(-1, target, torch.ones_like(target, dtype=p.dtype)).div_(temperature)
-                grads[0][part] = transform.chain(grad, capped).to(weight.dtype) @ weight
+                grad = p.mul_(-1 / temperature)  # one pass over the largest tensor of an update
+                grad.scatter_add_(-1, target, torch.full_like(target, 1 / temperature, dtype=p.dtype))
+                grads[0][part] = times(transform.chain(grad, capped).to(weight.dtype), weight)
         ctx.save_for_backward(*grads)
         if not entropy_needs_grad:
             ctx.mark_non_differentiable(entropies)

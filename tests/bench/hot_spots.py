@@ -1,8 +1,6 @@
-"""Where the time of a PPO iteration goes: seconds, share and rate of its kinds of operations, by torch's profiler.
+"""Where the time of a PPO iteration goes: seconds and share of its kinds of operations, by torch's profiler.
 
-    python tests/bench/hot_spots.py --data path/to/folder/with/glue/and/superglue
-
-The profiler adds a few percent; the iteration before it is timed without.
+python tests/bench/hot_spots.py --data path/to/folder/with/glue/and/superglue
 """
 
 from __future__ import annotations
@@ -10,34 +8,22 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from jobs import BUDGET, JOBS, RECIPE, overrides_of, parse
+from jobs import BUDGET, JOBS, RECIPE, make_model, overrides_of, parse, prompts_of
 
 ROWS = 16
-COLUMNS = ["operations", "s", "share", "calls", "GFLOP/s", "share of the machine's rate"]
+COLUMNS = ["operations", "s", "share", "calls"]
 OPTIONS = [
     ("--job", {"default": "cola", "choices": list(JOBS)}),
     ("--dtypes", {"default": "float32,bfloat16"}),
 ]
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
-COPIES = {"copy_", "cat", "index_select", "fill_", "gather", "scatter_add_", "_index_put_impl_", "masked_fill_"}
-
-
-def kind_of(name: str, shapes: list[Any], rank: int, vocabulary: int) -> str:
-    """The line of an operation with inputs of these shapes."""
-    if name in PRODUCTS:
-        sides = [shape for shape in shapes if len(shape) > 1]
-        sizes = {size for shape in sides for size in shape}
-        if len(sides[0]) == 3:
-            return "products of the attention"
-        if vocabulary in sizes:
-            return "products of the head"
-        if rank in {min(shape) for shape in sides} and rank != ROWS:
-            return "products of the adapters"
-        return "products of the layers, decoding" if sides[0][0] == ROWS else "products of the layers"
-    word = name.removeprefix("aten::")
-    if "softmax" in word:
-        return "softmax"
-    return "copies, conversions, lookups" if word in COPIES else "other operations"
+KINDS = {
+    "products of layers, adapters and head": ("mm", "addmm"),
+    "products of the attention": ("bmm", "baddbmm"),
+    "softmax": ("_softmax", "_log_softmax", "_softmax_backward_data"),
+    "copies, conversions, lookups": ("copy_", "cat", "index_select", "fill_", "gather", "_index_put_impl_"),
+}
+KIND_OF = {f"aten::{name}": kind for kind, names in KINDS.items() for name in names}
+KIND_OF["mkldnn::_linear_pointwise"] = "products of layers, adapters and head"  # `extensions.prefix.products`
 
 
 def measure(job: str, dtype: str, args: Any) -> tuple[list[list[str]], str]:
@@ -46,39 +32,33 @@ def measure(job: str, dtype: str, args: Any) -> tuple[list[list[str]], str]:
     from matmul import load as load_machine
     from ours import load
     from torch.profiler import ProfilerActivity, profile
+    from train import floor_flops
 
     torch.set_num_threads(args.threads)
-    rank = 12  # not the number of rows, so that shapes tell adapters from decoding
-    own = [f"lora.rank={rank}", f"output_dir={args.folder / f'hot-spots-{job}-{dtype}'}"]
-    overrides = [*overrides_of(JOBS[job], args, dtype, ROWS), *own]
-    iterate = load({"recipe": str(RECIPE), "overrides": overrides, "method": "ppo"})
+    overrides = overrides_of(JOBS[job], args, dtype, ROWS)
+    own = [*overrides, f"output_dir={args.folder / f'hot-spots-{job}-{dtype}'}"]
+    iterate = load({"recipe": str(RECIPE), "overrides": own, "method": "ppo"})
     rate = load_machine({"dtype": dtype})(0)["flops_per_s"]
     iterate(0)
-    plain = iterate(1)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as found:
+    plain = iterate(1)["seconds"]
+    with profile(activities=[ProfilerActivity.CPU]) as found:
         whole = iterate(2)["seconds"]
-    vocabulary = plain["vocabulary"]
-    seconds: dict[str, float] = defaultdict(float)
-    flops: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
-    for event in found.key_averages(group_by_input_shape=True):
-        if not event.key.startswith("aten::"):
-            continue
-        kind = kind_of(event.key, event.input_shapes, rank, vocabulary)
-        seconds[kind] += event.self_cpu_time_total / 1e6
-        calls[kind] += event.count
-        flops[kind] += event.flops
+    seconds, calls = defaultdict[str, float](float), defaultdict[str, int](int)
+    for event in found.key_averages():
+        if event.key.startswith(("aten::", "mkldnn::")):
+            kind = KIND_OF.get(event.key, "other operations: elementwise, sums, views")
+            seconds[kind] += event.self_cpu_time_total / 1e6
+            calls[kind] += event.count
     seconds["between operations: Python, autograd"] = whole - sum(seconds.values())
-    lines = []
-    for kind, spent in sorted(seconds.items(), key=lambda item: -item[1]):
-        reached = flops[kind] / spent if kind.startswith("products") else None
-        rates = ["-", "-"] if reached is None else [f"{reached / 1e9:.0f}", f"{100 * reached / rate:.0f}%"]
-        lines.append([kind, f"{spent:.2f}", f"{100 * spent / whole:.0f}%", str(calls[kind]), *rates])
-    floor = sum(flops.values()) / rate
+    lines = [
+        [kind, f"{spent:.2f}", f"{100 * spent / whole:.0f}%", str(calls[kind])]
+        for kind, spent in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    floor = floor_flops(make_model(JOBS[job].model, args.folder), prompts_of(overrides)) / rate
     return lines, (
-        f"{JOBS[job].title}, {dtype}, {args.threads} threads, {ROWS} rows, {BUDGET} tokens written: "
-        f"{plain['seconds']:.2f} s, {whole:.2f} s under the profiler. Its products alone take {floor:.2f} s at the "
-        f"machine's rate, {rate / 1e9:.0f} GFLOP/s."
+        f"{JOBS[job].title}, {dtype}, {args.threads} threads, {ROWS} rows, {BUDGET} tokens written: {plain:.2f} s, "
+        f"{whole:.2f} s under the profiler. The unavoidable products take {floor:.2f} s at the machine's rate, "
+        f"{rate / 1e9:.0f} GFLOP/s."
     )
 
 

@@ -30,7 +30,7 @@ def load(job: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
     head, embeddings = causal_lm.get_output_embeddings().weight, causal_lm.get_input_embeddings().weight
     base = sum(p.numel() for name, p in causal_lm.named_parameters() if "lora_" not in name)
     trunk = base - embeddings.numel() - (0 if head is embeddings else head.numel())
-    parameters = {"head": head.numel(), "trunk": trunk, "vocabulary": len(head)}
+    parameters = {"head": head.numel(), "trunk": trunk}
 
     def iterate(step: int) -> dict[str, Any]:
         start = clock()

@@ -30,7 +30,7 @@ def test_predict(folder):
 def test_hot_spots(folder):
     text, rows = run_tiny("hot_spots", folder)
     names = [row["operations"] for row in rows]
-    assert {"products of the layers", "products of the head", "softmax"} <= {*names}
+    assert {"products of layers, adapters and head", "softmax"} <= {*names}
     check_figures([{"s": row["s"], "calls": row["calls"]} for row in rows], set())
     assert sum(float(row["share"].rstrip("%")) for row in rows) == pytest.approx(100, abs=5)
     assert "at the machine's rate" in text
