@@ -36,6 +36,12 @@ def test_hot_spots(folder):
     assert "at the machine's rate" in text
 
 
+def test_products(folder):
+    text, rows = run_tiny("products", folder)
+    assert [row["in x out"] for row in rows] == ["512x256"] and "oneDNN is taken" in text
+    check_figures(rows, {"dtype", "in x out"})
+
+
 def test_checkpoints(folder):
     _, rows = run_tiny("checkpoints", folder)
     assert len(rows) == 1
