@@ -70,8 +70,10 @@ def test_the_pairs_of_a_planned_pack_are_those_of_a_real_one(responses):
     assert 0.7 * pack_cost(rows, "packed").pairs < pairs_of(planned, "packed") <= pack_cost(rows, "packed").pairs
 
 
-def test_the_flash_path_keeps_no_more_than_planned_and_no_gathered_keys(tiny_model):
+def test_the_flash_path_keeps_no_more_than_planned_and_no_gathered_keys(tiny_model, monkeypatch):
     """The kernel's stand-in on a CPU: what a layer keeps does not depend on it, since backward repeats its forward."""
+    # A run with ZeRO 3 in this process leaves DeepSpeed's own, which keeps the inputs of frozen layers too.
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
     folder = tiny_model("llama")
     trace = trace_model(AutoConfig.from_pretrained(folder), LORA, "sdpa", torch.float32, False)
     policy = make_policy(folder).train()
