@@ -22,7 +22,6 @@ import torch
 import torch.utils.cpp_extension
 import transformers.modeling_flash_attention_utils
 import transformers.modeling_utils
-from torch import nn
 
 
 def _flash_attn_modules() -> dict[str, types.ModuleType]:
@@ -107,7 +106,6 @@ __all__ = [
     "TorchCheckpointEngine",
     "ValueLoss",
     "aggregate_loss",
-    "alibi_positions",
     "compute_approx_kl",
     "compute_reward",
     "deepspeed",
@@ -170,30 +168,6 @@ def remove_shared_memory() -> None:
     if hasattr(os, "getuid"):
         name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *map(str, parts)])
         (Path("/dev/shm") / name).unlink(missing_ok=True)  # nosec B108 # only removes; DeepSpeed's name
-
-
-@contextmanager
-def alibi_positions(decoder: nn.Module, position_ids: torch.Tensor) -> Iterator[None]:
-    """Make an ALiBi model (MPT) take its biases from `position_ids` of shape (1, L) for one forward.
-
-    transformers' MPT (checked with 5.15) ignores `position_ids` and uses key indices, which are not positions in a
-    packed row. Its bias is a row of slope * position per key, so selecting the entries by position is exact. Models
-    without ALiBi are unchanged.
-    """
-    if not hasattr(decoder, "build_mpt_alibi_tensor"):
-        yield
-        return
-    build: Any = decoder.build_mpt_alibi_tensor
-
-    def by_position(num_heads: int, sequence_length: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-        bias = build(num_heads, int(position_ids.max()) + 1, *args, **kwargs)  # (heads, 1, positions)
-        return bias[..., position_ids[0]]
-
-    decoder.build_mpt_alibi_tensor = by_position  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del decoder.build_mpt_alibi_tensor
 
 
 class _Cpu(str):

@@ -63,7 +63,8 @@ def answer_batch(
     they affect the rounding.
 
     Args:
-        decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`).
+        decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`). A
+            ranked task (ReCoRD) is always decided so: its metrics compare likelihoods, and nothing is generated.
         label_sets: label sets of a multi-label task's training rows; see `likelihood.candidates`.
         probabilities: with sampled or greedy answers, also compute the probabilities of the task's answers, and the
             answer by likelihood.
@@ -75,7 +76,9 @@ def answer_batch(
     encoded = [encoder.encode(task, row.fields) for row in batch]
     positive: list[tuple[float | None, float | None]] = [(None, None)] * len(batch)  # probability, log-odds
     decisions: list[Decision] | None = None
-    if task.is_ranked or probabilities or decoding == "likelihood":
+    if task.is_ranked:
+        decoding = "likelihood"
+    if probabilities or decoding == "likelihood":
         compared = candidates(task, label_sets)
         logprobs = log_likelihoods(compared, encoded, encoder, sampler)
         if task.positive is not None:

@@ -83,7 +83,8 @@ class Evaluator:
         chosen = decoding or recipe.evaluation.decoding
         self.reporter.progress(0, left)
         # Likelihoods are the policy's own: no engine wakes up, and no adapter is sent.
-        with self.sampler.session() if chosen != "likelihood" else nullcontext():
+        generates = chosen != "likelihood" and not all(task.is_ranked for task in tasks.values())
+        with self.sampler.session() if generates else nullcontext():
             for batch in self._own_batches(batches):
                 watchdog.heartbeat()
                 if strategy.stopping():  # a collective: every rank calls it in each turn, so all stop together

@@ -89,7 +89,8 @@ def score(task: Task, predictions: Sequence[Prediction], intervals: bool = True)
         "score": sum(metrics[name] for name in task.metrics) / len(task.metrics),
         "metrics": metrics,
         "samples": len(predictions),
-        "format_error_rate": sum(p.answer is None for p in predictions) / len(predictions),
+        # The answers of a ranked task are not generated.
+        "format_error_rate": None if task.is_ranked else sum(p.answer is None for p in predictions) / len(predictions),
         "parsers_differ": sum(len({parse_answer(p.response, t) for t in by_parser}) > 1 for p in predictions),
     }
     if intervals:

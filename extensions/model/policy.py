@@ -23,9 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
 from extensions.common.files import apply_umask
-from extensions.distributed.openrlhf import alibi_positions
 from extensions.model.anatomy import Anatomy, captured, own_logits, states_of
-from extensions.prefix.attention import Attend, PackAttention, masks_as_functions, tree_masks
+from extensions.prefix.attention import Attend, PackAttention, attending, tree_masks
 from extensions.prefix.decoding import Decoder, OwnDecoder, PaddedDecoder, TreeDecoder, UncachedDecoder
 from extensions.prefix.limits import Form, PackLimit
 from extensions.prefix.logprobs import Entropy, FusedLinearLogprob, token_entropy, token_logprobs
@@ -227,13 +226,12 @@ class Policy(nn.Module):
 
     def token_states(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """Hidden states (L, hidden) of tokens (1, L) under the attention pattern `attend`."""
-        with masks_as_functions():
+        with attending(attend):
             out = self.trunk(
                 input_ids=input_ids,
                 position_ids=position_ids,
                 attention_mask=torch.ones_like(input_ids),
                 use_cache=False,
-                attend=attend,
             )
         return states_of(out)[0]
 
@@ -242,7 +240,7 @@ class Policy(nn.Module):
         return self._masked_states(pack, use_cache=True, past_key_values=DynamicCache())
 
     def _masked_states(self, pack: Pack, **cache: Any) -> tuple[Tensor, DynamicCache]:
-        with tree_masks(pack, self.path.attention), alibi_positions(self.decoder, pack.position_ids):
+        with tree_masks(pack, self.path.attention):
             out = self.trunk(
                 input_ids=pack.input_ids,
                 position_ids=pack.position_ids,

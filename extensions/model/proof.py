@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from extensions.common.errors import UserError
 from extensions.data import Example
 from extensions.model.anatomy import captured, eager, own_logits
+from extensions.model.mpt import has_alibi
 from extensions.model.policy import ForwardPath, Policy
 from extensions.model.precision import computing_in_float32
 from extensions.prefix.attention import NAME as PACKED
@@ -157,7 +158,7 @@ def _paths(policy: Policy, attention: str, same_forwards: bool, rejected: list[s
         )
         return
     if attention in ("auto", "flash") and loaded == PACKED:
-        lacking = missing(policy.device, lm.dtype)
+        lacking = missing(policy.device, lm.dtype, has_alibi(lm))
         if lacking is None:
             yield ForwardPath("packed", PACKED, flash=True)
         elif attention == "flash":

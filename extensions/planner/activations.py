@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.polynomial import Polynomial
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from extensions.planner.flops import meta_model
+from extensions.prefix.attention import NAME as PACKED
+from extensions.prefix.attention import Scores, Visible, attending
 from extensions.recipe import Lora
 
 LENGTHS = 64, 128, 256  # tokens of the traced forwards
@@ -47,24 +51,33 @@ def trace_model(config: Any, lora: Lora, attention: str, dtype: torch.dtype, tru
     return Trace(layer_bytes, other_bytes, float(layer[-1, 1]), float(other[-1, 1]))
 
 
-def _trace_layers(num_layers: int, config: Any, *model_arguments: Any) -> np.ndarray:
+def _trace_layers(num_layers: int, config: Any, lora: Lora, attention: str, *model_arguments: Any) -> np.ndarray:
     """(len(LENGTHS), 2): bytes saved and kernels launched by a forward of the model's first layers."""
     config = copy.deepcopy(config)
     config.get_text_config().num_hidden_layers = num_layers
-    model = meta_model(config, *model_arguments)
+    model = meta_model(config, lora, attention, *model_arguments)
+    packed = attention == PACKED
     found = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()  # fake, not meta: attention then uses a fused kernel, as on a GPU
         for tokens in LENGTHS:
+            shape = (1, tokens) if packed else (1, 1, tokens, tokens)
             inputs = {
                 "input_ids": torch.zeros(1, tokens, dtype=torch.long),
                 "position_ids": torch.arange(tokens)[None],
-                "attention_mask": torch.zeros(1, 1, tokens, tokens, dtype=model.dtype),
+                "attention_mask": torch.zeros(shape, dtype=model.dtype),
             }
-            with _KernelCounter() as kernels:
+            with attending(_fused) if packed else nullcontext(), _KernelCounter() as kernels:
                 kept = kept_bytes(model, partial(model.base_model, **inputs, use_cache=False))
             found.append((kept, kernels.count))
     return np.array(found)
+
+
+def _fused(layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores, visible: Visible) -> Tensor:
+    """A fused kernel of torch, which keeps no pairs, in the place of the packed attention."""
+    key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+    out = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scores.scaling)
+    return out.transpose(1, 2)
 
 
 class _KernelCounter(TorchDispatchMode):

@@ -3,9 +3,9 @@
 In a pack of 16 short prompts a dense mask hides seven of eight pairs. Here the spans of a group are padded to their
 longest, in the attention only, and attend to their context and to themselves.
 
-Models use it through transformers' attention interface, as `attn_implementation` "packed"; without `attend=...` it is
-transformers' sdpa. Which pairs of positions a layer attends to (sliding window, chunks) comes from the model:
-transformers passes each kind of mask as a function of two positions.
+Models use it through transformers' attention interface, as `attn_implementation` "packed". Inside `attending`, the
+masks that transformers makes are `Visible`: they carry the pairs of positions that a layer attends to (sliding window,
+chunks), and the attention to compute. Outside it is transformers' sdpa.
 """
 
 from __future__ import annotations
@@ -35,20 +35,25 @@ class CannotPack(Exception):
 
 
 class Visible:
-    """The positions of a sample that a layer attends to.
+    """The positions of a sample that a layer attends to, in the place of a mask.
 
     Args:
+        attend: the attention of the forward.
         function: transformers' mask function (batch, head, query position, key position) -> bool, on broadcast tensors.
     """
 
-    def __init__(self, function: Callable[..., Tensor] = causal_mask_function) -> None:
-        self.function = function
+    def __init__(self, attend: Attend, function: Callable[..., Tensor] = causal_mask_function) -> None:
+        self.attend, self.function = attend, function
         self.causal = function is causal_mask_function  # all earlier positions
         self._kept: dict[Any, Any] = {}
 
     def __call__(self, query: Tensor, key: Tensor) -> Tensor:
         """Bool, for broadcastable positions."""
         return self.function(0, 0, query, key)
+
+    def to(self, *args: Any, **kwargs: Any) -> Visible:
+        """Itself: MPT casts its mask."""
+        return self
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """The result of `make`, computed once for all layers with this mask in one forward."""
@@ -64,6 +69,7 @@ class Scores:
     scaling: float
     softcap: float | None = None  # scores are softcap * tanh(score / softcap)
     sinks: Tensor | None = None  # (heads,) scores that enter the softmax without a value
+    slopes: Tensor | None = None  # (heads,) ALiBi: a score loses slope * distance of its key; the same in all layers
 
     @property
     def plain(self) -> bool:
@@ -71,6 +77,11 @@ class Scores:
 
     def capped(self, scores: Tensor) -> Tensor:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def alibi(self, distance: Tensor, key_heads: int) -> Tensor:
+        """What ALiBi adds to the scores of distances (N, K) between query and key: (N, key heads, groups, K)."""
+        assert self.slopes is not None
+        return -self.slopes.view(key_heads, -1, 1) * distance[:, None, None]
 
     def weights(self, scores: Tensor, key_heads: int) -> Tensor:
         """Softmax of masked scores (..., key heads, S * groups, K); `groups` query heads share one key head."""
@@ -97,41 +108,42 @@ def _attention(
     value: Tensor,
     attention_mask: Any,
     scaling: float | None = None,
-    attend: Attend | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if attend is None:
+    if not isinstance(attention_mask, Visible):
+        if _attend is not None:
+            raise CannotPack("it builds its own attention masks")
         if softcap is not None or s_aux is not None:
             raise CannotPack("transformers' sdpa (5.15) ignores capped scores and sinks")
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     unsupported = [name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
     if unsupported:
         raise CannotPack(f"its attention has {' and '.join(unsupported)}")
-    if attention_mask is not None and not isinstance(attention_mask, Visible):
-        raise CannotPack("it builds its own attention masks")
-    visible = attention_mask or Visible()
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
-    return attend(int(module.layer_idx), query, key, value, scores, visible), None  # type: ignore[arg-type]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    return attention_mask.attend(layer, query, key, value, scores, attention_mask), None
 
 
-_as_functions = False  # whether masks reach the attention as functions of positions
+_attend: Attend | None = None  # of the forward that runs
 
 
 def _mask(*args: Any, mask_function: Callable[..., Tensor] = causal_mask_function, **kwargs: Any) -> Any:
-    return Visible(mask_function) if _as_functions else sdpa_mask(*args, mask_function=mask_function, **kwargs)
+    if _attend is not None:
+        return Visible(_attend, mask_function)
+    return sdpa_mask(*args, mask_function=mask_function, **kwargs)
 
 
 @contextmanager
-def masks_as_functions() -> Iterator[None]:
-    """Context of a forward with `attend`: the model's masks reach the attention as `Visible`."""
-    global _as_functions
-    _as_functions = True
+def attending(attend: Attend) -> Iterator[None]:
+    """Context of a forward whose attention is `attend`."""
+    global _attend
+    _attend = attend
     try:
         yield
     finally:
-        _as_functions = False
+        _attend = None
 
 
 @contextmanager
@@ -193,12 +205,18 @@ class PackAttention:
         own = [_ToRows.apply(x, layout.source, layout.target) for x in (q, k, v)]
         repeats = query.shape[1] // key.shape[1]
         # The CPU path adds its mask by broadcasting; the others need one row per query head, in the scores' dtype.
-        expanded = (1, torch.float32) if q.device.type == "cpu" and scores.plain else (repeats, _dtype(q, scores))
+        on_cpu = q.device.type == "cpu" and scores.plain
+        expanded = (
+            1 if on_cpu and scores.slopes is None else repeats,
+            q.dtype if scores.plain and not on_cpu else torch.float32,
+        )
         outputs, first = [], 0
         for number, group in enumerate(layout.groups):
             mask = layout.mask(number, *expanded)
             if not visible.causal:
                 mask = visible.once((number, *expanded), partial(_restricted, mask, expanded[0], visible))
+            if scores.slopes is not None:
+                mask = visible.once(("alibi", number), partial(_with_alibi, mask, scores, k.shape[1]))
             rows, width = len(group.spans), group.spans[0].length
             gq, gk, gv = (x[first : first + rows * width].unflatten(0, (rows, width)) for x in own)
             if group.context:
@@ -222,11 +240,7 @@ class PackAttention:
             if found is None:
                 raise CannotPack("the flash kernel has no mask but a causal one and a window")
             window = found
-        return flash_attention(q, k, v, segments, scores.scaling, window)
-
-
-def _dtype(query: Tensor, scores: Scores) -> torch.dtype:
-    return query.dtype if scores.plain else torch.float32
+        return flash_attention(q, k, v, segments, scores.scaling, window, scores.slopes)
 
 
 def _restricted(mask: Tensor, repeats: int, visible: Visible) -> Tensor:
@@ -236,13 +250,22 @@ def _restricted(mask: Tensor, repeats: int, visible: Visible) -> Tensor:
     return mask.masked_fill(~visible(queries[:, None], keys[None, :]), torch.finfo(mask.dtype).min)
 
 
+def _with_alibi(mask: Tensor, scores: Scores, key_heads: int) -> Tensor:
+    """A group's mask (width * repeats, keys) with the biases of the heads: (key heads, width * repeats, keys)."""
+    assert scores.slopes is not None
+    keys = torch.arange(mask.shape[1], device=mask.device)
+    queries = keys[-(mask.shape[0] * key_heads // len(scores.slopes)) :]
+    bias = scores.alibi(queries[:, None] - keys, key_heads).transpose(0, 1).flatten(1, 2)
+    return mask + bias.to(mask.dtype)
+
+
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:
     """Attention of (rows, S, heads, size) to (rows, K, key heads, size): (rows, S, heads, size).
 
     The query heads of one key head are taken as further queries of it, so keys are not repeated.
 
     Args:
-        mask: (S, K) on the CPU path, else (S * query heads per key head, K).
+        mask: (S, K) on the CPU path, else (S * query heads per key head, K); of all heads, or (key heads, ...) of each.
     """
     width, heads = query.shape[1:3]
     repeats = heads // key.shape[2]
@@ -269,8 +292,8 @@ class _CpuAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
         scores = (q.float() * scaling) @ k.float().transpose(-1, -2)
-        groups = q.shape[-2] // mask.shape[0]
-        scores.unflatten(-2, (-1, groups)).add_(mask.unsqueeze(1))
+        groups = q.shape[-2] // mask.shape[-2]
+        scores.unflatten(-2, (-1, groups)).add_(mask.unsqueeze(-2))
         weights = scores.softmax(-1).to(q.dtype)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scaling = scaling

@@ -138,6 +138,8 @@ class TreeDecoder:
         q = (query[0].transpose(0, 1) * scores.scaling).reshape(rows, heads, -1, size)
         own_mask = self._mask if visible.causal else visible.once("own", partial(self._own_mask, visible))
         own = scores.capped((q @ keys.transpose(-1, -2)).float()) + own_mask[:, None, None]
+        if scores.slopes is not None:
+            own += scores.alibi(self.written[:, None] - torch.arange(self._width, device=own.device), heads)
         outputs, first = [], 0
         for number, group in enumerate(self.groups):
             members = slice(first, first + group.rows)
@@ -145,6 +147,10 @@ class TreeDecoder:
             mask = None
             if not visible.causal:
                 mask = visible.once(number, partial(self._shared_mask, visible, members, shared_keys.shape[1]))
+            if scores.slopes is not None:
+                places = torch.arange(shared_keys.shape[1], device=own.device)
+                bias = scores.alibi(self.position[members, None] - places, heads)
+                mask = bias if mask is None else mask + bias
             parts = (q[members], own[members], values[members], shared_keys, shared_values)
             outputs.append(_attended(*parts, mask, scores))
             first += group.rows
@@ -159,9 +165,10 @@ class TreeDecoder:
         return self._mask.masked_fill(~visible_keys, float("-inf"))
 
     def _shared_mask(self, visible: Visible, members: slice, shared: int) -> Tensor:
-        """(rows of a group, shared tokens) float32, for such a layer."""
+        """(rows of a group, 1, 1, shared tokens) float32, for such a layer."""
         visible_keys = visible(self.position[members, None], torch.arange(shared, device=self.position.device))
-        return torch.zeros(visible_keys.shape, device=visible_keys.device).masked_fill_(~visible_keys, float("-inf"))
+        mask = torch.zeros(visible_keys.shape, device=visible_keys.device).masked_fill_(~visible_keys, float("-inf"))
+        return mask[:, None, None]
 
     def keep(self, rows: Tensor) -> Tensor:
         kept, first = rows.tolist(), 0
@@ -215,7 +222,7 @@ def _attended(
         q: (rows, key heads, groups, size), scaled.
         own, own_values: scores (rows, key heads, groups, places) float32, values (rows, key heads, places, value size).
         keys, values: (key heads, shared tokens, size or value size).
-        mask: (rows, shared tokens) float32, added to the scores; None: nothing is masked.
+        mask: float32, broadcast to (rows, key heads, groups, shared tokens) and added to the scores; None: no mask.
     """
     rows, heads, groups, size = q.shape
     shared = keys.shape[1]
@@ -225,7 +232,7 @@ def _attended(
     product = (by_head @ keys.transpose(-1, -2)).float().view(heads, rows, groups, shared).transpose(0, 1)
     product = scores.capped(product)
     if mask is not None:
-        product = product + mask[:, None, None]
+        product = product + mask
     weights = scores.weights(torch.cat([product, own], -1), heads).to(q.dtype)
     by_head = weights[..., :shared].transpose(0, 1).reshape(heads, rows * groups, shared)
     shared_part = (by_head @ values).view(heads, rows, groups, -1).transpose(0, 1)
@@ -235,8 +242,8 @@ def _attended(
 class PaddedDecoder:
     """Packed prompts, then transformers' cache, all rows padded on the left to the longest prompt.
 
-    Keys carry their rotary positions, so they can be copied to any place. Padding is left of whole prompts, where ALiBi
-    and sliding windows, which depend on distances, are exact.
+    Keys carry their rotary positions, so they can be copied to any place. Padding is left of whole prompts, where
+    sliding windows, which depend on distances, are exact.
     """
 
     def __init__(self, policy: Forwards, prompts: Sequence[Sequence[int]], limit: PackLimit, new_tokens: int) -> None:

@@ -85,7 +85,7 @@ class Score(DecodedScore):
     """The result of one task, as `extensions.evaluation.metrics.score` returns it."""
 
     samples: Count
-    format_error_rate: Finite
+    format_error_rate: Finite | None  # None in a ranked task, whose answers are not generated
     parsers_differ: Count | None = None  # responses that the two parsers judge differently
     majority: Finite | None = None
     gold_shares: dict[str, Finite] = {}

@@ -17,6 +17,7 @@ from extensions.evaluation.likelihood import candidates
 from extensions.prompts import CLOSE, PromptEncoder, prompt_text, surface_forms
 from extensions.recipe import Recipe, adapter_name
 from extensions.reporting.scores import (
+    NO_VALUE,
     cell_text,
     change_text,
     has_likelihood,
@@ -112,7 +113,7 @@ def _score_rows(tasks: Sequence[Task], scores: Mapping[str, Any]) -> list[list[s
                 metric_text(metric, old.get("metrics", {}).get(metric)),
                 interval_text(metric, value, new["intervals"][metric]),
                 *([metric_text(metric, other.get(metric))] if by_likelihood else []),
-                f"{percent(new['format_error_rate'])}%",
+                NO_VALUE if task.is_ranked else f"{percent(new['format_error_rate'])}%",
                 str(new["samples"]),
             )
             rows.append([cell_text(task.display_name), metric, *numbers])

@@ -225,7 +225,7 @@ def _wrong_formats(view: RunView) -> Chart | None:
     rollouts = series_of(view.iterations, "training rollouts", at("format_error_rate"))
 
     def mean(record: dict[str, Any]) -> float | None:
-        rates = [result["format_error_rate"] for result in record.get("tasks", {}).values()]
+        rates = [result["format_error_rate"] or 0.0 for result in record.get("tasks", {}).values()]
         return sum(rates) / len(rates) if rates else None
 
     validations = series_of(view.validations, "validation", mean, COLORS[1], "marks")

@@ -120,7 +120,7 @@ def before_after_table(
         for k, metric in enumerate(shown_metrics(task, new)):
             value, interval = new["metrics"][metric], new["intervals"][metric]
             ends = ", ".join(f"{end:.2f}" if metric in NOT_IN_PERCENT else f"{100 * end:.0f}" for end in interval)
-            wrong = f"{100 * old['format_error_rate']:.1f} → " if old else ""
+            wrong = f"{percent(old['format_error_rate'])} → " if old and not task.is_ranked else ""
             table.add_row(
                 f"{task.display_name} ({new['samples']})" if k == 0 else "",
                 metric,

@@ -116,7 +116,7 @@ def unpredicted_in(
         method: of the run, for what to try.
     """
     labels = {task.answer(label): label for label in task.labels} if not task.is_regression else {}
-    answered = result["samples"] * (1 - result["format_error_rate"])
+    answered = result["samples"] * (1 - (result["format_error_rate"] or 0.0))
     shares = {labels[word]: result["gold_shares"][word] for word in unanswered(result) if word in labels}
     counts = {label: round(share * result["samples"]) for label, share in shares.items() if share * answered >= 1}
     return list(counts), _unpredicted_text(task, counts, f"{where}: ", method) if counts else None

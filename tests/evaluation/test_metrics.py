@@ -263,7 +263,7 @@ def test_all_right_scores_one(task):
     assert set(result["metrics"]) >= {*task.metrics, *task.extra_metrics}
     perfect = {name: 0.0 if name in ("mae", "rmse") else 1.0 for name in result["metrics"]}
     assert result["metrics"] == pytest.approx(perfect)
-    assert result["format_error_rate"] == 0 and result["samples"] == len(rows)
+    assert result["format_error_rate"] == (None if task.is_ranked else 0) and result["samples"] == len(rows)
     if not task.is_regression:
         assert result["predicted_shares"] == result["gold_shares"]
 
@@ -279,7 +279,7 @@ def test_all_wrong_formats_score_zero(task):
         expected |= {name: plain_metric(name, task, answered(task, rows, [2.5] * len(rows))) for name in OF_ERRORS}
     assert result["metrics"] == pytest.approx(expected)
     assert result["score"] == pytest.approx(0.5 * (0.5 + 1 / 3) if task.is_ranked else 0)
-    assert result["format_error_rate"] == 1.0
+    assert result["format_error_rate"] == (None if task.is_ranked else 1.0)
     if not task.is_regression:
         assert result["predicted_shares"] == {task.answer(label): 0.0 for label in task.labels} | {WRONG_FORMAT: 1.0}
 
@@ -314,7 +314,7 @@ def test_a_constant_answer(task, answer):
     expected |= {name: plain_metric(name, task, made) for name in OF_ERRORS if task.is_regression}
     assert result["metrics"] == {name: pytest.approx(expected[name]) for name in result["metrics"]}
     assert result["score"] == pytest.approx(sum(expected[name] for name in task.metrics) / len(task.metrics))
-    assert result["format_error_rate"] == 0
+    assert result["format_error_rate"] == (None if task.is_ranked else 0)
     if not task.is_regression:
         assert result["predicted_shares"] == {task.answer(label): float(label == answer) for label in task.labels}
         assert result["gold_shares"][task.answer(answer)] == pytest.approx(p)
@@ -420,4 +420,5 @@ def test_any_answers_against_the_plain_formulas(task, seed):
     expected = {name: plain_metric(name, task, made) for name in result["metrics"]}
     assert result["metrics"] == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
     assert result["score"] == pytest.approx(sum(expected[name] for name in task.metrics) / len(task.metrics))
-    assert result["format_error_rate"] == pytest.approx(answers.count(None) / len(answers))
+    wrong = None if task.is_ranked else pytest.approx(answers.count(None) / len(answers))
+    assert result["format_error_rate"] == wrong

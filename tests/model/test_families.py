@@ -46,7 +46,7 @@ def test_targets_attention_and_dtype_of_each_family(tiny_model, architecture):
     loaded = load_policy(recipe.model, recipe.lora, "shared", 1.0, torch.device("cpu"), 0, "base")
     trained = {name.split(".")[-4] for name in loaded.trainable if "lora_" in name}
     assert trained == ({"Wqkv"} if architecture == "mpt" else {"q_proj", "v_proj"})
-    assert loaded.causal_lm.config._attn_implementation == ("eager" if architecture == "mpt" else "packed")
+    assert loaded.causal_lm.config._attn_implementation == "packed"
     assert loaded.causal_lm.dtype == torch.bfloat16 and {p.dtype for p in loaded.trainable.values()} == {torch.float32}
 
 

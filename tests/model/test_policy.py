@@ -73,9 +73,8 @@ def test_packed_masked_and_plain_forwards_are_equal(tiny_model, kind, implementa
 
 def test_the_attention_that_a_model_is_loaded_with():
     auto = Model(path="x")
-    for config in (LlamaConfig(), Qwen2Config(), MistralConfig(sliding_window=64), Gemma2Config()):
+    for config in (LlamaConfig(), Qwen2Config(), MistralConfig(sliding_window=64), Gemma2Config(), MptConfig()):
         assert attention_of(auto, config) == "packed"
-    assert attention_of(auto, MptConfig()) == "eager"
     assert attention_of(Model(path="x", attn_implementation="eager"), LlamaConfig()) == "eager"
 
 

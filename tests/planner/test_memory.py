@@ -40,12 +40,11 @@ def test_optimizer_state_equals_real_optimizers(tiny_model, tmp_path, name, meth
     assert job.trained == sum(p.numel() for p in policy.trainable.values())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_activations_equal_the_tensors_that_autograd_saves(tiny_model, architecture):
     """A trace of one and two layers, against a real forward of the whole model at another length."""
     folder, tokens = tiny_model(architecture), 90
-    attention = "eager" if architecture == "mpt" else "sdpa"
-    trace = trace_model(AutoConfig.from_pretrained(folder), LORA, attention, torch.float32, False)
+    trace = trace_model(AutoConfig.from_pretrained(folder), LORA, "sdpa", torch.float32, False)
     policy = make_policy(folder).train()
     inputs = {
         "input_ids": torch.zeros(1, tokens, dtype=torch.long),
@@ -70,12 +69,13 @@ def test_the_pairs_of_a_planned_pack_are_those_of_a_real_one(responses):
     assert 0.7 * pack_cost(rows, "packed").pairs < pairs_of(planned, "packed") <= pack_cost(rows, "packed").pairs
 
 
-def test_the_flash_path_keeps_no_more_than_planned_and_no_gathered_keys(tiny_model, monkeypatch):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_flash_path_keeps_no_more_than_planned_and_no_gathered_keys(tiny_model, monkeypatch, architecture):
     """The kernel's stand-in on a CPU: what a layer keeps does not depend on it, since backward repeats its forward."""
     # A run with ZeRO 3 in this process leaves DeepSpeed's own, which keeps the inputs of frozen layers too.
     monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
-    folder = tiny_model("llama")
-    trace = trace_model(AutoConfig.from_pretrained(folder), LORA, "sdpa", torch.float32, False)
+    folder = tiny_model(architecture)
+    trace = trace_model(AutoConfig.from_pretrained(folder), LORA, PACKED, torch.float32, False)
     policy = make_policy(folder).train()
     packed = pack([Sample([*range(3, 90), k], [1, 2, 3]) for k in range(40)])
     assert len(packed.segments.source) > 15 * packed.input_ids.shape[1]
@@ -86,6 +86,6 @@ def test_the_flash_path_keeps_no_more_than_planned_and_no_gathered_keys(tiny_mod
             kept[flash] = kept_bytes(policy, partial(policy.packed_states, packed))
     tokens, shape = packed.input_ids.shape[1], ModelShape.of(AutoConfig.from_pretrained(folder), LORA)
     one, two = (pack_memory(shape, trace, 4, 4, "flash", False, layers) for layers in (1, 2))
-    _, outside, _ = trace.other_bytes.convert().coef
-    assert kept[True] == pytest.approx((2 * (two.token - one.token) + outside) * tokens, rel=1e-3)
+    constant, outside = [*trace.other_bytes.convert().coef, 0.0, 0.0][:2]  # zeros at the end are left out
+    assert kept[True] == pytest.approx((2 * (two.token - one.token) + outside) * tokens + constant, rel=1e-3)
     assert kept[True] < kept[False] and two.token < pack_memory(shape, trace, 4, 4, "packed", False, 2).token

@@ -1,11 +1,12 @@
 """The flash path: its index algebra against the tree's dense mask, whole models, and where it cannot be used.
 
-Without a GPU, a stand-in with the signature of `varlen_attn` computes what the kernel would; the kernel's own call is
-tested where there is one.
+Without a GPU, stand-ins with the signatures of `varlen_attn` and of flash-attn's `flash_attn_varlen_func` (for ALiBi)
+compute what the kernels would; the kernel's own call is tested where there is one.
 """
 
+import sys
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,23 @@ from torch import nn
 from torch.nn.attention import varlen
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
+from extensions.common.errors import UserError
+from extensions.model.loading import load_policy
 from extensions.model.policy import ForwardPath
 from extensions.prefix import flash
 from extensions.prefix.attention import NAME, CannotPack
-from extensions.prefix.flash import EVERYTHING, flash_attention, missing, reference_kernel, torch_kernel, window_of
+from extensions.prefix.flash import (
+    EVERYTHING,
+    flash_attention,
+    missing,
+    package_kernel,
+    reference_kernel,
+    torch_kernel,
+    window_of,
+)
 from extensions.prefix.limits import PackLimit
 from extensions.prefix.tree import Sample, pack
+from extensions.recipe import Lora, Model
 from extensions.runs.main import main
 
 HEADS, KEY_HEADS, SIZE = 6, 2, 8
@@ -42,16 +54,17 @@ def trees():
     }
 
 
-def dense(query, key, value, mask, scaling):
-    """Attention under a dense (L, L) mask; query heads share key heads."""
+def dense(query, key, value, mask, scaling, bias=0.0):
+    """Attention under a dense (L, L) mask, with biases (heads, L, L); query heads share key heads."""
     repeats = query.shape[1] // key.shape[1]
     q, k, v = (
         x.transpose(0, 1) for x in (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
     )
-    return (((q @ k.transpose(1, 2)) * scaling).masked_fill(~mask, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+    scores = (q @ k.transpose(1, 2)) * scaling + bias
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v).transpose(0, 1)
 
 
-def stand_in(calls):
+def stand_in(calls, slopes=None):
     """`varlen_attn` as its documentation has it, by the reference, with the kernel's own conditions checked."""
 
     def varlen_attn(
@@ -66,23 +79,66 @@ def stand_in(calls):
         calls.append(window_size)
         segments = SimpleNamespace(cu_queries=cu_seq_q, cu_keys=cu_seq_k)
         window = EVERYTHING if window_size[0] == -1 else window_size[0] + 1
-        return reference_kernel(query, key, value, segments, scale, window)
+        return reference_kernel(query, key, value, segments, scale, window, slopes)
 
     return varlen_attn
 
 
-@pytest.fixture(params=["reference", "varlen_attn"])
+def package_stand_in():
+    """The package flash-attn with `flash_attn_varlen_func` as its documentation has it (2.8), by the reference."""
+
+    def flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        dropout_p=0.0,
+        softmax_scale=None,
+        causal=False,
+        window_size=(-1, -1),
+        softcap=0.0,
+        alibi_slopes=None,
+        deterministic=False,
+    ):
+        assert causal and deterministic and type(max_seqlen_q) is int and type(max_seqlen_k) is int
+        assert alibi_slopes.dtype == torch.float32 and alibi_slopes.shape == (q.shape[1],)
+        return stand_in([], alibi_slopes)(
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_seqlen_q,
+            max_seqlen_k,
+            scale=softmax_scale,
+            window_size=window_size,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+    package = ModuleType("flash_attn")
+    package.flash_attn_varlen_func = flash_attn_varlen_func
+    return package
+
+
+@pytest.fixture(params=["reference", "stand-ins"])
 def kernel(request, monkeypatch):
-    """Both kernels that `flash_attention` may get, the second through its stand-in."""
-    if request.param == "varlen_attn":
+    """The kernels that `flash_attention` may get: the reference, or the others through their stand-ins."""
+    if request.param == "stand-ins":
         monkeypatch.setattr(varlen, "varlen_attn", stand_in([]))
-        monkeypatch.setattr(flash, "kernel_for", lambda query: torch_kernel)
+        monkeypatch.setitem(sys.modules, "flash_attn", package_stand_in())
+        monkeypatch.setattr(
+            flash, "kernel_for", lambda query, slopes=None: torch_kernel if slopes is None else package_kernel
+        )
 
 
 @pytest.mark.parametrize("window", [EVERYTHING, 5, 1], ids=["causal", "window 5", "window 1"])
 @pytest.mark.parametrize("tree", trees())
 @pytest.mark.parametrize("min_saved", [1, 32])
-def test_values_and_gradients_equal_the_dense_mask(kernel, tree, min_saved, window):
+@pytest.mark.parametrize("alibi", [False, True], ids=["", "ALiBi"])
+def test_values_and_gradients_equal_the_dense_mask(kernel, tree, min_saved, window, alibi):
     packed = pack(trees()[tree], min_saved=min_saved)
     length, position = packed.input_ids.shape[1], packed.position_ids[0]
     mask = packed.mask[0, 0]
@@ -95,9 +151,11 @@ def test_values_and_gradients_equal_the_dense_mask(kernel, tree, min_saved, wind
 
     inputs = [tensor(heads).requires_grad_() for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
     grad = tensor(HEADS)
-    found = flash_attention(*inputs, packed.segments, 0.3, window)
+    slopes = 0.5 ** torch.arange(1.0, HEADS + 1) if alibi else None
+    bias = slopes[:, None, None] * position if alibi else 0.0  # MPT's form: by the key alone
+    found = flash_attention(*inputs, packed.segments, 0.3, window, slopes)
     found_grads = torch.autograd.grad(found, inputs, grad)
-    wanted = dense(*inputs, mask, 0.3)
+    wanted = dense(*inputs, mask, 0.3, bias)
     torch.testing.assert_close(found, wanted)
     for one, other in zip(found_grads, torch.autograd.grad(wanted, inputs, grad), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # the copies of a key are summed in float32
@@ -154,7 +212,7 @@ def logprobs_and_gradients(policy, path, rows):
     return found.detach(), gradients
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "qwen3", "gpt2", "phi3"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "qwen3", "gpt2", "phi3", "mpt"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 def test_a_model_computes_the_same_as_by_the_packed_path(kernel, family, model_type, checkpointing):
     policy = load(family(model_type))
@@ -186,8 +244,9 @@ def test_layers_that_the_kernel_lacks_are_refused(family, model_type, why):
         policy(pack([Sample(row, [7, 8, 9])], CPU), values=False)
 
 
-def test_prefill_uses_the_kernel_and_decodes_the_same(kernel, family, monkeypatch):
-    policy, prompts = load(family("llama")), [row.prompt for row in samples()]
+@pytest.mark.parametrize("model_type", ["llama", "mpt"])
+def test_prefill_uses_the_kernel_and_decodes_the_same(kernel, family, monkeypatch, model_type):
+    policy, prompts = load(family(model_type)), [row.prompt for row in samples()]
     used = []
     attend = flash._TreeAttention.apply
     monkeypatch.setattr(flash._TreeAttention, "apply", lambda *args: used.append(1) or attend(*args))
@@ -213,72 +272,86 @@ def test_what_a_device_lacks_is_named(monkeypatch):
     assert missing(gpu, torch.bfloat16) == "it needs compute capability 8.0 or higher; this device has 7.5"
     capability[0] = (9, 0)
     assert missing(gpu, torch.float32) == "it needs bfloat16 or float16, not float32"
-    monkeypatch.setattr(flash, "wrong_by", lambda device, dtype: 0.01)
+    monkeypatch.setattr(flash, "wrong_by", lambda device, dtype, alibi: 0.01)
     assert missing(gpu, torch.bfloat16) is None and missing(gpu, torch.float16) is None
-    monkeypatch.setattr(flash, "wrong_by", lambda device, dtype: 0.7)
+    assert "needs the package flash-attn, which is not installed" in missing(gpu, torch.bfloat16, alibi=True)
+    package = package_stand_in()
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    assert missing(gpu, torch.bfloat16, alibi=True) is None
+    monkeypatch.setattr(package, "flash_attn_varlen_func", lambda q, k, v: None)
+    assert "flash-attn 2.4 or later" in missing(gpu, torch.bfloat16, alibi=True)
+    monkeypatch.setattr(flash, "wrong_by", lambda device, dtype, alibi: 0.7)
     assert "wrong by 70% on this device" in missing(gpu, torch.bfloat16)
     monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value: None)
     assert "it needs torch 2.13" in missing(gpu, torch.bfloat16)
 
 
-def test_a_kernel_with_another_alignment_or_wrong_gradients_is_found(monkeypatch):
-    def top_left(query, key, value, segments, scaling, window):
+@pytest.mark.parametrize("alibi", [False, True], ids=["", "ALiBi"])
+def test_a_kernel_with_another_alignment_or_wrong_gradients_is_found(monkeypatch, alibi):
+    def top_left(query, key, value, segments, scaling, window, slopes):
         own = SimpleNamespace(cu_queries=segments.cu_queries, cu_keys=segments.cu_queries)
         first = torch.cat(
             [torch.arange(k, k + n) for k, n in zip(segments.cu_keys, segments.cu_queries.diff(), strict=False)]
         )
-        return reference_kernel(query, key[first], value[first], own, scaling, window)
+        return reference_kernel(query, key[first], value[first], own, scaling, window, slopes)
 
     def without_gradient(query, key, value, *rest):
         return reference_kernel(query, key.detach() + 0 * key, value, *rest)
 
-    for wrong in (top_left, without_gradient):
+    def without_biases(*arguments):
+        return reference_kernel(*arguments[:-1])
+
+    for wrong in (top_left, without_gradient, *([without_biases] if alibi else [])):
         kernels = iter([wrong, wrong, reference_kernel, reference_kernel])  # forward and backward of each dtype
-        monkeypatch.setattr(flash, "kernel_for", lambda query, kernels=kernels: next(kernels))
-        assert flash.wrong_by(CPU, torch.bfloat16) > 0.5
-    monkeypatch.setattr(flash, "kernel_for", lambda query: reference_kernel)
-    assert flash.wrong_by(CPU, torch.bfloat16) < flash.ROUNDING / 2
+        monkeypatch.setattr(flash, "kernel_for", lambda query, slopes, kernels=kernels: next(kernels))
+        assert flash.wrong_by(CPU, torch.bfloat16, alibi) > 0.5
+    monkeypatch.setattr(flash, "kernel_for", lambda query, slopes: reference_kernel)
+    assert flash.wrong_by(CPU, torch.bfloat16, alibi) < flash.ROUNDING / 2
 
 
 def test_auto_takes_it_where_nothing_is_missing(family, monkeypatch):
     path = family("qwen2")
     assert not load(path).path.flash
-    monkeypatch.setattr("extensions.model.proof.missing", lambda device, dtype: None)
+    monkeypatch.setattr("extensions.model.proof.missing", lambda device, dtype, alibi: None)
     policy = load(path)
+    assert load(family("mpt")).path.flash
     assert policy.path.flash and str(policy.proof).startswith("Qwen2ForCausalLM: flash (shared prefixes")
     assert load(family("gemma2")).path == ForwardPath("packed", NAME), "the next exact path"
 
 
 def test_flash_on_a_cpu_is_an_error_before_training(tiny_model, tmp_path, capsys):
-    for name, message in (
-        ("llama", "model.attn_implementation: flash cannot be used: it needs a CUDA device; set it to auto"),
-        ("mpt", "model.attn_implementation: flash needs a model with transformers' attention interface"),
-    ):
-        recipe = write_recipe(tmp_path, tiny_model(name))
-        command = [str(recipe), "model.attn_implementation=flash", f"output_dir={tmp_path / name}"]
-        assert main(command) == 2
-        assert message in " ".join(capsys.readouterr().err.split())
+    command = [str(write_recipe(tmp_path, tiny_model("llama"))), "model.attn_implementation=flash"]
+    assert main([*command, f"output_dir={tmp_path / 'run'}"]) == 2
+    message = "model.attn_implementation: flash cannot be used: it needs a CUDA device; set it to auto"
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
-HAS_KERNEL = torch.cuda.is_available() and missing(torch.device("cuda"), torch.bfloat16) is None
+def test_flash_without_the_attention_interface_is_an_error(family):
+    model = Model(path=str(family("bloom")), attn_implementation="flash")
+    with pytest.raises(UserError, match="flash needs a model with transformers' attention interface"):
+        load_policy(model, Lora(), "shared", 1.0, CPU, 0, "base")
 
 
-@pytest.mark.skipif(not HAS_KERNEL, reason="no GPU with a flash kernel")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU with a flash kernel")
 @pytest.mark.parametrize("window", [EVERYTHING, 5])
 @pytest.mark.parametrize("tree", trees())
-def test_the_kernel_equals_the_reference_on_a_gpu(tree, window):
+@pytest.mark.parametrize("alibi", [False, True], ids=["", "ALiBi"])
+def test_the_kernel_equals_the_reference_on_a_gpu(tree, window, alibi):
     """Also that lengths that differ are aligned bottom-right: a later torch may choose a kernel that is not."""
+    if why := missing(torch.device("cuda"), torch.bfloat16, alibi):
+        pytest.skip(why)
     packed = pack(trees()[tree], "cuda", min_saved=1)
+    slopes = torch.linspace(0.5, 0.05, HEADS, device="cuda") if alibi else None
     length, segments = packed.input_ids.shape[1], packed.segments
     torch.manual_seed(0)
     inputs = [
         torch.randn(length, heads, 64, device="cuda", dtype=torch.bfloat16) for heads in (HEADS, KEY_HEADS, KEY_HEADS)
     ]
     inputs = [x.requires_grad_() for x in inputs]
-    found = flash_attention(*inputs, segments, 0.125, window)
+    found = flash_attention(*inputs, segments, 0.125, window, slopes)
     grads = torch.autograd.grad(found.float().square().sum(), inputs)
     exact = [x.detach().float().requires_grad_() for x in inputs]
-    wanted = flash_attention(*exact, segments, 0.125, window)
+    wanted = flash_attention(*exact, segments, 0.125, window, slopes)
     torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2)
     for one, other in zip(grads, torch.autograd.grad(wanted.square().sum(), exact), strict=True):
         torch.testing.assert_close(one.float(), other, rtol=5e-2, atol=5e-2)
