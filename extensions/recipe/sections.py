@@ -35,7 +35,8 @@ class Model(Section):
     attn_implementation: Literal["auto", "flash", "eager", "sdpa"] = Field(
         "auto",
         description="auto: skips the masked parts of packed rows where the model allows it, by a flash kernel on GPUs "
-        "that have one (flash: an error elsewhere); sdpa and eager compute them too (MPT) (ours)",
+        "that have one (flash: an error elsewhere; MPT needs the package flash-attn); sdpa and eager compute them too "
+        "(ours)",
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (ours)")
     micro_batch_tokens: int | None = Field(

@@ -172,7 +172,7 @@ class Results:
             if any(groups.values()):
                 verdict = "; ".join(f"{word}: {', '.join(group) or 'none'}" for word, group in groups.items())
                 lines.append(f"- {find_task(task).display_name}: {verdict}.")
-        head = f"Against {self._title(against)}, at equal rows and by the 95% interval of the difference:\n"
+        head = f"## Against {self._title(against)}\n\nAt equal rows, by the 95% interval of the paired difference:\n"
         return [head, "\n".join(lines) + "\n"] if lines else []
 
     def _shares(self) -> str:
