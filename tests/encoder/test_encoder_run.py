@@ -9,7 +9,7 @@ import pytest
 import torch
 from official import ALL
 from safetensors.torch import load_file
-from support import BAD, GOOD, THINGS, free_port, run_command, toy
+from support import BAD, GOOD, THINGS, launch, run_command, toy
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -228,11 +228,6 @@ def test_user_errors_are_one_line(write, arguments, part, capsys):
 # ------------------------------------------------------------------------------------------------------ launched runs
 
 
-def launched(recipe, *overrides, ranks=1):
-    launcher = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return run_command(["deepspeed", *launcher, "launch/encoder.sh", str(recipe), *overrides])
-
-
 @pytest.fixture(scope="module")
 def run_of_all(tiny_bert, benchmarks, tmp_path_factory):
     """A run of all 21 tasks, with MNLI as the intermediate task of BERT-large++."""
@@ -246,7 +241,7 @@ def run_of_all(tiny_bert, benchmarks, tmp_path_factory):
         "output_dir": str(folder / "run"),
     }
     (folder / "all.yaml").write_text(json.dumps(recipe))
-    done = launched(folder / "all.yaml")
+    done = launch(folder / "all.yaml", method="encoder")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder / "run", done.stdout
 
@@ -288,7 +283,7 @@ def test_a_run_gives_a_valid_archive(run_of_all, benchmarks, suite, tmp_path):
 def test_two_ranks_train_like_one(write, tmp_path):
     """Without dropout and with the same batches, the weights agree to rounding."""
     assert main([str(write(name="single", encoder={"epochs": 2}))], "encoder", encoder.run_encoder) == 0
-    done = launched(write(name="double", encoder={"epochs": 2}), ranks=2)
+    done = launch(write(name="double", encoder={"epochs": 2}), ranks=2, method="encoder")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.count("epoch 2 of 2") == 1, "only rank 0 may print"
     model = "models/mood/model.safetensors"

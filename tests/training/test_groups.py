@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import PlainEngine, adapter_of, free_port, gradients, launch, make_policy, timeless, write_recipe
+from support import PlainEngine, adapter_of, gradients, launch, make_policy, timeless, write_recipe
 
 from extensions.common.files import read_jsonl
 from extensions.distributed.openrlhf import compute_reward
@@ -317,8 +317,7 @@ def test_resampling_replaces_groups_of_equal_rewards_only(tiny_model, tmp_path):
 def test_two_ranks_equal_one_with_groups(tiny_model, tmp_path, options):
     one = run(tiny_model, tmp_path / "one", *options)
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "two"))
-    launcher = ["--num_accelerators", "2", "--master_port", str(free_port())]
-    done = launch(path, *GROUPS, *options, launcher=launcher)
+    done = launch(path, *GROUPS, *options, ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     ours, theirs = adapter_of(tmp_path / "two"), adapter_of(one)
     for name, tensor in theirs.items():

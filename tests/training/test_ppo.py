@@ -188,8 +188,8 @@ def test_two_ranks_equal_one(tiny_model, tmp_path, one_rank, stage):
     """The same global batch on two ranks, at every ZeRO stage, is the run on one."""
     run = tmp_path / "run"
     path = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(run), deepspeed={"zero_stage": stage})
-    port = str(free_port())
-    done = launch(path, launcher=["--num_accelerators", "2", "--master_port", port])
+    port = free_port()
+    done = launch(path, ranks=2, port=port)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert_same_run(run, one_rank)
     assert done.stdout.count("reward curve:") == 1, "only rank 0 prints"
