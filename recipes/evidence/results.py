@@ -126,11 +126,13 @@ class Results:
         for cell in settings:
             means = {decoding: self.means.get((*_setting(cell), decoding)) for decoding in PLOTS}
             runs = [run for run in self.runs.values() if _setting(run) == _setting(cell)]
+            # Earlier runs left no answers, so their seeds are not in the means.
+            seeds = next((mean["seeds"].split() for mean in means.values() if mean is not None), [])
+            runs = [run for run in runs if run["seed"] in seeds or not seeds]
             label = self._title(cell.method) + (", all linear" if variants and cell.variant else "")
-            seeds = len(runs)
             prompting = self.content["methods"][cell.method]["script"] == "eval"
             lines.append([
-                cell_text(label) + (f" ({seeds} seeds)" if seeds > 1 else ""),
+                cell_text(label) + (f" (seeds {', '.join(seeds)})" if len(seeds) > 1 else ""),
                 NO_VALUE if prompting else str(cell.rows),
                 *(_interval(mean) for mean in means.values()),
                 *(_difference(mean, against) for mean in means.values()),
