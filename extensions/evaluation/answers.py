@@ -21,6 +21,7 @@ from extensions.evaluation.likelihood import (
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder, parse_answer
 from extensions.rollout.sampler import GenerationRequest, Sampler, random_numbers
+from extensions.tasks import Task
 
 EVALUATION = 1  # the random-number stream of evaluations; rollouts use another
 Decoding = Literal["sample", "greedy", "likelihood"]
@@ -46,6 +47,11 @@ def uniforms_of(row: Example, seed: int, max_new_tokens: int) -> np.ndarray:
     return random_numbers(seed, EVALUATION, 0, row.index, max_new_tokens, row.task.name)[1]
 
 
+def decoding_of(task: Task, chosen: Decoding) -> Decoding:
+    """A ranked task (ReCoRD) is always decided by likelihood: its metrics compare likelihoods."""
+    return "likelihood" if task.is_ranked else chosen
+
+
 def answer_batch(
     batch: Sequence[Example],
     encoder: PromptEncoder,
@@ -63,8 +69,8 @@ def answer_batch(
     they affect the rounding.
 
     Args:
-        decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`). A
-            ranked task (ReCoRD) is always decided so: its metrics compare likelihoods, and nothing is generated.
+        decoding: "likelihood" takes the most probable of the task's answers (`extensions.evaluation.likelihood`), and
+            generates nothing; a ranked task is always decided so.
         label_sets: label sets of a multi-label task's training rows; see `likelihood.candidates`.
         probabilities: with sampled or greedy answers, also compute the probabilities of the task's answers, and the
             answer by likelihood.
@@ -76,8 +82,7 @@ def answer_batch(
     encoded = [encoder.encode(task, row.fields) for row in batch]
     positive: list[tuple[float | None, float | None]] = [(None, None)] * len(batch)  # probability, log-odds
     decisions: list[Decision] | None = None
-    if task.is_ranked:
-        decoding = "likelihood"
+    decoding = decoding_of(task, decoding)
     if probabilities or decoding == "likelihood":
         compared = candidates(task, label_sets)
         logprobs = log_likelihoods(compared, encoded, encoder, sampler)

@@ -16,7 +16,7 @@ from extensions.data import Example
 from extensions.data.sampling import evenly
 from extensions.distributed import signals, watchdog
 from extensions.distributed.strategy import Strategy
-from extensions.evaluation.answers import Decoding, answer_batch, in_batches
+from extensions.evaluation.answers import Decoding, answer_batch, decoding_of, in_batches
 from extensions.evaluation.likelihood import candidates, compared_beside_sampled
 from extensions.evaluation.metrics import Prediction
 from extensions.prompts import PromptEncoder
@@ -83,7 +83,7 @@ class Evaluator:
         chosen = decoding or recipe.evaluation.decoding
         self.reporter.progress(0, left)
         # Likelihoods are the policy's own: no engine wakes up, and no adapter is sent.
-        generates = chosen != "likelihood" and not all(task.is_ranked for task in tasks.values())
+        generates = any(decoding_of(task, chosen) != "likelihood" for task in tasks.values())
         with self.sampler.session() if generates else nullcontext():
             for batch in self._own_batches(batches):
                 watchdog.heartbeat()

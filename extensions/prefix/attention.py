@@ -78,9 +78,14 @@ class Scores:
     def capped(self, scores: Tensor) -> Tensor:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
-    def alibi(self, distance: Tensor, key_heads: int) -> Tensor:
-        """What ALiBi adds to the scores of distances (N, K) between query and key: (N, key heads, groups, K)."""
+    def alibi(self, queries: Tensor, keys: int, key_heads: int) -> Tensor:
+        """What ALiBi adds to the scores of queries at these places (N,): (N, key heads, groups, keys).
+
+        Args:
+            keys: their number; they are at the places 0, 1, ...
+        """
         assert self.slopes is not None
+        distance = queries[:, None] - torch.arange(keys, device=queries.device)
         return -self.slopes.view(key_heads, -1, 1) * distance[:, None, None]
 
     def weights(self, scores: Tensor, key_heads: int) -> Tensor:
@@ -253,10 +258,9 @@ def _restricted(mask: Tensor, repeats: int, visible: Visible) -> Tensor:
 def _with_alibi(mask: Tensor, scores: Scores, key_heads: int) -> Tensor:
     """A group's mask (width * repeats, keys) with the biases of the heads: (key heads, width * repeats, keys)."""
     assert scores.slopes is not None
-    keys = torch.arange(mask.shape[1], device=mask.device)
-    queries = keys[-(mask.shape[0] * key_heads // len(scores.slopes)) :]
-    bias = scores.alibi(queries[:, None] - keys, key_heads).transpose(0, 1).flatten(1, 2)
-    return mask + bias.to(mask.dtype)
+    keys = mask.shape[1]
+    queries = torch.arange(keys, device=mask.device)[-(mask.shape[0] * key_heads // len(scores.slopes)) :]
+    return mask + scores.alibi(queries, keys, key_heads).transpose(0, 1).flatten(1, 2).to(mask.dtype)
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scores: Scores) -> Tensor:

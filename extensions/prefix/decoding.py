@@ -139,7 +139,7 @@ class TreeDecoder:
         own_mask = self._mask if visible.causal else visible.once("own", partial(self._own_mask, visible))
         own = scores.capped((q @ keys.transpose(-1, -2)).float()) + own_mask[:, None, None]
         if scores.slopes is not None:
-            own += scores.alibi(self.written[:, None] - torch.arange(self._width, device=own.device), heads)
+            own += visible.once("own alibi", partial(scores.alibi, self.written, self._width, heads))
         outputs, first = [], 0
         for number, group in enumerate(self.groups):
             members = slice(first, first + group.rows)
@@ -148,8 +148,8 @@ class TreeDecoder:
             if not visible.causal:
                 mask = visible.once(number, partial(self._shared_mask, visible, members, shared_keys.shape[1]))
             if scores.slopes is not None:
-                places = torch.arange(shared_keys.shape[1], device=own.device)
-                bias = scores.alibi(self.position[members, None] - places, heads)
+                add = partial(scores.alibi, self.position[members], shared_keys.shape[1], heads)
+                bias = visible.once(("alibi", number), add)
                 mask = bias if mask is None else mask + bias
             parts = (q[members], own[members], values[members], shared_keys, shared_values)
             outputs.append(_attended(*parts, mask, scores))

@@ -225,7 +225,8 @@ def _wrong_formats(view: RunView) -> Chart | None:
     rollouts = series_of(view.iterations, "training rollouts", at("format_error_rate"))
 
     def mean(record: dict[str, Any]) -> float | None:
-        rates = [result["format_error_rate"] or 0.0 for result in record.get("tasks", {}).values()]
+        found = [result["format_error_rate"] for result in record.get("tasks", {}).values()]
+        rates = [rate for rate in found if rate is not None]  # a ranked task has none
         return sum(rates) / len(rates) if rates else None
 
     validations = series_of(view.validations, "validation", mean, COLORS[1], "marks")

@@ -339,6 +339,7 @@ def test_flash_without_the_attention_interface_is_an_error(family):
 def test_the_kernel_equals_the_reference_on_a_gpu(tree, window, alibi):
     """Also that lengths that differ are aligned bottom-right: a later torch may choose a kernel that is not."""
     if why := missing(torch.device("cuda"), torch.bfloat16, alibi):
+        assert "wrong by" not in why, why  # skipped where there is no kernel, not where it is wrong
         pytest.skip(why)
     packed = pack(trees()[tree], "cuda", min_saved=1)
     slopes = torch.linspace(0.5, 0.05, HEADS, device="cuda") if alibi else None
