@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,11 @@ python recipes/evidence/results.py runs/evidence       # collects the runs, writ
 
 Scores are in percent: accuracy; Matthews' correlation for CoLA, Spearman's for STS-B. `Sampled` is one multinomial
 response per row, a wrong format being wrong; `by likelihood` is the most probable of the task's answers. Means over
-seeds, with 95% bootstrap intervals over the evaluation rows, which are the same for all methods of a task. Δ is the
-paired difference to the method that the table names, in bold where its interval excludes 0. `ECE` is the expected
-calibration error of the label probabilities. `CPU s` is the processor time of the training alone, since the
-machine is shared and wall time varies. The command of each cell is in `results/runs.csv`.
+seeds, with 95% bootstrap intervals over the evaluation rows, which are the same for all methods of a task; they do not
+hold the spread over seeds, which "By seed" shows. Δ is the paired difference to the method that the table names, in
+bold where its interval excludes 0. `ECE` is the expected calibration error of the label probabilities. `CPU s` is the
+processor time of the training alone, since the machine is shared and wall time varies. The command of each cell is in
+`results/runs.csv`.
 """
 
 
@@ -70,7 +72,7 @@ class Results:
 
     def page(self) -> str:
         missing = [cell for cell in self.cells if cell.name not in self.runs]
-        parts = [HEAD, *self._notes(), *self._verdicts()]
+        parts = [HEAD, *self._notes(), *self._by_seed(), *self._verdicts()]
         for decoding, name in PLOTS.items():
             if self.panels(decoding):
                 parts.append(f"![Scores against rows and minutes, {name}](results/curves-{decoding}.png)\n")
@@ -177,6 +179,21 @@ class Results:
         head = f"## Against {self._title(against)}\n\nAt equal rows, by the 95% interval of the paired difference:\n"
         return [head, "\n".join(lines) + "\n"] if lines else []
 
+    def _by_seed(self) -> list[str]:
+        """The scores of each seed, of the settings that ran with several."""
+        groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+        for run in self.runs.values():
+            groups.setdefault(_setting(run), []).append(run)
+        order, lines = list(dict.fromkeys(_setting(cell) for cell in self.cells)), []
+        for setting in sorted((one for one in groups if len(groups[one]) > 1 and one in order), key=order.index):
+            runs, (task, method, rows, *_) = sorted(groups[setting], key=lambda run: int(run["seed"])), setting
+            scores = [[percent(float(run[key])) for run in runs if run[key]] for key in PLOTS]
+            columns = [", ".join(one) for one in [[run["seed"] for run in runs], *scores]]
+            name = f"{find_task(task).display_name}: {cell_text(self._title(method))}"
+            lines.append([name, rows, *(text or NO_VALUE for text in columns)])
+        heads = ["Method", "Rows", "Seeds", "Sampled", "By likelihood"]
+        return ["## By seed\n", markdown_table(heads, lines)] if lines else []
+
     def _shares(self) -> str:
         lines = []
         for line in self.runs.values():
@@ -186,11 +203,14 @@ class Results:
         return markdown_table(heads, lines, 4) if lines else "Not run yet.\n"
 
     def _machines(self) -> list[str]:
-        found: dict[str, int] = {}
+        found: dict[str, Counter[str]] = {}
         for line in self.runs.values():
-            text = f"{line['machine']}; {line['versions']}; commit {line['commit']}"
-            found[text] = found.get(text, 0) + 1
-        return ["\n".join(f"- {count} cells: {text}" for text, count in found.items()) + "\n"] if found else []
+            found.setdefault(f"{line['machine']}; {line['versions']}", Counter())[line["commit"]] += 1
+        lines = [
+            f"- {commits.total()} cells: {text}; commits {', '.join(f'{one} ({n})' for one, n in commits.items())}\n"
+            for text, commits in found.items()
+        ]
+        return ["".join(lines)] if lines else []
 
     # ----------------------------------------------------------------------------------------------------- the plots
 

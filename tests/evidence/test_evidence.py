@@ -175,7 +175,7 @@ def test_finished_cells_become_numbers_and_a_page_that_names_the_missing_ones(ev
     assert f"| {100 * accuracy:.1f} [" in line and "| 100.0 [100, 100] | **+" in line and line.endswith("| 7 |")
     assert "| 5-shot | - | - | - |" in page, "a cell that has not run"
     assert f"2 of {len(evidence.cells)} cells have run" in page and "`5-shot-576-seed0`" in page
-    assert "above: PPO (paper) by sampled answers (+" in page
+    assert "above: PPO (paper) by sampled answers (+" in page and "## By seed" not in page
     # A later session without these folders keeps their lines, and compares its own with their answers.
     before = read_lines(tmp_path / "results" / "means.csv")
     other = Evidence.load(tmp_path / "data", tmp_path / "others")
@@ -187,6 +187,9 @@ def test_finished_cells_become_numbers_and_a_page_that_names_the_missing_ones(ev
     assert {cell.name for cell in chosen(other, "^sst2/.*-576-seed0$", {*runs, *added})}.isdisjoint(added)
     means = {(line["method"], line["decoding"]): line for line in read_lines(tmp_path / "results" / "means.csv")}
     both = [arrays_of(SST2, predictions(right)) for right in (0.95, 0.8)]
+    scores = ", ".join(f"{100 * score(SST2, predictions(right))['score']:.1f}" for right in (0.95, 0.8))
+    page = Results(CONTENT, other.cells, tmp_path / "results").page()
+    assert f"| SST-2: PPO (paper) | 576 | 0, 1 | {scores} | 100.0, 100.0 |" in page
     ppo = means["ppo", "sampled"]
     assert float(ppo["value"]) == pytest.approx(mean_interval(SST2, both)[0], abs=1e-6) and ppo["seeds"] == "0 1"
     zero_shot = means["zero-shot", "sampled"]
