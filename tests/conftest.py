@@ -37,6 +37,11 @@ REMEDIES = {
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+# The tests' folders in memory, if it has room: to make and delete their thousands of small files takes a disk a minute.
+MEMORY, ROOM = Path("/dev/shm"), 8 << 30
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 # No deadline, which would fail tests on a busy machine; fixed examples, so that results are reproducible.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")

@@ -187,6 +187,7 @@ def test_rows_of_the_table_run(command, tiny_model, tiny_bert, scene, tmp_path, 
     assert read_json(tmp_path / "run" / "eval.json")["after"].keys() == {task.name for task in SUITES["glue"]}
 
 
+@pytest.mark.slow
 def test_own_task_and_reward_work_as_shown(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (recipe,), (reward, _) = blocks("yaml", OWN_TASKS), blocks("python", OWN_TASKS)

@@ -125,6 +125,7 @@ def test_validate_reads_the_reward_and_the_data(tmp_path):
     assert "not a folder" in fails("validate", path, "reward=nlu", f"data.root={tmp_path}/nowhere")
 
 
+@pytest.mark.slow
 def test_validate_reports_unchecked_data(recipe, data_root):
     assert "data files not checked" in succeeds("validate", recipe, "data.tasks=cola")
     text = succeeds("validate", recipe, "data.tasks=cola,rte", f"data.root={data_root}/glue")

@@ -412,6 +412,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("mutated")
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(mutated())
 @case(("axg", NLI | {"idx": float("inf"), "label": "entailment"}, "test"))
@@ -437,6 +438,7 @@ def test_a_mutated_object_loads_or_is_a_user_error(folder, drawn):
 NAMES = {"multirc": multirc, "record": record, "wsc": wsc, "axg": winogender}
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(mutated(tuple(NAMES)))
 def test_row_functions_raise_only_documented_errors(drawn):

@@ -70,6 +70,7 @@ def test_a_separable_task_is_learned_and_the_run_folder_is_complete(write, tmp_p
     assert [model.config.id2label[c] for c in classes] == [a["answer"] for a in answers] == [a["gold"] for a in answers]
 
 
+@pytest.mark.slow
 def test_the_best_epoch_by_the_score_of_the_task_is_kept(write, tmp_path, monkeypatch):
     scores, after_epoch = iter([0.1, 0.9, 0.2]), []
     score, on_evaluate = encoder.score, encoder.Progress.on_evaluate

@@ -32,6 +32,7 @@ def evidence(tmp_path):
     return Evidence.load(tmp_path / "data", tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_every_cell_is_a_valid_recipe_on_as_many_rows_as_the_others(evidence):
     check(evidence, evidence.cells)
     names = [cell.name for cell in evidence.cells]
@@ -75,6 +76,7 @@ sum(range(10**7))
 """
 
 
+@pytest.mark.slow
 def test_cells_run_once_and_a_failed_one_does_not_stop_the_others(evidence, monkeypatch, capsys):
     monkeypatch.setattr(Evidence, "command", lambda self, cell: [sys.executable, "-c", STUB, str(self.folder(cell))])
     cells = chosen(evidence, "^sst2/(zero-shot|sft-(answer|sequence|answer-ppo)|ppo)-576-seed0$")

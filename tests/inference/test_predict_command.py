@@ -54,6 +54,7 @@ def test_standard_input_to_standard_output(workspace, tmp_path):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 def test_parquet_keeps_its_types(workspace, tmp_path):
     rows = pyarrow.table(
         {

@@ -41,6 +41,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", KINDS)
 def test_a_model_type_is_exact(model_type, tmp_path):
     """Logprobs, gradients and greedy answers are those of plain transformers and peft."""

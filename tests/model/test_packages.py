@@ -66,6 +66,7 @@ def test_another_zip_has_another_folder(install, tiny_bert):
     assert first != second and (Path(second) / "model.safetensors").read_text() == "new"
 
 
+@pytest.mark.slow
 def test_three_processes_unpack_at_once(install, tiny_bert, tmp_path):
     site = install(tiny_bert).parents[1]
     code = (

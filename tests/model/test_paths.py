@@ -75,6 +75,7 @@ def test_training_mode_equals_the_policy_that_sampled(family, model_type, checkp
     assert any(module.training for name, module in policy.named_modules() if "lora_dropout" in name)
 
 
+@pytest.mark.slow
 def test_a_run_prints_its_forward_path(tiny_model, tmp_path, capsys):
     recipe = write_recipe(tmp_path, tiny_model("llama"), output_dir=str(tmp_path / "run"))
     assert main([str(recipe), "evaluation.before=false", "model.attn_implementation=eager"]) == 0

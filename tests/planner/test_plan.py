@@ -97,6 +97,7 @@ def test_adafactor_stays_at_stage_0(planner):
         small.plan(8)
 
 
+@pytest.mark.slow
 def test_batches_that_gpus_cannot_divide(planner):
     made = planner().plan(64)
     assert (made.gpus, made.ranks) == (64, 16)
@@ -113,11 +114,13 @@ def test_batches_that_gpus_cannot_divide(planner):
     assert odd.ranks == 8 and "cannot be divided evenly among 12 GPUs; ppo.batch_size=24" in odd.why[0]
 
 
+@pytest.mark.slow
 def test_4_bit_weights_are_a_quarter(planner):
     whole, small = planner().plan(1), planner("model.load_in_4bit=true").plan(1)
     assert 0.25 < small.chosen.memory["base weights"] / whole.chosen.memory["base weights"] < 0.3
 
 
+@pytest.mark.slow
 def test_other_backends_hold_more_than_one_base(planner):
     """On Ray, three groups and vLLM share a GPU; a sleeping engine and the update alternate."""
     gib = 2 * 6_738_415_616 / GIB
@@ -203,6 +206,7 @@ def test_the_command_prints_the_settings(tiny_model, tmp_path):
     load_recipe(recipe, next(line for line in text.splitlines() if line.startswith("set: "))[5:].split())
 
 
+@pytest.mark.slow
 def test_a_cpu_is_measured(tiny_model, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, tiny_model("llama")))
     made = Planner(recipe, PlanOptions(cpu=True, measure=True)).plan(1)

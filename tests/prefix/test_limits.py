@@ -68,6 +68,7 @@ def failing(times, error=None):
     return limits, compute, calls, warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
 def test_the_micro_batch_is_halved_once(error):
     limits, compute, calls, warnings = failing(1, error)

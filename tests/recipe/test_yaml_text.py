@@ -184,6 +184,7 @@ SNIPPETS = [
 ]
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([BASE_RECIPE, OWN_TASK_RECIPE, *(path.read_text(encoding="utf-8") for path in SHIPPED)]),
     st.integers(0, 2**32),

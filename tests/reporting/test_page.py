@@ -243,6 +243,7 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_the_comparison_of_three_runs(tmp_path):
     made = {"ppo": {"after": 0.8}, "sft": {"after": 0.6, "seed": 3}, "eval": {"after": 0.2}}
     folders = [page_run(tmp_path / n, [DETAILS["own"]], method=n, rows=60, **keys) for n, keys in made.items()]

@@ -67,6 +67,7 @@ def file(tmp_path_factory):
     return write_page(page_run(tmp_path_factory.mktemp("page") / "run", [DETAILS["own"]], texts=HOSTILE, after=0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"color_scheme": "dark"}, {"is_mobile": True, "viewport": {"width": 390, "height": 800}}]
 )
@@ -110,6 +111,7 @@ def test_texts_stay_texts(opened, file):
     assert any(HOSTILE[1] in text for text in texts)
 
 
+@pytest.mark.slow
 def test_errors_filter_search_sort_and_turn_pages(opened, file):
     found = opened(file)
     rows = found.page.evaluate("Object.values(JSON.parse(document.getElementById('data').textContent).errors)[0].rows")
@@ -137,6 +139,7 @@ def test_errors_filter_search_sort_and_turn_pages(opened, file):
     assert found.problems == []
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_confusion_matrix_shows_its_errors(opened, file):
     found = opened(file)
     found.draw_all()
@@ -148,6 +151,7 @@ def test_a_cell_of_the_confusion_matrix_shows_its_errors(opened, file):
     assert found.shown() == [str(row[0]) for row in rows if row[1:3] == ["legal", "account access"]][:20]
 
 
+@pytest.mark.slow
 def test_curves_switch_between_samples_and_minutes(opened, file):
     found = opened(file)
     found.draw_all()
@@ -158,6 +162,7 @@ def test_curves_switch_between_samples_and_minutes(opened, file):
     assert found.problems == []
 
 
+@pytest.mark.slow
 def test_the_theme_switches_and_paper_is_light(opened, file):
     found = opened(file, color_scheme="dark")
     color = "getComputedStyle(document.querySelector('section')).backgroundColor"
@@ -184,6 +189,7 @@ def test_five_thousand_errors_are_listed_and_searched(opened, tmp_path):
     assert str(rows[-1][0]) in found.shown() and found.page.locator(".error").count() <= 20
 
 
+@pytest.mark.slow
 def test_a_comparison_has_no_error(opened, tmp_path):
     made = {"ppo": 0.8, "sft": 0.6, "eval": 0.2}
     folders = [page_run(tmp_path / n, [DETAILS["own"]], method=n, after=a, rows=40) for n, a in made.items()]

@@ -25,13 +25,10 @@ def history(run: Path) -> list[dict]:
     return read_jsonl(run / "changes.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
-    [
-        "ppo.micro_batch_size=1",
-        pytest.param("model.gradient_checkpointing=true", marks=pytest.mark.slow),
-        pytest.param("model.attn_implementation=eager", marks=pytest.mark.slow),
-    ],
+    ["ppo.micro_batch_size=1", "model.gradient_checkpointing=true", "model.attn_implementation=eager"],
 )
 def test_a_run_resumes_with_other_memory_keys(unfinished, tmp_path, capsys, override):
     path = again(unfinished, tmp_path)
@@ -63,6 +60,7 @@ def test_changed_evaluation_keys_drop_scores_of_other_rows(unfinished, tmp_path,
     assert numbers(tmp_path / "run") == numbers(unfinished / "whole"), "the training is the same"
 
 
+@pytest.mark.slow
 def test_what_is_learned_changes_only_in_a_fork(unfinished, tmp_path, capsys):
     path, run = again(unfinished, tmp_path), tmp_path / "run"
     assert main([str(path), "optimizer.lr=0.5"]) == 2
@@ -172,7 +170,8 @@ def test_an_early_stop_does_not_end_an_extension(tiny_model, tmp_path, longer, v
     assert "after" in read_json(tmp_path / "run" / "eval-step-2.json")
 
 
-@pytest.mark.parametrize("how", ["after its failure", pytest.param("--accept-changes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["after its failure", "--accept-changes"])
 def test_a_repaired_reward_resumes(tiny_model, tmp_path, capsys, untried, how):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"text {k}", "label": "ab"[k % 2]}) + "\n" for k in range(8)))
@@ -226,6 +225,7 @@ def test_a_model_is_the_same_in_another_folder(tiny_model, tmp_path):
     assert model_identity(str(copy)) != model_identity(str(model))
 
 
+@pytest.mark.slow
 def test_a_moved_reward_is_the_same_reward(tiny_model, tmp_path, untried, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"text {k}", "label": "ab"[k % 2]}) + "\n" for k in range(8)))

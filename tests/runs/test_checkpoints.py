@@ -19,6 +19,7 @@ from extensions.runs.checkpoint import PORTABLE, checkpoint_folders, verify_chec
 from extensions.runs.main import main
 
 
+@pytest.mark.slow
 def test_checkpoints_exist_from_the_start_and_the_best_is_kept(unfinished, tiny_model, tmp_path):
     assert [path.name for path in checkpoint_folders(unfinished / "run")] == ["step-0", "step-1", "step-2", "step-3"]
     best = read_json(checkpoint_folders(unfinished / "run")[-1] / "run.json")["best"]["step"]
@@ -62,9 +63,8 @@ def test_damage_is_found(unfinished, tmp_path, name, damage):
     assert name in problem or damage == "bit"
 
 
-@pytest.mark.parametrize(
-    ("stage", "offload"), [(2, True), *(pytest.param(3, o, marks=pytest.mark.slow) for o in (True, False))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "offload"), [(2, True), (3, True), (3, False)])
 def test_another_zero_stage(unfinished, tmp_path, capsys, stage, offload):
     """The steps after the checkpoint are those of the unchanged run, up to rounding."""
     path = again(unfinished, tmp_path)
@@ -80,6 +80,7 @@ def test_another_zero_stage(unfinished, tmp_path, capsys, stage, offload):
         assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [1, 4], ids=["the newest", "all"])
 def test_a_damaged_checkpoint_is_reported_and_skipped(unfinished, tmp_path, capsys, damaged):
     path = again(unfinished, tmp_path)
@@ -111,6 +112,7 @@ def test_no_code_in_a_checkpoint_runs(unfinished, tmp_path, capsys):
     assert "Weights only load failed" in capsys.readouterr().err and not mark.exists()
 
 
+@pytest.mark.slow
 def test_records_are_cut_back_to_the_checkpoint(unfinished, tmp_path, capsys):
     path = again(unfinished, tmp_path)
     shutil.rmtree(checkpoint_folders(tmp_path / "run")[-1])
@@ -121,6 +123,7 @@ def test_records_are_cut_back_to_the_checkpoint(unfinished, tmp_path, capsys):
     assert "was changed" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_missing_records_are_reported(unfinished, tmp_path, capsys):
     path = again(unfinished, tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -129,6 +132,7 @@ def test_missing_records_are_reported(unfinished, tmp_path, capsys):
     assert "metrics.jsonl was changed: it has 2 of 3 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_error", ["warn", "stop"])
 def test_a_full_disk_at_a_checkpoint(unfinished, tmp_path, capsys, monkeypatch, on_error):
     path = again(unfinished, tmp_path)
@@ -170,6 +174,7 @@ def test_a_kill_between_the_two_renames_of_a_replacement(tmp_path):
     assert sorted(path.name for path in root.iterdir()) == ["step-2", "step-4"] and (root / "step-4" / "old").exists()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_critic_of_another(unfinished, tiny_model, tmp_path, capsys):
     path, first = three_steps(tmp_path, tiny_model("llama")), tmp_path / "first"
     shutil.copytree(unfinished / "whole", first)

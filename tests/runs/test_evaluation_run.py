@@ -240,6 +240,7 @@ def test_an_evaluation_writes_scores_and_answers(tiny_model, tmp_path, capsys, a
     assert "wrong format" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_folders_of_one_recipe_do_not_collide(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_recipe(tmp_path, tiny_model("llama"), evaluation={"max_samples": 2})
@@ -257,6 +258,7 @@ def trained(tiny_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_adapter_evaluates_as_in_its_run_and_as_a_merged_model(trained, tiny_model, tmp_path):
     path = eval_recipe(tmp_path / "adapter", tiny_model("llama"))
     adapter = f"model.adapter={trained / 'run' / 'adapter'}"
@@ -286,6 +288,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_evaluation_resumes_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys, dtype):
     """The batches are the same, so that rounding is the same in bfloat16, too."""
@@ -389,6 +392,7 @@ def test_tasks_that_are_only_evaluated_show_rows_of_their_train_task(tiny_model,
     assert read_json(tmp_path / "run" / "eval.json")["after"].keys() == {"mnli_mm", "axb", "axg"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ppo", "sft"])
 def test_training_with_demonstrations(tiny_model, tmp_path, method):
     path = eval_recipe(tmp_path, tiny_model("qwen2"), max_steps=2, evaluation={"max_samples": 2})

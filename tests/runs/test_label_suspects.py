@@ -54,6 +54,7 @@ def knowing(monkeypatch):
     return before
 
 
+@pytest.mark.slow
 def test_the_suspects_are_the_planted_rows(recipe, tmp_path, knowing, capsys):
     knowing.append(signals.Stopped())
     assert main([str(recipe)], "sft") == 0
@@ -67,6 +68,7 @@ def test_the_suspects_are_the_planted_rows(recipe, tmp_path, knowing, capsys):
     assert "3 of 20 training rows have labels that the trained model contradicts" in out and "not errors" in out
 
 
+@pytest.mark.slow
 def test_some_rows_or_none(recipe, tmp_path, knowing):
     assert main([str(recipe), "evaluation.suspect_samples=10"], "sft") == 0
     assert pd.read_csv(tmp_path / "run" / "label_suspects.csv")["index"].tolist() == [8], "every second row"

@@ -67,6 +67,7 @@ def test_a_row_that_cannot_fit_is_refused_before_the_model_is_loaded(recipe, dev
     assert "task toy, training row 5: " in line, "nlu validate says it too; without a GPU as a warning"
 
 
+@pytest.mark.slow
 def test_micro_batches_are_bounded_and_the_bound_is_stated(recipe, device, capsys, monkeypatch):
     packs = []
     micro_batches = Experience.micro_batches
@@ -100,6 +101,7 @@ def test_short_rows_on_a_large_device_need_no_estimate(recipe, monkeypatch, caps
     assert "micro-batches" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bounds_follow_memory_and_checkpointing(recipe):
     loaded = load_recipe(recipe)
     config = load_config(loaded.model)

@@ -17,6 +17,7 @@ from extensions.runs.main import main
 from extensions.runs.resume import is_finished
 
 
+@pytest.mark.slow
 def test_keys_that_may_change_on_resume(unfinished, tmp_path, capsys):
     path = again(unfinished, tmp_path)
     assert main([str(path), "optimizer.lr=0.5", "deepspeed.timeout=60"]) == 2

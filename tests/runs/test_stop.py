@@ -45,6 +45,7 @@ def test_a_stopped_run_saves_and_resumes_bit_for_bit(unfinished, tmp_path, capsy
     assert_ended_as(unfinished / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_stop_in_a_validation_and_then_another_checkpoint_of_its_step(unfinished, tmp_path, tiny_model):
     """The checkpoint of step 2 is written twice: before its validation, cut off, and after it."""
     path = three_steps(tmp_path, tiny_model("llama"), checkpoint={"every_steps": 1, "on_error": "stop"})
@@ -68,6 +69,7 @@ def test_a_stop_in_a_validation_and_then_another_checkpoint_of_its_step(unfinish
     assert not list((tmp_path / "run" / "checkpoints").glob("replaced-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_an_interrupted_evaluation_of_a_training_run_resumes(
     unfinished, tmp_path, monkeypatch, capsys, tiny_model, moment

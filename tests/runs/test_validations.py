@@ -24,6 +24,7 @@ def sft_recipe(folder, model, warmup_ratio=0.1, **evaluation):
     return write_recipe(folder, model, output_dir=str(folder / "run"), max_steps=3, **sections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "best", "steps", "messages"),
     [
@@ -111,6 +112,7 @@ def test_the_best_validation_is_by_the_chosen_answers(
         assert message in out
 
 
+@pytest.mark.slow
 def test_a_validation_records_both_scores_and_the_answers_to_the_same_rows(tiny_model, tmp_path):
     assert main([str(sft_recipe(tmp_path, tiny_model("llama"))), "logging.rollout_samples=2"], "sft") == 0
     run = tmp_path / "run"

@@ -70,6 +70,7 @@ def test_numbers_and_lists_of_other_programs(here, tiny_model):
     assert list(task.labels) == ["blue", "red"]
 
 
+@pytest.mark.slow
 def test_encodings_on_the_command_line(here, tiny_model):
     rows = [{"text": f"товар номер {k}", "label": ["да", "нет"][k % 2]} for k in range(40)]
     write_csv(here / "t.csv", rows, "cp1251")
@@ -103,6 +104,7 @@ def test_a_prompt_that_cannot_fit(here, tiny_model):
     assert "and without its texts it has " in output and "shorten the labels" in output
 
 
+@pytest.mark.slow
 def test_output(here, tiny_model):
     rows = tickets()
     write_csv(here / "t.csv", [*rows, *rows[:4]])

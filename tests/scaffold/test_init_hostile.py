@@ -141,6 +141,7 @@ def test_unique_texts_do_not_determine_the_label(here, tiny_model):
     assert task.fields == ("text",)
 
 
+@pytest.mark.slow
 def test_every_decision_and_warning_is_one_line(here, tiny_model):
     rows = [row | {"label\nnew": row["subject"], "n\nr": f"{k}.5"} for k, row in enumerate(tickets())]
     write_csv(here / "t.csv", rows)

@@ -176,6 +176,7 @@ def stars_recipe(folder, model, **sections):
     return write_recipe(folder, model, **defaults)
 
 
+@pytest.mark.slow
 def test_a_run_writes_scores_and_its_curve(tiny_model, tmp_path, capsys):
     assert main([str(stars_recipe(tmp_path / "a", tiny_model("llama")))], "sft") == 0
     folder = tmp_path / "a" / "run"
@@ -188,6 +189,7 @@ def test_a_run_writes_scores_and_its_curve(tiny_model, tmp_path, capsys):
     assert read_json(folder / "eval.json")["after"]["stars"]["format_error_rate"] == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_model, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -284,6 +284,7 @@ def run(tiny_model, folder, *overrides, **sections):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_with_groups_has_no_critic_and_counts_prompts(tiny_model, tmp_path):
     found = run(tiny_model, tmp_path, "evaluation.before=false", "logging.rollout_samples=100")
     metrics, records = read_jsonl(found / "metrics.jsonl"), read_jsonl(found / "rollouts.jsonl")
@@ -328,6 +329,7 @@ def test_two_ranks_equal_one_with_groups(tiny_model, tmp_path, options):
     assert responses[0] == responses[1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_groups_equals_an_uninterrupted_one(tiny_model, tmp_path):
     options = ["schedule.name=constant", "schedule.warmup_ratio=0", "evaluation.before=false"]
     whole = run(tiny_model, tmp_path / "whole", *options, "max_steps=3")

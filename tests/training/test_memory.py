@@ -82,6 +82,7 @@ def ppo_run(tiny_model, tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_ppo_run_goes_on_with_half_of_the_micro_batch(ppo_run, monkeypatch):
     """DeepSpeed's engine included: the run equals one with smaller micro-batches, to rounding."""
     _, wanted, _, _ = ppo_run("small", "ppo.micro_batch_size=2", "ppo.mini_batch_size=4")
@@ -96,6 +97,7 @@ def test_a_ppo_run_goes_on_with_half_of_the_micro_batch(ppo_run, monkeypatch):
                 assert value == pytest.approx(other[key], rel=1e-4, abs=1e-5), key
 
 
+@pytest.mark.slow
 def test_a_second_lack_of_memory_ends_the_run_with_one_line(ppo_run, monkeypatch):
     Scarce(monkeypatch, rows=1, times=2)
     status, _, _, err = ppo_run("ended", "ppo.micro_batch_size=4")
@@ -115,6 +117,7 @@ def test_no_half_step_is_repeated(ppo_run, monkeypatch):
     assert status == 1 and "cannot be repeated" in err and "out of memory with" not in out
 
 
+@pytest.mark.slow
 def test_rollouts_that_lack_memory_are_repeated_in_parts(tiny_model, monkeypatch):
     from extensions.model.loading import load_tokenizer
     from extensions.prompts import CLOSE

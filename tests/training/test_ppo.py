@@ -110,6 +110,7 @@ def test_training_moves_the_adapter_and_not_the_base(tiny_model, tmp_path, monke
         assert any(part in n for n in moved), f"{part} did not move"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

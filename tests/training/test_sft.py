@@ -194,6 +194,7 @@ def test_training_lowers_the_loss(tiny_model, tmp_path):
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.05, "the same four rows in each step"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -209,6 +210,7 @@ def test_every_setting_runs(tiny_model, tmp_path, overrides):
     assert main([str(path), "evaluation.max_samples=2", *overrides], "sft") == 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_model, tmp_path):
     """Stopped after step 2 of 4 and started again: adapter and metrics are bit-identical."""
 
@@ -269,6 +271,7 @@ def test_two_ranks_equal_one(tiny_model, tmp_path, stage):
         torch.testing.assert_close(adapters[1][name], tensor, atol=2e-4, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_small_task_ends_after_its_epochs(tiny_model, tmp_path):
     path = sft_recipe(tmp_path, tiny_model("llama"), max_steps=50, max_epochs=2, evaluation={"before": False})
     assert main([str(path), "data.max_train_samples=10"], "sft") == 0
@@ -286,6 +289,7 @@ def test_a_small_task_ends_after_its_epochs(tiny_model, tmp_path):
 # --------------------------------------------------------------------------------------------------- from its adapter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["start", "base"])
 def test_ppo_starts_from_the_adapter_and_stays_near_it_or_near_the_base(
     finished, tiny_model, tmp_path, capsys, reference
