@@ -182,8 +182,9 @@ class FormatWatch(Watch):
                 warnings.append(
                     f"step {metrics['step']}: at least {self.least / self.WINDOW:.0%} of any {self.WINDOW} answers of "
                     f"the first {self.FIRST} have a wrong format, so there is hardly a reward to learn from. Look at "
-                    "rollouts.jsonl; try a larger rollout.response_budget, a larger ppo.batch_size, "
-                    "ppo.whiten_min_std: 0.3, demonstrations (prompt.shots), or another model.path"
+                    "rollouts.jsonl; try several responses per prompt (ppo.samples_per_prompt: 8, "
+                    "ppo.advantage_estimator: rloo), a larger rollout.response_budget, ppo.whiten_min_std: 0.3, "
+                    "demonstrations (prompt.shots), or another model.path"
                 )
         count = sum(self.wrong)
         lost = count >= self.LOST * self.WINDOW and self.least <= self.HAD * self.WINDOW
@@ -207,5 +208,6 @@ class FormatWatch(Watch):
             f"step {metrics['step']}: every answer of the last {self.IN_A_ROW} iterations has a wrong format, so all "
             "rewards are equal and there is nothing to learn from. Teach the format first, by supervised fine-tuning: "
             "bash launch/sft.sh RECIPE, then the same command as now with model.adapter=runs/NAME-sft/adapter. Or try "
-            "demonstrations (prompt.shots) or a larger rollout.response_budget; rollouts.jsonl has the answers"
+            "several responses per prompt (ppo.samples_per_prompt: 8, ppo.advantage_estimator: rloo), demonstrations "
+            "(prompt.shots) or a larger rollout.response_budget; rollouts.jsonl has the answers"
         )

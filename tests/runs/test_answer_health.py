@@ -87,8 +87,9 @@ def test_format_that_is_never_learned():
     assert [k for k, _ in found] == [40], "once"
     assert found[0][1] == (
         "step 40: at least 95% of any 160 answers of the first 640 have a wrong format, so there is hardly a reward to "
-        "learn from. Look at rollouts.jsonl; try a larger rollout.response_budget, a larger ppo.batch_size, "
-        "ppo.whiten_min_std: 0.3, demonstrations (prompt.shots), or another model.path"
+        "learn from. Look at rollouts.jsonl; try several responses per prompt (ppo.samples_per_prompt: 8, "
+        "ppo.advantage_estimator: rloo), a larger rollout.response_budget, ppo.whiten_min_std: 0.3, demonstrations "
+        "(prompt.shots), or another model.path"
     )
 
 
