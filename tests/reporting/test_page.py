@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from page_folders import DETAILS, HOSTILE, page_run
+from plotly.graph_objects import Figure
 from run_folders import no_warning, runs_of
 
 from extensions.common.files import read_json
@@ -98,6 +99,18 @@ def test_the_charts_have_the_numbers_of_the_records(folder, page):
         "minutes": [round(v["seconds"] / 60, 4) for v in validations],
     }
     assert lines["bins of rows"]["y"] == [b["accuracy"] for b in scores["before"]["tickets"]["calibration"]["bins"]]
+
+
+def test_plotly_knows_every_property_of_the_figures(page):
+    figures = json.loads(page.data)["figures"]
+    drawn = {trace["name"] for figure in figures.values() for trace in figure["data"] if "name" in trace}
+    assert {"after", "validation", "calibrated", "exact"} <= drawn, "charts of every kind"
+    for figure in figures.values():
+        found = Figure(figure).to_plotly_json()
+        found["layout"].pop("template")
+        assert found == figure
+    with pytest.raises(ValueError, match="hovermod"):
+        Figure({"data": [], "layout": {"hovermod": "x"}})
 
 
 def test_what_was_run_and_what_to_type_again(folder, page):
