@@ -127,10 +127,8 @@ class Results:
         variants = len({cell.variant for cell in settings}) > 1
         for cell in settings:
             means = {decoding: self.means.get((*_setting(cell), decoding)) for decoding in PLOTS}
-            runs = [run for run in self.runs.values() if _setting(run) == _setting(cell)]
-            # Earlier runs left no answers, so their seeds are not in the means.
-            seeds = next((mean["seeds"].split() for mean in means.values() if mean is not None), [])
-            runs = [run for run in runs if run["seed"] in seeds or not seeds]
+            runs = self._runs(cell)
+            seeds = [run["seed"] for run in runs]
             label = self._title(cell.method) + (", all linear" if variants and cell.variant else "")
             prompting = self.content["methods"][cell.method]["script"] == "eval"
             lines.append([
@@ -145,6 +143,13 @@ class Results:
             ])  # fmt: skip
         rows = dict.fromkeys(cell.rows for cell in settings)
         return markdown_table(COLUMNS, [*lines, *self._yardstick_rows(task, [*rows])])
+
+    def _runs(self, cell: EvidenceCell) -> list[Mapping[str, str]]:
+        """The runs of a setting that are in its means: earlier ones left no answers."""
+        means = (self.means.get((*_setting(cell), decoding)) for decoding in PLOTS)
+        seeds = next((mean["seeds"].split() for mean in means if mean is not None), None)
+        runs = sorted((run for run in self.runs.values() if _setting(run) == _setting(cell)), key=_seed)
+        return [run for run in runs if seeds is None or run["seed"] in seeds]
 
     def _yardstick_rows(self, task: str, rows: Sequence[int]) -> Iterator[list[str]]:
         for count in rows:
@@ -186,7 +191,7 @@ class Results:
             groups.setdefault(_setting(run), []).append(run)
         order, lines = list(dict.fromkeys(_setting(cell) for cell in self.cells)), []
         for setting in sorted((one for one in groups if len(groups[one]) > 1 and one in order), key=order.index):
-            runs, (task, method, rows, *_) = sorted(groups[setting], key=lambda run: int(run["seed"])), setting
+            runs, (task, method, rows, *_) = sorted(groups[setting], key=_seed), setting
             scores = [[percent(float(run[key])) for run in runs if run[key]] for key in PLOTS]
             columns = [", ".join(one) for one in [[run["seed"] for run in runs], *scores]]
             name = f"{find_task(task).display_name}: {cell_text(self._title(method))}"
@@ -235,8 +240,7 @@ class Results:
 
     def _point(self, cell: EvidenceCell, decoding: str) -> tuple[float, float, float] | None:
         mean = self.means.get((*_setting(cell), decoding))
-        runs = [run for run in self.runs.values() if _setting(run) == _setting(cell)]
-        seconds = _mean(runs, "training_cpu_s")
+        seconds = _mean(self._runs(cell), "training_cpu_s")
         return None if mean is None or seconds is None else (float(cell.rows), seconds, float(mean["value"]))
 
     def _levels(self, task: str, decoding: str) -> dict[str, Level]:
@@ -260,6 +264,10 @@ def _setting(line: Mapping[str, str] | EvidenceCell) -> tuple[str, ...]:
     if isinstance(line, EvidenceCell):
         return line.task, line.method, str(line.rows), line.variant or "", line.seconds_of or ""
     return line["task"], line["method"], line["rows"], line["variant"], line["seconds_of"]
+
+
+def _seed(run: Mapping[str, str]) -> int:
+    return int(run["seed"])
 
 
 def _mean(lines: Sequence[Mapping[str, str]], key: str) -> float | None:
