@@ -72,7 +72,7 @@ class Results:
 
     def page(self) -> str:
         missing = [cell for cell in self.cells if cell.name not in self.runs]
-        parts = [HEAD, *self._notes(), *self._by_seed(), *self._verdicts()]
+        parts = [HEAD, *self._by_seed(), *self._notes(), *self._verdicts()]
         for decoding, name in PLOTS.items():
             if self.panels(decoding):
                 parts.append(f"![Scores against rows and minutes, {name}](results/curves-{decoding}.png)\n")
