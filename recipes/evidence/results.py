@@ -148,8 +148,12 @@ class Results:
         """The runs of a setting that are in its means: earlier ones left no answers."""
         means = (self.means.get((*_setting(cell), decoding)) for decoding in PLOTS)
         seeds = next((mean["seeds"].split() for mean in means if mean is not None), None)
-        runs = sorted((run for run in self.runs.values() if _setting(run) == _setting(cell)), key=_seed)
-        return [run for run in runs if seeds is None or run["seed"] in seeds]
+        return [run for run in self._all_runs(cell) if seeds is None or run["seed"] in seeds]
+
+    def _all_runs(self, cell: EvidenceCell) -> list[Mapping[str, str]]:
+        """The runs of a setting, by seed."""
+        runs = (run for run in self.runs.values() if _setting(run) == _setting(cell))
+        return sorted(runs, key=lambda run: int(run["seed"]))
 
     def _yardstick_rows(self, task: str, rows: Sequence[int]) -> Iterator[list[str]]:
         for count in rows:
@@ -186,16 +190,15 @@ class Results:
 
     def _by_seed(self) -> list[str]:
         """The scores of each seed, of the settings that ran with several."""
-        groups: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        for run in self.runs.values():
-            groups.setdefault(_setting(run), []).append(run)
-        order, lines = list(dict.fromkeys(_setting(cell) for cell in self.cells)), []
-        for setting in sorted((one for one in groups if len(groups[one]) > 1 and one in order), key=order.index):
-            runs, (task, method, rows, *_) = sorted(groups[setting], key=_seed), setting
+        lines = []
+        for cell in {_setting(cell): cell for cell in self.cells}.values():
+            runs = self._all_runs(cell)
+            if len(runs) < 2:
+                continue
             scores = [[percent(float(run[key])) for run in runs if run[key]] for key in PLOTS]
             columns = [", ".join(one) for one in [[run["seed"] for run in runs], *scores]]
-            name = f"{find_task(task).display_name}: {cell_text(self._title(method))}"
-            lines.append([name, rows, *(text or NO_VALUE for text in columns)])
+            name = f"{find_task(cell.task).display_name}: {cell_text(self._title(cell.method))}"
+            lines.append([name, str(cell.rows), *(text or NO_VALUE for text in columns)])
         heads = ["Method", "Rows", "Seeds", "Sampled", "By likelihood"]
         return ["## By seed\n", markdown_table(heads, lines)] if lines else []
 
@@ -264,10 +267,6 @@ def _setting(line: Mapping[str, str] | EvidenceCell) -> tuple[str, ...]:
     if isinstance(line, EvidenceCell):
         return line.task, line.method, str(line.rows), line.variant or "", line.seconds_of or ""
     return line["task"], line["method"], line["rows"], line["variant"], line["seconds_of"]
-
-
-def _seed(run: Mapping[str, str]) -> int:
-    return int(run["seed"])
 
 
 def _mean(lines: Sequence[Mapping[str, str]], key: str) -> float | None:
